@@ -1,0 +1,291 @@
+"""Every setting of a run as frozen, typed dataclasses, and the presets: one entry per recipe.
+
+``config.yaml`` in a run folder is such a configuration, complete; :func:`load_config` reads it back strictly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from .diffusion import SCHEDULES, Diffusion, Target
+from .errors import ConfigError
+from .objective import Norm
+from .vit import ViTConfig
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The forward process.
+
+    Args:
+        schedule: cosine (default) or linear.
+        steps: T, the number of diffusion steps.
+    """
+
+    schedule: Literal["cosine", "linear"] = "cosine"
+    steps: int = 1000
+
+    def build(self) -> Diffusion:
+        return SCHEDULES[self.schedule](self.steps)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is minimised: CE + alpha * denoising (Eq. 24).
+
+    Args:
+        kind: vit (cross-entropy only), genvit (denoising only) or hybvit (both).
+        alpha: weight of the denoising loss.
+        norm: l1 as in the published runs, or l2 as in Ho et al.; the paper calls them comparable.
+        target: what the pixel read-out predicts.
+        label_smoothing: share of the label given to all classes alike.
+    """
+
+    kind: Literal["vit", "genvit", "hybvit"] = "hybvit"
+    alpha: float = 100.0
+    norm: Norm = "l1"
+    target: Target = "eps"
+    label_smoothing: float = 0.1
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from and what happens to them before the network.
+
+    Args:
+        name: digits, fashion_mnist, or folder (a folder of images in one sub-folder per class).
+        root: the folder to look in; None looks in the usual places.
+        augment: of the labelled mini-batch: none, or weak (random crop after padding by ``crop_padding``; flip if ``flip``).
+            The denoising mini-batch is never augmented.
+        flip: mirror half of the labelled images; leave it off where a mirrored image is another thing (digits).
+        crop_padding: pixels added on each side before a random crop of the original size.
+        repeats: repeated augmentation: each image appears this often in an epoch (3 in the published runs).
+        classes: names of the classes in label order; filled in from the data when training starts.
+    """
+
+    name: Literal["digits", "fashion_mnist", "folder"] = "digits"
+    root: str | None = None
+    augment: Literal["none", "weak"] = "none"
+    flip: bool = False
+    crop_padding: int = 4
+    repeats: int = 1
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser: linear warm-up, then cosine to ``min_lr``, per step.
+
+    Args:
+        name: adamw (published commands and logs) or sgd (Table 9 of the paper, with lr 0.1).
+        lr: peak learning rate.
+        weight_decay: decoupled for adamw.
+        beta1: momentum (both optimisers).
+        beta2: of adamw.
+        warmup_steps: steps of the linear warm-up from 0.
+        min_lr: where the cosine ends.
+        clip: bound on the global gradient norm; 0 for none.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.999
+    warmup_steps: int = 0
+    min_lr: float = 1e-6
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: images in each of the two mini-batches.
+        ema_decay: decay of the exponential moving average of the weights; its weights are the ones evaluated.
+        ema_warmup: start the average with decay (1 + step)/(10 + step) where that is smaller.
+        seed: decides weights, order, augmentation and noise.
+        precision: auto takes bf16 where the device is faster with it, else fp32.
+        log_every: steps between two lines of metrics.jsonl.
+        preview_every: steps between two sample grids; 0 for none.
+        checkpoint_every: steps between two checkpoints; one is always written at the end.
+        keep_checkpoints: how many of the newest are kept.
+        tensorboard: also write TensorBoard events to the run folder (extra `track`).
+    """
+
+    steps: int = 585_000
+    batch_size: int = 128
+    ema_decay: float = 0.999
+    ema_warmup: bool = False
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    log_every: int = 50
+    preview_every: int = 0
+    checkpoint_every: int = 5000
+    keep_checkpoints: int = 2
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. Fields of a group are named ``group.field`` on the command line."""
+
+    model: ViTConfig = field(default_factory=ViTConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "diffusion.steps": 2, "objective.alpha": 0, "data.crop_padding": 0, "data.repeats": 1, "optim.lr": 0,
+            "optim.weight_decay": 0, "optim.warmup_steps": 0, "optim.min_lr": 0, "optim.clip": 0, "train.steps": 1,
+            "train.batch_size": 1, "train.log_every": 1, "train.preview_every": 0, "train.checkpoint_every": 1,
+            "train.keep_checkpoints": 1,
+        }  # fmt: skip
+        for name, low in at_least.items():
+            if not value_of(self, name) >= low:
+                raise ConfigError(f"{name} is {value_of(self, name)}: it must be at least {low}")
+        for name in ("objective.label_smoothing", "optim.beta1", "optim.beta2", "train.ema_decay"):
+            if not 0 <= value_of(self, name) < 1:
+                raise ConfigError(f"{name} is {value_of(self, name)}: it must be in [0, 1)")
+
+
+GROUPS = {f.name: f.default_factory for f in dataclasses.fields(Config)}  # type: ignore[misc]
+
+
+def value_of(cfg: Config, name: str) -> Any:
+    """The value of ``group.field``."""
+    group, leaf = name.split(".")
+    return getattr(getattr(cfg, group), leaf)
+
+
+def override(cfg: Config, **changes: Any) -> Config:
+    """``override(cfg, optim={"lr": 1e-4})``: a copy with some fields of some groups changed."""
+    return replace(cfg, **{group: replace(getattr(cfg, group), **fields) for group, fields in changes.items()})
+
+
+def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """Field name -> (value in a, value in b) for every field in which two configurations differ."""
+    names = [f"{group}.{f.name}" for group in GROUPS for f in dataclasses.fields(getattr(a, group))]
+    return {name: (value_of(a, name), value_of(b, name)) for name in names if value_of(a, name) != value_of(b, name)}
+
+
+def parse(arguments: list[str], base: Config) -> Config:
+    """``["--optim.lr", "1e-4", ...]`` over a base configuration.
+
+    Raises:
+        ConfigError: an unknown field (with the nearest known one) or a value that does not fit.
+    """
+    known = [f"--{group}.{f.name}" for group in GROUPS for f in dataclasses.fields(getattr(base, group))]
+    for word in arguments:
+        name = word.split("=")[0]
+        if name.startswith("--") and name not in known:
+            raise ConfigError(f"unknown field {name}{_did_you_mean(name, known)}")
+    parser = _parser(base)
+    return _build(lambda: parser.parse_args(arguments), parser)
+
+
+def to_dict(cfg: Config) -> dict[str, Any]:
+    """Plain containers only, for YAML and JSON."""
+    content = dataclasses.asdict(cfg)
+    content["data"]["classes"] = list(cfg.data.classes)
+    return content
+
+
+def to_yaml(cfg: Config) -> str:
+    return yaml.safe_dump(to_dict(cfg), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: Path) -> Config:
+    """Read a config.yaml; every field must be known.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML mapping, or holds an unknown field or a value that does not fit.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: not a configuration (a mapping with {', '.join(GROUPS)} is expected)")
+    for group, fields in content.items():
+        if group not in GROUPS:
+            raise ConfigError(f"{path}: unknown group {group!r}{_did_you_mean(str(group), list(GROUPS))}")
+        names = [f.name for f in dataclasses.fields(getattr(Config(), group))]
+        for name in fields if isinstance(fields, dict) else ():
+            if name not in names:
+                raise ConfigError(f"{path}: unknown field {group}.{name}{_did_you_mean(str(name), names)}")
+    parser = _parser(Config())
+    try:
+        return _build(lambda: parser.parse_object(content), parser)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def preset(name: str) -> Config:
+    """The preset called ``name``.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}{_did_you_mean(name, list(PRESETS))} (`hybvit presets` lists them)")
+    return PRESETS[name]
+
+
+def _parser(base: Config) -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, prog="hybvit train PRESET", add_help=False)
+    for group in GROUPS:
+        parser.add_argument(f"--{group}", type=type(getattr(base, group)), default=getattr(base, group))
+    return parser
+
+
+def _build(parse_into_namespace: Any, parser: Any) -> Config:
+    from jsonargparse import ArgumentError
+
+    try:
+        groups = parser.instantiate_classes(parse_into_namespace())
+        return Config(**{group: groups[group] for group in GROUPS})
+    except ConfigError:
+        raise
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {close[0]}?" if close else ""
+
+
+_DIGITS = DataConfig(name="digits", crop_padding=1)
+_DIGITS_PAPER = Config(
+    model=ViTConfig(image_size=8, patch_size=2, channels=1, dim=96, depth=4, heads=4),
+    data=_DIGITS,
+    optim=OptimConfig(warmup_steps=100),
+    train=TrainConfig(steps=2500, batch_size=64, ema_decay=0.999, checkpoint_every=500, preview_every=1000),
+)
+
+PRESETS: dict[str, Config] = {
+    "digits_paper": _DIGITS_PAPER,
+    "fashion_mnist_pocket": Config(
+        model=ViTConfig(image_size=32, patch_size=4, channels=1, dim=128, depth=6, heads=4),
+        data=DataConfig(name="fashion_mnist"),
+        optim=OptimConfig(warmup_steps=250),
+        train=TrainConfig(steps=2500, batch_size=128, checkpoint_every=250, preview_every=500),
+    ),
+    "cifar10": Config(optim=OptimConfig(warmup_steps=11_700)),
+}

@@ -1,0 +1,105 @@
+"""Pictures and pixel ranges, in one place: ``pixels`` are uint8 [N, C, H, W]; ``x`` is float [N, C, H, W] in [-1, 1]."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import DataError
+
+MODES = {1: "L", 3: "RGB"}
+MAX_IMAGE_PIXELS = 64_000_000  # more than this is refused before it is decoded
+
+
+def to_x(pixels: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """float in [-1, 1] (clipped to it) -> uint8 0..255."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def fit(pixels: Tensor, size: int) -> Tensor:
+    """Bring a data set's native squares to the model's size by a black border, as the published code does for 28 -> 32."""
+    native = pixels.shape[-1]
+    left, right = (size - native) // 2, size - native - (size - native) // 2
+    return torch.nn.functional.pad(pixels, (left, right, left, right)) if size > native else pixels
+
+
+def as_pixels(image: Image.Image, channels: int, size: int) -> Tensor:
+    """Any PIL image -> uint8 [channels, size, size]: orientation applied, short side resized to ``size``, centre crop."""
+    if channels not in MODES:
+        raise DataError(f"images can be read with 1 or 3 channels, not model.channels = {channels}")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more: PIL would cut off at 255 instead of scaling
+        values = torch.tensor(list(image.convert("F").getdata())).reshape(image.height, image.width)
+        top = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1e-12)
+        image = Image.fromarray((values / top * 255).clamp(0, 255).round().to(torch.uint8).numpy())
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    image = ImageOps.fit(image.convert(MODES[channels]), (size, size), Image.Resampling.BICUBIC)
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(size, size, channels).permute(2, 0, 1)
+
+
+def read_image(path: str | os.PathLike[str], channels: int, size: int) -> Tensor:
+    """An image file of any format that Pillow reads -> uint8 [channels, size, size].
+
+    Raises:
+        DataError: the file is missing, is no image, is cut short, or is too large to be decoded safely.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise DataError(f"{path}: {image.width} x {image.height} pixels is more than {MAX_IMAGE_PIXELS:,}")
+            return as_pixels(image, channels, size)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: this is a folder, not an image") from None
+    except PermissionError:
+        raise DataError(f"{path}: no permission to read it") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        raise DataError(f"{path}: not an image that Pillow can read") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: damaged image ({error})") from None
+
+
+def grid(pixels: Tensor, columns: int | None = None, scale: int = 1, gap: int = 2) -> Image.Image:
+    """uint8 [N, C, H, W] -> one picture, in raster order, each image enlarged ``scale`` times without smoothing."""
+    n, c, h, w = pixels.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    sheet = torch.full((c, rows * (h * scale + gap) + gap, columns * (w * scale + gap) + gap), 255, dtype=torch.uint8)
+    for i, image in enumerate(pixels.repeat_interleave(scale, 2).repeat_interleave(scale, 3)):
+        top, left = gap + (i // columns) * (h * scale + gap), gap + (i % columns) * (w * scale + gap)
+        sheet[:, top : top + h * scale, left : left + w * scale] = image
+    array = sheet.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if c == 1 else array)
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write under a temporary name beside ``path``, then rename.
+
+    Raises:
+        DataError: the folder cannot be written to, or the suffix is no image format.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in Image.registered_extensions():
+        raise DataError(f"{path}: {suffix or 'no suffix'} is not an image format; use .png")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -1,0 +1,21 @@
+"""Errors that a user can cure. Each is one line that names the file or field; the command line turns it into an exit code."""
+
+
+class ConfigError(ValueError):
+    """A setting, a preset or a command line is wrong (exit 2)."""
+
+
+class DataError(ValueError):
+    """A data file or asset is missing or corrupt (exit 3)."""
+
+
+class DivergedError(RuntimeError):
+    """The training loss is no longer finite (exit 4)."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or weight file cannot be used (exit 5)."""
+
+
+class Interrupted(RuntimeError):
+    """Stopped by a signal, with the state saved (exit 75)."""

@@ -1,0 +1,190 @@
+"""Samplers: free functions of any denoiser, generators of x_t.
+
+Each takes ``(denoise, diffusion, x, times)`` and yields x at times[1], times[2], ..., the last one being x_0:
+
+    denoise(x_t, t) -> eps     x_t [B, C, H, W], t int64 [B]; any model becomes one by a few lines
+    x                          [B, C, H, W], the start at times[0], usually N(0, I)
+    times                      int64 [n + 1], strictly decreasing from <= T to 0 (see :func:`timesteps`)
+    clip                       clip the predicted x_0 to [-1, 1] at every step, as the paper does
+
+A sampler that draws noise takes ``noise``, a function without arguments that gives standard normal [B, C, H, W].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .diffusion import Diffusion
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+Noise = Callable[[], Tensor]
+Spacing = Literal["trailing", "leading", "karras"]
+
+KARRAS_SIGMA_MAX, KARRAS_RHO = 80.0, 7.0  # Karras et al. 2022, Table 1
+
+
+class ImageNoise:
+    """Standard normal noise with one generator per image, so image i does not depend on what else is in its batch.
+
+    Args:
+        seeds: one integer per image; the same seed gives the same image at any batch size.
+        shape: (C, H, W) of an image.
+        device: where the noise is wanted; it is always drawn on the CPU, so every device gets the same.
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.shape, self.device = tuple(shape), device
+
+    def __call__(self) -> Tensor:
+        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(self.device)
+
+
+def timesteps(diffusion: Diffusion, steps: int, spacing: Spacing = "trailing") -> Tensor:
+    """The times a sampler visits: int64, strictly decreasing, ``steps`` of them and then 0.
+
+    ``trailing`` starts at T in equal steps; ``leading`` ends at 1 and starts below T (both as in diffusers);
+    ``karras`` is equidistant in sigma^(1/7), sigma = sqrt((1 - abar)/abar) <= 80 (Karras et al. 2022, Eq. 5), rounded to
+    whole steps; where several round to the same step it has fewer.
+
+    Raises:
+        ValueError: ``steps`` is not in 1..T, or the spacing is unknown.
+    """
+    T = diffusion.T
+    if not 1 <= steps <= T:
+        raise ValueError(f"steps is {steps}: it must be in 1..{T}, the number of diffusion steps")
+    i = torch.arange(steps, dtype=torch.float64)
+    if spacing == "trailing":
+        times = (T - i * (T / steps)).round().long()
+    elif spacing == "leading":
+        times = 1 + (T // steps) * torch.arange(steps - 1, -1, -1)
+    elif spacing == "karras":
+        sigma = ((1 - diffusion.alpha_bar[1:]) / diffusion.alpha_bar[1:]).sqrt()
+        low, high = sigma[0] ** (1 / KARRAS_RHO), sigma[-1].clamp(max=KARRAS_SIGMA_MAX) ** (1 / KARRAS_RHO)
+        wanted = (high + i / max(steps - 1, 1) * (low - high)) ** KARRAS_RHO
+        nearest = (sigma.log()[None] - wanted.log()[:, None]).abs().argmin(dim=1)
+        times = torch.unique(1 + nearest).flip(0)
+    else:
+        raise ValueError(f"spacing is {spacing!r}: it must be trailing, leading or karras")
+    return torch.cat((times, times.new_zeros(1)))
+
+
+def ddpm(
+    denoise: Denoiser, diffusion: Diffusion, x: Tensor, times: Tensor, noise: Noise, clip: bool = True
+) -> Iterator[Tensor]:
+    """Ancestral sampling (Ho et al. 2020, Alg. 2): x_s ~ q(x_s|x_t, x_0) at the predicted x_0, variance beta~ (Eq. 13)."""
+    visited = Diffusion(diffusion.alpha_bar[times.flip(0).cpu()])  # the same process, seen only at these times
+    for i, t in zip(range(visited.T, 0, -1), times.tolist(), strict=False):
+        x0, _ = predict(denoise, diffusion, x, t, clip)
+        mean, variance = visited.posterior(x0, x, torch.full((len(x),), i, device=x.device))
+        x = mean + variance.sqrt() * noise() if i > 1 else mean
+        yield x
+
+
+def ddim(
+    denoise: Denoiser,
+    diffusion: Diffusion,
+    x: Tensor,
+    times: Tensor,
+    noise: Noise | None = None,
+    clip: bool = True,
+    eta: float = 0.0,
+) -> Iterator[Tensor]:
+    """Song et al. 2021, Eq. 12: deterministic for eta = 0; eta = 1 has the posterior's mean and variance.
+
+    Raises:
+        ValueError: eta > 0 without ``noise``.
+    """
+    if eta > 0 and noise is None:
+        raise ValueError("ddim with eta > 0 draws noise: pass `noise`")
+    for t, s in zip(times.tolist(), times.tolist()[1:], strict=False):
+        abar_t, abar_s = diffusion.alpha_bar[t].item(), diffusion.alpha_bar[s].item()
+        x0, eps = predict(denoise, diffusion, x, t, clip)
+        variance = eta**2 * (1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s)
+        x = abar_s**0.5 * x0 + max(1 - abar_s - variance, 0.0) ** 0.5 * eps
+        if variance > 0 and noise is not None:
+            x = x + variance**0.5 * noise()
+        yield x
+
+
+def dpmpp_2m(
+    denoise: Denoiser, diffusion: Diffusion, x: Tensor, times: Tensor, clip: bool = True
+) -> Iterator[Tensor]:
+    """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2): second order with one evaluation a step; the last step is first order."""
+    x0_before = h_before = None
+    for t, s in zip(times.tolist(), times.tolist()[1:], strict=False):
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = _signal_and_noise(diffusion, t), _signal_and_noise(diffusion, s)
+        x0, _ = predict(denoise, diffusion, x, t, clip)
+        if s == 0:
+            x = x0
+        else:
+            h = (alpha_s / sigma_s).log() - (alpha_t / sigma_t).log()
+            d = x0
+            if x0_before is not None and h_before is not None:
+                d = x0 + (h / (2 * h_before)).item() * (x0 - x0_before)
+            x = (sigma_s / sigma_t).item() * x - (alpha_s * torch.expm1(-h)).item() * d
+            x0_before, h_before = x0, h
+        yield x
+
+
+def heun(denoise: Denoiser, diffusion: Diffusion, x: Tensor, times: Tensor, clip: bool = True) -> Iterator[Tensor]:
+    """Heun's rule (Karras et al. 2022, Alg. 1) on d(x/alpha)/d(sigma/alpha) = eps; n steps cost 2 n - 1 evaluations.
+
+    Meant for ``karras`` times: at t = T, sigma/alpha can be 10^4 or more and no polynomial rule can cross that.
+    """
+    for t, s in zip(times.tolist(), times.tolist()[1:], strict=False):
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = _signal_and_noise(diffusion, t), _signal_and_noise(diffusion, s)
+        x0, eps = predict(denoise, diffusion, x, t, clip)
+        euler = alpha_s.item() * x0 + sigma_s.item() * eps
+        if s == 0:
+            x = euler
+        else:
+            _, eps_s = predict(denoise, diffusion, euler, s, clip)
+            step = (sigma_s / alpha_s - sigma_t / alpha_t) * alpha_s
+            x = euler + (step / 2).item() * (eps_s - eps)
+        yield x
+
+
+def predict(denoise: Denoiser, diffusion: Diffusion, x: Tensor, t: int, clip: bool) -> tuple[Tensor, Tensor]:
+    """The predicted (x_0, eps) at time t, consistent with each other: where x_0 is clipped, eps is the one that fits it."""
+    at = torch.full((len(x),), t, device=x.device)
+    eps = denoise(x, at)
+    x0 = diffusion.predict_x0(x, at, eps)
+    if not clip:
+        return x0, eps
+    x0 = x0.clamp(-1, 1)
+    return x0, diffusion.predict_eps(x, at, x0)
+
+
+def _signal_and_noise(diffusion: Diffusion, t: int) -> tuple[Tensor, Tensor]:
+    """(sqrt(abar_t), sqrt(1 - abar_t)) in float64."""
+    return diffusion.sqrt_alpha_bar[t], diffusion.sqrt_one_minus_alpha_bar[t]
+
+
+SAMPLERS: dict[str, Callable[..., Iterator[Tensor]]] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "dpmpp_2m": dpmpp_2m,
+    "heun": heun,
+}
+
+
+def sample(
+    name: str, denoise: Denoiser, diffusion: Diffusion, noise: Noise, steps: int, spacing: Spacing | None = None
+) -> Iterator[Tensor]:
+    """Run the sampler called ``name`` from pure noise; yields x_t as it goes, x_0 last.
+
+    Raises:
+        ValueError: the name is unknown or ``steps`` is out of range.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler is {name!r}: it must be one of {', '.join(SAMPLERS)}")
+    times = timesteps(diffusion, steps, spacing or ("karras" if name == "heun" else "trailing"))
+    x = noise()
+    if name == "ddpm":
+        return ddpm(denoise, diffusion, x, times, noise)
+    return SAMPLERS[name](denoise, diffusion, x, times)
