@@ -1,1 +1,38 @@
+"""hybvit: one Vision Transformer that classifies images, generates them, and tells how likely they are."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import PRESETS, Config, load_config, preset
+    from .diffusion import Diffusion
+    from .errors import CheckpointError, ConfigError, DataError, DivergedError, Interrupted
+    from .hybrid import HybridModel, Prediction, load, load_published
+    from .objective import Batch, Losses, hybrid_loss
+    from .vit import HybViT, Output, ViTConfig
+
 __version__ = "0.1.0"
+
+# Imported when first asked for, so that `hybvit --help` does not wait for torch.
+_HOME = {
+    "PRESETS": "config", "Config": "config", "load_config": "config", "preset": "config",
+    "Diffusion": "diffusion",
+    "CheckpointError": "errors", "ConfigError": "errors", "DataError": "errors", "DivergedError": "errors", "Interrupted": "errors",
+    "HybridModel": "hybrid", "Prediction": "hybrid", "load": "hybrid", "load_published": "hybrid",
+    "Batch": "objective", "Losses": "objective", "hybrid_loss": "objective",
+    "HybViT": "vit", "Output": "vit", "ViTConfig": "vit",
+}  # fmt: skip
+
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hybvit' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -173,10 +173,10 @@ SAMPLERS: dict[str, Callable[..., Iterator[Tensor]]] = {
 }
 
 
-def sample(
+def run_sampler(
     name: str, denoise: Denoiser, diffusion: Diffusion, noise: Noise, steps: int, spacing: Spacing | None = None
 ) -> Iterator[Tensor]:
-    """Run the sampler called ``name`` from pure noise; yields x_t as it goes, x_0 last.
+    """The sampler called ``name`` from pure noise; yields x_t as it goes, x_0 last.
 
     Raises:
         ValueError: the name is unknown or ``steps`` is out of range.

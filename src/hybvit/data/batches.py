@@ -7,20 +7,9 @@ from torch import Tensor
 
 from ..config import Config
 from ..objective import Batch
+from ..seeds import generator
 from .datasets import ImageSet
 from .images import to_x
-
-STREAMS = {"order of labelled images": 1, "order of clean images": 2, "augmentation": 3, "noise": 4}
-
-
-def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
-    """An independent CPU generator for each (seed, stream, index); index is an epoch or a step."""
-    # splitmix64's finaliser: neighbouring indices must not give neighbouring Mersenne states.
-    z = (seed * 0x9E3779B97F4A7C15 + STREAMS[stream] * 0xD1342543DE82EF95 + index * 0xBF58476D1CE4E5B9 + 1) % 2**64
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-    return torch.Generator().manual_seed((z ^ (z >> 31)) % 2**63)
-
 
 class Order:
     """An endless shuffled sequence of 0..n-1: epoch e is one permutation in which each index stands ``repeats`` times in a row."""

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..config import Config
+from ..config import Config, override
 from ..errors import ConfigError, DataError
 from .images import MODES, fit, read_image
 
@@ -55,6 +55,14 @@ def open_dataset(cfg: Config) -> Dataset:
             raise DataError(f"{cfg.data.root or cfg.data.name}: the {split} split holds no image")
     train, test = (ImageSet(fit(part.pixels, cfg.model.image_size), part.labels) for part in (data.train, data.test))
     return Dataset(train, test, data.classes)
+
+
+def located(cfg: Config, root: str) -> Config:
+    """What ``--data DIR`` means: the named data set's own files if DIR holds them (or is to receive them), else a folder of
+    images in class sub-folders."""
+    images = Path(root).is_dir() and any(_image_files(entry) for entry in Path(root).iterdir() if entry.is_dir())
+    name = "folder" if cfg.data.name in ("digits", "folder") or images else cfg.data.name
+    return override(cfg, data={"root": root, "name": name})
 
 
 def every_fifth(labels: Tensor) -> Tensor:
@@ -179,14 +187,18 @@ def _class_folders(root: Path) -> tuple[str, ...]:
     return classes
 
 
-def _read_classes(root: Path, classes: tuple[str, ...], cfg: Config) -> ImageSet:
+def _image_files(folder: Path) -> list[Path]:
+    """All files below a folder whose suffix is that of an image format, by name."""
     known = Image.registered_extensions()
+    return sorted(path for path in folder.glob("**/*") if path.suffix.lower() in known and path.is_file())
+
+
+def _read_classes(root: Path, classes: tuple[str, ...], cfg: Config) -> ImageSet:
     pixels, labels = [], []
     for label, name in enumerate(classes):
-        for path in sorted((root / name).glob("**/*")):
-            if path.is_file() and path.suffix.lower() in known:
-                pixels.append(read_image(path, cfg.model.channels, cfg.model.image_size))
-                labels.append(label)
+        for path in _image_files(root / name):
+            pixels.append(read_image(path, cfg.model.channels, cfg.model.image_size))
+            labels.append(label)
     if not pixels:
         raise DataError(f"{root}: no image files in its class folders")
     return ImageSet(torch.stack(pixels), torch.tensor(labels))

@@ -1,0 +1,35 @@
+"""`hybvit classify MODEL image.png ...`: label image files, with a score for how familiar they are."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from .arguments import ArgumentParser
+from .data.images import read_image
+from .errors import ConfigError
+from .hybrid import load
+
+
+def main(arguments: list[str]) -> None:
+    parser = ArgumentParser(prog="hybvit classify", description="Label image files of any format and size.")
+    parser.add_argument("model", metavar="MODEL", help="run folder, exported folder or hub id")
+    parser.add_argument("images", metavar="IMAGE", nargs="+")
+    parser.add_argument("--top", type=int, default=3, help="labels shown per image (3)")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    args = parser.parse_args(arguments)
+    model = load(args.model)
+    if model.cfg.objective.kind == "genvit":
+        raise ConfigError(f"{args.model} was trained with objective genvit: it has no labels to give")
+    pixels = torch.stack([read_image(path, model.cfg.model.channels, model.cfg.model.image_size) for path in args.images])
+    labels, probabilities, scores = model.predict(pixels)
+    width = max(map(len, args.images))
+    for path, label, row, score in zip(args.images, labels.tolist(), probabilities, scores.tolist(), strict=True):
+        top = row.topk(min(max(args.top, 1), len(row)))
+        named = {model.classes[k]: round(p, 6) for p, k in zip(top.values.tolist(), top.indices.tolist(), strict=True)}
+        if args.json:
+            print(json.dumps({"image": path, "label": model.classes[label], "probabilities": named, "log_density": score}))
+        else:
+            shown = "  ".join(f"{name} {100 * p:.1f} %" for name, p in named.items())
+            print(f"{path:<{width}}  {shown}  log density {score:.2f}")

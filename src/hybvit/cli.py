@@ -1,0 +1,83 @@
+"""The command line: `hybvit VERB ...`. Each verb is a file of that name with ``main(arguments)``; only the one asked for is imported."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+
+from . import __version__, errors
+
+VERBS = {
+    "train": "train a preset, or go on with an interrupted run",
+    "sample": "generate images into one picture",
+    "classify": "label image files, with a score for how familiar they are",
+    "evaluate": "measure a model and write results.json and report.html",
+    "presets": "list the presets",
+    "show": "print a preset's whole configuration",
+    "bench": "time this machine against a plain reference and against its own peak",
+}
+EXIT_CODES = (
+    (errors.ConfigError, 2),
+    (errors.DataError, 3),
+    (errors.DivergedError, 4),
+    (errors.CheckpointError, 5),
+    (errors.Interrupted, 75),
+    (ValueError, 2),  # floor 0 names the argument that is wrong
+)
+EXIT_LEGEND = """exit codes: 0 done, 1 a fault of ours, 2 usage or configuration, 3 data missing or corrupt, 4 diverged,
+            5 checkpoint unusable, 75 interrupted with the state saved"""
+
+
+def usage() -> str:
+    verbs = "\n".join(f"  {verb:<10}{words}" for verb, words in VERBS.items())
+    return f"""usage: hybvit VERB ... [--debug]
+
+One Vision Transformer that classifies images, generates them, and tells how likely they are.
+
+{verbs}
+
+`hybvit VERB --help` tells what a verb takes; --debug shows tracebacks; --version prints the version.
+{EXIT_LEGEND}"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb -> the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"hybvit {__version__}")
+        return 0
+    try:
+        if arguments[0] not in VERBS:
+            import difflib
+
+            close = difflib.get_close_matches(arguments[0], VERBS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(VERBS)}"
+            raise errors.ConfigError(f"unknown verb {arguments[0]!r}: {hint}")
+        importlib.import_module(f"hybvit.{arguments[0]}").main(arguments[1:])
+        return 0
+    except KeyboardInterrupt:
+        print("hybvit: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has left
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        for kind, code in EXIT_CODES:
+            if isinstance(error, kind):
+                print(f"hybvit: {' '.join(str(error).split())}", file=sys.stderr)
+                return code
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"hybvit: a fault of ours: {message} (--debug shows where; please report it)", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

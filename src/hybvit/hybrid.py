@@ -1,0 +1,243 @@
+"""What a user holds: one trained network with everything around it that its answers need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import checkpoint
+from .config import Config, DataConfig, DiffusionConfig, ObjectiveConfig, load_config, to_yaml
+from .data.images import as_pixels, to_pixels, to_x
+from .devices import best_device
+from .diffusion import Diffusion
+from .errors import CheckpointError, ConfigError, DataError
+from .metrics.likelihood import variational_bound
+from .samplers import ImageNoise, Spacing, run_sampler
+from .seeds import generator, mix
+from .vit import HybViT, ViTConfig
+
+CONFIG, WEIGHTS = "config.yaml", "model"
+
+
+class Prediction(NamedTuple):
+    """labels int64 [N]; probabilities float [N, K], rows sum to 1; score float [N], log density, higher = more in-distribution."""
+
+    labels: Tensor
+    probabilities: Tensor
+    score: Tensor
+
+
+class HybridModel:
+    """A classifier, a generator and a density in one; in eval mode, on the best device.
+
+    Args:
+        net: the network; it is moved to ``device`` and set to eval mode.
+        cfg: its configuration; ``cfg.model`` must be the network's.
+        device: default: CUDA, MPS or CPU, whichever is there.
+    """
+
+    def __init__(self, net: HybViT, cfg: Config, device: torch.device | str | None = None) -> None:
+        self.cfg = cfg
+        self.device = torch.device(device) if device else best_device()
+        self.net = net.to(self.device).eval()
+        self.diffusion: Diffusion = cfg.diffusion.build()
+        self.classes = cfg.data.classes or tuple(str(k) for k in range(cfg.model.num_classes))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.cfg.model.channels, self.cfg.model.image_size, self.cfg.model.image_size
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x float [B, C, H, W] in [-1, 1], clean -> [B, K]. Differentiable."""
+        return self.net.read_class(self.net.encode(x.to(self.device), None).z)
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """log p(x) up to a constant, [B]: logsumexp of the logits (Tables 3 and 11); higher = more in-distribution."""
+        return self.logits(x).logsumexp(dim=1)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor | Image.Image | Sequence[Image.Image]) -> Prediction:
+        """Labels, probabilities and scores of uint8 pixels [N, C, H, W], a PIL image, or several; all read-outs on the CPU.
+
+        PIL images of any size and mode are converted and centre-cropped to the network's size; pixels must fit.
+
+        Raises:
+            ValueError: pixels of another shape or type.
+        """
+        if isinstance(images, Image.Image):
+            images = [images]
+        if not isinstance(images, Tensor):
+            images = torch.stack([as_pixels(image, self.cfg.model.channels, self.cfg.model.image_size) for image in images])
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(
+                f"pixels are {images.dtype} {list(images.shape)}: this model takes uint8 [N, {', '.join(map(str, self.image_shape))}]"
+            )
+        logits = torch.cat([self.logits(to_x(part.to(self.device))).cpu() for part in images.split(256)] or [torch.empty(0, 1)])
+        return Prediction(logits.argmax(dim=1), logits.softmax(dim=1), logits.logsumexp(dim=1))
+
+    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The predicted noise eps(x_t, t) [B, C, H, W], whatever the network was trained to predict. Differentiable.
+
+        Raises:
+            ConfigError: the network was trained as a pure classifier.
+        """
+        if self.cfg.objective.kind == "vit":
+            raise ConfigError("this model was trained with objective vit: it has no denoiser, so it cannot sample or score bits")
+        return self.diffusion.to_eps(self.cfg.objective.target, self.net(x_t, t).eps, x_t, t)
+
+    def guided(self, labels: Tensor, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
+        """A denoiser steered towards ``labels`` [B] by the network's own classifier at the predicted clean image.
+
+        eps - guidance * sqrt(1 - abar_t) * grad_{x_t} log p(y | x_0(x_t)) (Dhariwal & Nichol 2021, Alg. 2; the classifier sees
+        the predicted x_0, since it was trained on clean images).
+        """
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            with torch.enable_grad():
+                x_t = x_t.detach().requires_grad_()
+                eps = self.denoise(x_t, t)
+                x0 = self.diffusion.predict_x0(x_t, t, eps).clamp(-1, 1)
+                log_p = self.logits(x0).log_softmax(dim=1)[torch.arange(len(labels)), labels].sum()
+                (gradient,) = torch.autograd.grad(log_p, x_t)
+            scale = guidance * self.diffusion.at("sqrt_one_minus_alpha_bar", t, x_t)
+            return (eps - scale * gradient).detach()
+
+        return denoise
+
+    def sample(
+        self,
+        n: int,
+        sampler: str = "dpmpp_2m",
+        steps: int = 20,
+        labels: Sequence[int] | Tensor | int | None = None,
+        guidance: float = 0.0,
+        seed: int = 0,
+        spacing: Spacing | None = None,
+        batch_size: int = 128,
+        progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    ) -> Tensor:
+        """n images as uint8 [n, C, H, W] on the CPU. Image i of a seed is the same at any n and batch size (up to rounding).
+
+        Args:
+            sampler: ddpm, ddim, dpmpp_2m or heun.
+            steps: sampler steps in 1..T; the paper takes ddpm with all T.
+            labels: class of each image, or one for all; it steers only where ``guidance`` > 0.
+            guidance: strength of the steering by the network's own classifier; costs about three times the time.
+            seed: image i is drawn from (seed, i).
+            progress: wraps the iteration over batches, for a progress bar.
+
+        Raises:
+            ValueError: an argument is out of range, or only one of ``labels`` and ``guidance`` is given.
+        """
+        if n < 1 or batch_size < 1:
+            raise ValueError(f"n is {n} and batch_size {batch_size}: both must be at least 1")
+        if (labels is None) != (guidance == 0):
+            raise ValueError("labels and guidance belong together: this network is steered by its classifier, e.g. guidance=1.0")
+        wanted = None
+        if labels is not None:
+            wanted = torch.as_tensor(labels, device=self.device).expand(n)
+            if not bool(((wanted >= 0) & (wanted < self.cfg.model.num_classes)).all()):
+                raise ValueError(f"labels must be in 0..{self.cfg.model.num_classes - 1}")
+        parts = []
+        for start in progress(range(0, n, batch_size)):
+            indices = range(start, min(start + batch_size, n))
+            noise = ImageNoise([mix(seed, "samples", i) for i in indices], self.image_shape, self.device)
+            denoise = self.guided(wanted[start : indices.stop], guidance) if wanted is not None else self.denoise
+            with torch.no_grad():
+                for x in run_sampler(sampler, denoise, self.diffusion, noise, steps, spacing):
+                    pass
+            parts.append(to_pixels(x).cpu())
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def bits_per_dim(self, x: Tensor, seed: int = 0) -> Tensor:
+        """The full variational bound on -log2 p(x) per dimension, [B]; x float [B, C, H, W] in [-1, 1]. Costs T evaluations."""
+        return variational_bound(self.denoise, self.diffusion, x.to(self.device), generator(seed, "bound"))
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write weights (safetensors), config.yaml and a manifest of SHA-256 sums, all or nothing."""
+        path = Path(folder)
+        if path.exists() and not (path / checkpoint.MANIFEST).is_file():
+            raise ConfigError(f"{path}: exists and is not an exported model; choose another folder")
+        weights = {key: value.cpu() for key, value in self.net.state_dict().items()}
+        checkpoint.write_folder(path, {WEIGHTS: weights}, {CONFIG: to_yaml(self.cfg)})
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
+        """Read what :meth:`save_pretrained` wrote, from a folder or a Hugging Face hub id.
+
+        Raises:
+            DataError: there is no such folder, and the hub cannot give it.
+            CheckpointError: a file is missing or altered, or a weight does not fit.
+        """
+        folder = Path(source)
+        if not folder.is_dir():
+            folder = _download(str(source))
+        checkpoint.verify(folder)
+        cfg = load_config(folder / CONFIG)
+        net = HybViT(cfg.model)
+        checkpoint.load_strictly(net, checkpoint.read_tensors(folder / f"{WEIGHTS}.safetensors"), folder)
+        return cls(net, cfg, device)
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id))
+    except HFValidationError:
+        raise DataError(f"{hub_id}: no such folder, and not a hub id (OWNER/NAME)") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{hub_id}: no such folder, and the hub cannot give it ({reason})") from None
+
+
+def load(source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
+    """A run folder (its newest sound checkpoint, EMA weights), an exported folder, or a hub id -> :class:`HybridModel`.
+
+    Raises:
+        DataError: nothing is there.
+        CheckpointError: what is there cannot be used; the message names the file.
+    """
+    path = Path(source)
+    if (path / checkpoint.MANIFEST).is_file() or not path.is_dir():
+        return HybridModel.from_pretrained(source, device)
+    if not (path / CONFIG).is_file():
+        raise DataError(f"{path}: neither a run folder nor an exported model (no {CONFIG} in it)")
+    cfg = load_config(path / CONFIG)
+    newest, _, _ = checkpoint.newest(path / "checkpoints")
+    if newest is None:
+        raise CheckpointError(f"{path}: this run has no checkpoint yet")
+    net = HybViT(cfg.model)
+    checkpoint.load_strictly(net, checkpoint.read_tensors(newest / "ema.safetensors"), newest)
+    return HybridModel(net, cfg, device)
+
+
+def load_published(path: str | os.PathLike[str], cfg: ViTConfig, device: torch.device | str | None = None) -> HybridModel:
+    """Read weights in the paper's published format, with or without the ``denoise_fn.`` prefix and the schedule's buffers.
+
+    Raises:
+        DataError: there is no such file.
+        CheckpointError: a key or shape does not fit ``cfg`` (it is named), or its schedule is neither cosine nor linear.
+    """
+    net = HybViT(cfg)
+    betas = checkpoint.load_published_weights(net, path)
+    diffusion = DiffusionConfig()
+    if betas is not None:
+        candidates: Iterator[DiffusionConfig] = (
+            DiffusionConfig(schedule, len(betas))  # type: ignore[arg-type]
+            for schedule in ("cosine", "linear")
+        )
+        matching = [c for c in candidates if torch.allclose(c.build().beta[1:].float(), betas.float(), atol=1e-6)]
+        if not matching:
+            raise CheckpointError(f"{path}: its betas are neither the cosine nor the linear schedule of {len(betas)} steps")
+        diffusion = matching[0]
+    return HybridModel(net, Config(cfg, diffusion, ObjectiveConfig(), DataConfig()), device)
+

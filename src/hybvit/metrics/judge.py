@@ -1,0 +1,31 @@
+"""A second opinion on samples: a support vector machine on raw pixels, which shares nothing with the network it judges."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LARGEST_TRAINING_SET = 10_000  # fitting takes time that grows with the square of the number of images
+
+
+class PixelSVM:
+    """scikit-learn's SVC (radial kernel, default settings) fitted on uint8 pixels [N, C, H, W] and labels int64 [N]."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        from sklearn.svm import SVC
+
+        self.svm = SVC().fit(self._features(pixels), labels.numpy())
+
+    def predict(self, pixels: Tensor) -> Tensor:
+        """uint8 [N, C, H, W] -> int64 [N]."""
+        return torch.from_numpy(self.svm.predict(self._features(pixels)))
+
+    @staticmethod
+    def _features(pixels: Tensor) -> np.ndarray:
+        return pixels.flatten(1).numpy() / 255.0
+
+
+def class_shares(labels: Tensor, num_classes: int) -> Tensor:
+    """Share of each class among labels int64 [N] -> float64 [K], sums to 1."""
+    return torch.bincount(labels, minlength=num_classes).double() / len(labels)

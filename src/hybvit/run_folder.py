@@ -1,0 +1,118 @@
+"""The run folder: config.yaml, environment.json, metrics.jsonl, checkpoints/, samples/, results.json, report.html."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import __version__, checkpoint
+from .config import Config, differences, load_config, to_yaml
+from .errors import CheckpointError, ConfigError, DataError
+
+# Fields that change what is written down, not what is computed: a run may be resumed with others.
+FREE_TO_CHANGE = {
+    "train.log_every", "train.preview_every", "train.checkpoint_every", "train.keep_checkpoints", "train.tensorboard", "data.root",
+}  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """What a number depends on besides the configuration."""
+    return {
+        "hybvit": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "world_size": 1,
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file at once or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_text(text)
+        checkpoint.flush(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+class RunFolder:
+    """One training run on disk. Opening it creates it, or checks that it was started with the same configuration.
+
+    Raises:
+        ConfigError: the folder holds another run; the first differing field is named.
+        DataError: the folder cannot be written.
+    """
+
+    def __init__(self, path: Path, cfg: Config) -> None:
+        self.path = path
+        try:
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+        if not os.access(path, os.W_OK):
+            raise DataError(f"{path}: no permission to write to it")
+        if (path / "config.yaml").is_file():
+            for name, (before, now) in differences(load_config(path / "config.yaml"), cfg).items():
+                if name not in FREE_TO_CHANGE:
+                    raise ConfigError(f"{path} was started with {name} = {before!r}, not {now!r}: choose another --out")
+        write_text(path / "config.yaml", to_yaml(cfg))
+        write_text(path / "environment.json", json.dumps({**environment(), "seed": cfg.train.seed}, indent=1) + "\n")
+
+    def save(self, step: int, keep: int, **tensors: dict[str, Tensor]) -> None:
+        """Write the state after ``step`` steps and delete all but the newest ``keep`` checkpoints."""
+        folder = checkpoint.step_folder(self.path / "checkpoints", step)
+        checkpoint.write_folder(folder, tensors, {}, step=step, **environment())
+        checkpoint.prune(self.path / "checkpoints", keep)
+
+    def newest(self) -> tuple[int, dict[str, dict[str, Tensor]], list[str]]:
+        """(step, tensors by name, remarks): the newest sound checkpoint; step 0 and no tensors where there is none yet.
+
+        A remark tells of a damaged checkpoint that was passed over, or why a resumed run cannot be bit-identical.
+        """
+        folder, manifest, remarks = checkpoint.newest(self.path / "checkpoints")
+        if folder is None:
+            return 0, {}, remarks
+        now = environment()
+        for fact in ("torch", "threads", "machine"):
+            if manifest.get(fact) != now[fact]:
+                remarks.append(f"{folder} was written with {fact} = {manifest.get(fact)}, now {now[fact]}: not bit-exact")
+        tensors = {path.stem: checkpoint.read_tensors(path) for path in folder.glob("*.safetensors")}
+        try:
+            return int(manifest["step"]), tensors, remarks
+        except (KeyError, ValueError):
+            raise CheckpointError(f"{folder / checkpoint.MANIFEST}: has no step") from None
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of steps that will be run again, and a line that a kill cut short."""
+        if self.metrics_file.is_file():
+            kept = [line for line in read_metrics(self.metrics_file) if line["step"] <= step]
+            write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines

@@ -1,0 +1,54 @@
+"""`hybvit sample MODEL`: generate images into one picture, or into a folder of single ones."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .arguments import ArgumentParser, positive
+from .data.images import grid, save_image
+from .errors import DataError
+from .hybrid import load
+from .samplers import SAMPLERS
+
+
+def main(arguments: list[str]) -> None:
+    parser = ArgumentParser(prog="hybvit sample", description="Generate images into one picture (or single ones, with --folder).")
+    parser.add_argument("model", metavar="MODEL", help="run folder, exported folder or hub id")
+    parser.add_argument("-n", type=positive, default=64, help="number of images (64)")
+    parser.add_argument("--sampler", choices=tuple(SAMPLERS), default="dpmpp_2m", help="the paper takes ddpm with all steps")
+    parser.add_argument("--steps", type=positive, default=20, help="sampler steps (20)")
+    parser.add_argument("--label", help="steer towards this class, by name or number; needs --guidance")
+    parser.add_argument("--guidance", type=float, default=0.0, help="strength of the steering (0; try 1)")
+    parser.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (0)")
+    parser.add_argument("--batch-size", type=positive, default=128, help="images at a time (128)")
+    parser.add_argument("--out", type=Path, default=Path("grid.png"), help="the picture to write (grid.png)")
+    parser.add_argument("--folder", type=Path, help="write single images 000000.png ... here instead")
+    args = parser.parse_args(arguments)
+    model = load(args.model)
+    label = None
+    if args.label is not None:
+        if args.label not in model.classes and not (args.label.isdecimal() and int(args.label) < len(model.classes)):
+            parser.error(f"--label {args.label!r} is none of the model's classes: {', '.join(model.classes)}")
+        label = model.classes.index(args.label) if args.label in model.classes else int(args.label)
+    if args.folder is None and args.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"):
+        raise DataError(f"{args.out}: {args.out.suffix or 'no suffix'} is not an image format; use .png")
+    pixels = model.sample(
+        args.n,
+        sampler=args.sampler,
+        steps=args.steps,
+        labels=label,
+        guidance=args.guidance,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        progress=lambda batches: tqdm(batches, desc="sampling", unit="batch", disable=not sys.stderr.isatty()),
+    )
+    if args.folder is None:
+        save_image(grid(pixels, scale=max(1, 64 // pixels.shape[-1])), args.out)
+        print(f"{args.out}: {args.n} images")
+        return
+    for i, image in enumerate(pixels):
+        save_image(grid(image[None], gap=0), args.folder / f"{i:06d}.png")
+    print(f"{args.folder}: {args.n} images")

@@ -1,0 +1,29 @@
+"""Independent random streams from one seed: every random act names its stream and its index, so order never matters."""
+
+from __future__ import annotations
+
+import torch
+
+STREAMS = {
+    "weights": 0,
+    "order of labelled images": 1,
+    "order of clean images": 2,
+    "augmentation": 3,
+    "noise": 4,
+    "samples": 5,
+    "bound": 6,
+}
+
+
+def mix(seed: int, stream: str, index: int = 0) -> int:
+    """(seed, stream, index) -> a 63-bit seed; index is an epoch, a step or an image. splitmix64's finaliser does the mixing,
+    since neighbouring seeds would give Mersenne states that start alike."""
+    z = (seed * 0x9E3779B97F4A7C15 + STREAMS[stream] * 0xD1342543DE82EF95 + index * 0xBF58476D1CE4E5B9 + 1) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return (z ^ (z >> 31)) % 2**63
+
+
+def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
+    """A CPU generator for one random act; the same draws then reach every device."""
+    return torch.Generator().manual_seed(mix(seed, stream, index))

@@ -1,0 +1,278 @@
+"""`hybvit train`: the paper's set-up as one straight loop (Sec. 4.2 and Appendix B)."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .arguments import ArgumentParser
+from .config import Config, OptimConfig, field_help, override, parse, preset
+from .data.batches import TrainingBatches
+from .data.datasets import Dataset, located, open_dataset
+from .data.images import grid, save_image, to_x
+from .devices import autocast, best_device, resolve_precision
+from .errors import DivergedError, Interrupted
+from .hybrid import HybridModel
+from .metrics.classification import topk_accuracy
+from .objective import hybrid_loss
+from .run_folder import RunFolder
+from .seeds import generator, mix
+from .vit import HybViT
+
+PREVIEW_IMAGES, PREVIEW_STEPS = 64, 20
+
+
+def train(cfg: Config, out: Path, say: Callable[[str], None] = print) -> HybridModel:
+    """Train, or go on where the folder's newest checkpoint stands -> the model with its averaged (EMA) weights.
+
+    The same configuration, thread count and torch version give the same weights, however often the run was interrupted.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as their names say, before anything is computed.
+        DivergedError: the loss is no longer finite; the last checkpoint is from before that.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+    """
+    device = best_device()
+    data = open_dataset(cfg)
+    cfg = settle(cfg, data, device)
+    run = RunFolder(out, cfg)
+    done, tensors, remarks = run.newest()
+    for remark in remarks:
+        say(f"warning: {remark}")
+
+    torch.manual_seed(mix(cfg.train.seed, "weights"))
+    net = HybViT(cfg.model).to(device)
+    ema = HybridModel(HybViT(cfg.model), cfg, device)
+    ema.net.load_state_dict(net.state_dict())
+    optimizer = build_optimizer(net, cfg.optim)
+    if done:
+        net.load_state_dict(tensors["network"])
+        ema.net.load_state_dict(tensors["ema"])
+        restore_optimizer(optimizer, tensors.get("optimizer", {}))
+    run.forget_metrics_after(done)
+    batches = TrainingBatches(data.train, cfg, device)
+    averaged, weights = list(ema.net.parameters()), list(net.parameters())
+    parameters = sum(p.numel() for p in weights)
+    say(
+        f"{out}: {cfg.objective.kind} on {cfg.data.name}, {parameters:,} parameters, {device.type} {cfg.train.precision}, "
+        + (f"resumed at step {done} of {cfg.train.steps}" if done else f"{cfg.train.steps} steps")
+    )
+
+    def save(step: int) -> None:
+        state = {"network": net.state_dict(), "ema": ema.net.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+        run.save(step, cfg.train.keep_checkpoints, **state)
+
+    meter = Meter(run, cfg, done, say)
+    with StopSignal() as stop, meter:
+        for step in range(done, cfg.train.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, cfg)
+            batch = batches(step)
+            with autocast(device, cfg.train.precision):
+                losses = hybrid_loss(
+                    net,
+                    ema.diffusion,
+                    batch,
+                    alpha=cfg.objective.alpha,
+                    norm=cfg.objective.norm,
+                    target=cfg.objective.target,
+                    label_smoothing=cfg.objective.label_smoothing,
+                    generator=generator(cfg.train.seed, "noise", step),
+                )
+            losses.total.backward()
+            norm = torch.nn.utils.clip_grad_norm_(weights, cfg.optim.clip or math.inf)
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                torch._foreach_lerp_(averaged, weights, 1 - ema_decay(step, cfg))
+
+            step += 1
+            last = step == cfg.train.steps
+            meter.add(step, {"loss": losses.total, "ce": losses.ce, "denoising": losses.denoising, "gradient_norm": norm})
+            if step % cfg.train.log_every == 0 or last:
+                meter.write(step, lr=learning_rate(step - 1, cfg))
+            if cfg.train.preview_every and (step % cfg.train.preview_every == 0 or last):
+                meter.preview(step, ema, data)
+            if step % cfg.train.checkpoint_every == 0 or last or stop.received:
+                meter.check_finite(step)
+                save(step)
+            if stop.received and not last:
+                raise Interrupted(f"{out}: {stop.received} at step {step}; the state is saved, the same command resumes")
+    return ema
+
+
+def settle(cfg: Config, data: Dataset, device: torch.device) -> Config:
+    """Fill in what only the data and the machine decide: the classes and the precision."""
+    precision = resolve_precision(cfg.train.precision, device)
+    return override(
+        cfg, model={"num_classes": len(data.classes)}, data={"classes": data.classes}, train={"precision": precision}
+    )
+
+
+def build_optimizer(net: HybViT, cfg: OptimConfig) -> torch.optim.Optimizer:
+    if cfg.name == "sgd":
+        return torch.optim.SGD(net.parameters(), lr=cfg.lr, momentum=cfg.beta1, weight_decay=cfg.weight_decay)
+    betas = (cfg.beta1, cfg.beta2)
+    return torch.optim.AdamW(net.parameters(), lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay, fused=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as a flat dict ``index/name`` -> tensor; its settings are in the configuration."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}/{name}": value for index, entry in state.items() for name, value in entry.items() if value is not None}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split("/")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def learning_rate(step: int, cfg: Config) -> float:
+    """Linear warm-up to ``optim.lr``, then cosine to ``optim.min_lr`` at the last step; ``step`` counts from 0."""
+    optim, warmup = cfg.optim, cfg.optim.warmup_steps
+    if step < warmup:
+        return optim.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(cfg.train.steps - warmup, 1)
+    return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def ema_decay(step: int, cfg: Config) -> float:
+    decay = cfg.train.ema_decay
+    return min(decay, (1 + step) / (10 + step)) if cfg.train.ema_warmup else decay
+
+
+@torch.no_grad()
+def test_accuracy(model: HybridModel, data: Dataset) -> float:
+    parts = [model.logits(to_x(part)).cpu() for part in data.test.pixels.split(256)]
+    return topk_accuracy(torch.cat(parts), data.test.labels)
+
+
+class Meter:
+    """Averages the losses between two log lines and shows where the run stands: a bar on a terminal, plain lines in a log."""
+
+    def __init__(self, run: RunFolder, cfg: Config, done: int, say: Callable[[str], None]) -> None:
+        self.run, self.cfg, self.say = run, cfg, say
+        self.sums: dict[str, Tensor] = {}
+        self.count, self.since, self.paused = 0, time.monotonic(), 0.0
+        self.bar = tqdm(total=cfg.train.steps, initial=done, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self.last_line = time.monotonic()
+        self.writer: Any = None
+        if cfg.train.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=done)
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.close()
+        if self.writer is not None:
+            self.writer.close()
+
+    def add(self, step: int, values: dict[str, Tensor | None]) -> None:
+        for name, value in values.items():
+            if value is not None:
+                value = value.detach().float()
+                self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.count += 1
+        self.bar.update()
+
+    def check_finite(self, step: int) -> None:
+        """Never let a broken state replace a good checkpoint."""
+        for name, value in self.sums.items():
+            if not math.isfinite(value.item()):
+                raise DivergedError(
+                    f"{self.run.path}: {name} is {value.item()} near step {step}; resume from the last checkpoint "
+                    "with a lower --optim.lr or --train.precision fp32 (in another --out)"
+                )
+
+    def write(self, step: int, lr: float) -> None:
+        self.check_finite(step)
+        seconds = time.monotonic() - self.since - self.paused
+        means = {name: value.item() / self.count for name, value in self.sums.items()}
+        minibatches = 2 if self.cfg.objective.kind == "hybvit" else 1
+        rate = self.count * self.cfg.train.batch_size * minibatches / seconds
+        line = {"step": step, **means, "lr": lr, "seconds": seconds, "images_per_second": rate}
+        self.run.log(line)
+        if self.writer is not None:
+            for name, value in line.items():
+                self.writer.add_scalar(f"train/{name}", value, step)
+        left = (self.cfg.train.steps - step) * seconds / self.count
+        shown = ", ".join(f"{name} {means[name]:.4f}" for name in ("loss", "ce", "denoising") if name in means)
+        self.bar.set_postfix_str(f"{shown}, {rate:.0f} images/s")
+        if self.bar.disable and (time.monotonic() - self.last_line > 10 or step == self.cfg.train.steps):
+            self.say(f"step {step}/{self.cfg.train.steps}  {shown}  {rate:.0f} images/s  {left:.0f} s left")
+            self.last_line = time.monotonic()
+        self.sums, self.count, self.since, self.paused = {}, 0, time.monotonic(), 0.0
+
+    def preview(self, step: int, ema: HybridModel, data: Dataset) -> None:
+        """Test accuracy and a sample grid of the averaged weights; the time they take is not counted as training."""
+        started = time.monotonic()
+        with autocast(ema.device, self.cfg.train.precision):
+            if self.cfg.objective.kind != "vit":
+                pixels = ema.sample(PREVIEW_IMAGES, steps=PREVIEW_STEPS, seed=self.cfg.train.seed)
+                scale = max(1, 64 // pixels.shape[-1])
+                save_image(grid(pixels, scale=scale), self.run.path / "samples" / f"step-{step:08d}.png")
+            if self.cfg.objective.kind != "genvit":
+                accuracy = test_accuracy(ema, data)
+                self.run.log({"step": step, "test/accuracy": accuracy})
+                if self.writer is not None:
+                    self.writer.add_scalar("test/accuracy", accuracy, step)
+        self.paused += time.monotonic() - started
+
+
+class StopSignal:
+    """Turns SIGINT and SIGTERM into a word that the loop reads between steps; a second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, self.receive)
+        return self
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        signal.signal(number, self.previous[number])
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+def main(arguments: list[str]) -> None:
+    parser = ArgumentParser(
+        prog="hybvit train",
+        usage="hybvit train PRESET [--objective KIND] [--data DIR] [--out DIR] [--any.nested.field VALUE ...]",
+        description="Train a preset; the same command again goes on with an interrupted run.",
+        epilog=f"fields:\n{field_help()}",
+    )
+    parser.add_argument("preset", metavar="PRESET", help="`hybvit presets` lists them")
+    parser.add_argument("--objective", choices=("vit", "genvit", "hybvit"), help="labels only, images only, or both")
+    parser.add_argument("--data", metavar="DIR", help="a folder with one sub-folder of images per class, or the data set's own files")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder (runs/PRESET)")
+    args, fields = parser.parse_known_args(arguments)
+    cfg = parse(fields, preset(args.preset))
+    if args.objective:
+        cfg = override(cfg, objective={"kind": args.objective})
+    if args.data:
+        cfg = located(cfg, args.data)
+    out = args.out or Path("runs") / (args.preset + (f"-{args.objective}" if args.objective else ""))
+    train(cfg, out)
+    print(f"{out}: done; next: hybvit evaluate {out} --report, hybvit sample {out}")

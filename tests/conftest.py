@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hybvit.vit import ViTConfig
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, Any]:
+    """A state dict in the published format with inputs and the outputs it must give."""
+    return torch.load(DATA / "published_cifar_like.pt", weights_only=True)
+
+
+@pytest.fixture(scope="session")
+def golden_config(golden) -> ViTConfig:
+    c = golden["config"]
+    return ViTConfig(
+        image_size=c["img_size"],
+        patch_size=c["patch_size"],
+        channels=c["channels"],
+        num_classes=c["num_classes"],
+        dim=c["dim"],
+        depth=c["depth"],
+        heads=c["heads"],
+        ffn_time=bool(c["ffn_time"]),
+    )
+
+
+@pytest.fixture(scope="session")
+def golden_file(golden, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("published") / "ckpt.pth"
+    torch.save(golden["published_state_dict"], path)
+    return path
+
+
+def hybvit(*arguments: str | Path, cwd: Path | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user's shell would."""
+    command = [sys.executable, "-m", "hybvit.cli", *map(str, arguments)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+TINY = (
+    "--model.dim=16", "--model.depth=2", "--model.heads=2", "--train.batch_size=8", "--train.checkpoint_every=5",
+    "--train.preview_every=0", "--train.log_every=5", "--optim.warmup_steps=2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    """A finished run folder of a very small network on the digits."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    done = hybvit("train", "digits", "--out", out, "--train.steps=20", *TINY)
+    assert done.returncode == 0, done.stderr
+    return out

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from hybvit import checkpoint
+from hybvit.vit import HybViT, TimeEmbedding, ViTConfig, attend, patchify, unpatchify
+
+SMALL = ViTConfig(image_size=8, patch_size=2, channels=3, num_classes=5, dim=32, depth=3, heads=4)
+VARIANTS = {
+    "paper": {},
+    "no ffn_time": {"ffn_time": False},
+    "adaln_zero": {"time": "adaln_zero"},
+    "long skips": {"long_skips": True},
+    "conv read-out": {"pixel_readout": "conv", "final_norm": True, "time": "adaln_zero"},
+}
+
+
+def build(**changes) -> HybViT:
+    torch.manual_seed(0)
+    net = HybViT(ViTConfig(**{**SMALL.__dict__, **changes}))
+    with torch.no_grad():  # zero-initialised parts would make every equality trivial
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return net.double()
+
+
+def inputs(b: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(b, 3, 8, 8, generator=g, dtype=torch.float64), torch.randint(1, 1001, (b,), generator=g)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "changes"),
+    [
+        (11_185_068, {}),
+        (3_125_100, {"dim": 192}),
+        (43_230_252, {"dim": 768}),
+        (11_219_718, {"num_classes": 100}),
+        (11_566_218, {"num_classes": 1000}),
+        (11_368_954, {"image_size": 64, "patch_size": 8, "num_classes": 200}),
+        (12_929_884, {"image_size": 96, "patch_size": 8}),
+        (41_107_372, {"image_size": 96, "patch_size": 4}),
+        (17_045_352, {"image_size": 96, "patch_size": 6}),
+        (11_480_364, {"image_size": 96, "patch_size": 12}),
+        (26_430_364, {"image_size": 96, "patch_size": 8, "dim": 576}),
+        (45_239_260, {"image_size": 96, "patch_size": 8, "dim": 768}),
+        (17_109_948, {"image_size": 128, "patch_size": 8}),
+    ],
+)
+def test_published_parameter_counts(parameters, changes):
+    with torch.device("meta"):
+        net = HybViT(ViTConfig(**changes))
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == parameters
+
+
+def test_golden_logits_and_noise(golden, golden_config, golden_file):
+    net = HybViT(golden_config)
+    checkpoint.load_published_weights(net, golden_file)
+    with torch.no_grad():
+        logits = net(golden["x"]).logits
+        eps = net(golden["x_t"], golden["t"] + 1).eps  # the file counts steps from 0
+    assert (logits - golden["logits"]).abs().max() < 1e-5
+    assert (eps - golden["eps"]).abs().max() < 1e-5
+
+
+def test_patches_are_in_raster_order_with_row_column_channel_inside():
+    x = torch.arange(2 * 3 * 4 * 6 * 6).reshape(2, -1, 6, 6)[:, :3]
+    patches = patchify(x, 2)
+    assert patches.shape == (2, 9, 12)
+    assert torch.equal(patches[1, 5], torch.stack([x[1, c, 2 + i, 4 + j] for i in (0, 1) for j in (0, 1) for c in range(3)]))
+    assert torch.equal(unpatchify(patches, 2, 3), x)
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_a_row_at_time_0_is_a_clean_row(changes):
+    net, (x, t) = build(**changes), inputs()
+    t[1] = t[3] = 0
+    mixed, clean, noisy = net(x, t), net(x), net(x[::2], t[::2])
+    torch.testing.assert_close(mixed.logits[1::2], clean.logits[1::2], rtol=0, atol=1e-12)
+    torch.testing.assert_close(mixed.eps[1::2], clean.eps[1::2], rtol=0, atol=1e-12)
+    torch.testing.assert_close(mixed.eps[::2], noisy.eps, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_one_joint_pass_equals_two_passes(changes):
+    net, (x, t) = build(**changes), inputs()
+    joint = net.joint(x, x.flip(0), t)
+    torch.testing.assert_close(joint.logits, net(x).logits, rtol=0, atol=1e-12)
+    torch.testing.assert_close(joint.eps, net(x.flip(0), t).eps, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_the_time_reaches_the_output(changes):
+    net, (x, _) = build(**changes), inputs()
+    early, late = net(x, torch.full((4,), 10)).eps, net(x, torch.full((4,), 900)).eps
+    assert (early - late).abs().max() > 1e-3
+
+
+def test_every_parameter_is_trained_by_the_joint_pass():
+    for changes in VARIANTS.values():
+        net, (x, t) = build(**changes), inputs()
+        out = net.joint(x, x, t)
+        (out.logits.square().sum() + out.eps.square().sum()).backward()
+        untouched = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+        assert untouched == []
+
+
+def test_paper_layer_is_equations_18_19_and_21():
+    net, (x, t) = build(), inputs()
+    layer, time = net.layers[0], net.time_embedding(t)
+    z = torch.randn(4, 17, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    scale, shift = layer.modulation(torch.nn.functional.silu(time)).split(17, dim=1)
+    modulated = z * (scale[:, :, None] + 1) + shift[:, :, None]
+    attended = modulated + layer.attention(layer.norm_attention(modulated))
+    again = attended * (scale[:, :, None] + 1) + shift[:, :, None]
+    expected = again + layer.mlp(layer.norm_mlp(again))
+    torch.testing.assert_close(layer(z, time, torch.ones(4, 1).double()), expected, rtol=0, atol=1e-12)
+
+
+def test_attention_is_equation_16():
+    net = build()
+    z = torch.randn(2, 17, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    attention = net.layers[0].attention
+    q, k, v = attention.qkv(z).split(32, dim=-1)
+    heads = []
+    for h in range(4):
+        part = slice(8 * h, 8 * h + 8)
+        heads.append(torch.softmax(q[..., part] @ k[..., part].transpose(1, 2) / math.sqrt(8), -1) @ v[..., part])
+    torch.testing.assert_close(attention(z), attention.out(torch.cat(heads, -1)), rtol=0, atol=1e-12)
+
+
+def test_both_attention_kernels_agree():
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 4, 17, 8, generator=g).bfloat16() for _ in range(3))
+    fused, plain = attend(q, k, v), attend(q.clone().requires_grad_(), k, v)
+    assert (fused.float() - plain.float()).abs().max() < 0.05  # bf16 holds 8 bits
+    exact = torch.softmax(q.float() @ k.float().transpose(-2, -1) / 8**0.5, -1) @ v.float()
+    assert (plain.float() - exact).abs().max() < 0.05
+
+
+def test_adaln_zero_starts_as_the_identity():
+    torch.manual_seed(0)
+    net = HybViT(ViTConfig(**{**SMALL.__dict__, "time": "adaln_zero"}))
+    z = torch.randn(2, 17, 32)
+    assert torch.equal(net.layers[0](z, torch.randn(2, 32), torch.ones(2, 1)), z)
+
+
+def test_token_scalars_are_cancelled_by_the_layer_norm():
+    """Spec, section 2: LN(a z + b) = LN(z) for scalars a > 0 and b, so the paper's branches hardly see the time."""
+    z = torch.randn(3, 17, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    norm = torch.nn.LayerNorm(32, eps=1e-12).double()
+    torch.testing.assert_close(norm(2.5 * z + 0.7), norm(z), rtol=0, atol=1e-9)
+
+
+def test_time_embedding_sees_t_minus_1_sine_first():
+    embedding = TimeEmbedding(6, 8)
+    seen = []
+    embedding.mlp = torch.nn.Sequential(torch.nn.Identity())
+    seen = embedding(torch.tensor([1, 5]))
+    frequencies = [10_000 ** (-i / 2) for i in range(3)]
+    expected = [[math.sin(0)] * 3 + [1.0] * 3, [math.sin(4 * f) for f in frequencies] + [math.cos(4 * f) for f in frequencies]]
+    torch.testing.assert_close(seen, torch.tensor(expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"patch_size": 3}, "model.patch_size 3"),
+        ({"heads": 5}, "model.dim 384"),
+        ({"dim": 0}, "model.dim is 0"),
+        ({"channels": -1}, "model.channels"),
+        ({"time": "sinus"}, "model.time"),
+        ({"dim": 33, "heads": 3}, "even"),
+    ],
+)
+def test_impossible_networks_are_refused_by_field(changes, named):
+    with pytest.raises(ValueError, match=named):
+        ViTConfig(**changes)
+
+
+def test_wrong_inputs_are_refused():
+    net = HybViT(SMALL)
+    with pytest.raises(ValueError, match=r"\[B, 3, 8, 8\]"):
+        net(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ValueError, match="uint8"):
+        net(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="t has shape"):
+        net(torch.zeros(2, 3, 8, 8), torch.tensor([1]))
