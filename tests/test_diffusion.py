@@ -62,7 +62,7 @@ def test_conversions_invert_each_other(diffusion):
 
 def test_velocity_is_orthogonal_to_x_t(diffusion):
     """With abar = cos^2(phi), v is x_t turned by 90 degrees in the plane of x_0 and eps."""
-    x0, noise, t = draw()
+    x0, _, t = draw()
     unit = torch.zeros_like(x0)
     unit[..., 0, 0] = 1
     other = unit.roll(1, -1)

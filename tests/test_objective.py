@@ -16,7 +16,11 @@ SMALL = ViTConfig(image_size=8, patch_size=2, channels=1, num_classes=4, dim=16,
 
 def batch() -> Batch:
     g = torch.Generator().manual_seed(0)
-    return Batch(torch.rand(6, 1, 8, 8, generator=g) * 2 - 1, torch.rand(5, 1, 8, 8, generator=g) * 2 - 1, torch.tensor([0, 1, 2, 3, 0]))
+    return Batch(
+        torch.rand(6, 1, 8, 8, generator=g) * 2 - 1,
+        torch.rand(5, 1, 8, 8, generator=g) * 2 - 1,
+        torch.tensor([0, 1, 2, 3, 0]),
+    )
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
@@ -31,7 +35,10 @@ def test_golden_losses(golden, golden_config, golden_file, norm):
 
 def test_hybvit_is_cross_entropy_plus_alpha_times_denoising():
     net, (clean, images, labels) = HybViT(SMALL), batch()
-    t, noise = torch.tensor([1, 10, 100, 500, 900, 1000]), torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    t, noise = (
+        torch.tensor([1, 10, 100, 500, 900, 1000]),
+        torch.randn(clean.shape, generator=torch.Generator().manual_seed(1)),
+    )
     losses = hybrid_loss(net, COSINE, Batch(clean, images, labels), alpha=7.0, t=t, noise=noise)
     logits, eps = net(images).logits, net(COSINE.q_sample(clean, t, noise), t).eps
     ce = -logits.log_softmax(1)[torch.arange(5), labels].mean()

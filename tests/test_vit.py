@@ -109,7 +109,7 @@ def test_every_parameter_is_trained_by_the_joint_pass():
 
 
 def test_paper_layer_is_equations_18_19_and_21():
-    net, (x, t) = build(), inputs()
+    net, (_, t) = build(), inputs()
     layer, time = net.layers[0], net.time_embedding(t)
     z = torch.randn(4, 17, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     scale, shift = layer.modulation(torch.nn.functional.silu(time)).split(17, dim=1)
@@ -161,7 +161,10 @@ def test_time_embedding_sees_t_minus_1_sine_first():
     embedding.mlp = torch.nn.Sequential(torch.nn.Identity())
     seen = embedding(torch.tensor([1, 5]))
     frequencies = [10_000 ** (-i / 2) for i in range(3)]
-    expected = [[math.sin(0)] * 3 + [1.0] * 3, [math.sin(4 * f) for f in frequencies] + [math.cos(4 * f) for f in frequencies]]
+    expected = [
+        [math.sin(0)] * 3 + [1.0] * 3,
+        [math.sin(4 * f) for f in frequencies] + [math.cos(4 * f) for f in frequencies],
+    ]
     torch.testing.assert_close(seen, torch.tensor(expected), rtol=0, atol=1e-6)
 
 

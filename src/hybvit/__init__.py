@@ -19,13 +19,14 @@ __version__ = "0.1.0"
 _HOME = {
     "PRESETS": "config", "Config": "config", "load_config": "config", "preset": "config",
     "Diffusion": "diffusion",
-    "CheckpointError": "errors", "ConfigError": "errors", "DataError": "errors", "DivergedError": "errors", "Interrupted": "errors",
+    "CheckpointError": "errors", "ConfigError": "errors", "DataError": "errors", "DivergedError": "errors",
+    "Interrupted": "errors",
     "HybridModel": "hybrid", "Prediction": "hybrid", "load": "hybrid", "load_published": "hybrid",
     "Batch": "objective", "Losses": "objective", "hybrid_loss": "objective",
     "HybViT": "vit", "Output": "vit", "ViTConfig": "vit",
 }  # fmt: skip
 
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -186,10 +186,7 @@ def published_name(key: str) -> str:
     layer = re.search(r"layers\.(\d+)", key)
     general = re.sub(r"layers\.\d+", "layers.K", key)
     stem, dot, leaf = general.rpartition(".")
-    if general in PUBLISHED:
-        name = PUBLISHED[general]
-    else:
-        name = PUBLISHED[stem] + dot + leaf
+    name = PUBLISHED[general] if general in PUBLISHED else PUBLISHED[stem] + dot + leaf
     return name.replace("K", layer[1]) if layer else name
 
 

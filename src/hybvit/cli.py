@@ -1,4 +1,4 @@
-"""The command line: `hybvit VERB ...`. Each verb is a file of that name with ``main(arguments)``; only the one asked for is imported."""
+"""The command line: `hybvit VERB ...`. A verb is a file of that name with ``main(arguments)``, imported when asked for."""
 
 from __future__ import annotations
 

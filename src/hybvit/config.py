@@ -160,7 +160,7 @@ class Config:
                 raise ConfigError(f"{name} is {value_of(self, name)}: it must be in [0, 1)")
 
 
-GROUPS = {f.name: f.default_factory for f in dataclasses.fields(Config)}  # type: ignore[misc]
+GROUPS = {f.name: f.default_factory for f in dataclasses.fields(Config)}
 
 
 def value_of(cfg: Config, name: str) -> Any:
@@ -257,7 +257,9 @@ def field_help() -> str:
     lines = []
     for group in GROUPS:
         for f in dataclasses.fields(getattr(Config(), group)):
-            lines.append(f"  --{group}.{f.name:<{26 - len(group)}} {f.type}, default {value_of(Config(), f'{group}.{f.name}')!r}")
+            lines.append(
+                f"  --{group}.{f.name:<{26 - len(group)}} {f.type}, default {value_of(Config(), f'{group}.{f.name}')!r}"
+            )
     return "\n".join(lines)
 
 
@@ -274,7 +276,7 @@ def _build(parse_into_namespace: Any, parser: Any) -> Config:
     from jsonargparse import ArgumentError
 
     try:
-        groups = parser.instantiate_classes(parse_into_namespace())
+        groups = parser.instantiate(parse_into_namespace())
         return Config(**{group: groups[group] for group in GROUPS})
     except ConfigError:
         raise

@@ -1,6 +1,6 @@
 """`hybvit evaluate MODEL`: the numbers about one model, and the pages that show them.
 
-Suites: accuracy (labels on the test set), density (how familiar the test images are), samples (a grid, and a second opinion on it).
+Suites: accuracy (labels on the test set), density (how familiar its images are), samples (a grid, and a second opinion).
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def evaluate(
     if kind != "vit" and "samples" in suites:
         pixels = model.sample(samples, sampler=sampler, steps=steps, seed=seed)
         result.pictures["samples"] = grid(pixels[:GRID_IMAGES], columns=10, scale=max(1, 32 // pixels.shape[-1]))
-        result.pictures["training images"] = grid(data.train.pixels[:GRID_IMAGES], columns=10, scale=max(1, 32 // pixels.shape[-1]))
+        result.pictures["training images"] = grid(
+            data.train.pixels[:GRID_IMAGES], columns=10, scale=max(1, 32 // pixels.shape[-1])
+        )
         if kind == "hybvit" and len(data.classes) > 1 and len(data.train.labels) <= LARGEST_TRAINING_SET:
             _second_opinion(result, model, data, pixels)
     return result
@@ -184,4 +186,3 @@ def main(arguments: list[str]) -> None:
 def check_classes(cfg: Config, data: Dataset) -> None:
     if cfg.data.classes and data.classes != cfg.data.classes:
         raise ConfigError(f"the data's classes ({', '.join(data.classes)}) are not the model's ({', '.join(cfg.data.classes)})")
-

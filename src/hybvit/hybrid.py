@@ -26,7 +26,7 @@ CONFIG, WEIGHTS = "config.yaml", "model"
 
 
 class Prediction(NamedTuple):
-    """labels int64 [N]; probabilities float [N, K], rows sum to 1; score float [N], log density, higher = more in-distribution."""
+    """labels int64 [N]; probabilities float [N, K]; score float [N], the log density: higher = more in-distribution."""
 
     labels: Tensor
     probabilities: Tensor
@@ -75,9 +75,8 @@ class HybridModel:
         if not isinstance(images, Tensor):
             images = torch.stack([as_pixels(image, self.cfg.model.channels, self.cfg.model.image_size) for image in images])
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape:
-            raise ValueError(
-                f"pixels are {images.dtype} {list(images.shape)}: this model takes uint8 [N, {', '.join(map(str, self.image_shape))}]"
-            )
+            wanted = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"pixels are {images.dtype} {list(images.shape)}: this model takes uint8 [N, {wanted}]")
         logits = torch.cat([self.logits(to_x(part.to(self.device))).cpu() for part in images.split(256)] or [torch.empty(0, 1)])
         return Prediction(logits.argmax(dim=1), logits.softmax(dim=1), logits.logsumexp(dim=1))
 
@@ -88,7 +87,9 @@ class HybridModel:
             ConfigError: the network was trained as a pure classifier.
         """
         if self.cfg.objective.kind == "vit":
-            raise ConfigError("this model was trained with objective vit: it has no denoiser, so it cannot sample or score bits")
+            raise ConfigError(
+                "this model was trained with objective vit: it has no denoiser, so it cannot sample or score bits"
+            )
         return self.diffusion.to_eps(self.cfg.objective.target, self.net(x_t, t).eps, x_t, t)
 
     def guided(self, labels: Tensor, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -138,7 +139,9 @@ class HybridModel:
         if n < 1 or batch_size < 1:
             raise ValueError(f"n is {n} and batch_size {batch_size}: both must be at least 1")
         if (labels is None) != (guidance == 0):
-            raise ValueError("labels and guidance belong together: this network is steered by its classifier, e.g. guidance=1.0")
+            raise ValueError(
+                "labels and guidance belong together: this network is steered by its classifier, e.g. guidance=1.0"
+            )
         wanted = None
         if labels is not None:
             wanted = torch.as_tensor(labels, device=self.device).expand(n)
@@ -231,13 +234,9 @@ def load_published(path: str | os.PathLike[str], cfg: ViTConfig, device: torch.d
     betas = checkpoint.load_published_weights(net, path)
     diffusion = DiffusionConfig()
     if betas is not None:
-        candidates: Iterator[DiffusionConfig] = (
-            DiffusionConfig(schedule, len(betas))  # type: ignore[arg-type]
-            for schedule in ("cosine", "linear")
-        )
+        candidates: Iterator[DiffusionConfig] = (DiffusionConfig(schedule, len(betas)) for schedule in ("cosine", "linear"))
         matching = [c for c in candidates if torch.allclose(c.build().beta[1:].float(), betas.float(), atol=1e-6)]
         if not matching:
             raise CheckpointError(f"{path}: its betas are neither the cosine nor the linear schedule of {len(betas)} steps")
         diffusion = matching[0]
     return HybridModel(net, Config(cfg, diffusion, ObjectiveConfig(), DataConfig()), device)
-

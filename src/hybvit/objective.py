@@ -64,9 +64,9 @@ def hybrid_loss(
     clean, images, labels = batch
     if (images is None) != (labels is None):
         raise ValueError("`images` and `labels` come together: one of them is missing")
-    if clean is None and images is None:
-        raise ValueError("the batch is empty: it needs `clean` images, labelled `images`, or both")
     if clean is None:  # ViT
+        if images is None or labels is None:
+            raise ValueError("the batch is empty: it needs `clean` images, labelled `images`, or both")
         logits = net.read_class(net.encode(images, None).z)
         ce = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         return Losses(ce, ce, None)
@@ -77,7 +77,7 @@ def hybrid_loss(
         noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype).to(clean.device)
     x_t = diffusion.q_sample(clean, t, noise)
     wanted = diffusion.target(target, clean, t, noise)
-    if images is None:  # GenViT
+    if images is None or labels is None:  # GenViT
         denoising = denoising_loss(net(x_t, t).eps, wanted, norm)
         return Losses(denoising, None, denoising)
 

@@ -9,7 +9,9 @@ from .config import PRESETS, Config
 def network_in_words(cfg: Config) -> str:
     m = cfg.model
     extras = [m.time.replace("_", " ")] + ["long skips"] * m.long_skips + ["conv read-out"] * (m.pixel_readout == "conv")
-    return f"{m.image_size}x{m.image_size}x{m.channels}, patch {m.patch_size}, dim {m.dim}, depth {m.depth}, {', '.join(extras)}"
+    return (
+        f"{m.image_size}x{m.image_size}x{m.channels}, patch {m.patch_size}, dim {m.dim}, depth {m.depth}, {', '.join(extras)}"
+    )
 
 
 def main(arguments: list[str]) -> None:

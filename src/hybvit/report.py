@@ -17,7 +17,7 @@ WORDS = {
     "test/accuracy": "share of test images that get the right label; higher is better",
     "test/accuracy_top5": "share of test images whose label is among the five likeliest; higher is better",
     "test/nll": "mean of -log p(label | image) on test images, in nats; lower is better",
-    "test/log_density_mean": "mean log p(x) of test images up to a constant (logsumexp of the logits); compare images, not models",
+    "test/log_density_mean": "mean log p(x) of test images up to a constant (logsumexp of the logits); it compares images",
     "test/log_density_std": "spread of log p(x) over test images",
     "judge/svm_accuracy": "accuracy on real test images of the SVM that judges the samples; it must be high to be a judge",
     "samples/svm_agreement": "share of generated images that the SVM and the model label alike; higher is better",
@@ -33,7 +33,8 @@ p.sub, figcaption, td.words { color: #777; } figcaption { font-size: .9rem; }
 .row { display: flex; flex-wrap: wrap; gap: 1.2rem; } figure { margin: 0; max-width: 100%; }
 img { max-width: 100%; height: auto; image-rendering: pixelated; border: 1px solid var(--line); }
 svg { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); }
-table { border-collapse: collapse; width: 100%; } td, th { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; }
+table { border-collapse: collapse; width: 100%; }
+td, th { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; }
 td.n { font-variant-numeric: tabular-nums; white-space: nowrap; } pre { overflow: auto; background: #8881; padding: 1rem; }
 """
 
@@ -62,7 +63,10 @@ def write_report(
         "most familiar": "Test images with the highest log p(x)",
     }
     parts = [f"<h1>{html.escape(title)}</h1><p class=sub>{html.escape(sub)}</p>"]
-    pairs = (("Samples", ("samples", "training images")), ("What it knows", ("most familiar", "least familiar", "mistakes")))
+    pairs = (
+        ("Samples", ("samples", "training images")),
+        ("What it knows", ("most familiar", "least familiar", "mistakes")),
+    )
     for heading, names in pairs:
         shown = [name for name in names if name in pictures]
         if shown:
@@ -77,7 +81,7 @@ def write_report(
     facts = ", ".join(f"{name} {value}" for name, value in record["environment"].items())
     parts.append(f"<h2>Record</h2><p class=sub>{html.escape(facts)}; evaluated in {record['seconds']} s</p>")
     parts.append(f"<details><summary>Configuration</summary><pre>{html.escape(to_yaml(cfg))}</pre></details>")
-    page = f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
+    page = '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
     page += f"<title>{html.escape(title)}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>\n"
     write_text(path, page)
 
@@ -115,7 +119,11 @@ def _curves(history: list[dict[str, Any]]) -> list[tuple[str, str]]:
     from matplotlib.figure import Figure
 
     plots = []
-    names = {"ce": "cross-entropy (train)", "denoising": "denoising loss (train)", "test/accuracy": "test accuracy (EMA)"}
+    names = {
+        "ce": "cross-entropy (train)",
+        "denoising": "denoising loss (train)",
+        "test/accuracy": "test accuracy (EMA)",
+    }
     for name, caption in names.items():
         points = [(line["step"], line[name]) for line in history if name in line]
         if len(points) < 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -17,7 +18,8 @@ from .errors import CheckpointError, ConfigError, DataError
 
 # Fields that change what is written down, not what is computed: a run may be resumed with others.
 FREE_TO_CHANGE = {
-    "train.log_every", "train.preview_every", "train.checkpoint_every", "train.keep_checkpoints", "train.tensorboard", "data.root",
+    "train.log_every", "train.preview_every", "train.checkpoint_every", "train.keep_checkpoints", "train.tensorboard",
+    "data.root",
 }  # fmt: skip
 
 
@@ -41,7 +43,8 @@ def write_text(path: Path, text: str) -> None:
         checkpoint.flush(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
 
 

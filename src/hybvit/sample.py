@@ -15,7 +15,9 @@ from .samplers import SAMPLERS
 
 
 def main(arguments: list[str]) -> None:
-    parser = ArgumentParser(prog="hybvit sample", description="Generate images into one picture (or single ones, with --folder).")
+    parser = ArgumentParser(
+        prog="hybvit sample", description="Generate images into one picture (or single ones, with --folder)."
+    )
     parser.add_argument("model", metavar="MODEL", help="run folder, exported folder or hub id")
     parser.add_argument("-n", type=positive, default=64, help="number of images (64)")
     parser.add_argument("--sampler", choices=tuple(SAMPLERS), default="dpmpp_2m", help="the paper takes ddpm with all steps")

@@ -111,9 +111,7 @@ def ddim(
         yield x
 
 
-def dpmpp_2m(
-    denoise: Denoiser, diffusion: Diffusion, x: Tensor, times: Tensor, clip: bool = True
-) -> Iterator[Tensor]:
+def dpmpp_2m(denoise: Denoiser, diffusion: Diffusion, x: Tensor, times: Tensor, clip: bool = True) -> Iterator[Tensor]:
     """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2): second order with one evaluation a step; the last step is first order."""
     x0_before = h_before = None
     for t, s in zip(times.tolist(), times.tolist()[1:], strict=False):

@@ -61,7 +61,8 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = print) -> HybridM
         restore_optimizer(optimizer, tensors.get("optimizer", {}))
     run.forget_metrics_after(done)
     batches = TrainingBatches(data.train, cfg, device)
-    averaged, weights = list(ema.net.parameters()), list(net.parameters())
+    averaged: list[Tensor] = list(ema.net.parameters())
+    weights: list[Tensor] = list(net.parameters())
     parameters = sum(p.numel() for p in weights)
     say(
         f"{out}: {cfg.objective.kind} on {cfg.data.name}, {parameters:,} parameters, {device.type} {cfg.train.precision}, "
@@ -265,7 +266,9 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("preset", metavar="PRESET", help="`hybvit presets` lists them")
     parser.add_argument("--objective", choices=("vit", "genvit", "hybvit"), help="labels only, images only, or both")
-    parser.add_argument("--data", metavar="DIR", help="a folder with one sub-folder of images per class, or the data set's own files")
+    parser.add_argument(
+        "--data", metavar="DIR", help="a folder with one sub-folder of images per class, or the data set's own files"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder (runs/PRESET)")
     args, fields = parser.parse_known_args(arguments)
     cfg = parse(fields, preset(args.preset))

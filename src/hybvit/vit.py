@@ -151,7 +151,9 @@ class MLP(nn.Sequential):
 
 
 class TimeEmbedding(nn.Module):
-    """A = MLP(emb(t)) of Eq. 21. Rows with t = 0 are clean: their embedding is zero."""
+    """A = MLP(emb(t)) of Eq. 21."""
+
+    frequencies: Tensor
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
@@ -355,4 +357,6 @@ class HybViT(nn.Module):
         if not x.is_floating_point():
             raise ValueError(f"x has type {x.dtype}: it must be float in [-1, 1] (HybridModel.predict takes uint8 pixels)")
         if t is not None and (t.shape != x.shape[:1] or t.is_floating_point()):
-            raise ValueError(f"t has shape {list(t.shape)}, type {t.dtype}: it must be int64 [{len(x)}] of steps 1..T, 0 = clean")
+            raise ValueError(
+                f"t has shape {list(t.shape)}, type {t.dtype}: it must be int64 [{len(x)}] of steps 1..T, 0 = clean"
+            )

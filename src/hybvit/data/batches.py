@@ -11,8 +11,9 @@ from ..seeds import generator
 from .datasets import ImageSet
 from .images import to_x
 
+
 class Order:
-    """An endless shuffled sequence of 0..n-1: epoch e is one permutation in which each index stands ``repeats`` times in a row."""
+    """An endless shuffled sequence of 0..n-1: an epoch is one permutation, each index standing ``repeats`` times in a row."""
 
     def __init__(self, n: int, seed: int, stream: str, repeats: int = 1) -> None:
         self.n, self.seed, self.stream, self.repeats = n, seed, stream, repeats

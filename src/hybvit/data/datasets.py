@@ -107,7 +107,9 @@ def fashion_mnist(cfg: Config) -> Dataset:
         images = read_idx(_require(folder, f"{prefix}-images-idx3-ubyte"))
         labels = read_idx(_require(folder, f"{prefix}-labels-idx1-ubyte"))
         if images.shape != (count, 28, 28) or labels.shape != (count,):
-            raise DataError(f"{folder}: {prefix} has shape {list(images.shape)}, labels {list(labels.shape)}: not Fashion-MNIST")
+            raise DataError(
+                f"{folder}: {prefix} has shape {list(images.shape)}, labels {list(labels.shape)}: not Fashion-MNIST"
+            )
         parts.append(ImageSet(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()))
     return Dataset(parts[0], parts[1], FASHION_MNIST_CLASSES)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -39,7 +41,7 @@ def as_pixels(image: Image.Image, channels: int, size: int) -> Tensor:
         raise DataError(f"images can be read with 1 or 3 channels, not model.channels = {channels}")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more: PIL would cut off at 255 instead of scaling
-        values = torch.tensor(list(image.convert("F").getdata())).reshape(image.height, image.width)
+        values = torch.from_numpy(np.array(image.convert("F")))
         top = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1e-12)
         image = Image.fromarray((values / top * 255).clamp(0, 255).round().to(torch.uint8).numpy())
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -101,5 +103,6 @@ def save_image(image: Image.Image, path: Path) -> None:
         image.save(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None

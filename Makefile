@@ -1,0 +1,42 @@
+# Two commands do everything on a machine that has Python 3.11+, make and a package registry: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+
+.venv/installed: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+install: .venv/installed  ## create .venv and install hybvit with everything its tests need
+
+demo: .venv/installed  ## train the digits, evaluate, sample and write a report (about two minutes on two cores)
+	@$(BIN)/python benchmarks/demo.py
+
+test: lint types unit  ## lint, types and all tests
+
+lint: .venv/installed  ## ruff: style and format
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
+
+types: .venv/installed  ## mypy
+	$(BIN)/mypy
+
+unit: .venv/installed  ## pytest, the slow tests too
+	$(BIN)/python -m pytest
+
+format: .venv/installed  ## let ruff rewrite what `make lint` would complain about
+	$(BIN)/ruff check --fix src tests benchmarks docs
+	$(BIN)/ruff format src tests benchmarks docs
+
+readme: .venv/installed  ## render the figures of README.md from results/
+	$(BIN)/python docs/render.py
+
+clean:  ## delete .venv and caches (runs/ stays)
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+.PHONY: install demo test lint types unit format readme clean help

@@ -1,0 +1,57 @@
+"""The demo: train the digits preset, evaluate it, sample from it. `--check` holds the figures of the last demo to the bars."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RUN = Path("runs/digits")
+BARS = {
+    "judge/svm_accuracy": 0.98,
+    "test/accuracy": 0.95,
+    "samples/svm_agreement": 0.55,
+    "samples/svm_classes_covered": 10,
+    "samples/svm_smallest_class_share": 0.03,
+}
+LONGEST_SECONDS = 150
+
+
+def hybvit(*arguments: str) -> None:
+    """One verb, as on a command line; its failure is ours."""
+    print(f"$ hybvit {' '.join(arguments)}", flush=True)
+    code = subprocess.run([sys.executable, "-m", "hybvit.cli", *arguments]).returncode
+    if code:
+        sys.exit(code)
+
+
+def demo() -> None:
+    started = time.monotonic()
+    hybvit("train", "digits", "--out", str(RUN))
+    hybvit("evaluate", str(RUN), "--report")
+    hybvit("sample", str(RUN), "-n", "64", "--out", str(RUN / "samples" / "grid.png"))
+    seconds = time.monotonic() - started
+    (RUN / "demo.json").write_text(json.dumps({"seconds": round(seconds, 1)}) + "\n")
+    print(
+        f"\n{seconds:.0f} s in all. Open {RUN / 'report.html'} in a browser; "
+        f"{RUN / 'samples' / 'grid.png'} holds 64 new digits."
+    )
+
+
+def check() -> None:
+    """Print each figure beside its bar; exit 1 where one is missed."""
+    metrics = json.loads((RUN / "results.json").read_text())["metrics"]
+    missed = 0
+    for name, bar in BARS.items():
+        value = metrics[name]["value"]
+        missed += value < bar
+        print(f"{'missed' if value < bar else 'ok':<8}{name:<36}{value:.4f}, bar {bar}")
+    seconds = json.loads((RUN / "demo.json").read_text())["seconds"]
+    print(f"{'ok' if seconds <= LONGEST_SECONDS else 'slow':<8}{'seconds':<36}{seconds}, aim {LONGEST_SECONDS}")
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    check() if "--check" in sys.argv else demo()

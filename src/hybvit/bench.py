@@ -1,0 +1,154 @@
+"""`hybvit bench`: the joint step timed alternately with a plain reference step, and as a fraction of this machine's peak."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from .arguments import ArgumentParser, positive
+from .config import Config, ObjectiveConfig, preset
+from .devices import autocast, best_device, resolve_precision
+from .diffusion import Diffusion
+from .objective import Batch, hybrid_loss
+from .run_folder import environment, write_text
+from .vit import HybViT, Output, TokenScalarLayer, patchify, unpatchify
+
+PEAK_SIZE = 2048  # side of the square matrix product that stands for the machine's peak
+
+
+def reference_forward(net: HybViT, x: Tensor, t: Tensor | None) -> Output:
+    """The paper's network written plainly: einsum attention, separate products, nothing shared. Same weights, same results."""
+    tokens = net.patch_embedding(patchify(x, net.cfg.patch_size))
+    z = torch.cat((net.class_token.expand(len(x), -1, -1), tokens), dim=1) + net.positions
+    time_embedding = net.time_embedding(t) if t is not None else None
+    for layer in net.layers:
+        assert isinstance(layer, TokenScalarLayer)
+        scale = shift = None
+        if time_embedding is not None:
+            scale, shift = (s[:, :, None] for s in layer.modulation(F.silu(time_embedding)).chunk(2, dim=1))
+        z = z if scale is None else z * (scale + 1) + shift
+        q, k, v = layer.attention.qkv(layer.norm_attention(z)).chunk(3, dim=-1)
+        q, k, v = (part.reshape(*part.shape[:2], layer.attention.heads, -1).transpose(1, 2) for part in (q, k, v))
+        weights = (torch.einsum("bhid,bhjd->bhij", q, k) * q.shape[-1] ** -0.5).softmax(dim=-1)
+        attended = torch.einsum("bhij,bhjd->bhid", weights, v).transpose(1, 2).flatten(2)
+        z = z + layer.attention.out(attended)
+        z = z if scale is None or not layer.ffn_time else z * (scale + 1) + shift
+        z = z + layer.mlp(layer.norm_mlp(z))
+    image = unpatchify(net.pixel_readout.to_pixels(z[:, 1:]), net.cfg.patch_size, net.cfg.channels)
+    return Output(net.class_readout(z[:, 0]).float(), image.float())
+
+
+def joint_step(net: HybViT, diffusion: Diffusion, batch: Batch, t: Tensor, noise: Tensor, precision: str) -> Tensor:
+    """Forward and backward of the joint objective as training runs it -> the loss."""
+    with autocast(noise.device, precision):
+        loss = hybrid_loss(net, diffusion, batch, t=t, noise=noise).total
+    loss.backward()
+    return loss.detach()
+
+
+def reference_step(net: HybViT, diffusion: Diffusion, batch: Batch, t: Tensor, noise: Tensor, precision: str) -> Tensor:
+    """The same loss and gradient by two plain passes."""
+    clean, images, labels = batch
+    assert clean is not None
+    assert images is not None
+    assert labels is not None
+    with autocast(noise.device, precision):
+        ce = F.cross_entropy(reference_forward(net, images, None).logits, labels)
+        eps = reference_forward(net, diffusion.q_sample(clean, t, noise), t).eps
+        loss = ce + ObjectiveConfig().alpha * F.l1_loss(eps, noise)
+    loss.backward()
+    return loss.detach()
+
+
+def alternately(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each step, taken in turn so that a change of the machine's speed meets them all; one warm-up each."""
+    for step in steps.values():
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def bench(cfg: Config, batch_size: int, repeats: int) -> dict[str, Any]:
+    """Time the joint step of a preset of the paper's form -> medians, their ratio, and fractions of the measured peak."""
+    device = best_device()
+    precision = resolve_precision(cfg.train.precision, device)
+    torch.manual_seed(0)
+    net, diffusion, m = HybViT(cfg.model).to(device), cfg.diffusion.build(), cfg.model
+    shape = (batch_size, m.channels, m.image_size, m.image_size)
+    clean, images, noise = (torch.randn(shape, device=device) for _ in range(3))
+    labels = torch.randint(m.num_classes, (batch_size,), device=device)
+    t = torch.randint(1, diffusion.T + 1, (batch_size,), device=device)
+    batch = Batch(clean, images, labels)
+    a, b = (
+        torch.randn(PEAK_SIZE, PEAK_SIZE, device=device, dtype=torch.bfloat16 if precision == "bf16" else None) for _ in "ab"
+    )
+    with FlopCounterMode(display=False) as counter:
+        joint_step(net, diffusion, batch, t, noise, precision)
+    net.zero_grad()
+
+    def run(step: Callable[..., Tensor]) -> None:
+        step(net, diffusion, batch, t, noise, precision)
+        net.zero_grad()
+
+    steps: dict[str, Callable[[], Any]] = {
+        "joint step": lambda: run(joint_step),
+        "plain reference step": lambda: run(reference_step),
+        "matrix product": lambda: a @ b,
+    }
+    seconds = alternately(steps, repeats)
+    peak = 2 * PEAK_SIZE**3 / statistics.median(seconds["matrix product"])
+    ratios = [r / j for j, r in zip(seconds["joint step"], seconds["plain reference step"], strict=True)]
+    joint = statistics.median(seconds["joint step"])
+    return {
+        "batch": f"{batch_size} + {batch_size}",
+        "device": device.type,
+        "precision": precision,
+        "repeats": repeats,
+        "median_seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "speedup_over_reference": statistics.median(ratios),
+        "speedup_range": [min(ratios), max(ratios)],
+        "gflop_per_step": counter.get_total_flops() / 1e9,
+        "peak_gflop_per_second": peak / 1e9,
+        "fraction_of_peak": counter.get_total_flops() / joint / peak,
+        "images_per_second": 2 * batch_size / joint,
+        "environment": environment(),
+    }
+
+
+def main(arguments: list[str]) -> None:
+    parser = ArgumentParser(prog="hybvit bench", description="Time the joint step alternately with a plain reference step.")
+    parser.add_argument("--preset", default="paper_32", help="a preset with the paper's network (paper_32: CIFAR-10's size)")
+    parser.add_argument("--batch-size", type=positive, default=32, help="images in each mini-batch (32)")
+    parser.add_argument("--repeats", type=positive, default=9, help="timed steps of each kind (9)")
+    parser.add_argument("--out", type=Path, help="also write the record as JSON")
+    args = parser.parse_args(arguments)
+    cfg = preset(args.preset)
+    if cfg.model.time != "token_scalars" or cfg.model.long_skips or cfg.model.pixel_readout != "linear":
+        parser.error(f"--preset {args.preset}: the reference step is written for the paper's network only")
+    record = bench(cfg, args.batch_size, args.repeats)
+    for name, seconds in record["median_seconds"].items():
+        print(f"{name:<24}{1000 * seconds:10.1f} ms (median of {args.repeats}, alternating)")
+    low, high = record["speedup_range"]
+    print(f"joint step: {record['speedup_over_reference']:.2f} x the reference's speed (pair by pair {low:.2f} to {high:.2f})")
+    print(
+        f"            {record['images_per_second']:.1f} images/s, {100 * record['fraction_of_peak']:.0f} % of the "
+        f"{record['peak_gflop_per_second']:.0f} GFLOP/s that a {record['precision']} matrix product reaches here"
+    )
+    if args.out:
+        write_text(args.out, json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hybvit import cli
+
+from .conftest import TINY, hybvit
+
+
+def test_help_answers_at_once():
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        helped = hybvit("--help")
+        seconds.append(time.monotonic() - started)
+    assert helped.returncode == 0
+    assert all(verb in helped.stdout for verb in cli.VERBS)
+    assert min(seconds) < 1
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_explains_itself(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([verb, "--help"])
+    assert stop.value.code == 0
+    assert "usage: hybvit" in capsys.readouterr().out
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    Image.new("L", (20, 20), 90).save(tmp_path / "grey.png")
+    return tmp_path / "grey.png"
+
+
+BAD = {
+    "unknown verb": (["trian", "digits"], 2, "did you mean train"),
+    "unknown preset": (["train", "digit"], 2, "did you mean digits"),
+    "misspelt field": (["train", "digits", "--optim.lrr", "3"], 2, "did you mean --optim.lr"),
+    "value of another type": (["train", "digits", "--optim.lr", "fast"], 2, "optim.lr"),
+    "value out of range": (["train", "digits", "--train.steps", "0"], 2, "train.steps"),
+    "abbreviation": (["sample", "{run}", "--ste", "5"], 2, "--ste"),
+    "channel count": (["train", "digits", "--model.channels", "3", "--out", "{tmp}/r"], 2, "model.channels is 3"),
+    "missing argument": (["classify"], 2, "MODEL"),
+    "steps out of range": (["sample", "{run}", "--steps", "5000"], 2, "1..1000"),
+    "unknown suite": (["evaluate", "{run}", "--suites", "everything"], 2, "everything"),
+    "unknown label": (["sample", "{run}", "--label", "cat", "--guidance", "1"], 2, "cat"),
+    "missing data folder": (["train", "digits", "--data", "{tmp}/none", "--out", "{tmp}/r"], 3, "none: no such folder"),
+    "missing model": (["classify", "{tmp}/none", "x.png"], 3, "none"),
+    "missing image": (["classify", "{run}", "{tmp}/none.png"], 3, "none.png: no such file"),
+    "text named png": (["classify", "{run}", "{tmp}/text.png"], 3, "text.png"),
+    "output folder is a file": (
+        ["train", "digits", "--out", "{tmp}/text.png/run"],
+        3,
+        "text.png/run: cannot be written",
+    ),
+    "output picture below a file": (
+        ["sample", "{run}", "-n", "1", "--steps", "1", "--out", "{tmp}/text.png/g.png"],
+        3,
+        "cannot be written",
+    ),
+    "output is no picture": (["sample", "{run}", "--out", "{tmp}/grid.doc"], 3, "grid.doc"),
+    "broken config": (["evaluate", "{tmp}/badrun"], 2, "model.dimm: did you mean dim"),
+}
+
+
+@pytest.mark.parametrize("case", BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_with_the_right_code(case, tmp_path, tiny_run, capsys):
+    arguments, code, named = case
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "badrun").mkdir()
+    (tmp_path / "badrun" / "config.yaml").write_text("model: {dimm: 3}")
+    filled = [word.format(run=tiny_run, tmp=tmp_path) for word in arguments]
+    assert cli.main(filled) == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert named in error
+
+
+def test_a_fault_of_ours_exits_1_and_debug_shows_where(monkeypatch, capsys):
+    monkeypatch.setattr("hybvit.presets.main", lambda arguments: {}["x"])
+    assert cli.main(["presets"]) == 1
+    assert "fault of ours" in capsys.readouterr().err
+    assert cli.main(["presets", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_presets_and_show(capsys):
+    assert cli.main(["presets"]) == 0
+    assert "fashion_mnist_pocket" in capsys.readouterr().out
+    assert cli.main(["show", "paper_32"]) == 0
+    assert "# 11,185,068 parameters" in capsys.readouterr().out
+
+
+def test_classify(tiny_run, picture, capsys):
+    assert cli.main(["classify", str(tiny_run), str(picture), str(picture), "--json"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first == second
+    assert first["label"] in "0123456789"
+    assert next(iter(first["probabilities"])) == first["label"]
+    assert cli.main(["classify", str(tiny_run), str(picture), "--top", "1"]) == 0
+    assert "log density" in capsys.readouterr().out
+
+
+def test_sample_writes_a_grid_or_single_files(tiny_run, tmp_path, capsys):
+    assert cli.main(["sample", str(tiny_run), "-n", "9", "--steps", "2", "--out", str(tmp_path / "g.png")]) == 0
+    assert Image.open(tmp_path / "g.png").size == (3 * 66 + 2, 3 * 66 + 2)
+    assert cli.main(["sample", str(tiny_run), "-n", "2", "--steps", "2", "--folder", str(tmp_path / "many")]) == 0
+    assert [p.name for p in sorted((tmp_path / "many").iterdir())] == ["000000.png", "000001.png"]
+    assert Image.open(tmp_path / "many" / "000000.png").size == (8, 8)
+    assert (
+        cli.main(
+            [
+                "sample",
+                str(tiny_run),
+                "-n",
+                "1",
+                "--steps",
+                "2",
+                "--label",
+                "3",
+                "--guidance",
+                "1",
+                "--out",
+                str(tmp_path / "g.png"),
+            ]
+        )
+        == 0
+    )
+
+
+def test_evaluate_writes_results_and_a_page_without_network(tiny_run, tmp_path, capsys):
+    assert cli.main(["evaluate", str(tiny_run), "--samples", "20", "--steps", "2", "--report", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert 0 <= record["metrics"]["test/accuracy"]["low"] <= record["metrics"]["test/accuracy"]["value"] <= 1
+    assert record["metrics"]["test/accuracy"]["n"] == 364
+    assert record["metrics"]["samples/svm_agreement"]["n"] == 20
+    assert sum(map(sum, record["tables"]["confusion_matrix"])) == 364
+    assert {"torch", "threads"} <= record["environment"].keys()
+    assert record["seconds"] > 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 4
+    links = re.findall(r'(?:src|href)="?([^" >]+)', page)
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert "<script" not in page
+
+
+def test_evaluate_leaves_out_what_makes_no_sense(tmp_path, capsys):
+    for kind, absent in (("vit", "samples/"), ("genvit", "test/")):
+        out = tmp_path / kind
+        assert cli.main(["train", "digits", "--objective", kind, "--out", str(out), "--train.steps=2", *TINY]) == 0
+        assert cli.main(["evaluate", str(out), "--samples", "4", "--steps", "2"]) == 0
+        metrics = json.loads((out / "results.json").read_text())["metrics"]
+        assert not any(name.startswith(absent) for name in metrics)
+        assert "left out" in capsys.readouterr().out
+
+
+def test_a_folder_of_images_trains_classifies_and_samples(tmp_path, capsys):
+    for i in range(6):
+        for name, shade in (("dark", 20), ("light", 230)):
+            (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (31 + i, 40), (shade, shade, shade)).save(tmp_path / "photos" / name / f"{i}.jpg")
+    out = tmp_path / "run"
+    arguments = [
+        "--data",
+        str(tmp_path / "photos"),
+        "--out",
+        str(out),
+        "--train.steps=2",
+        "--model.image_size=16",
+        *TINY,
+    ]
+    assert cli.main(["train", "paper_32", *arguments]) == 0
+    assert cli.main(["classify", str(out), str(tmp_path / "photos" / "dark" / "0.jpg"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["label"] in ("dark", "light")
+    assert cli.main(["sample", str(out), "-n", "1", "--steps", "2", "--out", str(tmp_path / "g.png")]) == 0
+    assert Image.open(tmp_path / "g.png").mode == "RGB"
+
+
+def test_bench_measures_the_same_computation(capsys, tmp_path):
+    import torch
+
+    from hybvit.bench import joint_step, reference_step
+    from hybvit.diffusion import Diffusion
+    from hybvit.objective import Batch
+    from hybvit.vit import HybViT, ViTConfig
+
+    torch.manual_seed(0)
+    net = HybViT(ViTConfig(image_size=8, patch_size=2, dim=16, depth=2, heads=2))
+    g = torch.Generator().manual_seed(0)
+    clean, images, noise = torch.randn(3, 4, 3, 8, 8, generator=g)
+    batch, t = Batch(clean, images, torch.tensor([0, 1, 2, 3])), torch.tensor([1, 100, 500, 1000])
+    results = []
+    for step in (joint_step, reference_step):
+        net.zero_grad()
+        loss = step(net, Diffusion.cosine(), batch, t, noise, "fp32")
+        results.append((loss, [p.grad.clone() for p in net.parameters()]))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

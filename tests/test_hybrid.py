@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+import hybvit
+from hybvit.config import Config, DiffusionConfig, ObjectiveConfig, override, preset
+from hybvit.errors import CheckpointError, ConfigError, DataError
+from hybvit.hybrid import HybridModel
+from hybvit.vit import HybViT
+
+CFG = Config(model=hybvit.ViTConfig(image_size=8, patch_size=2, channels=1, num_classes=4, dim=16, depth=2, heads=2))
+
+
+def model(cfg: Config = CFG) -> HybridModel:
+    torch.manual_seed(0)
+    return HybridModel(HybViT(cfg.model), cfg, "cpu")
+
+
+def test_an_image_of_a_seed_does_not_depend_on_the_batch():
+    m = model()
+    for sampler in ("dpmpp_2m", "ddpm", "ddim", "heun"):
+        many = m.sample(7, sampler=sampler, steps=6, seed=3).int()
+        few = m.sample(5, sampler=sampler, steps=6, seed=3, batch_size=2).int()
+        assert many.shape == (7, 1, 8, 8)
+        assert (many[:5] - few).abs().max() <= 1, sampler  # one level: another batch size may round the last bit otherwise
+        assert (many - m.sample(7, sampler=sampler, steps=6, seed=4).int()).abs().max() > 50
+
+
+def test_predict_takes_pixels_and_pil_images():
+    m = model()
+    image = Image.new("RGB", (30, 20), (250, 10, 10))
+    from_pil, from_list = m.predict(image), m.predict([image, image])
+    assert from_pil.labels.shape == (1,)
+    torch.testing.assert_close(from_list.probabilities, from_pil.probabilities.expand(2, -1))
+    torch.testing.assert_close(from_pil.probabilities.sum(1), torch.ones(1))
+    pixels = torch.randint(256, (300, 1, 8, 8), dtype=torch.uint8)
+    prediction = m.predict(pixels)
+    x = pixels.float() / 127.5 - 1
+    with torch.no_grad():
+        logits = m.net(x).logits
+    torch.testing.assert_close(prediction.probabilities, logits.softmax(1))
+    torch.testing.assert_close(prediction.score, logits.exp().sum(1).log())
+    torch.testing.assert_close(m.log_density(x), logits.exp().sum(1).log())
+    assert torch.equal(prediction.labels, logits.argmax(1))
+
+
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 8, 8), torch.zeros(8, 8, dtype=torch.uint8)]
+)
+def test_predict_refuses_other_shapes(bad):
+    with pytest.raises(ValueError, match=r"uint8 \[N, 1, 8, 8\]"):
+        model().predict(bad)
+
+
+@pytest.mark.parametrize("target", ["eps", "x0", "v"])
+def test_denoise_always_speaks_eps(target):
+    m = model(override(CFG, objective={"target": target}))
+    x_t, t = torch.randn(3, 1, 8, 8), torch.tensor([1, 400, 900])
+    raw = m.net(x_t, t).eps
+    torch.testing.assert_close(m.denoise(x_t, t), m.diffusion.to_eps(target, raw, x_t, t))
+
+
+def test_bits_per_dim_has_one_value_per_image_and_follows_its_seed():
+    m = model(override(CFG, diffusion={"steps": 20}))
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    bits = m.bits_per_dim(x)
+    assert bits.shape == (3,)
+    assert bool((bits > 7).all())  # an untrained denoiser cannot beat the 8 bits of a uniform guess by much
+    assert torch.equal(bits, m.bits_per_dim(x))
+    assert not torch.equal(bits, m.bits_per_dim(x, seed=1))
+
+
+def test_guidance_raises_the_probability_of_the_label():
+    m = model(override(CFG, diffusion={"steps": 50}))
+    m.logits = lambda x: torch.stack((torch.zeros(len(x)), 20 * x.mean((1, 2, 3)), *torch.full((2, len(x)), -9.0)), dim=1)
+    m.denoise = lambda x_t, t: m.diffusion.predict_eps(x_t, t, 0.3 * x_t.clamp(-1, 1))
+    plain = m.sample(8, steps=10).float().mean()
+    bright = m.sample(8, steps=10, labels=1, guidance=3.0).float().mean()
+    dark = m.sample(8, steps=10, labels=torch.zeros(8, dtype=torch.int64), guidance=3.0).float().mean()
+    assert dark < plain - 3
+    assert bright > plain + 3
+
+
+def test_sampling_arguments_are_checked():
+    m = model()
+    for arguments, named in (
+        ({"n": 0}, "n is 0"),
+        ({"n": 1, "steps": 1001}, "steps is 1001"),
+        ({"n": 1, "sampler": "euler"}, "sampler is 'euler'"),
+        ({"n": 1, "labels": 1}, "belong together"),
+        ({"n": 1, "guidance": 1.0}, "belong together"),
+        ({"n": 1, "labels": 9, "guidance": 1.0}, r"0\.\.3"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            m.sample(**arguments)
+
+
+def test_a_pure_classifier_has_no_denoiser():
+    m = model(override(CFG, objective={"kind": "vit"}))
+    with pytest.raises(ConfigError, match="no denoiser"):
+        m.sample(1)
+    with pytest.raises(ConfigError, match="no denoiser"):
+        m.bits_per_dim(torch.zeros(1, 1, 8, 8))
+
+
+def test_load_a_run_folder(tiny_run, tmp_path):
+    m = hybvit.load(tiny_run)
+    assert not m.net.training
+    assert m.classes == tuple("0123456789")
+    assert m.cfg.train.steps == 20
+    m.save_pretrained(tmp_path / "export")
+    x = torch.zeros(2, 1, 8, 8)
+    assert torch.equal(hybvit.load(tmp_path / "export").logits(x), m.logits(x))
+
+
+def test_load_says_what_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DataError, match="neither a run folder nor an exported model"):
+        hybvit.load(tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        hybvit.load(tmp_path / "none" / "at" / "all")
+    (tmp_path / "config.yaml").write_text("{}")
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        hybvit.load(tmp_path)
+
+
+def test_every_preset_builds_and_reloads(tmp_path):
+    from hybvit.config import PRESETS, load_config, to_yaml
+
+    for name in PRESETS:
+        cfg = preset(name)
+        (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+        assert load_config(tmp_path / "config.yaml") == cfg
+        with torch.device("meta"):
+            net = HybViT(cfg.model)
+        assert sum(p.numel() for p in net.parameters()) > 0
+    assert preset("digits_paper").model.time == "token_scalars"
+    assert preset("digits_paper").objective == ObjectiveConfig()
+    assert preset("digits_paper").diffusion == DiffusionConfig()

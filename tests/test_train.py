@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybvit.checkpoint import newest, read_tensors, step_folders
+from hybvit.config import override, preset
+from hybvit.run_folder import read_metrics
+from hybvit.train import build_optimizer, ema_decay, learning_rate, optimizer_tensors, restore_optimizer
+from hybvit.vit import HybViT, ViTConfig
+
+from .conftest import TINY, hybvit
+
+STEPS = 60
+
+
+def command(out: Path, *more: str) -> list[str]:
+    return ["train", "digits", "--out", str(out), f"--train.steps={STEPS}", *TINY, *more]
+
+
+def final_state(out: Path) -> dict[str, torch.Tensor]:
+    folder, manifest, complaints = newest(out / "checkpoints")
+    assert manifest["step"] == STEPS
+    assert complaints == []
+    return {f"{path.stem}/{k}": v for path in folder.glob("*.safetensors") for k, v in read_tensors(path).items()}
+
+
+def assert_identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [key for key in a if not torch.equal(a[key], b[key])] == []
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("train") / "whole"
+    assert hybvit(*command(out)).returncode == 0
+    return out
+
+
+def test_one_seed_gives_identical_weights(uninterrupted, tmp_path):
+    assert hybvit(*command(tmp_path / "again")).returncode == 0
+    assert_identical(final_state(uninterrupted), final_state(tmp_path / "again"))
+    assert hybvit(*command(tmp_path / "other", "--train.seed=1")).returncode == 0
+    changed = final_state(tmp_path / "other")
+    assert not torch.equal(changed["network/positions"], final_state(uninterrupted)["network/positions"])
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_resumed_it_ends_the_same(uninterrupted, tmp_path):
+    out, rng, kills = tmp_path / "killed", random.Random(0), 0
+    for _ in range(40):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hybvit.cli", *command(out, "--train.checkpoint_every=3")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        before = len(step_folders(out / "checkpoints"))
+        deadline = time.monotonic() + 60
+        while kills < 4 and process.poll() is None and time.monotonic() < deadline:
+            if len(step_folders(out / "checkpoints")) != before or (out / "metrics.jsonl").exists():
+                time.sleep(rng.random() * 0.15)
+                break
+            time.sleep(0.005)
+        if kills < 4 and process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        error = process.communicate(timeout=60)[1]
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, error
+    assert kills >= 2
+    assert_identical(final_state(uninterrupted), final_state(out))
+    lines = read_metrics(out / "metrics.jsonl")
+    assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_exits_75_and_the_same_command_resumes(uninterrupted, tmp_path, number):
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hybvit.cli", *command(out, "--train.checkpoint_every=1000")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (out / "metrics.jsonl").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, error
+    assert "the state is saved" in error
+    assert len(error.splitlines()) == 1
+    resumed = hybvit(*command(out, "--train.checkpoint_every=1000"))
+    assert resumed.returncode == 0
+    assert "resumed at step" in resumed.stdout
+    assert_identical(final_state(uninterrupted), final_state(out))
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(uninterrupted, tmp_path):
+    out = tmp_path / "damaged"
+    assert hybvit(*command(out)).returncode == 0
+    (step_folders(out / "checkpoints")[0] / "network.safetensors").write_bytes(b"rubbish")
+    again = hybvit(*command(out))
+    assert again.returncode == 0
+    assert "warning" in again.stdout
+    assert_identical(final_state(uninterrupted), final_state(out))
+    for folder in step_folders(out / "checkpoints"):
+        (folder / "manifest.json").unlink()
+    assert hybvit(*command(out)).returncode == 5
+
+
+def test_a_run_folder_holds_what_the_design_names(uninterrupted):
+    lines = read_metrics(uninterrupted / "metrics.jsonl")
+    assert lines[-1]["step"] == STEPS
+    assert {"loss", "ce", "denoising", "gradient_norm", "lr", "seconds", "images_per_second"} <= lines[-1].keys()
+    assert lines[-1]["loss"] == pytest.approx(
+        lines[-1]["ce"] + preset("digits").objective.alpha * lines[-1]["denoising"], rel=1e-4
+    )
+    environment = json.loads((uninterrupted / "environment.json").read_text())
+    assert {"torch", "threads", "seed"} <= environment.keys()
+    assert len(step_folders(uninterrupted / "checkpoints")) == preset("digits").train.keep_checkpoints
+
+
+def test_another_configuration_in_the_same_folder_is_refused(uninterrupted):
+    refused = hybvit(*command(uninterrupted, "--optim.lr=0.5"))
+    assert refused.returncode == 2
+    assert "optim.lr" in refused.stderr
+    assert "--out" in refused.stderr
+
+
+def test_divergence_exits_4_and_saves_nothing_broken(tmp_path):
+    out = tmp_path / "diverged"
+    hot = ("--optim.lr=1e30", "--optim.clip=0", "--optim.warmup_steps=0", "--optim.name=sgd", "--train.precision=fp32")
+    diverged = hybvit(*command(out, *hot))
+    assert diverged.returncode == 4, diverged.stderr
+    assert "resume from the last checkpoint" in diverged.stderr
+    for folder in step_folders(out / "checkpoints"):
+        assert all(bool(v.isfinite().all()) for v in read_tensors(folder / "network.safetensors").values())
+
+
+@pytest.mark.parametrize("kind", ["vit", "genvit"])
+def test_single_objectives_train(tmp_path, kind):
+    out = tmp_path / kind
+    assert hybvit(*command(out, "--objective", kind, "--train.preview_every=30")).returncode == 0
+    last = read_metrics(out / "metrics.jsonl")
+    assert any("test/accuracy" in line for line in last) == (kind == "vit")
+    assert (out / "samples").is_dir() == (kind == "genvit")
+
+
+def test_the_schedule_warms_up_and_ends_at_min_lr():
+    cfg = override(preset("digits"), optim={"lr": 0.1, "warmup_steps": 10, "min_lr": 1e-3}, train={"steps": 110})
+    rates = [learning_rate(step, cfg) for step in range(111)]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[9] == rates[10] == pytest.approx(0.1)
+    assert rates[60] == pytest.approx((0.1 + 1e-3) / 2)
+    assert rates[110] == pytest.approx(1e-3)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_ema_decay():
+    cfg = override(preset("digits"), train={"ema_decay": 0.99, "ema_warmup": True})
+    assert ema_decay(0, cfg) == 0.1
+    assert ema_decay(10_000, cfg) == 0.99
+    assert ema_decay(0, override(cfg, train={"ema_warmup": False})) == 0.99
+
+
+def test_ema_is_the_average_of_the_weights_after_each_step(tmp_path):
+    out = tmp_path / "ema"
+    args = [
+        "train",
+        "digits",
+        "--out",
+        str(out),
+        "--train.steps=3",
+        *TINY,
+        "--train.checkpoint_every=1",
+        "--train.keep_checkpoints=9",
+    ]
+    args += ["--train.ema_decay=0.75", "--train.ema_warmup=false"]
+    assert hybvit(*args).returncode == 0
+    states = [
+        (read_tensors(f / "network.safetensors"), read_tensors(f / "ema.safetensors"))
+        for f in step_folders(out / "checkpoints")[::-1]
+    ]
+    for (_, before), (weights, after) in zip(states, states[1:], strict=False):
+        for key, value in after.items():
+            torch.testing.assert_close(value, 0.75 * before[key] + 0.25 * weights[key])
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_optimiser_state_round_trips(name):
+    cfg = override(preset("digits"), optim={"name": name}).optim
+    torch.manual_seed(0)
+    nets = [HybViT(ViTConfig(image_size=8, patch_size=4, dim=8, depth=1, heads=1)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    first, second = (build_optimizer(net, cfg) for net in nets)
+
+    def step(net, optimizer):
+        optimizer.zero_grad()
+        out = net(torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8), torch.tensor([3]))
+        (out.eps.square().mean() + out.logits.square().mean()).backward()
+        optimizer.step()
+
+    step(nets[0], first)
+    nets[1].load_state_dict(nets[0].state_dict())
+    restore_optimizer(second, {k: v.clone() for k, v in optimizer_tensors(first).items()})
+    for net, optimizer in zip(nets, (first, second), strict=True):
+        step(net, optimizer)
+    for a, b in zip(*(net.parameters() for net in nets), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_short_training_learns(tmp_path):
+    """Half a minute of the real recipe's loop: labels far above chance, denoising far below predicting nothing."""
+    out = tmp_path / "learns"
+    args = [
+        "train",
+        "digits",
+        "--out",
+        out,
+        "--train.steps=200",
+        "--model.dim=48",
+        "--model.depth=2",
+        "--train.preview_every=200",
+    ]
+    assert hybvit(*args, "--train.batch_size=32", "--optim.lr=3e-3", "--train.ema_decay=0.9").returncode == 0
+    lines = read_metrics(out / "metrics.jsonl")
+    assert lines[-1]["test/accuracy"] > 0.5
+    denoising = [line["denoising"] for line in lines if "denoising" in line]
+    assert denoising[-1] < 0.75 * denoising[0]
+    assert math.isfinite(denoising[-1])
+    assert os.listdir(out / "samples")
