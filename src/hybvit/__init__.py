@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import PRESETS, Config, load_config, preset
+    from .data.images import to_pixels, to_x
     from .diffusion import Diffusion
     from .errors import CheckpointError, ConfigError, DataError, DivergedError, Interrupted
     from .hybrid import HybridModel, Prediction, load, load_published
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 # Imported when first asked for, so that `hybvit --help` does not wait for torch.
 _HOME = {
     "PRESETS": "config", "Config": "config", "load_config": "config", "preset": "config",
+    "to_pixels": "data.images", "to_x": "data.images",
     "Diffusion": "diffusion",
     "CheckpointError": "errors", "ConfigError": "errors", "DataError": "errors", "DivergedError": "errors",
     "Interrupted": "errors",

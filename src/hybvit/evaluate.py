@@ -159,9 +159,14 @@ def main(arguments: list[str]) -> None:
     result = evaluate(model, data, suites, args.limit, args.samples, args.sampler, args.steps, args.seed)
     is_run = (Path(args.model) / "config.yaml").is_file() and not (Path(args.model) / MANIFEST).is_file()
     out = args.out or (Path(args.model) if is_run else Path())
+    history = read_metrics(Path(args.model) / "metrics.jsonl") if is_run else []
     record = {
-        "model": str(args.model),
+        "model": Path(args.model).name,
+        "objective": kind,
         "data": cfg.data.name,
+        "parameters": sum(p.numel() for p in model.net.parameters()),
+        "training": training_summary(history),
+        "seed": cfg.train.seed,
         "limit": args.limit,
         "samples": {"n": args.samples, "sampler": args.sampler, "steps": args.steps, "seed": args.seed},
         "environment": environment(),
@@ -178,9 +183,23 @@ def main(arguments: list[str]) -> None:
         print(f"{name:<36}{metric.value:>10.4f}{interval}  n {metric.n}")
     print(f"{out / 'results.json'} written")
     if args.report:
-        history = read_metrics(Path(args.model) / "metrics.jsonl") if is_run else []
         write_report(out / "report.html", model.cfg, record, result.pictures, history, model.classes)
         print(f"{out / 'report.html'} written: open it in a browser")
+
+
+def training_summary(history: list[dict[str, Any]]) -> dict[str, float]:
+    """What a run's metrics.jsonl says in a line: steps, seconds and rate of the training proper, losses over its last tenth."""
+    lines = [line for line in history if "loss" in line]
+    if not lines:
+        return {}
+    steps, seconds = lines[-1]["step"], sum(line["seconds"] for line in lines)
+    summary = {"steps": steps, "seconds": round(seconds, 1)}
+    summary["images_per_second"] = round(sum(line["images_per_second"] * line["seconds"] for line in lines) / seconds, 1)
+    late = [line for line in lines if line["step"] > 0.9 * steps]
+    for name in ("ce", "denoising"):
+        if name in lines[-1]:
+            summary[name] = round(sum(line[name] for line in late) / len(late), 4)
+    return summary
 
 
 def check_classes(cfg: Config, data: Dataset) -> None:
