@@ -23,7 +23,7 @@ from .errors import ConfigError
 from .hybrid import HybridModel, load
 from .metrics.classification import confusion_matrix, topk_accuracy, wilson_interval
 from .metrics.judge import LARGEST_TRAINING_SET, PixelSVM, class_shares
-from .report import write_report
+from .report import shown, write_report
 from .run_folder import environment, read_metrics, write_text
 from .samplers import SAMPLERS
 
@@ -61,8 +61,8 @@ def evaluate(
     suites: tuple[str, ...] = SUITES,
     limit: int | None = None,
     samples: int = 300,
-    sampler: str = "dpmpp_2m",
-    steps: int = 50,
+    sampler: str = "ddpm",
+    steps: int = 100,
     seed: int = 0,
 ) -> Evaluation:
     """Run the suites that make sense for this model. One pass over the test set serves accuracy and density.
@@ -81,7 +81,7 @@ def evaluate(
         if "density" in suites:
             _density(result, logits, test)
     if kind != "vit" and "samples" in suites:
-        pixels = model.sample(samples, sampler=sampler, steps=steps, seed=seed)
+        pixels = model.sample(samples, sampler=sampler, steps=steps, seed=seed, progress=True)
         result.pictures["samples"] = grid(pixels[:GRID_IMAGES], columns=10, scale=max(1, 32 // pixels.shape[-1]))
         result.pictures["training images"] = grid(
             data.train.pixels[:GRID_IMAGES], columns=10, scale=max(1, 32 // pixels.shape[-1])
@@ -104,7 +104,9 @@ def _accuracy(result: Evaluation, model: HybridModel, logits: Tensor, test: Imag
     result.tables["accuracy_per_class"] = dict(zip(model.classes, (counts.diag() / counts.sum(1)).tolist(), strict=True))
     wrong = (predictions != test.labels).nonzero().flatten()[:20]
     if len(wrong):
-        result.pictures["mistakes"] = grid(test.pixels[wrong], columns=10, scale=max(1, 48 // test.pixels.shape[-1]))
+        result.pictures["mistakes"] = grid(
+            test.pixels[wrong], columns=min(10, len(wrong)), scale=max(1, 48 // test.pixels.shape[-1])
+        )
         result.tables["mistakes"] = [
             f"{model.classes[test.labels[i]]} called {model.classes[predictions[i]]}" for i in wrong.tolist()
         ]
@@ -137,8 +139,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", help="where the data are, if not where they were in training")
     parser.add_argument("--limit", type=positive, help="only the first so many test images, for a quick look")
     parser.add_argument("--samples", type=positive, default=300, help="generated images (300)")
-    parser.add_argument("--sampler", choices=tuple(SAMPLERS), default="dpmpp_2m")
-    parser.add_argument("--steps", type=positive, default=50, help="sampler steps (50)")
+    parser.add_argument("--sampler", choices=tuple(SAMPLERS), default="ddpm", help="(ddpm)")
+    parser.add_argument("--steps", type=positive, default=100, help="sampler steps (100; the paper takes all 1000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for the results (the run folder, else the current folder)")
     parser.add_argument("--report", action="store_true", help="write report.html too")
@@ -180,7 +182,7 @@ def main(arguments: list[str]) -> None:
         save_image(result.pictures["samples"], out / "samples" / "evaluated.png")
     for name, metric in result.metrics.items():
         interval = f"  [{metric.low:.4f}, {metric.high:.4f}]" if metric.low is not None else ""
-        print(f"{name:<36}{metric.value:>10.4f}{interval}  n {metric.n}")
+        print(f"{name:<36}{shown(metric.value):>10}{interval}  n {metric.n}")
     print(f"{out / 'results.json'} written")
     if args.report:
         write_report(out / "report.html", model.cfg, record, result.pictures, history, model.classes)

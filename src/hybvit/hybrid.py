@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from . import checkpoint
 from .config import Config, DataConfig, DiffusionConfig, ObjectiveConfig, load_config, to_yaml
@@ -121,7 +123,7 @@ class HybridModel:
         seed: int = 0,
         spacing: Spacing | None = None,
         batch_size: int = 128,
-        progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+        progress: bool = False,
     ) -> Tensor:
         """n images as uint8 [n, C, H, W] on the CPU. Image i of a seed is the same at any n and batch size (up to rounding).
 
@@ -131,7 +133,7 @@ class HybridModel:
             labels: class of each image, or one for all; it steers only where ``guidance`` > 0.
             guidance: strength of the steering by the network's own classifier; costs about three times the time.
             seed: image i is drawn from (seed, i).
-            progress: wraps the iteration over batches, for a progress bar.
+            progress: show a progress bar, if standard error is a terminal.
 
         Raises:
             ValueError: an argument is out of range, or only one of ``labels`` and ``guidance`` is given.
@@ -148,14 +150,16 @@ class HybridModel:
             if not bool(((wanted >= 0) & (wanted < self.cfg.model.num_classes)).all()):
                 raise ValueError(f"labels must be in 0..{self.cfg.model.num_classes - 1}")
         parts = []
-        for start in progress(range(0, n, batch_size)):
+        bar = tqdm(total=n * steps, unit="step", desc="sampling", disable=not (progress and sys.stderr.isatty()))
+        for start in range(0, n, batch_size):
             indices = range(start, min(start + batch_size, n))
             noise = ImageNoise([mix(seed, "samples", i) for i in indices], self.image_shape, self.device)
             denoise = self.guided(wanted[start : indices.stop], guidance) if wanted is not None else self.denoise
             with torch.no_grad():
                 for x in run_sampler(sampler, denoise, self.diffusion, noise, steps, spacing):
-                    pass
+                    bar.update(len(x))
             parts.append(to_pixels(x).cpu())
+        bar.close()
         return torch.cat(parts)
 
     @torch.no_grad()

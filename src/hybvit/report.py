@@ -91,10 +91,15 @@ def _numbers(metrics: dict[str, dict[str, float]]) -> str:
     for name, metric in metrics.items():
         interval = f"{metric['low']:.4f} to {metric['high']:.4f}" if "low" in metric else ""
         rows.append(
-            f"<tr><td>{html.escape(name)}<td class=n>{metric['value']:.4f}<td class=n>{interval}<td class=n>{metric['n']:,}"
+            f"<tr><td>{html.escape(name)}<td class=n>{shown(metric['value'])}<td class=n>{interval}<td class=n>{metric['n']:,}"
             f"<td class=words>{html.escape(WORDS.get(name, ''))}"
         )
     return f"<table><tr><th>metric<th>value<th>95 % interval<th>n<th>what it means{''.join(rows)}</table>"
+
+
+def shown(value: float) -> str:
+    """Counts without decimals, everything else with four."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def _figure(content: str, caption: str) -> str:
@@ -117,6 +122,7 @@ def _svg(figure: Any) -> str:
 def _curves(history: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Loss and accuracy against the step, one small plot each."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     plots = []
     names = {
@@ -135,6 +141,9 @@ def _curves(history: list[dict[str, Any]]) -> list[tuple[str, str]]:
         axes.grid(alpha=0.3)
         if name != "test/accuracy":
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         plots.append((_svg(figure), caption))
     return plots
 
@@ -143,7 +152,7 @@ def _confusion(counts: list[list[int]], classes: tuple[str, ...]) -> str:
     from matplotlib.figure import Figure
 
     k = len(classes)
-    side = min(2 + 0.4 * k, 12)
+    side = min(1.5 + 0.3 * k, 12)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     totals = [max(sum(row), 1) for row in counts]
@@ -155,5 +164,5 @@ def _confusion(counts: list[list[int]], classes: tuple[str, ...]) -> str:
             for j, count in enumerate(row):
                 if count:
                     colour = "white" if count > totals[i] / 2 else "black"
-                    axes.text(j, i, str(count), ha="center", va="center", fontsize=8, color=colour)
+                    axes.text(j, i, str(count), ha="center", va="center", fontsize=7, color=colour)
     return _svg(figure)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-
-from tqdm import tqdm
 
 from .arguments import ArgumentParser, positive
 from .data.images import grid, save_image
@@ -45,7 +42,7 @@ def main(arguments: list[str]) -> None:
         guidance=args.guidance,
         seed=args.seed,
         batch_size=args.batch_size,
-        progress=lambda batches: tqdm(batches, desc="sampling", unit="batch", disable=not sys.stderr.isatty()),
+        progress=True,
     )
     if args.folder is None:
         save_image(grid(pixels, scale=max(1, 64 // pixels.shape[-1])), args.out)

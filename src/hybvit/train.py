@@ -21,7 +21,7 @@ from .data.batches import TrainingBatches
 from .data.datasets import Dataset, located, open_dataset
 from .data.images import grid, save_image, to_x
 from .devices import autocast, best_device, resolve_precision
-from .errors import DivergedError, Interrupted
+from .errors import ConfigError, DivergedError, Interrupted
 from .hybrid import HybridModel
 from .metrics.classification import topk_accuracy
 from .objective import hybrid_loss
@@ -172,8 +172,10 @@ class Meter:
         self.last_line = time.monotonic()
         self.writer: Any = None
         if cfg.train.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ConfigError("train.tensorboard needs TensorBoard: pip install 'hybvit[track]'") from None
             self.writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=done)
 
     def __enter__(self) -> Meter:

@@ -117,7 +117,8 @@ def unpatchify(patches: Tensor, p: int, channels: int) -> Tensor:
     """The inverse of :func:`patchify`: [B, N, p*p*channels] -> [B, channels, H, W], for square images."""
     b, n, _ = patches.shape
     side = math.isqrt(n)
-    return patches.reshape(b, side, side, p, p, channels).permute(0, 5, 1, 3, 2, 4).reshape(b, channels, side * p, side * p)
+    image = patches.reshape(b, side, side, p, p, channels).permute(0, 1, 3, 2, 4, 5).reshape(b, side * p, side * p, channels)
+    return image.permute(0, 3, 1, 2)  # channels last in memory, the order that convolutions like best
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
