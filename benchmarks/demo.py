@@ -31,7 +31,7 @@ def demo() -> None:
     started = time.monotonic()
     hybvit("train", "digits", "--out", str(RUN))
     hybvit("evaluate", str(RUN), "--report")
-    hybvit("sample", str(RUN), "-n", "64", "--out", str(RUN / "samples" / "grid.png"))
+    hybvit("sample", str(RUN), "-n", "64", "--sampler", "ddpm", "--steps", "100", "--out", str(RUN / "samples" / "grid.png"))
     seconds = time.monotonic() - started
     (RUN / "demo.json").write_text(json.dumps({"seconds": round(seconds, 1)}) + "\n")
     print(

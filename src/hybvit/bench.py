@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .arguments import ArgumentParser, positive
 from .config import Config, ObjectiveConfig, preset
-from .devices import autocast, best_device, resolve_precision
+from .devices import autocast, best_device, keep_freed_memory, resolve_precision
 from .diffusion import Diffusion
 from .objective import Batch, hybrid_loss
 from .run_folder import environment, write_text
@@ -87,6 +87,7 @@ def alternately(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
 def bench(cfg: Config, batch_size: int, repeats: int) -> dict[str, Any]:
     """Time the joint step of a preset of the paper's form -> medians, their ratio, and fractions of the measured peak."""
     device = best_device()
+    keep_freed_memory()
     precision = resolve_precision(cfg.train.precision, device)
     torch.manual_seed(0)
     net, diffusion, m = HybViT(cfg.model).to(device), cfg.diffusion.build(), cfg.model

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+
 import torch
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
 def best_device() -> torch.device:
@@ -10,6 +15,18 @@ def best_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a training step frees, instead of giving it back and faulting every page in again at the next step.
+
+    On the CPU this makes a step with activations of several megabytes about a tenth faster. Without glibc it does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that glibc takes
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TOP_PAD, 2**28)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

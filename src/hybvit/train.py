@@ -20,7 +20,7 @@ from .config import Config, OptimConfig, field_help, override, parse, preset
 from .data.batches import TrainingBatches
 from .data.datasets import Dataset, located, open_dataset
 from .data.images import grid, save_image, to_x
-from .devices import autocast, best_device, resolve_precision
+from .devices import autocast, best_device, keep_freed_memory, resolve_precision
 from .errors import ConfigError, DivergedError, Interrupted
 from .hybrid import HybridModel
 from .metrics.classification import topk_accuracy
@@ -43,6 +43,7 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = print) -> HybridM
         Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     device = best_device()
+    keep_freed_memory()
     data = open_dataset(cfg)
     cfg = settle(cfg, data, device)
     run = RunFolder(out, cfg)
