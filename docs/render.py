@@ -47,8 +47,8 @@ def table() -> str:
     judge = value(result("digits"), "judge/svm_accuracy")
     lines += [
         "",
-        f"Seed 0, {facts['threads']} CPU threads ({facts['machine']}), torch {facts['torch']}; in brackets 95 % intervals. The SVM "
-        f"is fitted on the real training digits and is itself right on {judge} of the test digits. "
+        f"Seed 0, {facts['threads']} CPU threads ({facts['machine']}), torch {facts['torch']}; in brackets 95 % intervals. "
+        f"The SVM is fitted on the real training digits and is itself right on {judge} of the test digits. "
         f"{result('digits')['samples']['n']} samples each, {result('digits')['samples']['sampler']}, "
         f"{result('digits')['samples']['steps']} steps.",
     ]
