@@ -120,6 +120,38 @@ def test_paper_layer_is_equations_18_19_and_21():
     torch.testing.assert_close(layer(z, time, torch.ones(4, 1).double()), expected, rtol=0, atol=1e-12)
 
 
+def test_adaln_layer_is_scale_shift_and_gate_inside_the_branches():
+    net, (_, t) = build(time="adaln_zero"), inputs()
+    layer, time = net.layers[0], net.time_embedding(t)
+    assert layer.mlp[0].out_features == 64  # mlp_ratio 2
+    z = torch.randn(4, 17, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    parts = layer.modulation(torch.nn.functional.silu(time))[:, None].chunk(6, dim=-1)
+    scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = parts
+    normed = (z - z.mean(-1, keepdim=True)) / (z.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    attended = z + gate_a * layer.attention(normed * (1 + scale_a) + shift_a)
+    normed = (attended - attended.mean(-1, keepdim=True)) / (attended.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    expected = attended + gate_m * layer.mlp(normed * (1 + scale_m) + shift_m)
+    torch.testing.assert_close(layer(z, time, torch.ones(4, 1).double()), expected, rtol=0, atol=1e-12)
+
+
+def test_long_skips_join_the_first_layers_to_the_last():
+    """Depth 3 has one skip: what leaves layer 0 enters layer 2 beside what leaves layer 1."""
+    net, (x, t) = build(long_skips=True), inputs()
+    seen = {}
+    for k, layer in enumerate(net.layers):
+        layer.register_forward_hook(lambda m, i, o, k=k: seen.update({f"in{k}": i[0], f"out{k}": o}))
+    net(x, t)
+    assert len(net.skips) == 1
+    torch.testing.assert_close(seen["in1"], seen["out0"])
+    torch.testing.assert_close(seen["in2"], net.skips[0](torch.cat((seen["out1"], seen["out0"]), dim=-1)))
+
+
+def test_conv_readout_sees_the_input_image():
+    net, (x, t) = build(pixel_readout="conv"), inputs()
+    z, time, noisy = net.encode(x, t)
+    assert (net.read_pixels(z, x, time, noisy) - net.read_pixels(z, x + 1, time, noisy)).abs().max() > 1e-3
+
+
 def test_attention_is_equation_16():
     net = build()
     z = torch.randn(2, 17, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
