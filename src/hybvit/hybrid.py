@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -219,7 +220,9 @@ def load(source: str | os.PathLike[str], device: torch.device | str | None = Non
     if not (path / CONFIG).is_file():
         raise DataError(f"{path}: neither a run folder nor an exported model (no {CONFIG} in it)")
     cfg = load_config(path / CONFIG)
-    newest, _, _ = checkpoint.newest(path / "checkpoints")
+    newest, _, complaints = checkpoint.newest(path / "checkpoints")
+    for complaint in complaints:
+        warnings.warn(f"an older checkpoint is used, since {complaint}", stacklevel=2)
     if newest is None:
         raise CheckpointError(f"{path}: this run has no checkpoint yet")
     net = HybViT(cfg.model)
