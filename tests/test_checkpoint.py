@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -118,6 +120,38 @@ def test_published_files_that_do_not_fit_name_the_key(golden, golden_config, tmp
 def test_a_configuration_of_another_size_names_the_first_key(golden_file):
     with pytest.raises(CheckpointError, match=r"has shape \[.*\], the given configuration needs"):
         hybvit.load_published(golden_file, ViTConfig(dim=64, depth=2, heads=4))
+
+
+@pytest.mark.parametrize(
+    "form", [{"pixel_readout": "conv"}, {"long_skips": True}, {"final_norm": True}, {"time": "adaln_zero"}]
+)
+def test_networks_of_another_form_cannot_take_published_weights(golden_file, golden_config, form):
+    with pytest.raises(CheckpointError, match=f"model.{next(iter(form))}"):
+        hybvit.load_published(golden_file, dataclasses.replace(golden_config, **form))
+
+
+def test_ambiguous_published_files_are_refused(golden, golden_config, tmp_path):
+    full = layouts(golden["published_state_dict"])["unwrapped"]
+    key = "denoise_fn.cls_token"
+    for changed, named in (
+        ({**full, "cls_token": full[key]}, "cls_token is there twice"),
+        ({**full, key: full[key] * float("nan")}, "not finite"),
+        ({**full, "epoch": 3}, "epoch is of type int"),
+        ({**full, "betas": torch.empty(0)}, "betas has shape"),
+    ):
+        torch.save(changed, tmp_path / "ckpt.pth")
+        with pytest.raises(CheckpointError, match=named):
+            hybvit.load_published(tmp_path / "ckpt.pth", golden_config)
+
+
+def test_the_schedule_comes_from_the_buffers_or_the_caller(golden, golden_config, tmp_path):
+    bare = layouts(golden["published_state_dict"])["bare"]
+    linear = hybvit.Diffusion.linear(250).beta[1:].float()
+    torch.save({**bare, "betas": linear}, tmp_path / "linear.pth")
+    found = hybvit.load_published(tmp_path / "linear.pth", golden_config).cfg.diffusion
+    assert (found.schedule, found.steps) == ("linear", 250)
+    torch.save(bare, tmp_path / "bare.pth")
+    assert hybvit.load_published(tmp_path / "bare.pth", golden_config, found).diffusion.T == 250
 
 
 def test_what_is_no_weight_file_is_refused(tmp_path):

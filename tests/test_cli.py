@@ -49,6 +49,12 @@ BAD = {
     "missing argument": (["classify"], 2, "MODEL"),
     "steps out of range": (["sample", "{run}", "--steps", "5000"], 2, "1..1000"),
     "unknown suite": (["evaluate", "{run}", "--suites", "everything"], 2, "everything"),
+    "label without guidance": (["sample", "{run}", "--label", "3"], 2, "--guidance"),
+    "guidance that is no number": (["sample", "{run}", "--label", "3", "--guidance", "nan"], 2, "finite"),
+    "results below a file": (["evaluate", "{run}", "--out", "{tmp}/text.png/r"], 3, "cannot be written"),
+    "root for the digits": (["train", "digits", "--data.root", "{tmp}", "--out", "{tmp}/r"], 2, "data.root"),
+    "group that is no mapping": (["evaluate", "{tmp}/flatrun"], 2, "model is 3: it must be a mapping"),
+    "negative deviation": (["train", "digits", "--model.position_std", "-1"], 2, "position_std"),
     "unknown label": (["sample", "{run}", "--label", "cat", "--guidance", "1"], 2, "cat"),
     "missing data folder": (["train", "digits", "--data", "{tmp}/none", "--out", "{tmp}/r"], 3, "none: no such folder"),
     "missing model": (["classify", "{tmp}/none", "x.png"], 3, "none"),
@@ -64,7 +70,7 @@ BAD = {
         3,
         "cannot be written",
     ),
-    "output is no picture": (["sample", "{run}", "--out", "{tmp}/grid.doc"], 3, "grid.doc"),
+    "output is no picture": (["sample", "{run}", "--out", "{tmp}/grid.doc"], 2, "grid.doc"),
     "broken config": (["evaluate", "{tmp}/badrun"], 2, "model.dimm: did you mean dim"),
 }
 
@@ -75,6 +81,8 @@ def test_bad_input_is_one_line_with_the_right_code(case, tmp_path, tiny_run, cap
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "badrun").mkdir()
     (tmp_path / "badrun" / "config.yaml").write_text("model: {dimm: 3}")
+    (tmp_path / "flatrun").mkdir()
+    (tmp_path / "flatrun" / "config.yaml").write_text("model: 3")
     filled = [word.format(run=tiny_run, tmp=tmp_path) for word in arguments]
     assert cli.main(filled) == code
     error = capsys.readouterr().err
@@ -148,6 +156,18 @@ def test_evaluate_writes_results_and_a_page_without_network(tiny_run, tmp_path, 
     links = re.findall(r'(?:src|href)="?([^" >]+)', page)
     assert all(link.startswith(("data:", "#")) for link in links)
     assert "<script" not in page
+
+
+def test_results_are_valid_json_where_a_class_was_not_seen(tiny_run, tmp_path):
+    assert cli.main(["evaluate", str(tiny_run), "--limit", "3", "--suites", "accuracy", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "results.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert None in record["tables"]["accuracy_per_class"].values()
+
+
+def test_a_library_s_value_error_is_not_blamed_on_the_user(monkeypatch, capsys):
+    monkeypatch.setattr("hybvit.presets.main", lambda arguments: json.loads("{"))
+    assert cli.main(["presets"]) == 1
+    assert "fault of ours" in capsys.readouterr().err
 
 
 def test_evaluate_leaves_out_what_makes_no_sense(tmp_path, capsys):

@@ -41,21 +41,29 @@ def test_pixels_and_x_invert_each_other():
     assert to_pixels(torch.tensor([-7.0, 9.0])).tolist() == [0, 255]
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA", "LA", "1", "I;16", "F", "YCbCr"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA", "LA", "1", "I;16", "I", "YCbCr"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_any_pil_mode_becomes_pixels(mode, channels):
     grey = Image.new("L", (20, 13), 128)
     if mode == "I;16":
         image = Image.fromarray(np.full((13, 20), 128 * 257, dtype=np.uint16))
-    elif mode == "F":
-        image = Image.fromarray(np.linspace(0, 2, 260, dtype=np.float32).reshape(13, 20))
+    elif mode == "I":
+        image = Image.fromarray(np.full((13, 20), 128 * 257, dtype=np.int32))
     else:
         image = grey.convert(mode)
     pixels = as_pixels(image, channels, 8)
     assert pixels.shape == (channels, 8, 8)
     assert pixels.dtype == torch.uint8
-    if mode not in ("F", "1"):
+    if mode != "1":
         assert abs(pixels.float().mean() - 128) < 3
+
+
+def test_images_without_an_agreed_range_are_refused(tmp_path):
+    Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)).save(tmp_path / "float.tiff")
+    Image.fromarray(np.full((8, 8), 70_000, dtype=np.int32)).save(tmp_path / "wide.tiff")
+    for name in ("float.tiff", "wide.tiff"):
+        with pytest.raises(DataError, match=rf"{name}: .*convert it to 8 or 16 bits"):
+            read_image(tmp_path / name, 1, 8)
 
 
 def test_transparency_becomes_white_and_crops_are_central():
@@ -193,6 +201,25 @@ def test_a_folder_with_its_own_split(tmp_path):
     save(tmp_path / "val" / "c" / "0.png")
     with pytest.raises(DataError, match="'c'"):
         datasets.open_dataset(folder_config(tmp_path))
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_a_class_without_a_training_image_is_named(tmp_path, images):
+    for i in range(6):
+        save(tmp_path / "cat" / f"{i}.png")
+    (tmp_path / "dog").mkdir()
+    for i in range(images):
+        save(tmp_path / "dog" / f"{i}.png")
+    with pytest.raises(DataError, match="class 'dog' has no training image"):
+        datasets.open_dataset(folder_config(tmp_path))
+
+
+def test_documents_beside_the_images_are_left_alone(tmp_path):
+    for i in range(6):
+        save(tmp_path / "cat" / f"{i}.png")
+    (tmp_path / "cat" / "paper.pdf").write_text("%PDF")
+    (tmp_path / "cat" / "film.mpg").write_text("film")
+    assert len(datasets.open_dataset(folder_config(tmp_path)).train.labels) == 4
 
 
 def test_folders_that_cannot_serve_are_named(tmp_path):

@@ -92,6 +92,9 @@ def test_sampling_arguments_are_checked():
         ({"n": 1, "labels": 1}, "belong together"),
         ({"n": 1, "guidance": 1.0}, "belong together"),
         ({"n": 1, "labels": 9, "guidance": 1.0}, r"0\.\.3"),
+        ({"n": 2, "labels": [1, 2, 3], "guidance": 1.0}, "one for each of n = 2"),
+        ({"n": 1, "labels": 1.5, "guidance": 1.0}, "whole number"),
+        ({"n": 1, "labels": 1, "guidance": float("nan")}, "finite"),
     ):
         with pytest.raises(ValueError, match=named):
             m.sample(**arguments)
@@ -103,6 +106,12 @@ def test_a_pure_classifier_has_no_denoiser():
         m.sample(1)
     with pytest.raises(ConfigError, match="no denoiser"):
         m.bits_per_dim(torch.zeros(1, 1, 8, 8))
+
+
+def test_unknown_words_in_a_configuration_are_refused():
+    for group, name, word in (("objective", "norm", "L1"), ("objective", "kind", "hyb"), ("diffusion", "schedule", "sqrt")):
+        with pytest.raises(ConfigError, match=f"{group}.{name} is '{word}'"):
+            override(CFG, **{group: {name: word}})
 
 
 def test_load_a_run_folder(tiny_run, tmp_path):

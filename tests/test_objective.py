@@ -78,6 +78,10 @@ def test_norms():
     a, b = torch.tensor([1.0, -2.0]), torch.tensor([0.0, 0.0])
     assert denoising_loss(a, b, "l1") == 1.5
     assert denoising_loss(a, b, "l2") == 2.5
+    with pytest.raises(ValueError, match="L1"):
+        denoising_loss(a, b, "L1")
+    with pytest.raises(ValueError, match="score"):
+        COSINE.target("score", a, torch.tensor([1, 1]), b)
 
 
 def test_label_smoothing_and_class_shares():

@@ -101,6 +101,8 @@ def test_a_signal_saves_exits_75_and_the_same_command_resumes(uninterrupted, tmp
     assert process.returncode == 75, error
     assert "the state is saved" in error
     assert len(error.splitlines()) == 1
+    stopped_at = newest(out / "checkpoints")[1]["step"]
+    assert read_metrics(out / "metrics.jsonl")[-1]["step"] == stopped_at
     resumed = hybvit(*command(out, "--train.checkpoint_every=1000"))
     assert resumed.returncode == 0
     assert "resumed at step" in resumed.stdout
@@ -144,8 +146,16 @@ def test_divergence_exits_4_and_saves_nothing_broken(tmp_path):
     hot = ("--optim.lr=1e30", "--optim.clip=0", "--optim.warmup_steps=0", "--optim.name=sgd", "--train.precision=fp32")
     diverged = hybvit(*command(out, *hot))
     assert diverged.returncode == 4, diverged.stderr
-    assert "resume from the last checkpoint" in diverged.stderr
-    for folder in step_folders(out / "checkpoints"):
+    assert "is not finite" in diverged.stderr
+    assert step_folders(out / "checkpoints") == []
+    # The loss of the last step is from before its update: the weights themselves must be looked at.
+    one = hybvit(*command(tmp_path / "one", *hot, "--optim.lr=1e38", "--optim.name=adamw", "--train.steps=1"))
+    assert one.returncode == 4, one.stderr
+    assert step_folders(tmp_path / "one" / "checkpoints") == []
+    # A checkpoint from before the divergence stays, and is sound.
+    late = hybvit(*command(tmp_path / "late", *hot, "--optim.lr=1e30", "--optim.warmup_steps=40", "--train.checkpoint_every=1"))
+    assert late.returncode == 4, late.stderr
+    for folder in step_folders(tmp_path / "late" / "checkpoints"):
         assert all(bool(v.isfinite().all()) for v in read_tensors(folder / "network.safetensors").values())
 
 

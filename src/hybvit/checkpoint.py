@@ -208,9 +208,17 @@ def read_published(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if inner is None:
             break
         content = inner
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{path}: holds no state dict (a mapping from names to tensors)")
-    return {re.sub(r"^(module\.)?(denoise_fn\.)?(module\.)?", "", key): value for key, value in content.items()}
+    tensors: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{path}: {key} is of type {type(value).__name__}, not a tensor")
+        name = re.sub(r"^(module\.)?(denoise_fn\.)?(module\.)?", "", str(key))
+        if name in tensors:
+            raise CheckpointError(f"{path}: {name} is there twice, with and without a prefix")
+        tensors[name] = value
+    return tensors
 
 
 def load_published_weights(net: HybViT, path: str | os.PathLike[str]) -> Tensor | None:
@@ -219,6 +227,14 @@ def load_published_weights(net: HybViT, path: str | os.PathLike[str]) -> Tensor 
     Raises:
         CheckpointError: names the published key that is missing, unknown, or of another shape.
     """
+    for name, published in (
+        ("time", "token_scalars"),
+        ("pixel_readout", "linear"),
+        ("long_skips", False),
+        ("final_norm", False),
+    ):
+        if getattr(net.cfg, name) != published:
+            raise CheckpointError(f"{path}: published weights need model.{name} = {published}, not {getattr(net.cfg, name)}")
     tensors = read_published(path)
     own = net.state_dict()
     names = {published_name(key): key for key in own}
@@ -228,6 +244,8 @@ def load_published_weights(net: HybViT, path: str | os.PathLike[str]) -> Tensor 
         if tensors[name].shape != own[key].shape:
             found, needed = list(tensors[name].shape), list(own[key].shape)
             raise CheckpointError(f"{path}: {name} has shape {found}, the given configuration needs {needed}")
+        if not bool(tensors[name].isfinite().all()):
+            raise CheckpointError(f"{path}: {name} holds values that are not finite")
     for name in tensors:
         if name not in names and name not in PUBLISHED_BUFFERS:
             raise CheckpointError(f"{path}: {name} has no place in the given configuration")

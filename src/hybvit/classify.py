@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from .arguments import ArgumentParser
+from .arguments import ArgumentParser, positive
 from .data.images import read_image
 from .errors import ConfigError
 from .hybrid import load
@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> None:
     parser = ArgumentParser(prog="hybvit classify", description="Label image files of any format and size.")
     parser.add_argument("model", metavar="MODEL", help="run folder, exported folder or hub id")
     parser.add_argument("images", metavar="IMAGE", nargs="+")
-    parser.add_argument("--top", type=int, default=3, help="labels shown per image (3)")
+    parser.add_argument("--top", type=positive, default=3, help="labels shown per image (3)")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     args = parser.parse_args(arguments)
     model = load(args.model)
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     labels, probabilities, scores = model.predict(pixels)
     width = max(map(len, args.images))
     for path, label, row, score in zip(args.images, labels.tolist(), probabilities, scores.tolist(), strict=True):
-        top = row.topk(min(max(args.top, 1), len(row)))
+        top = row.topk(min(args.top, len(row)))
         named = {model.classes[k]: round(p, 6) for p, k in zip(top.values.tolist(), top.indices.tolist(), strict=True)}
         if args.json:
             print(json.dumps({"image": path, "label": model.classes[label], "probabilities": named, "log_density": score}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+from pathlib import Path
 
 from . import __version__, errors
 
@@ -26,7 +27,7 @@ EXIT_CODES = (
     (ValueError, 2),  # floor 0 names the argument that is wrong
 )
 EXIT_LEGEND = """exit codes: 0 done, 1 a fault of ours, 2 usage or configuration, 3 data missing or corrupt, 4 diverged,
-            5 checkpoint unusable, 75 interrupted with the state saved"""
+            5 checkpoint unusable, 75 interrupted with the state saved, 130 interrupted with nothing to save"""
 
 
 def usage() -> str:
@@ -39,6 +40,12 @@ One Vision Transformer that classifies images, generates them, and tells how lik
 
 `hybvit VERB --help` tells what a verb takes; --debug shows tracebacks; --version prints the version.
 {EXIT_LEGEND}"""
+
+
+def raised_by_us(error: Exception) -> bool:
+    """Whether the line that raised is ours: a library's ValueError is no message to a user."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         for kind, code in EXIT_CODES:
-            if isinstance(error, kind):
+            if isinstance(error, kind) and (kind is not ValueError or raised_by_us(error)):
                 print(f"hybvit: {' '.join(str(error).split())}", file=sys.stderr)
                 return code
         message = " ".join(f"{type(error).__name__}: {error}".split())

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
+import re
+import textwrap
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -146,6 +149,11 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        for group in GROUPS:
+            for name, kind in get_type_hints(type(getattr(self, group))).items():
+                value = getattr(getattr(self, group), name)
+                if get_origin(kind) is Literal and value not in get_args(kind):
+                    raise ConfigError(f"{group}.{name} is {value!r}: it must be one of {', '.join(map(str, get_args(kind)))}")
         at_least = {
             "diffusion.steps": 2, "objective.alpha": 0, "data.crop_padding": 0, "data.repeats": 1, "optim.lr": 0,
             "optim.weight_decay": 0, "optim.warmup_steps": 0, "optim.min_lr": 0, "optim.clip": 0, "train.steps": 1,
@@ -207,7 +215,7 @@ def to_yaml(cfg: Config) -> str:
 
 
 def load_config(path: Path) -> Config:
-    """Read a config.yaml; every field must be known.
+    """Read a config.yaml; every field in it must be known, one that is missing takes its default.
 
     Raises:
         ConfigError: the file is missing, is no YAML mapping, or holds an unknown field or a value that does not fit.
@@ -216,6 +224,8 @@ def load_config(path: Path) -> Config:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict):
@@ -224,7 +234,9 @@ def load_config(path: Path) -> Config:
         if group not in GROUPS:
             raise ConfigError(f"{path}: unknown group {group!r}{_did_you_mean(str(group), list(GROUPS))}")
         names = [f.name for f in dataclasses.fields(getattr(Config(), group))]
-        for name in fields if isinstance(fields, dict) else ():
+        if not isinstance(fields, dict):
+            raise ConfigError(f"{path}: {group} is {fields!r}: it must be a mapping with {', '.join(names)}")
+        for name in fields:
             if name not in names:
                 raise ConfigError(f"{path}: unknown field {group}.{name}{_did_you_mean(str(name), names)}")
     parser = _parser(Config())
@@ -252,14 +264,17 @@ def preset(name: str) -> Config:
     return PRESETS[name].config
 
 
-def field_help() -> str:
-    """Every field with its type and default, a line each."""
+def field_help(base: Config) -> str:
+    """Every field with its value in ``base`` and its words from the docstring of its group."""
     lines = []
     for group in GROUPS:
-        for f in dataclasses.fields(getattr(Config(), group)):
-            lines.append(
-                f"  --{group}.{f.name:<{26 - len(group)}} {f.type}, default {value_of(Config(), f'{group}.{f.name}')!r}"
-            )
+        settings = getattr(base, group)
+        text = inspect.getdoc(type(settings)) or ""
+        for f in dataclasses.fields(settings):
+            found = re.search(rf"^    {f.name}: (.*?)(?=\n    \w+: |\Z)", text, re.DOTALL | re.MULTILINE)
+            words = " ".join(found[1].split()).replace("``", "") if found else ""
+            lines.append(f"  --{group}.{f.name} {getattr(settings, f.name)}")
+            lines += textwrap.wrap(words, 100, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
 
 
@@ -333,6 +348,6 @@ PRESETS: dict[str, Preset] = {
     ),
     "paper_32": Preset(
         Config(optim=OptimConfig(warmup_steps=11_700), data=DataConfig(augment="weak", flip=True, repeats=3)),
-        "the paper's CIFAR-10 network and schedule for any folder of images (--data DIR)",
+        "the paper's CIFAR-10 network and schedule, weak augmentation, for any folder of images (--data DIR)",
     ),
 }

@@ -113,6 +113,8 @@ class Diffusion:
 
     def target(self, kind: Target, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """What the pixel read-out is trained to give: eps (Eq. 15), x0 or v."""
+        if kind not in ("eps", "x0", "v"):
+            raise ValueError(f"target is {kind!r}: it must be eps, x0 or v")
         if kind == "eps":
             return noise
         return x0 if kind == "x0" else self.velocity(x0, t, noise)

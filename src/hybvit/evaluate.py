@@ -24,7 +24,7 @@ from .hybrid import HybridModel, load
 from .metrics.classification import confusion_matrix, topk_accuracy, wilson_interval
 from .metrics.judge import LARGEST_TRAINING_SET, PixelSVM, class_shares
 from .report import shown, write_report
-from .run_folder import environment, read_metrics, write_text
+from .run_folder import environment, make_folder, read_metrics, write_text
 from .samplers import SAMPLERS
 
 SUITES = ("accuracy", "density", "samples")
@@ -101,7 +101,10 @@ def _accuracy(result: Evaluation, model: HybridModel, logits: Tensor, test: Imag
     result.metrics["test/nll"] = Metric(nll, len(test.labels))
     counts = confusion_matrix(predictions, test.labels, logits.shape[1])
     result.tables["confusion_matrix"] = counts.tolist()
-    result.tables["accuracy_per_class"] = dict(zip(model.classes, (counts.diag() / counts.sum(1)).tolist(), strict=True))
+    result.tables["accuracy_per_class"] = {
+        name: row[k] / sum(row) if sum(row) else None
+        for k, (name, row) in enumerate(zip(model.classes, counts.tolist(), strict=True))
+    }
     wrong = (predictions != test.labels).nonzero().flatten()[:20]
     if len(wrong):
         result.pictures["mistakes"] = grid(
@@ -152,6 +155,9 @@ def main(arguments: list[str]) -> None:
     started = time.monotonic()
     model = load(args.model)
     cfg = located(model.cfg, args.data) if args.data else model.cfg
+    is_run = (Path(args.model) / "config.yaml").is_file() and not (Path(args.model) / MANIFEST).is_file()
+    out = args.out or (Path(args.model) if is_run else Path())
+    make_folder(out)
     data = open_dataset(cfg)
     check_classes(model.cfg, data)
     kind = model.cfg.objective.kind
@@ -159,8 +165,6 @@ def main(arguments: list[str]) -> None:
         if (suite == "samples") == (kind == "vit") and kind != "hybvit":
             print(f"{suite}: left out, {args.model} was trained with objective {kind}")
     result = evaluate(model, data, suites, args.limit, args.samples, args.sampler, args.steps, args.seed)
-    is_run = (Path(args.model) / "config.yaml").is_file() and not (Path(args.model) / MANIFEST).is_file()
-    out = args.out or (Path(args.model) if is_run else Path())
     history = read_metrics(Path(args.model) / "metrics.jsonl") if is_run else []
     record = {
         "model": Path(args.model).name,
@@ -176,8 +180,7 @@ def main(arguments: list[str]) -> None:
         "metrics": {name: {k: v for k, v in m._asdict().items() if v is not None} for name, m in result.metrics.items()},
         "tables": result.tables,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "results.json", json.dumps(record, indent=1) + "\n")
+    write_text(out / "results.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     if "samples" in result.pictures:
         save_image(result.pictures["samples"], out / "samples" / "evaluated.png")
     for name, metric in result.metrics.items():

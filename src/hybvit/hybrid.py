@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
@@ -75,6 +76,8 @@ class HybridModel:
         """
         if isinstance(images, Image.Image):
             images = [images]
+        if not isinstance(images, Tensor) and not images:
+            raise ValueError("images is empty: there is nothing to predict")
         if not isinstance(images, Tensor):
             images = torch.stack([as_pixels(image, self.cfg.model.channels, self.cfg.model.image_size) for image in images])
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape:
@@ -93,6 +96,7 @@ class HybridModel:
             raise ConfigError(
                 "this model was trained with objective vit: it has no denoiser, so it cannot sample or score bits"
             )
+        x_t, t = x_t.to(self.device), t.to(self.device)
         return self.diffusion.to_eps(self.cfg.objective.target, self.net(x_t, t).eps, x_t, t)
 
     def guided(self, labels: Tensor, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -141,13 +145,20 @@ class HybridModel:
         """
         if n < 1 or batch_size < 1:
             raise ValueError(f"n is {n} and batch_size {batch_size}: both must be at least 1")
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance is {guidance}: it must be a finite number")
         if (labels is None) != (guidance == 0):
             raise ValueError(
                 "labels and guidance belong together: this network is steered by its classifier, e.g. guidance=1.0"
             )
         wanted = None
         if labels is not None:
-            wanted = torch.as_tensor(labels, device=self.device).expand(n)
+            wanted = torch.as_tensor(labels, device=self.device)
+            if wanted.is_floating_point() or wanted.shape not in ((), (1,), (n,)):
+                raise ValueError(
+                    f"labels are {wanted.dtype} {list(wanted.shape)}: give one whole number, or one for each of n = {n}"
+                )
+            wanted = wanted.long().expand(n)
             if not bool(((wanted >= 0) & (wanted < self.cfg.model.num_classes)).all()):
                 raise ValueError(f"labels must be in 0..{self.cfg.model.num_classes - 1}")
         parts = []
@@ -230,8 +241,16 @@ def load(source: str | os.PathLike[str], device: torch.device | str | None = Non
     return HybridModel(net, cfg, device)
 
 
-def load_published(path: str | os.PathLike[str], cfg: ViTConfig, device: torch.device | str | None = None) -> HybridModel:
+def load_published(
+    path: str | os.PathLike[str],
+    cfg: ViTConfig,
+    diffusion: DiffusionConfig | None = None,
+    device: torch.device | str | None = None,
+) -> HybridModel:
     """Read weights in the paper's published format, with or without the ``denoise_fn.`` prefix and the schedule's buffers.
+
+    Args:
+        diffusion: the schedule; None takes that of the file's buffers, or the paper's (cosine, 1000 steps) without any.
 
     Raises:
         DataError: there is no such file.
@@ -239,11 +258,12 @@ def load_published(path: str | os.PathLike[str], cfg: ViTConfig, device: torch.d
     """
     net = HybViT(cfg)
     betas = checkpoint.load_published_weights(net, path)
-    diffusion = DiffusionConfig()
-    if betas is not None:
+    if betas is not None and diffusion is None:
+        if betas.ndim != 1 or len(betas) < 2:
+            raise CheckpointError(f"{path}: betas has shape {list(betas.shape)}, it must be [T]")
         candidates: Iterator[DiffusionConfig] = (DiffusionConfig(schedule, len(betas)) for schedule in ("cosine", "linear"))
         matching = [c for c in candidates if torch.allclose(c.build().beta[1:].float(), betas.float(), atol=1e-6)]
         if not matching:
             raise CheckpointError(f"{path}: its betas are neither the cosine nor the linear schedule of {len(betas)} steps")
         diffusion = matching[0]
-    return HybridModel(net, Config(cfg, diffusion, ObjectiveConfig(), DataConfig()), device)
+    return HybridModel(net, Config(cfg, diffusion or DiffusionConfig(), ObjectiveConfig(), DataConfig()), device)

@@ -35,6 +35,8 @@ class Losses(NamedTuple):
 
 def denoising_loss(prediction: Tensor, target: Tensor, norm: Norm = "l1") -> Tensor:
     """Eq. 15 as a mean over all elements: the published runs use L1, Ho et al. L2 (comparable, says Appendix B)."""
+    if norm not in ("l1", "l2"):
+        raise ValueError(f"norm is {norm!r}: it must be l1 or l2")
     return F.l1_loss(prediction, target) if norm == "l1" else F.mse_loss(prediction, target)
 
 

@@ -77,7 +77,7 @@ def write_report(
     if "confusion_matrix" in record["tables"]:
         plots.append((_confusion(record["tables"]["confusion_matrix"], classes), "Confusion: rows are true, columns predicted"))
     if plots:
-        parts.append("<h2>Curves</h2><div class=row>" + "".join(_figure(*plot) for plot in plots) + "</div>")
+        parts.append("<h2>Training and confusion</h2><div class=row>" + "".join(_figure(*plot) for plot in plots) + "</div>")
     facts = ", ".join(f"{name} {value}" for name, value in record["environment"].items())
     parts.append(f"<h2>Record</h2><p class=sub>{html.escape(facts)}; evaluated in {record['seconds']} s</p>")
     parts.append(f"<details><summary>Configuration</summary><pre>{html.escape(to_yaml(cfg))}</pre></details>")

@@ -48,6 +48,20 @@ def write_text(path: Path, text: str) -> None:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder, or find it there and writable.
+
+    Raises:
+        DataError: neither is possible.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+    if not os.access(path, os.W_OK):
+        raise DataError(f"{path}: no permission to write to it")
+
+
 class RunFolder:
     """One training run on disk. Opening it creates it, or checks that it was started with the same configuration.
 
@@ -58,12 +72,8 @@ class RunFolder:
 
     def __init__(self, path: Path, cfg: Config) -> None:
         self.path = path
-        try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written ({error.strerror})") from None
-        if not os.access(path, os.W_OK):
-            raise DataError(f"{path}: no permission to write to it")
+        make_folder(path)
+        make_folder(path / "checkpoints")
         if (path / "config.yaml").is_file():
             for name, (before, now) in differences(load_config(path / "config.yaml"), cfg).items():
                 if name not in FREE_TO_CHANGE:
@@ -106,8 +116,11 @@ class RunFolder:
             write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, metrics: dict[str, Any]) -> None:
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+        try:
+            with self.metrics_file.open("a") as file:
+                file.write(json.dumps(metrics) + "\n")
+        except OSError as error:
+            raise DataError(f"{self.metrics_file}: cannot be written ({error.strerror})") from None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

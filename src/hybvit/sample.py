@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .arguments import ArgumentParser, positive
-from .data.images import grid, save_image
-from .errors import DataError
+from .data.images import check_picture_name, grid, save_image
 from .hybrid import load
 from .samplers import SAMPLERS
 
@@ -20,7 +19,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--sampler", choices=tuple(SAMPLERS), default="dpmpp_2m", help="the paper takes ddpm with all steps")
     parser.add_argument("--steps", type=positive, default=20, help="sampler steps (20)")
     parser.add_argument("--label", help="steer towards this class, by name or number; needs --guidance")
-    parser.add_argument("--guidance", type=float, default=0.0, help="strength of the steering (0; try 1)")
+    parser.add_argument("--guidance", type=float, default=0.0, help="strength of the steering (0; try 2)")
     parser.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (0)")
     parser.add_argument("--batch-size", type=positive, default=128, help="images at a time (128)")
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="the picture to write (grid.png)")
@@ -28,12 +27,14 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     model = load(args.model)
     label = None
+    if (args.label is None) != (args.guidance == 0):
+        parser.error("--label and --guidance belong together, e.g. --label 3 --guidance 2")
     if args.label is not None:
         if args.label not in model.classes and not (args.label.isdecimal() and int(args.label) < len(model.classes)):
             parser.error(f"--label {args.label!r} is none of the model's classes: {', '.join(model.classes)}")
         label = model.classes.index(args.label) if args.label in model.classes else int(args.label)
-    if args.folder is None and args.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"):
-        raise DataError(f"{args.out}: {args.out.suffix or 'no suffix'} is not an image format; use .png")
+    if args.folder is None:
+        check_picture_name(args.out)
     pixels = model.sample(
         args.n,
         sampler=args.sampler,

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .arguments import ArgumentParser
-from .config import Config, OptimConfig, field_help, override, parse, preset
+from .config import PRESETS, Config, OptimConfig, field_help, override, parse, preset
 from .data.batches import TrainingBatches
 from .data.datasets import Dataset, located, open_dataset
 from .data.images import grid, save_image, to_x
@@ -75,6 +75,9 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
     )
 
     def save(step: int) -> None:
+        for name, tensor in net.state_dict().items():
+            if not bool(tensor.isfinite().all()):
+                raise diverged(out, step, name)
         state = {"network": net.state_dict(), "ema": ema.net.state_dict(), "optimizer": optimizer_tensors(optimizer)}
         run.save(step, cfg.train.keep_checkpoints, **state)
 
@@ -103,18 +106,25 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
                 torch._foreach_lerp_(averaged, weights, 1 - ema_decay(step, cfg))
 
             step += 1
-            last = step == cfg.train.steps
+            last, stopped = step == cfg.train.steps, stop.received
+            checkpoint_due = step % cfg.train.checkpoint_every == 0 or last or stopped is not None
             meter.add(step, {"loss": losses.total, "ce": losses.ce, "denoising": losses.denoising, "gradient_norm": norm})
-            if step % cfg.train.log_every == 0 or last:
+            if step % cfg.train.log_every == 0 or checkpoint_due:  # so that a resumed run has lost no line
                 meter.write(step, lr=learning_rate(step - 1, cfg))
             if cfg.train.preview_every and (step % cfg.train.preview_every == 0 or last):
                 meter.preview(step, ema, data)
-            if step % cfg.train.checkpoint_every == 0 or last or stop.received:
-                meter.check_finite(step)
+            if checkpoint_due:
                 save(step)
-            if stop.received and not last:
-                raise Interrupted(f"{out}: {stop.received} at step {step}; the state is saved, the same command resumes")
+            if stopped and not last:
+                raise Interrupted(f"{out}: {stopped} at step {step}; the state is saved, the same command resumes")
     return ema
+
+
+def diverged(out: Path, step: int, what: str) -> DivergedError:
+    return DivergedError(
+        f"{out}: {what} is not finite near step {step}; nothing of it was saved. "
+        "Try a lower --optim.lr or --train.precision fp32, in another --out"
+    )
 
 
 def settle(cfg: Config, data: Dataset, device: torch.device) -> Config:
@@ -147,7 +157,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
 
 
 def learning_rate(step: int, cfg: Config) -> float:
-    """Linear warm-up to ``optim.lr``, then cosine to ``optim.min_lr`` at the last step; ``step`` counts from 0."""
+    """Linear warm-up to ``optim.lr``, then cosine, at ``optim.min_lr`` once ``train.steps`` are done; ``step`` is from 0."""
     optim, warmup = cfg.optim, cfg.optim.warmup_steps
     if step < warmup:
         return optim.lr * (step + 1) / warmup
@@ -199,17 +209,11 @@ class Meter:
         self.count += 1
         self.bar.update()
 
-    def check_finite(self, step: int) -> None:
-        """Never let a broken state replace a good checkpoint."""
-        for name, value in self.sums.items():
-            if not math.isfinite(value.item()):
-                raise DivergedError(
-                    f"{self.run.path}: {name} is {value.item()} near step {step}; resume from the last checkpoint "
-                    "with a lower --optim.lr or --train.precision fp32 (in another --out)"
-                )
-
     def write(self, step: int, lr: float) -> None:
-        self.check_finite(step)
+        """One line of metrics.jsonl: means since the last one. Raises DivergedError where one is not finite."""
+        for name, total in self.sums.items():
+            if not math.isfinite(total.item()):
+                raise diverged(self.run.path, step, name)
         seconds = time.monotonic() - self.since - self.paused
         means = {name: value.item() / self.count for name, value in self.sums.items()}
         minibatches = 2 if self.cfg.objective.kind == "hybvit" else 1
@@ -265,11 +269,13 @@ class StopSignal:
 
 
 def main(arguments: list[str]) -> None:
+    named = [word for word in arguments if word in PRESETS]
+    base = PRESETS[named[0]].config if named else Config()
     parser = ArgumentParser(
         prog="hybvit train",
         usage="hybvit train PRESET [--objective KIND] [--data DIR] [--out DIR] [--any.nested.field VALUE ...]",
         description="Train a preset; the same command again goes on with an interrupted run.",
-        epilog=f"fields:\n{field_help()}",
+        epilog=f"fields, with the values of the preset:\n{field_help(base)}",
     )
     parser.add_argument("preset", metavar="PRESET", help="`hybvit presets` lists them")
     parser.add_argument("--objective", choices=("vit", "genvit", "hybvit"), help="labels only, images only, or both")

@@ -60,6 +60,10 @@ class ViTConfig:
         for name in ("image_size", "patch_size", "channels", "num_classes", "dim", "depth", "heads", "readout_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.position_std < 0:
+            raise ValueError(f"model.position_std is {self.position_std}: it must be at least 0")
+        if int(self.dim * self.mlp_ratio) < 1:
+            raise ValueError(f"model.mlp_ratio is {self.mlp_ratio}: the MLP would have no hidden unit")
         if self.image_size % self.patch_size:
             raise ValueError(f"model.patch_size {self.patch_size} does not divide model.image_size {self.image_size}")
         if self.dim % self.heads:

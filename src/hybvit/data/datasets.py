@@ -16,12 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..config import Config, override
 from ..errors import ConfigError, DataError
-from .images import MODES, fit, read_image
+from .images import MODES, fit, read_image, readable_suffixes
 
 
 class ImageSet(NamedTuple):
@@ -53,6 +52,9 @@ def open_dataset(cfg: Config) -> Dataset:
     for split, images in (("training", data.train), ("test", data.test)):
         if len(images.labels) == 0:
             raise DataError(f"{cfg.data.root or cfg.data.name}: the {split} split holds no image")
+    for name, count in zip(data.classes, data.train.labels.bincount(minlength=len(data.classes)).tolist(), strict=True):
+        if count == 0:
+            raise DataError(f"{cfg.data.root or cfg.data.name}: class {name!r} has no training image (each needs at least two)")
     train, test = (ImageSet(fit(part.pixels, cfg.model.image_size), part.labels) for part in (data.train, data.test))
     return Dataset(train, test, data.classes)
 
@@ -82,6 +84,8 @@ def split_every_fifth(images: ImageSet, classes: tuple[str, ...]) -> Dataset:
 def digits(cfg: Config) -> Dataset:
     from sklearn.datasets import load_digits
 
+    if cfg.data.root is not None:
+        raise ConfigError(f"data.root is {cfg.data.root}, but the digits come with scikit-learn: leave it out")
     raw = load_digits()  # values 0..16
     pixels = torch.from_numpy(np.round(raw.images * (255 / 16)).astype(np.uint8))[:, None]
     return split_every_fifth(ImageSet(pixels, torch.from_numpy(raw.target).long()), tuple("0123456789"))
@@ -191,8 +195,7 @@ def _class_folders(root: Path) -> tuple[str, ...]:
 
 def _image_files(folder: Path) -> list[Path]:
     """All files below a folder whose suffix is that of an image format, by name."""
-    known = Image.registered_extensions()
-    return sorted(path for path in folder.glob("**/*") if path.suffix.lower() in known and path.is_file())
+    return sorted(path for path in folder.glob("**/*") if path.suffix.lower() in readable_suffixes() and path.is_file())
 
 
 def _read_classes(root: Path, classes: tuple[str, ...], cfg: Config) -> ImageSet:

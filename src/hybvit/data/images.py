@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 
 MODES = {1: "L", 3: "RGB"}
 MAX_IMAGE_PIXELS = 64_000_000  # more than this is refused before it is decoded
@@ -40,10 +40,13 @@ def as_pixels(image: Image.Image, channels: int, size: int) -> Tensor:
     if channels not in MODES:
         raise DataError(f"images can be read with 1 or 3 channels, not model.channels = {channels}")
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more: PIL would cut off at 255 instead of scaling
-        values = torch.from_numpy(np.array(image.convert("F")))
-        top = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1e-12)
-        image = Image.fromarray((values / top * 255).clamp(0, 255).round().to(torch.uint8).numpy())
+    if image.mode.startswith("I"):  # PIL would cut 16 bits off at 255 instead of scaling them
+        values = np.array(image.convert("F"))
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(f"values from {values.min():g} to {values.max():g}: convert it to 8 or 16 bits per channel")
+        image = Image.fromarray(np.round(values / 257).astype(np.uint8))
+    if image.mode == "F":
+        raise DataError("32-bit float values have no agreed range: convert it to 8 or 16 bits per channel")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = ImageOps.fit(image.convert(MODES[channels]), (size, size), Image.Resampling.BICUBIC)
@@ -59,8 +62,10 @@ def read_image(path: str | os.PathLike[str], channels: int, size: int) -> Tensor
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
-                raise DataError(f"{path}: {image.width} x {image.height} pixels is more than {MAX_IMAGE_PIXELS:,}")
+                raise DataError(f"{image.width} x {image.height} pixels is more than {MAX_IMAGE_PIXELS:,}")
             return as_pixels(image, channels, size)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -70,9 +75,19 @@ def read_image(path: str | os.PathLike[str], channels: int, size: int) -> Tensor
     except (UnidentifiedImageError, Image.DecompressionBombError):
         raise DataError(f"{path}: not an image that Pillow can read") from None
     except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path}: damaged image ({error})") from None
+
+
+def readable_suffixes() -> set[str]:
+    """Suffixes of the picture formats that Pillow reads by itself."""
+    foreign = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}  # documents, films and formats without a decoder
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN and name not in foreign}
+
+
+def check_picture_name(path: Path) -> None:
+    """Raises ConfigError where a picture of this name cannot be written."""
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ConfigError(f"{path}: {path.suffix or 'no suffix'} is not an image format; use .png")
 
 
 def grid(pixels: Tensor, columns: int | None = None, scale: int = 1, gap: int = 2) -> Image.Image:
@@ -92,12 +107,11 @@ def save_image(image: Image.Image, path: Path) -> None:
     """Write under a temporary name beside ``path``, then rename.
 
     Raises:
-        DataError: the folder cannot be written to, or the suffix is no image format.
+        ConfigError: the suffix is no image format.
+        DataError: the folder cannot be written to.
     """
-    suffix = path.suffix.lower()
-    if suffix not in Image.registered_extensions():
-        raise DataError(f"{path}: {suffix or 'no suffix'} is not an image format; use .png")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
+    check_picture_name(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(temporary)
