@@ -180,7 +180,7 @@ def test_evaluate_leaves_out_what_makes_no_sense(tmp_path, capsys):
         assert "left out" in capsys.readouterr().out
 
 
-def test_a_folder_of_images_trains_classifies_and_samples(tmp_path, capsys):
+def test_a_folder_of_images_trains_classifies_and_samples(tiny_run, tmp_path, capsys):
     for i in range(6):
         for name, shade in (("dark", 20), ("light", 230)):
             (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
@@ -200,6 +200,8 @@ def test_a_folder_of_images_trains_classifies_and_samples(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["label"] in ("dark", "light")
     assert cli.main(["sample", str(out), "-n", "1", "--steps", "2", "--out", str(tmp_path / "g.png")]) == 0
     assert Image.open(tmp_path / "g.png").mode == "RGB"
+    assert cli.main(["evaluate", str(tiny_run), "--data", str(tmp_path / "photos"), "--out", str(tmp_path)]) == 2
+    assert "the data have 2 classes, the model has 10" in capsys.readouterr().err
 
 
 def test_bench_measures_the_same_computation(capsys, tmp_path):

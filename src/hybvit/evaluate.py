@@ -208,5 +208,7 @@ def training_summary(history: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def check_classes(cfg: Config, data: Dataset) -> None:
+    if len(data.classes) != cfg.model.num_classes:
+        raise ConfigError(f"the data have {len(data.classes)} classes, the model has {cfg.model.num_classes}")
     if cfg.data.classes and data.classes != cfg.data.classes:
         raise ConfigError(f"the data's classes ({', '.join(data.classes)}) are not the model's ({', '.join(cfg.data.classes)})")
