@@ -155,6 +155,7 @@ def test_divergence_exits_4_and_saves_nothing_broken(tmp_path):
     # A checkpoint from before the divergence stays, and is sound.
     late = hybvit(*command(tmp_path / "late", *hot, "--optim.lr=1e30", "--optim.warmup_steps=40", "--train.checkpoint_every=1"))
     assert late.returncode == 4, late.stderr
+    assert step_folders(tmp_path / "late" / "checkpoints") != []
     for folder in step_folders(tmp_path / "late" / "checkpoints"):
         assert all(bool(v.isfinite().all()) for v in read_tensors(folder / "network.safetensors").values())
 
