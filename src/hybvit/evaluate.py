@@ -17,8 +17,10 @@ from torch import Tensor
 from .arguments import ArgumentParser, positive
 from .checkpoint import MANIFEST
 from .config import Config
-from .data.datasets import Dataset, ImageSet, located, open_dataset
+from .data.datasets import Dataset, open_dataset
+from .data.image_set import ImageSet
 from .data.images import grid, save_image, to_x
+from .data.locate import located
 from .errors import ConfigError
 from .hybrid import HybridModel, load
 from .metrics.classification import confusion_matrix, topk_accuracy, wilson_interval
@@ -74,44 +76,46 @@ def evaluate(
     result = Evaluation({}, {}, {})
     kind = model.cfg.objective.kind
     if kind != "genvit" and {"accuracy", "density"} & set(suites):
-        test = data.test if limit is None else ImageSet(data.test.pixels[:limit], data.test.labels[:limit])
-        logits = torch.cat([model.logits(to_x(part)).cpu() for part in test.pixels.split(256)])
-        if "accuracy" in suites:
-            _accuracy(result, model, logits, test)
+        test = data.test if limit is None else data.test.first(limit)
+        logits = torch.cat([model.logits(to_x(pixels)).cpu() for pixels, _ in test.batches()])
+        if "accuracy" in suites and test.labels is not None:
+            _accuracy(result, model, logits, test, test.labels)
         if "density" in suites:
             _density(result, logits, test)
     if kind != "vit" and "samples" in suites:
         pixels = model.sample(samples, sampler=sampler, steps=steps, seed=seed, progress=True)
         result.pictures["samples"] = grid(pixels[:GRID_IMAGES], columns=10, scale=max(1, 32 // pixels.shape[-1]))
         result.pictures["training images"] = grid(
-            data.train.pixels[:GRID_IMAGES], columns=10, scale=max(1, 32 // pixels.shape[-1])
+            data.train.take(torch.arange(min(GRID_IMAGES, len(data.train))))[0],
+            columns=10,
+            scale=max(1, 32 // pixels.shape[-1]),
         )
-        if kind == "hybvit" and len(data.classes) > 1 and len(data.train.labels) <= LARGEST_TRAINING_SET:
+        if kind == "hybvit" and len(data.classes) > 1 and len(data.train) <= LARGEST_TRAINING_SET:
             _second_opinion(result, model, data, pixels)
     return result
 
 
-def _accuracy(result: Evaluation, model: HybridModel, logits: Tensor, test: ImageSet) -> None:
+def _accuracy(result: Evaluation, model: HybridModel, logits: Tensor, test: ImageSet, labels: Tensor) -> None:
     predictions = logits.argmax(dim=1)
-    result.metrics.update(share("test/accuracy", predictions == test.labels))
+    result.metrics.update(share("test/accuracy", predictions == labels))
     if logits.shape[1] > 5:
-        top5 = topk_accuracy(logits, test.labels, 5)
-        result.metrics["test/accuracy_top5"] = Metric(top5, len(test.labels), *wilson_interval(top5, len(test.labels)))
-    nll = torch.nn.functional.cross_entropy(logits.double(), test.labels).item()
-    result.metrics["test/nll"] = Metric(nll, len(test.labels))
-    counts = confusion_matrix(predictions, test.labels, logits.shape[1])
+        top5 = topk_accuracy(logits, labels, 5)
+        result.metrics["test/accuracy_top5"] = Metric(top5, len(labels), *wilson_interval(top5, len(labels)))
+    nll = torch.nn.functional.cross_entropy(logits.double(), labels).item()
+    result.metrics["test/nll"] = Metric(nll, len(labels))
+    counts = confusion_matrix(predictions, labels, logits.shape[1])
     result.tables["confusion_matrix"] = counts.tolist()
     result.tables["accuracy_per_class"] = {
         name: row[k] / sum(row) if sum(row) else None
         for k, (name, row) in enumerate(zip(model.classes, counts.tolist(), strict=True))
     }
-    wrong = (predictions != test.labels).nonzero().flatten()[:20]
+    wrong = (predictions != labels).nonzero().flatten()[:20]
     if len(wrong):
         result.pictures["mistakes"] = grid(
-            test.pixels[wrong], columns=min(10, len(wrong)), scale=max(1, 48 // test.pixels.shape[-1])
+            test.take(wrong)[0], columns=min(10, len(wrong)), scale=max(1, 48 // test.pixels.shape[-1])
         )
         result.tables["mistakes"] = [
-            f"{model.classes[test.labels[i]]} called {model.classes[predictions[i]]}" for i in wrong.tolist()
+            f"{model.classes[labels[i]]} called {model.classes[predictions[i]]}" for i in wrong.tolist()
         ]
 
 
@@ -120,13 +124,16 @@ def _density(result: Evaluation, logits: Tensor, test: ImageSet) -> None:
     result.metrics["test/log_density_mean"] = Metric(density.mean().item(), len(density))
     result.metrics["test/log_density_std"] = Metric(density.std(correction=0).item(), len(density))
     order, scale = density.argsort(), max(1, 48 // test.pixels.shape[-1])
-    result.pictures["least familiar"] = grid(test.pixels[order[:20]], columns=10, scale=scale)
-    result.pictures["most familiar"] = grid(test.pixels[order[-20:]], columns=10, scale=scale)
+    result.pictures["least familiar"] = grid(test.take(order[:20])[0], columns=10, scale=scale)
+    result.pictures["most familiar"] = grid(test.take(order[-20:])[0], columns=10, scale=scale)
 
 
 def _second_opinion(result: Evaluation, model: HybridModel, data: Dataset, pixels: Tensor) -> None:
-    judge = PixelSVM(data.train.pixels, data.train.labels)
-    result.metrics.update(share("judge/svm_accuracy", judge.predict(data.test.pixels) == data.test.labels))
+    (train, labels), (test, test_labels) = (part.take(torch.arange(len(part))) for part in (data.train, data.test))
+    if labels is None or test_labels is None:
+        return
+    judge = PixelSVM(train, labels)
+    result.metrics.update(share("judge/svm_accuracy", judge.predict(test) == test_labels))
     opinion, own = judge.predict(pixels), model.predict(pixels).labels
     result.metrics.update(share("samples/svm_agreement", opinion == own))
     shares = class_shares(opinion, len(data.classes))
@@ -208,6 +215,8 @@ def training_summary(history: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def check_classes(cfg: Config, data: Dataset) -> None:
+    if cfg.objective.kind == "genvit":
+        return
     if len(data.classes) != cfg.model.num_classes:
         raise ConfigError(f"the data have {len(data.classes)} classes, the model has {cfg.model.num_classes}")
     if cfg.data.classes and data.classes != cfg.data.classes:

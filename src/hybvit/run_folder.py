@@ -19,7 +19,7 @@ from .errors import CheckpointError, ConfigError, DataError
 # Fields that change what is written down, not what is computed: a run may be resumed with others.
 FREE_TO_CHANGE = {
     "train.log_every", "train.preview_every", "train.checkpoint_every", "train.keep_checkpoints", "train.tensorboard",
-    "data.root",
+    "data.root", "data.test_root", "data.workers", "data.memory_gib",
 }  # fmt: skip
 
 

@@ -12,6 +12,10 @@ STREAMS = {
     "noise": 4,
     "samples": 5,
     "bound": 6,
+    "order of labelled images, in a buffer": 7,
+    "order of clean images, in a buffer": 8,
+    "mixing": 9,
+    "flips of clean images": 10,
 }
 
 

@@ -17,14 +17,15 @@ from tqdm import tqdm
 
 from .arguments import ArgumentParser
 from .config import PRESETS, Config, OptimConfig, field_help, override, parse, preset
-from .data.batches import TrainingBatches
-from .data.datasets import Dataset, located, open_dataset
+from .data.batches import TrainingBatches, batches_of_steps, resolve_workers
+from .data.datasets import Dataset, open_dataset
 from .data.images import grid, save_image, to_x
+from .data.locate import located
 from .devices import autocast, best_device, keep_freed_memory, resolve_precision
 from .errors import ConfigError, DivergedError, Interrupted
 from .hybrid import HybridModel
 from .metrics.classification import topk_accuracy
-from .objective import hybrid_loss
+from .objective import Batch, hybrid_loss
 from .run_folder import RunFolder
 from .seeds import generator, mix
 from .vit import HybViT
@@ -65,7 +66,8 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
         ema.net.load_state_dict(tensors["ema"])
         restore_optimizer(optimizer, tensors.get("optimizer", {}))
     run.forget_metrics_after(done)
-    batches = TrainingBatches(data.train, cfg, device)
+    batches = TrainingBatches(data, cfg)
+    workers = resolve_workers(cfg.data.workers, device)
     averaged: list[Tensor] = list(ema.net.parameters())
     weights: list[Tensor] = list(net.parameters())
     parameters = sum(p.numel() for p in weights)
@@ -83,10 +85,10 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
 
     meter = Meter(run, cfg, done, say)
     with StopSignal() as stop, meter:
-        for step in range(done, cfg.train.steps):
+        for step, batch in enumerate(batches_of_steps(batches, done, cfg.train.steps, workers), done):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, cfg)
-            batch = batches(step)
+            batch = Batch(*(None if part is None else part.to(device, non_blocking=True) for part in batch))
             with autocast(device, cfg.train.precision):
                 losses = hybrid_loss(
                     net,
@@ -130,9 +132,8 @@ def diverged(out: Path, step: int, what: str) -> DivergedError:
 def settle(cfg: Config, data: Dataset, device: torch.device) -> Config:
     """Fill in what only the data and the machine decide: the classes and the precision."""
     precision = resolve_precision(cfg.train.precision, device)
-    return override(
-        cfg, model={"num_classes": len(data.classes)}, data={"classes": data.classes}, train={"precision": precision}
-    )
+    classes = {"num_classes": len(data.classes)} if data.classes else {}  # images without labels leave the read-out as it is
+    return override(cfg, model=classes, data={"classes": data.classes}, train={"precision": precision})
 
 
 def build_optimizer(net: HybViT, cfg: OptimConfig) -> torch.optim.Optimizer:
@@ -172,8 +173,8 @@ def ema_decay(step: int, cfg: Config) -> float:
 
 @torch.no_grad()
 def test_accuracy(model: HybridModel, data: Dataset) -> float:
-    parts = [model.logits(to_x(part)).cpu() for part in data.test.pixels.split(256)]
-    return topk_accuracy(torch.cat(parts), data.test.labels)
+    parts = [(model.logits(to_x(pixels)).cpu(), labels) for pixels, labels in data.test.batches() if labels is not None]
+    return topk_accuracy(torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts]))
 
 
 class Meter:
@@ -239,7 +240,7 @@ class Meter:
                 pixels = ema.sample(PREVIEW_IMAGES, steps=PREVIEW_STEPS, seed=self.cfg.train.seed)
                 scale = max(1, 64 // pixels.shape[-1])
                 save_image(grid(pixels, scale=scale), self.run.path / "samples" / f"step-{step:08d}.png")
-            if self.cfg.objective.kind != "genvit":
+            if self.cfg.objective.kind != "genvit" and data.test.labels is not None:
                 accuracy = test_accuracy(ema, data)
                 self.run.log({"step": step, "test/accuracy": accuracy})
                 if self.writer is not None:
@@ -280,7 +281,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("preset", metavar="PRESET", help="`hybvit presets` lists them")
     parser.add_argument("--objective", choices=("vit", "genvit", "hybvit"), help="labels only, images only, or both")
     parser.add_argument(
-        "--data", metavar="DIR", help="a folder with one sub-folder of images per class, or the data set's own files"
+        "--data",
+        metavar="DIR",
+        help="your images: a folder with a sub-folder per class (or none: --objective genvit), a CSV or JSONL manifest, a "
+        "parquet file, hf://OWNER/NAME, tar shards; or the folder with the named data set's own files",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder (runs/PRESET)")
     args, fields = parser.parse_known_args(arguments)

@@ -1,39 +1,28 @@
-"""Data sets by name, each wholly in memory as uint8, with a fixed split.
+"""The one door to all images, :func:`open_dataset`: where a named data set lies, how it is fetched, whether it is what it says.
 
-digits          scikit-learn's 1,797 grey 8x8 digits. Test: of each class every fifth image in file order, from the first.
-fashion_mnist   70,000 grey 28x28 images; the published split of 60,000 and 10,000.
-folder          DIR/train/CLASS/* and DIR/test/CLASS/* (or val/); without these, DIR/CLASS/*, split like digits by file name.
+What is known of each before it is opened stands in ``catalog``; ``readers`` read their files, ``own_images`` and ``shards`` the
+user's own.
 """
 
 from __future__ import annotations
 
-import gzip
 import os
-import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import Config, override
+from ..config import Config, DataConfig
 from ..errors import ConfigError, DataError
-from .images import MODES, fit, read_image, readable_suffixes
+from . import own_images, shards
+from .catalog import CATALOG, DEBIAN, DatasetInfo
+from .image_set import BadFiles, Decoding, ImageSet
+from .images import MODES, fit, with_channels
+from .own_images import Dataset
+from .readers import READERS, class_names
 
-
-class ImageSet(NamedTuple):
-    """pixels uint8 [N, C, H, W], labels int64 [N] in 0..K-1."""
-
-    pixels: Tensor
-    labels: Tensor
-
-
-class Dataset(NamedTuple):
-    train: ImageSet
-    test: ImageSet
-    classes: tuple[str, ...]
+INTERPOLATED_BATCH = 100  # images in a test batch, for the interpolations of Tables 3 and 11
 
 
 def open_dataset(cfg: Config) -> Dataset:
@@ -43,79 +32,76 @@ def open_dataset(cfg: Config) -> Dataset:
         ConfigError: the model's channels or size do not fit the data.
         DataError: a file is missing or corrupt; the message names it.
     """
-    data = READERS[cfg.data.name](cfg)
-    channels, native = data.train.pixels.shape[1:3]
-    if channels != cfg.model.channels:
-        raise ConfigError(f"model.channels is {cfg.model.channels}, but {cfg.data.name} has {channels}: set it to {channels}")
-    if native > cfg.model.image_size:
-        raise ConfigError(f"model.image_size is {cfg.model.image_size}, but {cfg.data.name} has {native} x {native} images")
-    for split, images in (("training", data.train), ("test", data.test)):
-        if len(images.labels) == 0:
-            raise DataError(f"{cfg.data.root or cfg.data.name}: the {split} split holds no image")
-    for name, count in zip(data.classes, data.train.labels.bincount(minlength=len(data.classes)).tolist(), strict=True):
-        if count == 0:
-            raise DataError(f"{cfg.data.root or cfg.data.name}: class {name!r} has no training image (each needs at least two)")
-    train, test = (ImageSet(fit(part.pixels, cfg.model.image_size), part.labels) for part in (data.train, data.test))
-    return Dataset(train, test, data.classes)
+    data, m = cfg.data, cfg.model
+    if m.channels not in MODES:
+        raise ConfigError(f"model.channels is {m.channels}: images have 1 (grey) or 3 (colour)")
+    decoding = Decoding(m.channels, m.image_size, BadFiles(data.max_bad_files), int(data.memory_gib * 2**30))
+    if data.name in CATALOG:
+        found = _named(data, decoding)
+    elif data.name == "shards":
+        found = shards.open_shards(data, decoding, m.num_classes)
+    else:
+        found = own_images.READERS[data.name](data, decoding)
+    _check(found, cfg)
+    return found
 
 
-def located(cfg: Config, root: str) -> Config:
-    """What ``--data DIR`` means: the named data set's own files if DIR holds them (or is to receive them), else a folder of
-    images in class sub-folders."""
-    images = Path(root).is_dir() and any(_image_files(entry) for entry in Path(root).iterdir() if entry.is_dir())
-    name = "folder" if cfg.data.name in ("digits", "folder") or images else cfg.data.name
-    return override(cfg, data={"root": root, "name": name})
+def _named(data: DataConfig, decoding: Decoding) -> Dataset:
+    info = CATALOG[data.name]
+    if info.channels != decoding.channels:
+        raise ConfigError(
+            f"model.channels is {decoding.channels}, but {data.name} has {info.channels}: set it to {info.channels}"
+        )
+    if info.size is not None and info.size > decoding.size and not data.resize:
+        raise ConfigError(
+            f"model.image_size is {decoding.size}, but {data.name} has {info.size} x {info.size} images: "
+            f"set it to {info.size}, or --data.resize true"
+        )
+    if data.unlabelled and "unlabelled" not in info.splits:
+        raise ConfigError(f"data.unlabelled is true, but {data.name} has no unlabelled images")
+    if data.root is not None and not info.files:
+        raise ConfigError(f"data.root is {data.root}, but the {data.name} come with scikit-learn: leave it out")
+    if data.test_root is not None:
+        raise ConfigError(f"data.test_root is {data.test_root}, but {data.name} has its own test images: leave it out")
+    train, test = (read_split(data.name, split, data.root, decoding, data.resize) for split in ("train", "test"))
+    unlabelled = read_split(data.name, "unlabelled", data.root, decoding, data.resize) if data.unlabelled else None
+    source = find(data.name, data.root)
+    assert source is not None  # it has been read
+    names = class_names(data.name, source)
+    return Dataset(train, test, names, unlabelled)
 
 
-def every_fifth(labels: Tensor) -> Tensor:
-    """bool [N]: of each class its first, sixth, eleventh ... image. The split rule where none is published."""
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        held_out[(labels == label).nonzero().flatten()[::5]] = True
-    return held_out
+def read_split(name: str, split: str, root: str | None, decoding: Decoding, resize: bool) -> ImageSet:
+    """One split of a named data set, at the size and channels of ``decoding``.
+
+    Raises:
+        DataError: its files are missing or damaged, or not what their name says.
+    """
+    info = CATALOG[name]
+    source = find(name, root) or download(name, root)
+    images = READERS[name](source, split, decoding)
+    _check_published(info, name, split, source, images, decoding.bad_files)
+    if isinstance(images.pixels, Tensor):
+        pixels = fit(with_channels(images.pixels, decoding.channels), decoding.size, resize)
+        images = ImageSet(pixels, images.labels)
+    return images
 
 
-def split_every_fifth(images: ImageSet, classes: tuple[str, ...]) -> Dataset:
-    held_out = every_fifth(images.labels)
-    train, test = (ImageSet(images.pixels[part], images.labels[part]) for part in (~held_out, held_out))
-    return Dataset(train, test, classes)
+def out_of_distribution(name: str, root: str | None, test: ImageSet, decoding: Decoding) -> ImageSet:
+    """The test images of another data set, resized to the size of ``decoding``; or, as ``interpolation``, the means of the
+    images at the same place of consecutive test batches (Tables 3 and 11).
 
-
-def digits(cfg: Config) -> Dataset:
-    from sklearn.datasets import load_digits
-
-    if cfg.data.root is not None:
-        raise ConfigError(f"data.root is {cfg.data.root}, but the digits come with scikit-learn: leave it out")
-    raw = load_digits()  # values 0..16
-    pixels = torch.from_numpy(np.round(raw.images * (255 / 16)).astype(np.uint8))[:, None]
-    return split_every_fifth(ImageSet(pixels, torch.from_numpy(raw.target).long()), tuple("0123456789"))
-
-
-FASHION_MNIST_CLASSES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
-
-
-def fashion_mnist(cfg: Config) -> Dataset:
-    """IDX files, gzipped or not, in ``data.root``, ``data.root``/FashionMNIST/raw or Debian's folder; else a download."""
-    root = Path(cfg.data.root) if cfg.data.root else cache_folder()
-    candidates = [root, root / "FashionMNIST" / "raw"] + ([] if cfg.data.root else [DEBIAN_FASHION_MNIST])
-    folder = next((f for f in candidates if _idx_file(f, "train-images-idx3-ubyte")), None)
-    if folder is None:
-        if cfg.data.root and not root.is_dir():
-            raise DataError(f"{root}: no such folder")
-        folder = _download_fashion_mnist(root)
-    parts = []
-    for prefix, count in (("train", 60_000), ("t10k", 10_000)):
-        images = read_idx(_require(folder, f"{prefix}-images-idx3-ubyte"))
-        labels = read_idx(_require(folder, f"{prefix}-labels-idx1-ubyte"))
-        if images.shape != (count, 28, 28) or labels.shape != (count,):
-            raise DataError(
-                f"{folder}: {prefix} has shape {list(images.shape)}, labels {list(labels.shape)}: not Fashion-MNIST"
-            )
-        parts.append(ImageSet(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()))
-    return Dataset(parts[0], parts[1], FASHION_MNIST_CLASSES)
+    Raises:
+        DataError: its files are missing or damaged, or ``test`` is too small to interpolate.
+    """
+    if name != "interpolation":
+        return read_split(name, "test", root, decoding, resize=True)
+    batch = min(INTERPOLATED_BATCH, len(test) // 2)
+    if batch == 0:
+        raise DataError("interpolation: it needs at least two test images")
+    index = torch.arange(len(test) - batch)
+    first, second = test.take(index)[0], test.take(index + batch)[0]
+    return ImageSet(((first.int() + second.int() + 1) // 2).to(torch.uint8))
 
 
 def cache_folder() -> Path:
@@ -123,90 +109,97 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hybvit"
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """An IDX file of unsigned bytes (LeCun's format), gzipped or not.
+def find(name: str, root: str | None = None) -> Path | None:
+    """Where a data set's files are: in ``root`` (the folder that holds them, or the archive itself), else in the usual places.
+
+    scikit-learn's digits are in no file of their own: the answer is an empty path.
 
     Raises:
-        DataError: the file is cut short, damaged, or not in this format.
+        DataError: ``root`` does not exist.
     """
+    info = CATALOG[name]
+    if not info.files:
+        return Path()
+    if root is None:
+        places = [cache_folder() / name, cache_folder(), DEBIAN / name.replace("_", "-")]
+    else:
+        places = [Path(root), Path(root) / name]
+        if not places[0].exists():
+            raise DataError(f"{root}: no such folder")
+        if any(Path(file).name == places[0].name for file in info.files):
+            return places[0]
+    candidates = (place / file for place in places for file in info.files)
+    return next((path for path in candidates if path.exists()), None)
+
+
+def what_to_do(name: str) -> str:
+    """One line for who does not have the files."""
+    info = CATALOG[name]
+    files = " or ".join(dict.fromkeys(Path(file).name for file in info.files[:2]))
+    return f"put {files} (from {info.source}) into {cache_folder() / name}, or give --data DIR"
+
+
+def download(name: str, root: str | None) -> Path:
+    """Fetch a data set's archive through torchvision, with its checksum -> where it now is.
+
+    Raises:
+        DataError: it needs a login, or the network does not give it.
+    """
+    info, folder = CATALOG[name], Path(root) if root else cache_folder() / name
+    if not info.download:
+        raise DataError(f"{name}: not found in {folder}, and it cannot be fetched without a login: {what_to_do(name)}")
+    import torchvision.datasets as tv
+    from torchvision.datasets.utils import download_url
+
+    fetch: dict[str, Callable[[], object]] = {
+        "mnist": lambda: tv.MNIST(str(folder), download=True),
+        "fashion_mnist": lambda: tv.FashionMNIST(str(folder), download=True),
+        "cifar10": lambda: tv.CIFAR10(str(folder), download=True),
+        "cifar100": lambda: tv.CIFAR100(str(folder), download=True),
+        "svhn": lambda: [tv.SVHN(str(folder), split, download=True) for split in ("train", "test")],
+        "stl10": lambda: tv.STL10(str(folder), download=True),
+        "celeba": lambda: tv.CelebA(str(folder), download=True),
+        "tiny_imagenet": lambda: download_url(info.source, str(folder), md5=info.md5["tiny-imagenet-200.zip"]),
+    }
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
-        raise DataError(f"{path}: damaged file ({error})") from None
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
-        raise DataError(f"{path}: not an IDX file of unsigned bytes")
-    shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
-    body = np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * raw[3])
-    if body.size != int(np.prod(shape)):
-        raise DataError(f"{path}: {body.size:,} bytes of data where its header says {int(np.prod(shape)):,}: cut short")
-    return body.reshape(shape).copy()
-
-
-def _idx_file(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
-
-
-def _require(folder: Path, name: str) -> Path:
-    path = _idx_file(folder, name)
-    if path is None:
-        raise DataError(f"{folder / name}: missing (nor is there {name}.gz)")
-    return path
-
-
-def _download_fashion_mnist(root: Path) -> Path:
-    from torchvision.datasets import FashionMNIST
-
-    try:
-        FashionMNIST(str(root), download=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        fetch[name]()
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{name}: not in {folder}, and the download failed ({reason}): {what_to_do(name)}") from None
+    found = find(name, str(folder))
+    if found is None:
+        raise DataError(f"{name}: the download left none of {', '.join(info.files)} in {folder}")
+    return found
+
+
+def _check_published(info: DatasetInfo, name: str, split: str, source: Path, images: ImageSet, bad: BadFiles) -> None:
+    expected, got = info.splits[split], len(images)
+    if not expected - len(bad.seen) <= got <= expected:
+        hint = "; for a part of it, use --data.name folder" if name == "imagenet" else ""
+        raise DataError(f"{source}: {got:,} images where the {split} split of {info.title} has {expected:,}{hint}")
+    if images.labels is None or split not in info.balance or bad.seen:
+        return
+    balance = info.balance[split]
+    published = [balance] * info.num_classes if isinstance(balance, int) else list(balance)
+    counts = images.labels.bincount(minlength=info.num_classes).tolist()
+    if counts != published:
+        k = next((k for k, (a, b) in enumerate(zip(counts, published, strict=False)) if a != b), len(published))
         raise DataError(
-            f"fashion_mnist: not in {root}, and the download failed ({reason}); "
-            "install Debian's dataset-fashion-mnist or give --data DIR with the four IDX files"
-        ) from None
-    return root / "FashionMNIST" / "raw"
+            f"{source}: label {k} stands {counts[k]:,} times in the {split} split, not as often as {info.title} has it"
+        )
 
 
-def folder(cfg: Config) -> Dataset:
-    if cfg.data.root is None:
-        raise ConfigError("data.root is not set: give --data DIR, a folder with one sub-folder of images per class")
-    if cfg.model.channels not in MODES:
-        raise ConfigError(f"model.channels is {cfg.model.channels}: images from files have 1 (grey) or 3 (colour)")
-    root = Path(cfg.data.root)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder")
-    held_out = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if (root / "train").is_dir() and held_out is not None:
-        classes = _class_folders(root / "train")
-        extra = set(_class_folders(held_out)) - set(classes)
-        if extra:
-            raise DataError(f"{held_out}: class folder {sorted(extra)[0]!r} has no counterpart in {root / 'train'}")
-        return Dataset(_read_classes(root / "train", classes, cfg), _read_classes(held_out, classes, cfg), classes)
-    classes = _class_folders(root)
-    return split_every_fifth(_read_classes(root, classes, cfg), classes)
-
-
-def _class_folders(root: Path) -> tuple[str, ...]:
-    classes = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
-    if not classes:
-        raise DataError(f"{root}: no class sub-folders; it should hold one folder of images per class")
-    return classes
-
-
-def _image_files(folder: Path) -> list[Path]:
-    """All files below a folder whose suffix is that of an image format, by name."""
-    return sorted(path for path in folder.glob("**/*") if path.suffix.lower() in readable_suffixes() and path.is_file())
-
-
-def _read_classes(root: Path, classes: tuple[str, ...], cfg: Config) -> ImageSet:
-    pixels, labels = [], []
-    for label, name in enumerate(classes):
-        for path in _image_files(root / name):
-            pixels.append(read_image(path, cfg.model.channels, cfg.model.image_size))
-            labels.append(label)
-    if not pixels:
-        raise DataError(f"{root}: no image files in its class folders")
-    return ImageSet(torch.stack(pixels), torch.tensor(labels))
-
-
-READERS: dict[str, Callable[[Config], Dataset]] = {"digits": digits, "fashion_mnist": fashion_mnist, "folder": folder}
+def _check(data: Dataset, cfg: Config) -> None:
+    where = cfg.data.root or cfg.data.name
+    for split, images in (("training", data.train), ("test", data.test)):
+        if len(images) == 0:
+            raise DataError(f"{where}: the {split} split holds no image")
+    labels = data.train.labels
+    if labels is None:
+        if cfg.objective.kind != "genvit" and not isinstance(data.train.pixels, shards.Shards):
+            raise ConfigError(f"{where}: its images have no labels: train on them with --objective genvit")
+        return
+    for name, count in zip(data.classes, labels.bincount(minlength=len(data.classes)).tolist(), strict=True):
+        if count == 0:
+            raise DataError(f"{where}: class {name!r} has no training image (each needs at least two)")

@@ -6,11 +6,15 @@ import contextlib
 import math
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize as resampled
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from ..errors import ConfigError, DataError
 
@@ -28,11 +32,31 @@ def to_pixels(x: Tensor) -> Tensor:
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def fit(pixels: Tensor, size: int) -> Tensor:
-    """Bring a data set's native squares to the model's size by a black border, as the published code does for 28 -> 32."""
+def fit(pixels: Tensor, size: int, resize: bool = False) -> Tensor:
+    """Bring square images uint8 [N, C, H, H] to another size: by a black border, as the published code does for 28 -> 32, or by
+    bicubic resampling.
+
+    Raises:
+        ValueError: a border cannot make images smaller.
+    """
     native = pixels.shape[-1]
+    if native == size:
+        return pixels
+    if resize:
+        return torch.cat([resampled(part, [size, size], InterpolationMode.BICUBIC) for part in pixels.split(1024)])
+    if native > size:
+        raise ValueError(f"{native} x {native} images do not fit into {size} x {size} without resizing")
     left, right = (size - native) // 2, size - native - (size - native) // 2
-    return torch.nn.functional.pad(pixels, (left, right, left, right)) if size > native else pixels
+    return torch.nn.functional.pad(pixels, (left, right, left, right))
+
+
+def with_channels(pixels: Tensor, channels: int) -> Tensor:
+    """Grey to colour by repeating, colour to grey by luminance (ITU-R 601); uint8 [N, C, H, W]."""
+    if pixels.shape[1] == channels:
+        return pixels
+    if channels == 3:
+        return pixels.expand(-1, 3, -1, -1)
+    return rgb_to_grayscale(pixels)
 
 
 def as_pixels(image: Image.Image, channels: int, size: int) -> Tensor:
@@ -53,14 +77,17 @@ def as_pixels(image: Image.Image, channels: int, size: int) -> Tensor:
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(size, size, channels).permute(2, 0, 1)
 
 
-def read_image(path: str | os.PathLike[str], channels: int, size: int) -> Tensor:
+def read_image(path: str | os.PathLike[str], channels: int, size: int, file: BinaryIO | None = None) -> Tensor:
     """An image file of any format that Pillow reads -> uint8 [channels, size, size].
+
+    Args:
+        file: its content, where it does not lie on the disk; ``path`` is then only its name.
 
     Raises:
         DataError: the file is missing, is no image, is cut short, or is too large to be decoded safely.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if file is None else file) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise DataError(f"{image.width} x {image.height} pixels is more than {MAX_IMAGE_PIXELS:,}")
             return as_pixels(image, channels, size)

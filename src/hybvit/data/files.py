@@ -1,0 +1,237 @@
+"""The formats in which data sets are distributed: IDX, Python pickles, npz, MATLAB files; folders, zip and tar archives.
+
+Whatever is missing, damaged, or not what its name says raises a DataError that names the file.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import struct
+import sys
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+from ..errors import DataError
+
+DAMAGE = (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, struct.error, KeyError, ValueError, TypeError)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn whatever a library raises over a damaged file into a DataError with its name."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing") from None
+    except PermissionError:
+        raise DataError(f"{path}: no permission to read it") from None
+    except (*DAMAGE, pickle.UnpicklingError, AttributeError, IndexError, UnicodeError) as error:
+        raise DataError(f"{path}: damaged or cut short ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _md5(path: Path, size: int, changed: int) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    bar = tqdm(
+        total=size, unit="B", unit_scale=True, desc=f"checking {path.name}", disable=not sys.stderr.isatty(), leave=False
+    )
+    with path.open("rb") as file, bar:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest()
+
+
+def check_md5(path: Path, published: str | None) -> None:
+    """Raises DataError where a checksum is published and the file has another."""
+    if published is None:
+        return
+    with naming(path):
+        facts = path.stat()
+        found = _md5(path, facts.st_size, facts.st_mtime_ns)
+    if found != published:
+        raise DataError(f"{path}: wrong checksum (MD5 {found}, published {published}): delete it and fetch it again")
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """An IDX file of unsigned bytes (LeCun's format), gzipped or not.
+
+    Raises:
+        DataError: the file is cut short, damaged, or not in this format.
+    """
+    with naming(path):
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
+        raise DataError(f"{path}: not an IDX file of unsigned bytes")
+    shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
+    body = np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * raw[3])
+    if body.size != int(np.prod(shape)):
+        raise DataError(f"{path}: {body.size:,} bytes of data where its header says {int(np.prod(shape)):,}: cut short")
+    return body.reshape(shape).copy()
+
+
+class ArraysOnly(pickle.Unpickler):
+    """An unpickler that builds numpy arrays and plain containers; a pickle that asks for anything else is refused by name."""
+
+    ALLOWED = {
+        ("numpy", "ndarray"), ("numpy", "dtype"),
+        ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
+        ("numpy.core.numeric", "_frombuffer"), ("numpy._core.numeric", "_frombuffer"),
+    }  # fmt: skip
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes in the old protocols
+            return _latin1
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}; only numpy arrays and plain containers are read")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
+    return text.encode("latin1")
+
+
+def unpickle(raw: bytes, path: Path) -> Any:
+    """The content of a Python 2 or 3 pickle of arrays and containers.
+
+    Raises:
+        DataError: it is damaged, or asks for any other class or function.
+    """
+    with naming(path):
+        try:
+            return ArraysOnly(io.BytesIO(raw), encoding="latin1").load()
+        except pickle.UnpicklingError as error:
+            raise DataError(f"{path}: refused or damaged pickle: {error}") from None
+
+
+def field(content: Any, name: str, path: Path) -> Any:
+    """An entry of a pickled or saved mapping."""
+    try:
+        return content[name]
+    except (KeyError, TypeError, IndexError):
+        raise DataError(f"{path}: has no entry {name!r}") from None
+
+
+def read_npz(raw: bytes, path: Path) -> dict[str, np.ndarray]:
+    with naming(path), np.load(io.BytesIO(raw), allow_pickle=False) as content:
+        return {name: content[name] for name in content.files}
+
+
+def read_mat(path: Path) -> dict[str, Any]:
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    with naming(path):
+        try:
+            return loadmat(str(path))
+        except MatReadError as error:
+            raise DataError(f"{path}: damaged or cut short ({error})") from None
+
+
+def read_members(source: Path, wanted: Collection[str]) -> dict[str, bytes]:
+    """Files by name from a folder, or from a tar or zip archive in one pass; ``wanted`` are paths below the top folder.
+
+    Raises:
+        DataError: one is missing, or the archive is damaged.
+    """
+    found: dict[str, bytes] = {}
+    if source.is_dir():
+        for name in wanted:
+            with naming(source / name):
+                found[name] = (source / name).read_bytes()
+        return found
+    with naming(source):
+        if source.suffix == ".zip":
+            with zipfile.ZipFile(source) as archive:
+                for member in archive.namelist():
+                    if (known := _below_top(member, wanted)) is not None:
+                        found[known] = archive.read(member)
+        else:
+            with tarfile.open(source, "r|*") as stream:
+                for entry in stream:
+                    if entry.isfile() and (known := _below_top(entry.name, wanted)) is not None:
+                        file = stream.extractfile(entry)
+                        assert file is not None
+                        found[known] = file.read()
+                    if len(found) == len(wanted):
+                        break
+    for name in wanted:
+        if name not in found:
+            raise DataError(f"{source}: holds no {name}")
+    return found
+
+
+def _below_top(member: str, wanted: Collection[str]) -> str | None:
+    parts = member.removeprefix("./").split("/")
+    return next((name for name in ("/".join(parts), "/".join(parts[1:])) if name in wanted), None)
+
+
+class Files:
+    """The files of a folder or of a zip archive, read alike, by their path below it; safe to share with threads and forks."""
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+        self._local = threading.local()
+        if not source.is_dir() and source.suffix != ".zip":
+            raise DataError(f"{source}: neither a folder nor a zip archive")
+        self._zipped = not source.is_dir()
+
+    def names(self) -> list[str]:
+        """All files, sorted."""
+        if self._zipped:
+            with naming(self.source):
+                return sorted(name for name in self._archive().namelist() if not name.endswith("/"))
+        found = []
+        for folder, _, names in os.walk(self.source, followlinks=True):
+            below = Path(folder).relative_to(self.source)
+            found += [(below / name).as_posix() for name in names]
+        return sorted(found)
+
+    def folders(self) -> list[str]:
+        """The top-level folders, sorted; an empty one too."""
+        if self._zipped:
+            return sorted({name.split("/")[0] for name in self._archive().namelist() if "/" in name})
+        with naming(self.source):
+            return sorted(entry.name for entry in os.scandir(self.source) if entry.is_dir() and not entry.name.startswith("."))
+
+    def open(self, name: str) -> BinaryIO:
+        if self._zipped:
+            with naming(self.source / name):
+                return io.BytesIO(self._archive().read(name))
+        with naming(self.source / name):
+            return (self.source / name).open("rb")
+
+    def text(self, name: str) -> str:
+        with naming(self.source / name), self.open(name) as file:
+            return file.read().decode("utf-8")
+
+    def _archive(self) -> zipfile.ZipFile:
+        """One open archive per process and thread: a file position cannot be shared."""
+        if getattr(self._local, "owner", None) != os.getpid():
+            self._local.archive, self._local.owner = zipfile.ZipFile(self.source), os.getpid()
+        return self._local.archive
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"source": self.source}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["source"])  # type: ignore[misc]

@@ -1,0 +1,36 @@
+"""What ``--data`` means: which form of images lies there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..config import Config, override
+from .catalog import OWN_IMAGES
+from .datasets import find
+from .files import Files
+from .own_images import picture_names
+
+
+def located(cfg: Config, root: str) -> Config:
+    """The configuration with ``data.root`` and, by what is there, ``data.name``: the named data set's own files if ``root``
+    holds them (or is to receive them), else the form of the user's own images."""
+    return override(cfg, data={"root": root, "name": _form(cfg, root)})
+
+
+def _form(cfg: Config, root: str) -> str:
+    path, named = Path(root), cfg.data.name
+    if named not in (*OWN_IMAGES, "digits") and path.exists() and find(named, root) is not None:
+        return named
+    if root.startswith("hf://") or path.suffix == ".parquet":
+        return "huggingface"
+    if path.suffix in (".csv", ".jsonl"):
+        return "manifest"
+    if path.suffix == ".tar" or "://" in root or "{" in root:
+        return "shards"
+    if path.is_dir():
+        if any(path.glob("*.tar")) or any(path.glob("*/*.tar")):
+            return "shards"
+        if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
+            return "huggingface"
+        return "folder" if named == "digits" or any(picture_names(Files(path))) else named
+    return "folder" if named == "digits" or path.suffix == ".zip" else named

@@ -1,0 +1,265 @@
+"""The readers of the named data sets, one for each: (what was found, split, how to decode) -> its images at their own size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from .catalog import CATALOG, DEBIAN, IDX_FILES
+from .files import Files, check_md5, field, read_idx, read_mat, read_members, read_npz, unpickle
+from .image_set import Decoding, ImageSet, picture_files
+from .own_images import every_fifth, picture_names
+
+
+def digits(source: Path, split: str, decoding: Decoding) -> ImageSet:
+    """scikit-learn's 1,797 digits; no split is published: of each class every fifth image, in file order from the first, is a
+    test image."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()  # values 0..16
+    pixels = torch.from_numpy(np.round(raw.images * (255 / 16)).astype(np.uint8))[:, None]
+    images = ImageSet(pixels, torch.from_numpy(raw.target).long())
+    held_out = every_fifth(images.labels)
+    return images.where(held_out if split == "test" else ~held_out)
+
+
+def idx(name: str) -> Callable[[Path, str, Decoding], ImageSet]:
+    def read(source: Path, split: str, decoding: Decoding) -> ImageSet:
+        folder, published = source.parent, CATALOG[name]
+        arrays = []
+        for file in IDX_FILES[:2] if split == "train" else IDX_FILES[2:]:
+            path = next((folder / f for f in (f"{file}.gz", file) if (folder / f).is_file()), None)
+            if path is None:
+                raise DataError(f"{folder / file}: missing (nor is there {file}.gz)")
+            if not folder.is_relative_to(DEBIAN):  # Debian packs the same content anew, so the .gz has another checksum
+                check_md5(path, published.md5.get(path.name))
+            arrays.append(read_idx(path))
+        images, labels = arrays
+        if images.ndim != 3 or images.shape[1:] != (published.size, published.size) or labels.shape != images.shape[:1]:
+            raise DataError(
+                f"{folder}: {split} images {list(images.shape)}, labels {list(labels.shape)}: not {published.title}"
+            )
+        return ImageSet(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long())
+
+    return read
+
+
+def cifar(name: str) -> Callable[[Path, str, Decoding], ImageSet]:
+    def read(source: Path, split: str, decoding: Decoding) -> ImageSet:
+        check_md5_of_archive(name, source)
+        if name == "cifar10":
+            batches, key, meta, names = [f"data_batch_{i}" for i in range(1, 6)], "labels", "batches.meta", "label_names"
+        else:
+            batches, key, meta, names = ["train"], "fine_labels", "meta", "fine_label_names"
+        batches = batches if split == "train" else ["test_batch" if name == "cifar10" else "test"]
+        members = read_members(source, [*batches, meta])
+        if tuple(field(unpickle(members[meta], source / meta), names, source / meta)) != CATALOG[name].classes:
+            raise DataError(f"{source / meta}: its class names are not those of {CATALOG[name].title}")
+        contents = [(unpickle(members[batch], source / batch), source / batch) for batch in batches]
+        pixels = [rows_of_planes(field(content, "data", path), path) for content, path in contents]
+        labels = [
+            label_row(field(content, key, path), len(p), path) for (content, path), p in zip(contents, pixels, strict=True)
+        ]
+        return ImageSet(torch.cat(pixels), torch.cat(labels))
+
+    return read
+
+
+def check_md5_of_archive(name: str, source: Path) -> None:
+    if source.is_file():
+        check_md5(source, CATALOG[name].md5.get(source.name))
+
+
+def rows_of_planes(data: object, path: Path, size: int = 32) -> Tensor:
+    """uint8 [N, 3 * size * size], a red, a green and a blue plane per row -> [N, 3, size, size]."""
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * size * size:
+        shown = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__
+        raise DataError(f"{path}: its images are {shown}, not uint8 [N, {3 * size * size}]")
+    return torch.from_numpy(np.ascontiguousarray(data)).reshape(-1, 3, size, size)
+
+
+def label_row(values: object, n: int, path: Path) -> Tensor:
+    labels = torch.as_tensor(np.asarray(values, dtype=np.int64))
+    if labels.shape != (n,):
+        raise DataError(f"{path}: {list(labels.shape)} labels for {n} images")
+    return labels
+
+
+def svhn(source: Path, split: str, decoding: Decoding) -> ImageSet:
+    """MATLAB files with X [32, 32, 3, N] and y [N, 1] in 1..10, where 10 is the digit 0."""
+    path = source.parent / f"{split}_32x32.mat"
+    check_md5(path, CATALOG["svhn"].md5.get(path.name))
+    content = read_mat(path)
+    pixels, labels = np.asarray(field(content, "X", path)), np.asarray(field(content, "y", path)).reshape(-1)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[:3] != (32, 32, 3):
+        raise DataError(f"{path}: its images are {pixels.dtype} {list(pixels.shape)}, not uint8 [32, 32, 3, N]")
+    images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)))
+    return ImageSet(images, label_row(labels.astype(np.int64) % 10, len(images), path))
+
+
+def stl10(source: Path, split: str, decoding: Decoding) -> ImageSet:
+    """Raw bytes, image after image: three planes of 96 x 96 in column order; labels are bytes in 1..10."""
+    check_md5_of_archive("stl10", source)
+    images, labels = {
+        "train": ("train_X.bin", "train_y.bin"),
+        "test": ("test_X.bin", "test_y.bin"),
+        "unlabelled": ("unlabeled_X.bin", None),
+    }[split]
+    members = read_members(source, [file for file in (images, labels) if file])
+    raw = np.frombuffer(members[images], dtype=np.uint8)
+    if raw.size % (3 * 96 * 96):
+        raise DataError(f"{source / images}: {raw.size:,} bytes are no whole number of 96 x 96 images: cut short")
+    pixels = torch.from_numpy(raw.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2).copy())
+    if labels is None:
+        return ImageSet(pixels)
+    return ImageSet(
+        pixels, label_row(np.frombuffer(members[labels], dtype=np.uint8).astype(np.int64) - 1, len(pixels), source / labels)
+    )
+
+
+def tiny_imagenet(source: Path, split: str, decoding: Decoding) -> ImageSet:
+    """tiny-imagenet-200/, as a folder or the zip. Labels are in the order of the sorted WordNet ids; test = the published
+    validation split, since the labels of its test images are not published."""
+    check_md5_of_archive("tiny_imagenet", source)
+    files = Files(source)
+    top = "tiny-imagenet-200/" if source.suffix == ".zip" else ""
+    ids = _tiny_imagenet_ids(files, top)
+    names = [name for name in files.names() if name.endswith(".JPEG")]
+    if split == "unlabelled":
+        return picture_files(files, [name for name in names if name.startswith(f"{top}test/images/")], None, decoding)
+    if split == "train":
+        chosen = [name for name in names if name.startswith(f"{top}train/")]
+        of_image = [name.removeprefix(f"{top}train/").split("/")[0] for name in chosen]
+    else:
+        rows = [line.split("\t") for line in files.text(f"{top}val/val_annotations.txt").splitlines() if line.strip()]
+        if any(len(row) < 2 for row in rows):
+            raise DataError(f"{source / top / 'val/val_annotations.txt'}: a line without a class")
+        chosen, of_image = [f"{top}val/images/{row[0]}" for row in rows], [row[1] for row in rows]
+    unknown = set(of_image) - set(ids)
+    if unknown:
+        raise DataError(f"{source}: class {sorted(unknown)[0]!r} is not in wnids.txt")
+    return picture_files(files, chosen, [ids[wnid] for wnid in of_image], decoding)
+
+
+def _tiny_imagenet_ids(files: Files, top: str) -> dict[str, int]:
+    return {wnid: k for k, wnid in enumerate(sorted(files.text(f"{top}wnids.txt").split()))}
+
+
+def imagenet32(source: Path, split: str, decoding: Decoding) -> ImageSet:
+    """npz or pickled batches, loose or in the zip archives; labels are 1..1000 in the order of map_clsloc.txt."""
+    batches = [f"train_data_batch_{i}" for i in range(1, 11)] if split == "train" else ["val_data"]
+    npz = source.name.endswith(("npz", "npz.zip"))
+    names = [f"{batch}.npz" if npz else batch for batch in batches]
+    if source.suffix == ".zip":
+        source = source.with_name(source.name.replace("_val", "_train")) if split == "train" else source
+    else:
+        source = source.parent
+    pixels, labels = [], []
+    for name in names:
+        path, raw = source / name, read_members(source, [name])[name]
+        content = read_npz(raw, path) if npz else unpickle(raw, path)
+        pixels.append(rows_of_planes(field(content, "data", path), path))
+        row = label_row(field(content, "labels", path), len(pixels[-1]), path)
+        if len(row) and not 1 <= int(row.min()) <= int(row.max()) <= 1000:
+            raise DataError(f"{path}: labels from {int(row.min())} to {int(row.max())}, not 1 to 1000")
+        labels.append(row - 1)
+    return ImageSet(torch.cat(pixels), torch.cat(labels))
+
+
+def imagenet(source: Path, split: str, decoding: Decoding) -> ImageSet:
+    """train/ and val/ with a folder per WordNet id; labels are in their sorted order."""
+    ids = {wnid: k for k, wnid in enumerate(Files(source).folders())}
+    folder = source if split == "train" else source.parent / "val"
+    if not folder.is_dir():
+        raise DataError(f"{folder}: missing")
+    files = Files(folder)
+    names = [name for name in files.names() if name.endswith(".JPEG")]
+    unsorted = next((name for name in names if "/" not in name), None)
+    if unsorted is not None:
+        raise DataError(f"{folder / unsorted}: lies in no class folder; sort the images into one folder per WordNet id")
+    unknown = sorted({name.split("/")[0] for name in names} - set(ids))
+    if unknown:
+        raise DataError(f"{folder / unknown[0]}: has no counterpart in {source}")
+    return picture_files(files, names, [ids[name.split("/")[0]] for name in names], decoding)
+
+
+def celeba(source: Path, split: str, decoding: Decoding) -> ImageSet:
+    """The aligned images, as a folder or the zip, with list_eval_partition.txt beside it. They have no classes."""
+    check_md5_of_archive("celeba", source)
+    partition = source.parent / "list_eval_partition.txt"
+    check_md5(partition, CATALOG["celeba"].md5[partition.name])
+    wanted = {"train": "0", "validation": "1", "test": "2"}[split]
+    rows = [line.split() for line in Files(source.parent).text(partition.name).splitlines() if line.strip()]
+    if any(len(row) != 2 for row in rows):
+        raise DataError(f"{partition}: a line that is not an image's name and the number of its split")
+    chosen = [row[0] for row in rows if row[1] == wanted]
+    files = Files(source)
+    place = {name.rsplit("/", 1)[-1]: name for name in files.names()}
+    missing = next((name for name in chosen if name not in place), None)
+    if missing is not None:
+        raise DataError(f"{source / missing}: missing, though {partition.name} lists it")
+    return picture_files(files, [place[name] for name in chosen], None, decoding)
+
+
+def celeba_hq(source: Path, split: str, decoding: Decoding) -> ImageSet:
+    """30,000 pictures named by number, in a folder or a zip. No split is published: every tenth is for testing."""
+    files = Files(source)
+    numbered = {name: "".join(filter(str.isdigit, Path(name).stem)) for name in picture_names(files)}
+    faces = [name for name, number in numbered.items() if number and "mask" not in name.replace("CelebAMask-HQ", "").lower()]
+    faces.sort(key=lambda name: int(numbered[name]))
+    total = sum(CATALOG["celeba_hq"].splits.values())
+    if len(faces) != total:
+        raise DataError(f"{source}: {len(faces):,} images where {CATALOG['celeba_hq'].title} has {total:,}")
+    held_out = faces[::10]
+    chosen = held_out if split == "test" else [face for i, face in enumerate(faces) if i % 10]
+    return picture_files(files, chosen, None, decoding)
+
+
+READERS: dict[str, Callable[[Path, str, Decoding], ImageSet]] = {
+    "digits": digits,
+    "mnist": idx("mnist"),
+    "fashion_mnist": idx("fashion_mnist"),
+    "cifar10": cifar("cifar10"),
+    "cifar100": cifar("cifar100"),
+    "svhn": svhn,
+    "stl10": stl10,
+    "tiny_imagenet": tiny_imagenet,
+    "imagenet32": imagenet32,
+    "imagenet": imagenet,
+    "celeba": celeba,
+    "celeba_hq": celeba_hq,
+}
+
+
+def class_names(name: str, source: Path) -> tuple[str, ...]:
+    """In label order; from the files where they, and not the catalogue, name them."""
+    info = CATALOG[name]
+    if info.classes or not info.num_classes:
+        return info.classes
+    if name == "tiny_imagenet":
+        files, top = Files(source), "tiny-imagenet-200/" if source.suffix == ".zip" else ""
+        words = dict(line.split("\t", 1) for line in files.text(f"{top}words.txt").splitlines() if "\t" in line)
+        return tuple(first_word(wnid, words) for wnid in _tiny_imagenet_ids(files, top))
+    if name == "imagenet":
+        mapping = source.parent / "LOC_synset_mapping.txt"
+        words = (
+            dict(line.split(" ", 1) for line in mapping.read_text().splitlines() if " " in line) if mapping.is_file() else {}
+        )
+        return tuple(first_word(wnid, words) for wnid in Files(source).folders())
+    mapping = source.parent / "map_clsloc.txt"  # "n02119789 1 kit_fox"
+    if mapping.is_file():
+        rows = [line.split() for line in mapping.read_text().splitlines() if line.strip()]
+        if sorted(int(row[1]) for row in rows) != list(range(1, 1001)):
+            raise DataError(f"{mapping}: does not number the classes from 1 to 1000")
+        return tuple(f"{row[2]} ({row[0]})" for row in sorted(rows, key=lambda row: int(row[1])))
+    return tuple(str(k) for k in range(1, 1001))
+
+
+def first_word(wnid: str, words: dict[str, str]) -> str:
+    """The first synonym with the id, since two classes may share a word (crane, maillot)."""
+    return f"{words[wnid].split(',')[0].strip()} ({wnid})" if wnid in words else wnid

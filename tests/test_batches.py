@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybvit.config import Config, DataConfig, override, preset
+from hybvit.data import datasets
+from hybvit.data.batches import Order, TrainingBatches, batches_of_steps, policy_of, resolve_workers
+from hybvit.data.image_set import ImageSet
+from hybvit.data.images import to_pixels
+from hybvit.data.own_images import Dataset
+from hybvit.errors import ConfigError
+from hybvit.objective import Batch
+from hybvit.vit import ViTConfig
+
+
+def colours(n: int = 60, classes: int = 5, size: int = 8, unlabelled: int = 0) -> Dataset:
+    make = lambda count, seed: torch.randint(  # noqa: E731
+        0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+    train, test = (ImageSet(make(n, seed), torch.arange(n) % classes) for seed in (0, 1))
+    extra = ImageSet(make(unlabelled, 2)) if unlabelled else None
+    return Dataset(train, test, tuple(map(str, range(classes))), extra)
+
+
+def config(augment: str = "strong", batch_size: int = 16, **data) -> Config:
+    model = ViTConfig(image_size=8, patch_size=4, dim=16, depth=1, heads=2, num_classes=5)
+    cfg = Config(model=model, data=DataConfig(augment=augment, flip=True, repeats=3, crop_padding=1, **data))
+    return override(cfg, train={"batch_size": batch_size})
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all((x is None and y is None) or torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_an_epoch_is_a_permutation_and_order_does_not_depend_on_how_it_is_read():
+    order = Order(10, 0, "order of clean images")
+    first = order.at(torch.arange(10))
+    assert sorted(first[:, 1].tolist()) == list(range(10))
+    assert first[:, 0].tolist() == [0] * 10
+    assert not torch.equal(first[:, 1], order.at(torch.arange(10, 20))[:, 1])
+    whole = Order(10, 0, "order of clean images").at(torch.arange(70))
+    pieces = torch.cat([Order(10, 0, "order of clean images").at(torch.arange(s, s + 7)) for s in range(0, 70, 7)])
+    assert torch.equal(pieces, whole)
+    assert torch.equal(order.at(torch.arange(1, 70, 3)), whole[1::3])
+    assert not torch.equal(whole[:10], Order(10, 1, "order of clean images").at(torch.arange(10)))
+    assert not torch.equal(whole[:10], Order(10, 0, "order of labelled images").at(torch.arange(10)))
+
+
+def test_repeats_show_each_image_three_times_in_an_epoch():
+    taken = Order(5, 0, "order of labelled images", repeats=3).at(torch.arange(15))
+    assert taken[:, 1].bincount().tolist() == [3] * 5
+    assert taken[:, 2].tolist() == [0, 1, 2] * 5
+
+
+@pytest.mark.parametrize(("kind", "present"), [("vit", (0, 1, 1)), ("genvit", (1, 0, 0)), ("hybvit", (1, 1, 1))])
+def test_the_objective_decides_the_mini_batches(kind, present):
+    cfg = override(preset("digits"), objective={"kind": kind})
+    batch = TrainingBatches(datasets.open_dataset(cfg), cfg)(3)
+    assert tuple(int(part is not None) for part in batch) == present
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    cfg = override(preset("digits"), data={"augment": "weak"})
+    data = datasets.open_dataset(cfg)
+    forward, direct = TrainingBatches(data, cfg), TrainingBatches(data, cfg)
+    for step in range(30):
+        late = forward(step)
+    for a, b in zip(late, direct(29), strict=True):
+        assert torch.equal(a, b)
+    other = TrainingBatches(data, override(cfg, train={"seed": 1}))(29)
+    assert not torch.equal(late.images, other.images)
+
+
+def test_clean_images_are_never_augmented():
+    cfg = override(preset("digits"), data={"augment": "weak"})
+    data = datasets.open_dataset(cfg)
+    known = {image.numpy().tobytes() for image in data.train.pixels}
+    batch = TrainingBatches(data, cfg)(0)
+    assert all(image.numpy().tobytes() in known for image in to_pixels(batch.clean))
+    assert not all(image.numpy().tobytes() in known for image in to_pixels(batch.images))
+
+
+def test_unlabelled_images_join_the_denoising_mini_batch_only():
+    data, cfg = colours(unlabelled=40), config("none")
+    known = {image.numpy().tobytes(): i for i, image in enumerate([*data.train.pixels, *data.unlabelled.pixels])}
+    batches, seen = TrainingBatches(data, cfg), []
+    for step in range(25):  # four epochs of 100
+        batch = batches(step)
+        seen += [known[image.numpy().tobytes()] for image in to_pixels(batch.clean)]
+        assert all(known[image.numpy().tobytes()] < 60 for image in to_pixels(batch.images))
+    assert sorted(seen) == sorted([*range(100)] * 4)
+
+
+def test_clean_flips_mirror_and_do_nothing_else():
+    data, plain, flipped = colours(), config("none"), config("none", clean_flip=True)
+    a, b = TrainingBatches(data, plain)(0).clean, TrainingBatches(data, flipped)(0).clean
+    mirrored = [torch.equal(y, x.flip(2)) for x, y in zip(a, b, strict=True)]
+    assert all(m or torch.equal(x, y) for m, x, y in zip(mirrored, a, b, strict=True))
+    assert 3 < sum(mirrored) < 13
+
+
+def test_strong_augmentation_mixes_half_of_the_batches():
+    batches = TrainingBatches(colours(), config())
+    mixed = [batches(step).labels.ndim == 2 for step in range(100)]
+    assert 30 < sum(mixed) < 70
+    assert not any(TrainingBatches(colours(), config(mixing=0.0))(step).labels.ndim == 2 for step in range(20))
+
+
+def test_augmentation_does_not_depend_on_the_batch_size():
+    data = colours()
+    small = TrainingBatches(data, config(batch_size=8, mixing=0.0))
+    large = TrainingBatches(data, config(batch_size=16, mixing=0.0))(2)
+    halves = [small(4), small(5)]
+    assert torch.equal(torch.cat([part.images for part in halves]), large.images)
+    assert torch.equal(torch.cat([part.clean for part in halves]), large.clean)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_do_not_depend_on_the_number_of_workers(workers):
+    data, cfg = colours(), config()
+    here = list(batches_of_steps(TrainingBatches(data, cfg), 3, 15, 0))
+    there = list(batches_of_steps(TrainingBatches(data, cfg), 3, 15, workers))
+    assert len(there) == 12
+    assert all(same(a, b) for a, b in zip(here, there, strict=True))
+
+
+SHARE = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+from tests.test_batches import colours, config
+from hybvit.data.batches import TrainingBatches, batches_of_steps
+rank, workers = int(sys.argv[2]), int(sys.argv[3])
+batches = TrainingBatches(colours(), config(), rank, 2)
+torch.save([list(batch) for batch in batches_of_steps(batches, 0, 12, workers)], sys.argv[4])
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_processes_share_the_batches_of_one(tmp_path, workers):
+    root = Path(__file__).parent.parent
+    files = [tmp_path / f"{rank}.pt" for rank in range(2)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", SHARE, str(root), str(rank), str(workers), str(file)])
+        for rank, file in enumerate(files)
+    ]
+    assert [process.wait(60) for process in running] == [0, 0]
+    parts = [torch.load(file, weights_only=True) for file in files]
+    alone, mixed = TrainingBatches(colours(), config()), 0
+    for step in range(12):
+        for whole, first, second in zip(alone(step), parts[0][step], parts[1][step], strict=True):
+            assert torch.equal(whole[0::2], first)
+            assert torch.equal(whole[1::2], second)
+        mixed += alone(step).labels.ndim == 2
+    assert 0 < mixed < 12
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(ConfigError, match=r"train\.batch_size is 10: 2 processes need a multiple of 4"):
+        TrainingBatches(colours(), config(batch_size=10), 0, 2)
+
+
+def test_workers_beside_a_cpu_are_none_and_beside_a_gpu_some():
+    assert resolve_workers(None, torch.device("cpu")) == 0
+    assert resolve_workers(None, torch.device("cuda")) >= 1
+    assert resolve_workers(3, torch.device("cpu")) == 3
+
+
+def test_the_policy_is_the_data_sets_own():
+    assert policy_of(preset("cifar100")) == "cifar10"
+    assert policy_of(override(preset("cifar10"), data={"name": "svhn"})) == "svhn"
+    assert policy_of(preset("paper_32")) == "imagenet"
+    assert policy_of(override(preset("paper_32"), data={"policy": "svhn"})) == "svhn"

@@ -1,0 +1,492 @@
+from __future__ import annotations
+
+import hashlib
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hybvit.config import PRESETS, Config, DataConfig, override, preset
+from hybvit.data import datasets
+from hybvit.data.catalog import CATALOG, DEBIAN
+from hybvit.data.files import ArraysOnly, Files, read_idx, unpickle
+from hybvit.data.image_set import BadFiles, Decoding, ImageSet, LazyPictures
+from hybvit.data.locate import located
+from hybvit.errors import ConfigError, DataError
+from hybvit.vit import ViTConfig
+
+from . import official
+
+
+def decoding(size: int = 32, channels: int = 3, memory: int = 2**30) -> Decoding:
+    return Decoding(channels, size, BadFiles(0), memory)
+
+
+def config(name: str, root: Path, size: int = 32, channels: int = 3, **data) -> Config:
+    model = ViTConfig(image_size=size, patch_size=4, channels=channels, dim=16, depth=1, heads=2)
+    kind = {"objective": {"kind": "genvit"}} if not CATALOG[name].num_classes else {}
+    return override(Config(model=model, data=DataConfig(name=name, root=str(root), **data)), **kind)
+
+
+def small(monkeypatch, name: str, root: Path, **changes) -> None:
+    """Let the catalogue describe the small archives in ``root``: their sizes, and their checksums as the published ones."""
+    info = CATALOG[name]
+    sums = {file: hashlib.md5((root / file).read_bytes()).hexdigest() for file in info.md5 if (root / file).is_file()}
+    monkeypatch.setitem(CATALOG, name, replace(info, md5=info.md5 | sums, **changes))
+
+
+# what is known without opening anything: Appendix A of the paper, and each set's own publication
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "train", "test", "size"),
+    [
+        ("cifar10", 10, 50_000, 10_000, 32),
+        ("cifar100", 100, 50_000, 10_000, 32),
+        ("stl10", 10, 5000, 8000, 96),
+        ("tiny_imagenet", 200, 100_000, 10_000, 64),
+        ("imagenet32", 1000, 1_281_167, 50_000, 32),
+        ("mnist", 10, 60_000, 10_000, 28),
+        ("fashion_mnist", 10, 60_000, 10_000, 28),
+        ("svhn", 10, 73_257, 26_032, 32),
+    ],
+)
+def test_published_sizes(name, classes, train, test, size):
+    info = CATALOG[name]
+    assert (info.num_classes, info.splits["train"], info.splits["test"], info.size) == (classes, train, test, size)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "per_class"),
+    [
+        ("cifar100", "train", 500), ("cifar100", "test", 100), ("stl10", "train", 500), ("stl10", "test", 800),
+        ("tiny_imagenet", "train", 500), ("tiny_imagenet", "test", 50), ("cifar10", "train", 5000), ("cifar10", "test", 1000),
+    ],
+)  # fmt: skip
+def test_published_balance(name, split, per_class):
+    assert CATALOG[name].balance[split] == per_class
+
+
+def test_unlabelled_images_of_stl10():
+    assert CATALOG["stl10"].splits["unlabelled"] == 100_000
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_every_entry_is_consistent(name):
+    info = CATALOG[name]
+    assert info.title
+    assert info.source.startswith("http")
+    assert info.licence
+    assert not info.classes or len(info.classes) == len(set(info.classes)) == info.num_classes
+    for split, balance in info.balance.items():
+        total = sum(balance) if isinstance(balance, tuple) else balance * info.num_classes
+        assert total == info.splits[split]
+    assert info.preset is None or info.preset in PRESETS
+    assert name == "digits" or info.files
+    assert all(other in CATALOG or other == "interpolation" for other in info.out_of_distribution)
+
+
+def test_label_order_is_the_published_one():
+    assert CATALOG["cifar10"].classes[:4] == ("airplane", "automobile", "bird", "cat")
+    assert CATALOG["stl10"].classes[:4] == ("airplane", "bird", "car", "cat")  # another order than CIFAR-10's
+    assert (CATALOG["cifar100"].classes[0], CATALOG["cifar100"].classes[99]) == ("apple", "worm")
+    assert list(CATALOG["cifar100"].classes) == sorted(CATALOG["cifar100"].classes)
+    assert CATALOG["fashion_mnist"].classes[9] == "Ankle boot"
+
+
+def test_checksums_are_torchvisions():
+    import torchvision.datasets as tv
+
+    assert CATALOG["cifar10"].md5 == {tv.CIFAR10.filename: tv.CIFAR10.tgz_md5}
+    assert CATALOG["cifar100"].md5 == {tv.CIFAR100.filename: tv.CIFAR100.tgz_md5}
+    assert CATALOG["stl10"].md5 == {tv.STL10.filename: tv.STL10.tgz_md5}
+    assert CATALOG["svhn"].md5 == {file: md5 for _, file, md5 in tv.SVHN.split_list.values()}
+    assert CATALOG["mnist"].md5 == dict(tv.MNIST.resources)
+    assert CATALOG["fashion_mnist"].md5 == dict(tv.FashionMNIST.resources)
+    known = {file: md5 for _, md5, file in tv.CelebA.file_list}
+    assert CATALOG["celeba"].md5.items() <= known.items()
+
+
+@pytest.mark.parametrize("name", [name for name, info in CATALOG.items() if info.preset])
+def test_the_preset_of_a_data_set_is_for_it(name):
+    cfg = preset(CATALOG[name].preset)
+    assert cfg.data.name == name
+    assert cfg.model.channels == CATALOG[name].channels
+    assert not CATALOG[name].num_classes or cfg.model.num_classes == CATALOG[name].num_classes
+
+
+# readers on archives in the official form
+
+
+def test_digits_are_scikit_learns_with_every_fifth_of_a_class_held_out():
+    from sklearn.datasets import load_digits
+
+    data, raw = datasets.open_dataset(preset("digits")), load_digits()
+    assert data.classes == tuple("0123456789")
+    assert data.train.pixels.max() == 255
+    for k in range(10):
+        of_class = np.flatnonzero(raw.target == k)
+        held_out = data.test.pixels[data.test.labels == k]
+        assert torch.equal(held_out, torch.from_numpy(np.round(raw.images[of_class[::5]] * 255 / 16)).to(torch.uint8)[:, None])
+
+
+@pytest.mark.parametrize("place", ["", "MNIST/raw"])
+@pytest.mark.parametrize("compress", [True, False])
+def test_mnist(tmp_path, monkeypatch, place, compress):
+    official.unpacked(tmp_path / place, official.mnist(compress=compress))
+    small(monkeypatch, "mnist", tmp_path / place, splits={"train": 20, "test": 10}, balance={"train": 2, "test": 1})
+    data = datasets.open_dataset(config("mnist", tmp_path, channels=1))
+    assert data.train.pixels.shape == (20, 1, 32, 32)
+    assert torch.equal(data.train.pixels[:, 0, 2:30, 2:30], torch.from_numpy(official.noise(20, 28, 28)))
+    assert data.test.labels.tolist() == list(range(10))
+
+
+def test_cifar10_from_the_archive_and_unpacked(tmp_path, monkeypatch):
+    archive = official.tar_gz(tmp_path / "cifar-10-python.tar.gz", official.cifar10())
+    small(monkeypatch, "cifar10", tmp_path, splits={"train": 50, "test": 10}, balance={"train": 5, "test": 1})
+    data = datasets.open_dataset(config("cifar10", tmp_path))
+    assert data.train.pixels.shape == (50, 3, 32, 32)
+    expected = np.concatenate([official.noise(10, 3072, seed=i) for i in range(5)]).reshape(50, 3, 32, 32)
+    assert torch.equal(data.train.pixels, torch.from_numpy(expected))
+    assert data.classes[data.test.labels[3]] == "cat"
+    by_name = datasets.open_dataset(config("cifar10", archive))
+    official.unpacked(tmp_path / "loose", official.cifar10())
+    for root in (tmp_path / "loose", tmp_path / "loose" / "cifar-10-batches-py"):
+        loose = datasets.open_dataset(config("cifar10", root))
+        assert torch.equal(loose.train.pixels, by_name.train.pixels)
+        assert torch.equal(loose.train.labels, data.train.labels)
+
+
+def test_cifar100_takes_the_fine_labels(tmp_path, monkeypatch):
+    official.tar_gz(tmp_path / "cifar-100-python.tar.gz", official.cifar100())
+    small(monkeypatch, "cifar100", tmp_path, splits={"train": 100, "test": 100}, balance={"train": 1, "test": 1})
+    data = datasets.open_dataset(config("cifar100", tmp_path))
+    assert data.train.labels.tolist() == list(range(100))
+    assert data.classes[data.train.labels[7]] == "beetle"
+
+
+def test_svhn_calls_its_class_10_zero(tmp_path, monkeypatch):
+    official.svhn(tmp_path)
+    small(monkeypatch, "svhn", tmp_path, splits={"train": 20, "test": 10}, balance={"train": (2,) * 10, "test": (1,) * 10})
+    data = datasets.open_dataset(config("svhn", tmp_path))
+    assert data.test.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+    assert torch.equal(data.test.pixels, torch.from_numpy(official.noise(10, 32, 32, 3)).permute(0, 3, 1, 2))
+
+
+def test_stl10_is_stored_by_columns_and_its_unlabelled_images_can_be_denoised(tmp_path, monkeypatch):
+    official.tar_gz(tmp_path / "stl10_binary.tar.gz", official.stl10())
+    splits = {"train": 10, "test": 20, "unlabelled": 7}
+    small(monkeypatch, "stl10", tmp_path, splits=splits, balance={"train": 1, "test": 2})
+    data = datasets.open_dataset(config("stl10", tmp_path, size=96, unlabelled=True))
+    assert torch.equal(data.train.pixels, torch.from_numpy(official.noise(10, 3, 96, 96)))
+    assert data.train.labels.tolist() == list(range(10))
+    assert len(data.unlabelled) == 7
+    assert data.unlabelled.labels is None
+    resized = datasets.open_dataset(config("stl10", tmp_path, size=32, resize=True))
+    assert resized.train.pixels.shape == (10, 3, 32, 32)
+    with pytest.raises(ConfigError, match=r"set it to 96, or --data\.resize true"):
+        datasets.open_dataset(config("stl10", tmp_path, size=32))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("memory", [1.0, 0.0])
+def test_tiny_imagenet(tmp_path, monkeypatch, packed, memory):
+    if packed:
+        official.zip_file(tmp_path / "tiny-imagenet-200.zip", official.tiny_imagenet())
+    else:
+        official.unpacked(tmp_path, official.tiny_imagenet())
+    splits = {"train": 12, "test": 6, "unlabelled": 5}
+    small(monkeypatch, "tiny_imagenet", tmp_path, splits=splits, balance={"train": 4, "test": 2}, num_classes=3)
+    data = datasets.open_dataset(config("tiny_imagenet", tmp_path, size=64, unlabelled=True, memory_gib=memory))
+    assert isinstance(data.train.pixels, torch.Tensor if memory else LazyPictures)
+    assert data.classes == ("goldfish (n01443537)", "Egyptian cat (n02124075)", "reel (n04067472)")  # by sorted id
+    assert data.test.labels.tolist() == [1, 0, 2, 1, 0, 2]
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    cat, label = data.train.take(torch.tensor([4]))
+    assert label.tolist() == [1]
+    assert (cat.float().mean(dim=(0, 2, 3)) - torch.from_numpy(official.noise(1, 3, seed=0)[0]).float()).abs().max() < 3
+    assert len(data.unlabelled) == 5
+
+
+@pytest.mark.parametrize("form", ["npz", "pickle", "zip"])
+def test_imagenet32(tmp_path, monkeypatch, form):
+    members = official.imagenet32(npz=form != "pickle")
+    if form == "zip":
+        train = {f"Imagenet32_train_npz/{name}": raw for name, raw in members.items() if name.startswith("train")}
+        official.zip_file(tmp_path / "Imagenet32_train_npz.zip", train)
+        official.zip_file(tmp_path / "Imagenet32_val_npz.zip", {"val_data.npz": members["val_data.npz"]})
+    else:
+        official.unpacked(tmp_path, members)
+    small(monkeypatch, "imagenet32", tmp_path, splits={"train": 40, "test": 4}, balance={})
+    found = datasets.read_split("imagenet32", "train", str(tmp_path), decoding(), False)
+    assert found.labels[:4].tolist() == [0, 1, 998, 999]
+    assert torch.equal(found.pixels[36:], torch.from_numpy(official.noise(4, 3072, seed=9)).reshape(4, 3, 32, 32))
+    assert len(datasets.read_split("imagenet32", "test", str(tmp_path), decoding(), False)) == 4
+
+
+def test_imagenet32_takes_its_names_from_map_clsloc(tmp_path, monkeypatch):
+    official.unpacked(tmp_path, official.imagenet32())
+    assert datasets.class_names("imagenet32", tmp_path / "val_data.npz")[:2] == ("1", "2")
+    lines = [f"n{k:08d} {k} name_{k}" for k in range(1000, 0, -1)]
+    (tmp_path / "map_clsloc.txt").write_text("\n".join(lines))
+    assert datasets.class_names("imagenet32", tmp_path / "val_data.npz")[0] == "name_1 (n00000001)"
+
+
+def test_imagenet_as_folders(tmp_path, monkeypatch):
+    official.unpacked(tmp_path, official.imagenet())
+    small(monkeypatch, "imagenet", tmp_path, splits={"train": 6, "test": 4}, balance={"test": 2}, num_classes=2)
+    data = datasets.open_dataset(config("imagenet", tmp_path, size=32))
+    assert data.classes == ("tench (n01440764)", "crane (n02012849)")
+    assert data.train.pixels.shape == (6, 3, 32, 32)
+    assert data.test.labels.tolist() == [0, 0, 1, 1]
+    (tmp_path / "val" / "stray.JPEG").write_bytes(official.jpeg(0))
+    with pytest.raises(DataError, match=r"stray\.JPEG: lies in no class folder"):
+        datasets.open_dataset(config("imagenet", tmp_path, size=32))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_celeba(tmp_path, monkeypatch, packed):
+    images, partition = official.celeba()
+    (tmp_path / "list_eval_partition.txt").write_bytes(partition)
+    if packed:
+        official.zip_file(tmp_path / "img_align_celeba.zip", images)
+    else:
+        official.unpacked(tmp_path, images)
+    small(monkeypatch, "celeba", tmp_path, splits={"train": 6, "validation": 1, "test": 3})
+    data = datasets.open_dataset(config("celeba", tmp_path))
+    assert data.train.pixels.shape == (6, 3, 32, 32)
+    assert (len(data.test), data.test.labels, data.classes) == (3, None, ())
+    with pytest.raises(ConfigError, match="--objective genvit"):
+        datasets.open_dataset(override(config("celeba", tmp_path), objective={"kind": "hybvit"}))
+
+
+def test_celeba_hq(tmp_path, monkeypatch):
+    official.zip_file(tmp_path / "CelebAMask-HQ.zip", official.celeba_hq())
+    small(monkeypatch, "celeba_hq", tmp_path, splits={"train": 18, "test": 2})
+    data = datasets.open_dataset(config("celeba_hq", tmp_path, size=128))
+    assert (len(data.train), len(data.test)) == (18, 2)
+    tenth = torch.from_numpy(official.noise(1, 3, seed=10)[0]).float()
+    assert (data.test.take(torch.tensor([1]))[0].float().mean(dim=(0, 2, 3)) - tenth).abs().max() < 3
+
+
+@pytest.mark.skipif(not (DEBIAN / "fashion-mnist").is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_the_real_fashion_mnist():
+    data = datasets.open_dataset(preset("fashion_mnist_pocket"))
+    assert data.train.pixels.shape == (60_000, 1, 32, 32)
+    assert data.train.labels.bincount().tolist() == [6000] * 10
+    assert data.test.labels.bincount().tolist() == [1000] * 10
+    assert data.classes[data.train.labels[0]] == "Ankle boot"  # the published first training image
+    assert 70 < data.train.pixels[:, :, 2:30, 2:30].float().mean() < 75  # published mean 0.2860 * 255 = 72.9
+
+
+# what is wrong is named
+
+
+def test_a_wrong_checksum_is_refused(tmp_path):
+    official.tar_gz(tmp_path / "cifar-10-python.tar.gz", official.cifar10())
+    with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz: wrong checksum .*published c58f3010"):
+        datasets.open_dataset(config("cifar10", tmp_path))
+    official.unpacked(tmp_path, official.mnist())
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: wrong checksum"):
+        datasets.open_dataset(config("mnist", tmp_path, channels=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("cifar10", "cifar-10-python.tar.gz"),
+        ("stl10", "stl10_binary.tar.gz"),
+        ("tiny_imagenet", "tiny-imagenet-200.zip"),
+        ("svhn", "train_32x32.mat"),
+        ("imagenet32", "val_data.npz"),
+        ("mnist", "train-images-idx3-ubyte.gz"),
+        ("celeba", "img_align_celeba.zip"),
+    ],
+)
+def test_a_truncated_file_is_named(tmp_path, monkeypatch, name, file):
+    members = {
+        "cifar10": official.cifar10, "stl10": official.stl10, "tiny_imagenet": official.tiny_imagenet,
+        "imagenet32": official.imagenet32, "mnist": official.mnist, "celeba": lambda: official.celeba()[0],
+    }.get(name, dict)()  # fmt: skip
+    if name == "svhn":
+        official.svhn(tmp_path)
+    elif file.endswith("tar.gz"):
+        official.tar_gz(tmp_path / file, members)
+    elif file.endswith("zip"):
+        official.zip_file(tmp_path / file, members)
+        (tmp_path / "list_eval_partition.txt").write_bytes(official.celeba()[1])
+    else:
+        official.unpacked(tmp_path, members)
+    whole = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(whole[: len(whole) // 2])
+    small(monkeypatch, name, tmp_path)
+    split = "test" if name == "imagenet32" else "train"
+    with pytest.raises(DataError, match=file.replace(".", r"\.")):
+        datasets.read_split(name, split, str(tmp_path), decoding(channels=CATALOG[name].channels), True)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "members"),
+    [
+        ("cifar10", "cifar-10-batches-py/batches.meta", official.cifar10),
+        ("cifar100", "cifar-100-python/meta", official.cifar100),
+        ("stl10", "stl10_binary/train_y.bin", official.stl10),
+        ("tiny_imagenet", "tiny-imagenet-200/wnids.txt", official.tiny_imagenet),
+        ("mnist", "train-labels-idx1-ubyte.gz", official.mnist),
+    ],
+)
+def test_a_missing_label_file_is_named(tmp_path, monkeypatch, name, missing, members):
+    official.unpacked(tmp_path, members())
+    (tmp_path / missing).unlink()
+    small(monkeypatch, name, tmp_path)
+    with pytest.raises(DataError, match=Path(missing).name.removesuffix(".gz")):
+        datasets.read_split(name, "train", str(tmp_path), decoding(channels=CATALOG[name].channels), True)
+
+
+def test_missing_annotations_and_partitions_are_named(tmp_path, monkeypatch):
+    members = official.tiny_imagenet()
+    del members["tiny-imagenet-200/val/val_annotations.txt"]
+    official.zip_file(tmp_path / "tiny-imagenet-200.zip", members)
+    small(monkeypatch, "tiny_imagenet", tmp_path)
+    with pytest.raises(DataError, match=r"val_annotations\.txt"):
+        datasets.read_split("tiny_imagenet", "test", str(tmp_path), decoding(64), False)
+    official.unpacked(tmp_path, official.celeba()[0])
+    with pytest.raises(DataError, match=r"list_eval_partition\.txt"):
+        datasets.read_split("celeba", "test", str(tmp_path), decoding(64), False)
+
+
+def test_files_that_are_not_what_they_say(tmp_path, monkeypatch):
+    members = official.cifar10()
+    members["cifar-10-batches-py/batches.meta"] = official.python2_pickle({"label_names": ["x"] * 10})
+    official.unpacked(tmp_path, members)
+    with pytest.raises(DataError, match=r"batches\.meta: its class names"):
+        datasets.read_split("cifar10", "train", str(tmp_path), decoding(), False)
+    official.unpacked(tmp_path, official.cifar10())
+    with pytest.raises(DataError, match="50 images where the train split of CIFAR-10 has 50,000"):
+        datasets.read_split("cifar10", "train", str(tmp_path), decoding(), False)
+    small(monkeypatch, "cifar10", tmp_path, splits={"train": 50, "test": 10}, balance={"train": (6, 4, *[5] * 8)})
+    with pytest.raises(DataError, match="label 0 stands 5 times"):
+        datasets.read_split("cifar10", "train", str(tmp_path), decoding(), False)
+
+
+class Trap:
+    def __reduce__(self):
+        return (print, ("the trap was sprung",))
+
+
+@pytest.mark.parametrize("wrapped", [lambda trap: trap, lambda trap: {"data": [trap]}])
+def test_a_pickle_that_asks_for_more_is_refused_by_name(tmp_path, capsys, wrapped):
+    official.unpacked(tmp_path, official.cifar10())
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    path.write_bytes(pickle.dumps(wrapped(Trap())))
+    with pytest.raises(DataError, match=r"data_batch_3: .*it asks for builtins\.print"):
+        datasets.read_split("cifar10", "train", str(tmp_path), decoding(), False)
+    assert "sprung" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickles_of_python_3_are_read_in_every_protocol(tmp_path, protocol):
+    content = {"data": official.noise(2, 5), "labels": [1, 2], "name": b"bytes", "text": "text"}
+    found = unpickle(pickle.dumps(content, protocol=protocol), tmp_path)
+    assert np.array_equal(found.pop("data"), content.pop("data"))
+    assert found == content
+
+
+def test_the_unpickler_offers_no_way_out():
+    for module, name in (("os", "system"), ("builtins", "eval"), ("numpy", "load"), ("numpy.core.multiarray", "fromfile")):
+        with pytest.raises(pickle.UnpicklingError, match=rf"{module}\.{name}"):
+            ArraysOnly(__import__("io").BytesIO(b"")).find_class(module, name)
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_idx_files(tmp_path, compress):
+    array = np.arange(24).reshape(2, 3, 4)
+    path = tmp_path / ("a.gz" if compress else "a")
+    path.write_bytes(official.idx(array, compress))
+    assert np.array_equal(read_idx(path), array)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DataError, match=str(path)):
+        read_idx(path)
+    path.write_bytes(b"\0\0\x0d\x01\0\0\0\x01\0\0\0\0")
+    with pytest.raises(DataError, match=r"damaged|not an IDX file of unsigned bytes"):
+        read_idx(path)
+
+
+def test_what_cannot_be_found_says_where_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(DataError, match=r"imagenet32: .* without a login: put val_data\.npz .*or give --data DIR"):
+        datasets.read_split("imagenet32", "test", None, decoding(), False)
+    with pytest.raises(DataError, match="no such folder"):
+        datasets.read_split("cifar10", "test", str(tmp_path / "nowhere"), decoding(), False)
+
+
+def test_a_download_that_fails_is_explained(tmp_path, monkeypatch):
+    import torchvision.datasets as tv
+
+    def fail(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(tv, "CIFAR10", fail)
+    with pytest.raises(DataError, match=r"the download failed \(no route to host\): put cifar-10-batches-py or"):
+        datasets.read_split("cifar10", "test", str(tmp_path), decoding(), False)
+
+
+def test_a_download_is_read_afterwards(tmp_path, monkeypatch):
+    import torchvision.datasets as tv
+
+    monkeypatch.setattr(tv, "CIFAR10", lambda root, download: official.unpacked(Path(root), official.cifar10()))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(CATALOG, "cifar10", replace(CATALOG["cifar10"], splits={"train": 50, "test": 10}, balance={}))
+    assert len(datasets.read_split("cifar10", "test", None, decoding(), False)) == 10
+
+
+# other sizes, other channels, other sets
+
+
+def test_out_of_distribution_sets_come_at_the_models_size(tmp_path, monkeypatch):
+    official.svhn(tmp_path)
+    small(monkeypatch, "svhn", tmp_path, splits={"train": 20, "test": 10}, balance={})
+    test = ImageSet(torch.zeros(4, 1, 28, 28, dtype=torch.uint8))
+    found = datasets.out_of_distribution("svhn", str(tmp_path), test, decoding(28, 1))
+    assert found.pixels.shape == (10, 1, 28, 28)
+    assert datasets.out_of_distribution("digits", None, test, decoding(28, 1)).pixels.shape == (364, 1, 28, 28)
+
+
+def test_interpolations_are_means_of_consecutive_batches():
+    pixels = torch.randint(0, 256, (250, 3, 4, 4), dtype=torch.uint8)
+    found = datasets.out_of_distribution("interpolation", None, ImageSet(pixels), decoding(4)).pixels
+    assert found.shape == (150, 3, 4, 4)
+    assert (found[7].float() - (pixels[7].float() + pixels[107].float()) / 2).abs().max() <= 0.5
+    with pytest.raises(DataError, match="at least two"):
+        datasets.out_of_distribution("interpolation", None, ImageSet(pixels[:1]), decoding(4))
+
+
+def test_a_model_that_does_not_fit_the_data_is_refused():
+    with pytest.raises(ConfigError, match=r"model\.channels is 3"):
+        datasets.open_dataset(override(preset("digits"), model={"channels": 3}))
+    with pytest.raises(ConfigError, match=r"model\.image_size is 4"):
+        datasets.open_dataset(override(preset("digits"), model={"image_size": 4}))
+    with pytest.raises(ConfigError, match="no unlabelled images"):
+        datasets.open_dataset(override(preset("digits"), data={"unlabelled": True}))
+    with pytest.raises(ConfigError, match=r"data\.test_root"):
+        datasets.open_dataset(override(preset("digits"), data={"test_root": "x"}))
+
+
+def test_data_option_finds_the_named_sets_own_files(tmp_path):
+    official.unpacked(tmp_path / "FashionMNIST" / "raw", official.mnist(compress=False))
+    assert located(preset("fashion_mnist_pocket"), str(tmp_path)).data.name == "fashion_mnist"
+    assert located(preset("cifar10"), str(tmp_path)).data.name == "cifar10"  # it is to be downloaded there
+
+
+def test_zip_archives_can_be_read_by_threads(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    members = {f"{i}.bin": official.noise(1, 5000, seed=i).tobytes() for i in range(64)}
+    files = Files(official.zip_file(tmp_path / "a.zip", members))
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(lambda name: files.open(name).read(), members))
+    assert read == list(members.values())
+    assert pickle.loads(pickle.dumps(files)).names() == sorted(members)

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from hybvit.config import Config, DataConfig, override, preset
+from hybvit.data.datasets import open_dataset
+from hybvit.data.image_set import LazyPictures
+from hybvit.data.locate import located
+from hybvit.errors import ConfigError, DataError
+from hybvit.vit import ViTConfig
+
+from . import official
+
+
+def own(root: Path | str, name: str = "folder", channels: int = 3, kind: str = "hybvit", **data) -> Config:
+    model = ViTConfig(image_size=8, patch_size=2, channels=channels, dim=16, depth=1, heads=2)
+    return override(Config(model=model, data=DataConfig(name=name, root=str(root), **data)), objective={"kind": kind})
+
+
+def save(path: Path, colour: tuple[int, int, int] = (200, 30, 90), mode: str = "RGB", size: tuple[int, int] = (12, 9)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).convert(mode).save(path)
+
+
+# folders
+
+
+def test_a_folder_of_classes(tmp_path):
+    for i in range(6):
+        save(tmp_path / "cat" / f"{i}.png", (10 * i, 0, 0))
+        save(tmp_path / "dog" / f"{i}.jpg", mode="L")
+    (tmp_path / "dog" / "notes.txt").write_text("not an image")
+    data = open_dataset(own(tmp_path))
+    assert data.classes == ("cat", "dog")
+    assert data.train.pixels.shape == (8, 3, 8, 8)
+    assert data.test.labels.tolist() == [0, 0, 1, 1]
+    assert data.test.pixels[:2, 0, 0, 0].tolist() == [0, 50]  # the first and the sixth cat
+    assert open_dataset(own(tmp_path, channels=1)).train.pixels.shape == (8, 1, 8, 8)
+
+
+def test_a_folder_with_its_own_split(tmp_path):
+    for split, n in (("train", 3), ("val", 2)):
+        for i in range(n):
+            save(tmp_path / split / "a" / f"{i}.png")
+            save(tmp_path / split / "b" / f"{i}.png")
+    data = open_dataset(own(tmp_path))
+    assert (len(data.train.labels), len(data.test.labels)) == (6, 4)
+    save(tmp_path / "val" / "c" / "0.png")
+    with pytest.raises(DataError, match="'c'"):
+        open_dataset(own(tmp_path))
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_a_class_without_a_training_image_is_named(tmp_path, images):
+    for i in range(6):
+        save(tmp_path / "cat" / f"{i}.png")
+    (tmp_path / "dog").mkdir()
+    for i in range(images):
+        save(tmp_path / "dog" / f"{i}.png")
+    with pytest.raises(DataError, match="class 'dog' has no training image"):
+        open_dataset(own(tmp_path))
+
+
+def test_documents_beside_the_images_are_left_alone(tmp_path):
+    for i in range(6):
+        save(tmp_path / "cat" / f"{i}.png")
+    (tmp_path / "cat" / "paper.pdf").write_text("%PDF")
+    (tmp_path / "cat" / "film.mpg").write_text("film")
+    assert len(open_dataset(own(tmp_path)).train) == 4
+
+
+def test_folders_that_cannot_serve_are_named(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        open_dataset(own(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="no class sub-folders and no images"):
+        open_dataset(own(tmp_path))
+    (tmp_path / "a").mkdir()
+    with pytest.raises(DataError, match="no image files"):
+        open_dataset(own(tmp_path))
+    (tmp_path / "a" / "broken.png").write_bytes(b"\x89PNG")
+    with pytest.raises(DataError, match=r"broken\.png"):
+        open_dataset(own(tmp_path))
+    with pytest.raises(ConfigError, match=r"data\.root is not set"):
+        open_dataset(override(own(tmp_path), data={"root": None}))
+
+
+def test_a_flat_folder_is_for_genvit(tmp_path):
+    for i in range(11):
+        save(tmp_path / f"{i:02d}.png", (20 * i, 0, 0))
+    with pytest.raises(ConfigError, match="no labels: train on them with --objective genvit"):
+        open_dataset(own(tmp_path))
+    data = open_dataset(own(tmp_path, kind="genvit"))
+    assert (len(data.train), len(data.test), data.train.labels, data.classes) == (8, 3, None, ())
+    assert data.test.pixels[:, 0, 0, 0].tolist() == [0, 100, 200]
+    save(tmp_path / "cat" / "0.png")
+    with pytest.raises(DataError, match=r"00\.png: lies beside the class folders \(cat"):
+        open_dataset(own(tmp_path))
+
+
+def test_a_zip_serves_like_a_folder(tmp_path):
+    members = {f"{kind}/{i}.jpg": official.jpeg(i) for kind in ("cat", "dog") for i in range(6)}
+    root = official.zip_file(tmp_path / "pets.zip", members | {"__MACOSX/cat/._0.jpg": b"not an image"})
+    cfg = located(preset("digits"), str(root))
+    assert cfg.data.name == "folder"
+    data = open_dataset(override(own(root), data={"name": cfg.data.name}))
+    assert data.classes == ("cat", "dog")
+    assert (len(data.train), len(data.test)) == (8, 4)
+
+
+def test_a_test_folder_elsewhere(tmp_path):
+    for i in range(3):
+        save(tmp_path / "mine" / "a" / f"{i}.png")
+    save(tmp_path / "held out" / "a" / "9.png")
+    data = open_dataset(own(tmp_path / "mine", test_root=str(tmp_path / "held out")))
+    assert (len(data.train), len(data.test)) == (3, 1)
+    with pytest.raises(DataError, match="nowhere"):
+        open_dataset(own(tmp_path / "mine", test_root=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize("memory", [1.0, 0.0])
+def test_bad_files_are_named_counted_and_left_out_up_to_a_limit(tmp_path, capsys, memory):
+    for i in range(10):
+        save(tmp_path / "a" / f"{i}.png", (10 * i, 0, 0))
+    for i in (3, 7):
+        (tmp_path / "a" / f"{i}.png").write_bytes(b"\x89PNG rubbish")
+
+    def read(limit: int) -> torch.Tensor:
+        data = open_dataset(own(tmp_path, max_bad_files=limit, memory_gib=memory))
+        return torch.cat([pixels for pixels, _ in data.train.batches(4)])
+
+    with pytest.raises(DataError, match=r"3\.png.*--data\.max_bad_files N"):
+        read(0)
+    with pytest.raises(DataError, match=r"7\.png.*bad file number 2, more than data\.max_bad_files = 1"):
+        read(1)
+    capsys.readouterr()
+    shades = set(read(2)[:, 0, 0, 0].tolist())
+    said = capsys.readouterr().err
+    assert "3.png" in said
+    assert "7.png" in said
+    assert "(2 of at most 2)" in said
+    assert shades <= {10 * i for i in range(10) if i not in (3, 7)}
+
+
+def test_images_that_do_not_fit_into_memory_are_decoded_when_asked_for(tmp_path):
+    for i in range(10):
+        save(tmp_path / "ab"[i % 2] / f"{i}.png", (10 * i, 0, 0))
+    now, later = (open_dataset(own(tmp_path, memory_gib=gib)) for gib in (1.0, 0.0))
+    assert isinstance(later.train.pixels, LazyPictures)
+    assert later.train.pixels.shape == now.train.pixels.shape
+    index = torch.tensor([3, 0, 3])
+    for a, b in zip(now.train.take(index), later.train.take(index), strict=True):
+        assert torch.equal(a, b)
+
+
+# manifests
+
+
+def table(tmp_path: Path, form: str, rows: list[dict]) -> Path:
+    path = tmp_path / f"images.{form}"
+    if form == "jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    else:
+        names = list(dict.fromkeys(key for row in rows for key in row))
+        lines = [",".join(str(row.get(name, "")) for name in names) for row in rows]
+        path.write_text("\ufeff" + "\n".join([",".join(names), *lines]) + "\n", encoding="utf-8")  # as spreadsheets write it
+    return path
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_manifest(tmp_path, form):
+    for i in range(12):
+        save(tmp_path / "pictures" / f"{i}.png", (10 * i, 0, 0))
+    rows = [{"path": f"pictures/{i}.png", "label": 2 + 8 * (i % 2)} for i in range(12)]
+    path = table(tmp_path, form, rows)
+    assert located(preset("paper_32"), str(path)).data.name == "manifest"
+    data = open_dataset(own(path, "manifest"))
+    assert data.classes == ("2", "10")  # by value, not as text
+    assert (len(data.train), len(data.test)) == (8, 4)
+    assert data.test.labels.tolist() == [0, 1, 0, 1]
+    split = table(tmp_path, form, [{**row, "split": "val" if i < 3 else "train"} for i, row in enumerate(rows)])
+    assert len(open_dataset(own(split, "manifest")).test) == 3
+    flat = table(tmp_path, form, [{"filename": row["path"]} for row in rows])
+    assert open_dataset(own(flat, "manifest", kind="genvit")).classes == ()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"path": "0.png", "label": "a"}, {"path": "1.png"}], r"images\.jsonl, line 2: has no label"),
+        ([{"label": "a"}], r"line 1: names no image \(in a column path, file"),
+        ([{"path": "gone.png", "label": "a"}], r"gone\.png: no such file"),
+        ([{"path": "0.png", "label": "a", "split": "exam"}], r"split 'exam' of 0\.png"),
+        ([], "names no image"),
+    ],
+)
+def test_manifests_that_cannot_serve_name_the_line(tmp_path, rows, message):
+    save(tmp_path / "0.png")
+    save(tmp_path / "1.png")
+    with pytest.raises(DataError, match=message):
+        open_dataset(own(table(tmp_path, "jsonl", rows), "manifest"))
+
+
+def test_a_manifest_that_is_no_json(tmp_path):
+    (tmp_path / "images.jsonl").write_text('{"path": "0.png"}\nnonsense\n')
+    with pytest.raises(DataError, match="line 2: not JSON"):
+        open_dataset(own(tmp_path / "images.jsonl", "manifest"))
+
+
+# Hugging Face
+
+
+def png(i: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (9, 12), (10 * i, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("labels", ["names", "text", "none"])
+def test_parquet_files(tmp_path, labels):
+    import datasets
+
+    features = {"image": datasets.Image()}
+    rows: dict[str, list] = {"image": [{"bytes": png(i), "path": None} for i in range(12)]}
+    if labels == "names":
+        features["label"] = datasets.ClassLabel(names=["zebra", "ant"])
+        rows["label"] = [i % 2 for i in range(12)]
+    elif labels == "text":
+        features["label"] = datasets.Value("string")
+        rows["label"] = [("zebra", "ant")[i % 2] for i in range(12)]
+    made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    made.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    made.select(range(3)).to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    cfg = located(preset("paper_32"), str(tmp_path))
+    assert cfg.data.name == "huggingface"
+    data = open_dataset(own(tmp_path, "huggingface", kind="genvit" if labels == "none" else "hybvit"))
+    assert (len(data.train), len(data.test)) == (12, 3)
+    assert data.train.pixels[:, 0, 0, 0].tolist() == [10 * i for i in range(12)]
+    assert data.classes == {"names": ("zebra", "ant"), "text": ("ant", "zebra"), "none": ()}[labels]
+    if labels != "none":
+        assert [data.classes[k] for k in data.test.labels] == ["zebra", "ant", "zebra"]
+    single = open_dataset(own(tmp_path / "train-00000-of-00001.parquet", "huggingface", kind="genvit"))
+    assert (len(single.train), len(single.test)) == {"none": (9, 3)}.get(labels, (8, 4))
+
+
+def test_hugging_face_sets_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 rubbish")
+    with pytest.raises(DataError, match=r"a\.parquet: not readable"):
+        open_dataset(own(tmp_path / "a.parquet", "huggingface"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DataError, match="hf://nobody/nothing: not readable"):
+        open_dataset(own("hf://nobody/nothing", "huggingface"))
+
+
+def test_data_option_means_what_lies_there(tmp_path):
+    save(tmp_path / "a" / "0.png")
+    assert located(preset("fashion_mnist_pocket"), str(tmp_path)).data.name == "folder"
+    assert located(preset("digits"), "anywhere").data.name == "folder"
+    assert located(preset("digits"), "hf://owner/name").data.name == "huggingface"
+    assert located(preset("digits"), "train-{000..009}.tar").data.name == "shards"

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from hybvit.config import Config, DataConfig, override
+from hybvit.data.batches import TrainingBatches
+from hybvit.data.datasets import open_dataset
+from hybvit.data.image_set import BadFiles, Decoding
+from hybvit.data.shards import LANES, Shards, ShardStream
+from hybvit.errors import ConfigError, DataError
+from hybvit.vit import ViTConfig
+
+STREAM = "order of labelled images"
+
+
+def png(number: int) -> bytes:
+    """A picture that tells its number: a colour of two digits in base 256."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (number // 256, number % 256, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def number_of(pixels: torch.Tensor) -> list[int]:
+    return (pixels[:, 0, 0, 0].int() * 256 + pixels[:, 1, 0, 0].int()).tolist()
+
+
+def write_shards(folder: Path, counts: list[int], labels: bool = True, prefix: str = "train") -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    number, names = 0, []
+    for k, count in enumerate(counts):
+        names.append(str(folder / f"{prefix}-{k:03d}.tar"))
+        with webdataset.TarWriter(names[-1]) as writer:
+            for _ in range(count):
+                sample = {"__key__": f"{number:06d}", "png": png(number)}
+                writer.write(sample | ({"cls": number % 3} if labels else {}))
+                number += 1
+    return names
+
+
+def shards(names: list[str], max_bad_files: int = 0, classes: int = 3) -> Shards:
+    return Shards(names, tuple(map(str, range(classes))), Decoding(3, 8, BadFiles(max_bad_files), 2**30))
+
+
+def config(root: Path | str, **data) -> Config:
+    model = ViTConfig(image_size=8, patch_size=4, dim=16, depth=1, heads=2, num_classes=3)
+    return Config(model=model, data=DataConfig(name="shards", root=str(root), **data))
+
+
+def test_an_epoch_holds_every_sample_once_and_shuffles_them(tmp_path):
+    names = write_shards(tmp_path, [13, 7, 11, 20])
+    stream = ShardStream(shards(names), 0, STREAM, 16)
+    n = 51
+    # lanes differ by at most one sample, so whole epochs end together after n * LANES entries at most
+    pixels, labels, keys = stream.take(torch.arange(n * LANES))
+    numbers = number_of(pixels)
+    assert numbers == keys[:, 1].tolist()
+    assert labels.tolist() == [number % 3 for number in numbers]
+    first_epoch = [number for number, epoch in zip(numbers, keys[:, 0].tolist(), strict=True) if epoch == 0]
+    assert sorted(first_epoch) == list(range(n))
+    assert first_epoch != sorted(first_epoch)
+    second = [number for number, epoch in zip(numbers, keys[:, 0].tolist(), strict=True) if epoch == 1]
+    assert sorted(second) == list(range(n))
+    assert second != first_epoch
+    assert np.corrcoef(first_epoch, range(n))[0, 1] < 0.6
+
+
+def test_the_stream_can_be_entered_anywhere(tmp_path):
+    names = write_shards(tmp_path, [13, 7, 11, 20])
+    whole = number_of(ShardStream(shards(names), 3, STREAM, 16).take(torch.arange(300))[0])
+    for start in (0, 17, 96, 250):
+        part = ShardStream(shards(names), 3, STREAM, 16).take(torch.arange(start, start + 40))[0]
+        assert number_of(part) == whole[start : start + 40]
+    assert number_of(ShardStream(shards(names), 4, STREAM, 16).take(torch.arange(300))[0]) != whole
+
+
+def test_repeats_stand_a_lane_apart(tmp_path):
+    names = write_shards(tmp_path, [16, 16])
+    _, _, keys = ShardStream(shards(names), 0, STREAM, 16, repeats=3).take(torch.arange(96))
+    assert keys[:, 1].bincount().tolist() == [3] * 32
+    assert torch.equal(keys[:LANES, 1], keys[LANES : 2 * LANES, 1])
+    assert keys[::LANES, 2].tolist() == [0, 1, 2] * 4
+
+
+def test_processes_read_their_own_lanes_only(tmp_path):
+    names = write_shards(tmp_path, [40] * 4)
+    opened = []
+
+    class Watched(Shards):
+        def samples(self, shard, skip=0):
+            for i, sample in enumerate(super().samples(shard, skip), self.starts[shard] + skip):
+                opened.append(i)
+                yield sample
+
+    for rank in range(2):
+        opened.clear()
+        watched = Watched(names, ("0", "1", "2"), Decoding(3, 8, BadFiles(0), 2**30))
+        ShardStream(watched, 0, STREAM, 32).take(torch.arange(rank, 160, 2))
+        assert len(set(opened)) == 80  # half of the samples, give or take none: the buffer ends with the lane
+
+
+def test_a_small_set_has_fewer_lanes(tmp_path):
+    names = write_shards(tmp_path, [3])
+    numbers = number_of(ShardStream(shards(names), 0, STREAM, 100).take(torch.arange(9))[0])
+    assert all(sorted(numbers[i : i + 3]) == [0, 1, 2] for i in (0, 3, 6))
+
+
+def test_the_buffer_bounds_what_is_in_memory(tmp_path):
+    names = write_shards(tmp_path, [100, 100])
+    stream = ShardStream(shards(names), 0, STREAM, 40)
+    for start in range(0, 400, 50):
+        stream.take(torch.arange(start, start + 50))
+        assert sum(len(lane.samples) for lane in stream.lanes) <= 40
+
+
+def test_bad_samples_are_named_and_replaced(tmp_path, capsys):
+    path = tmp_path / "train-000.tar"
+    with webdataset.TarWriter(str(path)) as writer:
+        for i in range(20):
+            writer.write({"__key__": f"{i:03d}", "png": b"\x89PNG rubbish" if i == 6 else png(i), "cls": 0})
+    with pytest.raises(DataError, match=r"train-000\.tar/006: .*max_bad_files"):
+        ShardStream(shards([str(path)]), 0, STREAM, 100).take(torch.arange(20))
+    numbers = number_of(ShardStream(shards([str(path)], 1), 0, STREAM, 100).take(torch.arange(20))[0])
+    assert 6 not in numbers
+    assert len(numbers) == 20
+    assert "train-000.tar/006" in capsys.readouterr().err
+
+
+def test_damage_is_named(tmp_path):
+    (name,) = write_shards(tmp_path, [30])
+    whole = Path(name).read_bytes()
+    Path(name).write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "sizes.json").write_text(json.dumps({"train-000.tar": 30}))
+    with pytest.raises(DataError, match=r"train-000\.tar: (damaged|\d+ samples where 30)"):
+        ShardStream(shards([name]), 0, STREAM, 100).take(torch.arange(30))
+    Path(name).write_bytes(whole)
+    (tmp_path / "sizes.json").write_text(json.dumps({"train-000.tar": 31}))
+    with pytest.raises(DataError, match="30 samples where 31 were counted"):
+        ShardStream(shards([name]), 0, STREAM, 100).take(torch.arange(31))
+    (tmp_path / "sizes.json").unlink()
+    with pytest.raises(DataError, match=r"\.cls: class '2' is none of the 2"):
+        ShardStream(shards([name], classes=2), 0, STREAM, 100).take(torch.arange(30))
+    Path(name).write_bytes(b"no tar")
+    with pytest.raises(DataError, match=r"train-000\.tar"):
+        shards([name])
+
+
+def test_remote_shards_need_their_sizes():
+    with pytest.raises(DataError, match=r"sizes\.json: missing or without a\.tar; remote shards need it"):
+        shards(["http://127.0.0.1:9/a.tar"])
+
+
+def test_shards_over_http(tmp_path):
+    """A server on this machine stands for the network: nothing but sizes.json and the shards themselves is asked for."""
+    import functools
+    import http.server
+    import threading
+
+    write_shards(tmp_path, [10, 12])
+    (tmp_path / "sizes.json").write_text(json.dumps({"train-000.tar": 10, "train-001.tar": 12}))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    handler.log_message = lambda *args: None  # type: ignore[attr-defined]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        names = [f"http://127.0.0.1:{server.server_port}/train-{k:03d}.tar" for k in range(2)]
+        remote = ShardStream(shards(names), 0, STREAM, 8).take(torch.arange(44))[0]
+        server.shutdown()
+    local = ShardStream(shards([str(tmp_path / f"train-{k:03d}.tar") for k in range(2)]), 0, STREAM, 8).take(torch.arange(44))[
+        0
+    ]
+    assert torch.equal(remote, local)
+
+
+@pytest.mark.parametrize("layout", ["folders", "names", "pattern"])
+def test_where_shards_may_lie(tmp_path, layout):
+    if layout == "folders":
+        write_shards(tmp_path / "train", [9, 9])
+        write_shards(tmp_path / "val", [5], prefix="x")
+        cfg = config(tmp_path)
+    else:
+        write_shards(tmp_path, [9, 9])
+        write_shards(tmp_path, [5], prefix="test")
+        cfg = config(tmp_path)
+        if layout == "pattern":
+            cfg = config(tmp_path / "train-{000..001}.tar", test_root=str(tmp_path / "test-000.tar"))
+    data = open_dataset(cfg)
+    assert (len(data.train), len(data.test), data.classes) == (18, 5, ("0", "1", "2"))
+    assert data.test.labels.tolist() == [0, 1, 2, 0, 1]
+    (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
+    assert open_dataset(cfg).classes == ("red", "green", "blue")
+
+
+def test_shards_that_cannot_serve_are_named(tmp_path):
+    write_shards(tmp_path, [9])
+    with pytest.raises(DataError, match=r"no test shards .*--data\.test_root"):
+        open_dataset(config(tmp_path))
+    with pytest.raises(DataError, match=r"train-7\.tar: no such shard"):
+        open_dataset(config(tmp_path / "train-{7..8}.tar"))
+    with pytest.raises(ConfigError, match=r"data\.root is not set"):
+        open_dataset(override(config(tmp_path), data={"root": None}))
+    write_shards(tmp_path, [9], prefix="test")
+    with pytest.raises(DataError, match=r"9 test images take .* raise --data\.memory_gib"):
+        open_dataset(config(tmp_path, memory_gib=0.0))
+
+
+def test_unlabelled_shards_are_for_genvit(tmp_path):
+    write_shards(tmp_path, [9], labels=False)
+    write_shards(tmp_path, [5], labels=False, prefix="test")
+    cfg = override(config(tmp_path), train={"batch_size": 4})
+    data = open_dataset(cfg)
+    assert data.test.labels is None
+    with pytest.raises(DataError, match="without a label; train with --objective genvit"):
+        TrainingBatches(data, cfg)(0)
+    assert TrainingBatches(data, override(cfg, objective={"kind": "genvit"}))(0).clean.shape == (4, 3, 8, 8)
+
+
+def test_strong_augmentation_of_a_stream(tmp_path):
+    write_shards(tmp_path, [40])
+    write_shards(tmp_path, [5], prefix="test")
+    cfg = override(config(tmp_path, augment="strong", repeats=3), train={"batch_size": 16})
+    data = open_dataset(cfg)
+    batch = TrainingBatches(data, cfg)(5)
+    assert batch.images.shape == (16, 3, 8, 8)
+    assert torch.equal(batch.images, TrainingBatches(data, cfg)(5).images)
