@@ -30,7 +30,7 @@ format: .venv/installed  ## let ruff rewrite what `make lint` would complain abo
 	$(BIN)/ruff check --fix src tests benchmarks docs
 	$(BIN)/ruff format src tests benchmarks docs
 
-readme: .venv/installed  ## render the figures of README.md from results/
+readme: .venv/installed  ## render the figures of README.md and docs/ from results/
 	$(BIN)/python docs/render.py
 
 clean:  ## delete .venv and caches (runs/ stays)

@@ -1,4 +1,4 @@
-"""Render the figures of README.md from results/*.json, between its `<!-- begin NAME -->` and `<!-- end NAME -->` marks."""
+"""Render the figures of README.md and docs/*.md from results/*.json, between `<!-- begin NAME -->` and `<!-- end NAME -->`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,63 @@ def speed() -> str:
     )
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"table": table, "speed": speed}
+def loader() -> str:
+    record = result("loader")
+    lines = [
+        "| images/s | training | loader: none | weak | strong | strong, without mixing | torchvision on PIL | ratio |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in record["rows"]:
+        low, high = row["speedup_range"]
+        cells = [row["name"]]
+        names = ("training", "loader_none", "loader_weak", "loader_strong", "strong_images_per_second", "pil_images_per_second")
+        cells += [f"{row[name]:,.0f}" for name in names]
+        lines.append(f"| {' | '.join(cells)} | {row['speedup']:.1f} ({low:.1f} to {high:.1f}) |")
+    threads = record["environment"]["threads"]
+    lines += [
+        "",
+        f"Training is the joint step of `digits`, `fashion_mnist_pocket` and `cifar10` on {threads} threads; it and the loader "
+        "count the images of both mini-batches. The loader and the augmentations run on one thread. The last three columns count the "
+        f"labelled images only. Medians of {record['repeats']} alternating repeats (`python benchmarks/loader.py`).",
+    ]
+    return "\n".join(lines)
+
+
+def stream() -> str:
+    record = result("stream_memory")
+    small, whole = record["small_buffer"], record["buffer_of_everything"]
+    return (
+        f"Measured (`python benchmarks/stream_memory.py`): {record['samples']:,} images in {record['shards']} shards, "
+        f"{record['stream_mib']:.0f} MiB, trained on for {record['epochs']} epochs with a buffer of "
+        f"{small['buffer_samples']:,}. The process holds {small['largest_mib']:.0f} MiB at most and grows by "
+        f"{small['growth_after_first_quarter_mib']:.1f} MiB after the first quarter; with a buffer for everything it holds "
+        f"{whole['largest_mib']:.0f} MiB."
+    )
+
+
+def datasets() -> str:
+    from hybvit.data.catalog import CATALOG
+
+    lines = ["| name | images | classes | splits | licence | preset |", "|---|---|---|---|---|---|"]
+    for name, info in CATALOG.items():
+        side = "any size" if info.size is None else f"{info.size}x{info.size}"
+        splits = ", ".join(f"{count:,} {split}" for split, count in info.splits.items())
+        preset = f"`{info.preset}`" if info.preset else ""
+        lines.append(
+            f"| `{name}` | [{info.title}]({info.source}), {side}, {'grey' if info.channels == 1 else 'colour'} "
+            f"| {info.num_classes or 'none'} | {splits} | {info.licence} | {preset} |"
+        )
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "table": table,
+    "speed": speed,
+    "loader": loader,
+    "stream": stream,
+    "datasets": datasets,
+}
+PAGES = ("README.md", "docs/data.md")
 
 
 def render(text: str) -> str:
@@ -77,8 +133,9 @@ def render(text: str) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    rendered = render(readme.read_text())
-    if "--check" in sys.argv:
-        sys.exit(0 if rendered == readme.read_text() else "README.md is not what results/ say: run `make readme`")
-    readme.write_text(rendered)
+    for page in (ROOT / name for name in PAGES):
+        rendered = render(page.read_text())
+        if "--check" not in sys.argv:
+            page.write_text(rendered)
+        elif rendered != page.read_text():
+            sys.exit(f"{page.name} is not what results/ say: run `make readme`")

@@ -169,7 +169,7 @@ def test_erasing_fills_with_the_given_colour_and_leaves_the_rest():
 
 def planes(n: int, size: int = 16) -> torch.Tensor:
     """Image i has the value i everywhere: what it is mixed of can be read off."""
-    return torch.arange(n, dtype=torch.float64)[:, None, None, None].expand(n, 1, size, size).contiguous()
+    return torch.arange(n, dtype=torch.float32)[:, None, None, None].expand(n, 1, size, size).contiguous()
 
 
 def mixed(seed: int, n: int = 8, probability: float = 1.0):
@@ -182,16 +182,16 @@ def test_lambda_is_the_share_of_pixels_exactly():
     for seed in range(200):
         x, targets = mixed(seed)
         assert targets.shape == (8, 8)
-        assert torch.allclose(targets.sum(1), torch.ones(8, dtype=targets.dtype))
+        assert torch.allclose(targets.sum(1), torch.ones(8))
         for i in range(8):
             partner = (i + 4) % 8
             own = targets[i, i].item()
             values = set(x[i].unique().tolist())
             if values <= {float(i), float(partner)}:  # CutMix
-                assert own == (x[i] == i).double().mean().item()
+                assert own == (x[i] == i).float().mean().item()
                 kinds["cutmix"] += 1
             else:  # MixUp
-                assert torch.allclose(x[i], torch.full_like(x[i], own * i + (1 - own) * partner))
+                assert torch.allclose(x[i], torch.full_like(x[i], own * i + (1 - own) * partner), atol=1e-5)
                 kinds["mixup"] += 1
             assert targets[i].nonzero().flatten().tolist() in ([min(i, partner), max(i, partner)], [i], [partner])
     assert min(kinds.values()) > 500

@@ -71,6 +71,18 @@ BAD = {
         "cannot be written",
     ),
     "output is no picture": (["sample", "{run}", "--out", "{tmp}/grid.doc"], 2, "grid.doc"),
+    "unknown data set": (["datasets", "cifar"], 2, "it is one of digits"),
+    "unknown data name": (["train", "digits", "--data.name", "cifar"], 2, "data.name is 'cifar': it must be one of digits"),
+    "probability over 1": (["train", "digits", "--data.mixing", "1.5"], 2, "data.mixing is 1.5"),
+    "negative workers": (["train", "digits", "--data.workers", "-1"], 2, "data.workers is -1"),
+    "data that needs a login": (["train", "imagenet32", "--data", "{tmp}/badrun", "--out", "{tmp}/r"], 3, "without a login"),
+    "missing manifest": (["train", "paper_32", "--data", "{tmp}/none.csv", "--out", "{tmp}/r"], 3, "none.csv: no such"),
+    "missing shards": (
+        ["train", "paper_32", "--data", "{tmp}/a-{{0..1}}.tar", "--out", "{tmp}/r"],
+        3,
+        "a-0.tar: no such shard",
+    ),
+    "show-data of nothing": (["show-data", "paper_32", "--data", "{tmp}/none"], 3, "none: no such folder"),
     "broken config": (["evaluate", "{tmp}/badrun"], 2, "model.dimm: did you mean dim"),
 }
 

@@ -16,7 +16,7 @@ from hybvit.data.files import ArraysOnly, Files, read_idx, unpickle
 from hybvit.data.image_set import BadFiles, Decoding, ImageSet, LazyPictures
 from hybvit.data.locate import located
 from hybvit.errors import ConfigError, DataError
-from hybvit.vit import ViTConfig
+from hybvit.vit import HybViT, ViTConfig
 
 from . import official
 
@@ -85,7 +85,7 @@ def test_every_entry_is_consistent(name):
         total = sum(balance) if isinstance(balance, tuple) else balance * info.num_classes
         assert total == info.splits[split]
     assert info.preset is None or info.preset in PRESETS
-    assert name == "digits" or info.files
+    assert name == "digits" or (info.files and info.needs)
     assert all(other in CATALOG or other == "interpolation" for other in info.out_of_distribution)
 
 
@@ -116,6 +116,29 @@ def test_the_preset_of_a_data_set_is_for_it(name):
     assert cfg.data.name == name
     assert cfg.model.channels == CATALOG[name].channels
     assert not CATALOG[name].num_classes or cfg.model.num_classes == CATALOG[name].num_classes
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("cifar10", 11_185_068), ("cifar100", 11_219_718), ("stl10", 12_929_884), ("tiny_imagenet", 11_368_954),
+        ("imagenet32", 11_566_218), ("celeba_hq_128", 17_109_948),
+    ],
+)  # fmt: skip
+def test_the_papers_presets_have_its_parameter_counts(name, parameters):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in HybViT(preset(name).model).parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10", "tiny_imagenet", "imagenet32", "imagenet128", "imagenet224"])
+def test_the_papers_presets_augment_strongly_with_three_times_the_images(name):
+    cfg = preset(name)
+    assert (cfg.data.augment, cfg.data.flip, cfg.data.repeats, cfg.objective.label_smoothing) == ("strong", True, 3, 0.1)
+    assert not cfg.data.clean_flip
+    epochs = {"stl10": 2500}.get(name, 500 if name in ("cifar10", "cifar100", "tiny_imagenet") else 100)
+    per_epoch = 3 * CATALOG[cfg.data.name].splits["train"] / 128
+    assert abs(cfg.train.steps / per_epoch - epochs) < 0.005 * epochs
+    assert abs(cfg.optim.warmup_steps / per_epoch - 10) < 0.1
 
 
 # readers on archives in the official form
@@ -417,7 +440,7 @@ def test_idx_files(tmp_path, compress):
 
 def test_what_cannot_be_found_says_where_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(DataError, match=r"imagenet32: .* without a login: put val_data\.npz .*or give --data DIR"):
+    with pytest.raises(DataError, match=r"imagenet32: .* without a login: put train_data_batch_1 .*or give --data DIR"):
         datasets.read_split("imagenet32", "test", None, decoding(), False)
     with pytest.raises(DataError, match="no such folder"):
         datasets.read_split("cifar10", "test", str(tmp_path / "nowhere"), decoding(), False)
@@ -430,7 +453,7 @@ def test_a_download_that_fails_is_explained(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(tv, "CIFAR10", fail)
-    with pytest.raises(DataError, match=r"the download failed \(no route to host\): put cifar-10-batches-py or"):
+    with pytest.raises(DataError, match=r"the download failed \(no route to host\): put cifar-10-python"):
         datasets.read_split("cifar10", "test", str(tmp_path), decoding(), False)
 
 

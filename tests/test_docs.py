@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from hybvit import cli
+from hybvit.config import Config, value_of
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -22,14 +23,22 @@ def renderer():
     return module
 
 
-def test_the_figures_are_rendered_from_results():
-    assert renderer().render(README) == README, "run `make readme`"
-    assert "-->\n<!-- end" not in README, "a block is empty"
+@pytest.mark.parametrize("page", renderer().PAGES)
+def test_the_figures_are_rendered_from_results(page):
+    text = (ROOT / page).read_text()
+    assert renderer().render(text) == text, "run `make readme`"
+    assert "-->\n<!-- end" not in text, "a block is empty"
 
 
-def test_linked_files_exist():
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_linked_files_exist(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+        assert link.startswith("http") or ((ROOT / page).parent / link).exists(), link
+
+
+def test_the_data_page_names_fields_that_exist():
+    for name in re.findall(r"--(data\.\w+)", (ROOT / "docs" / "data.md").read_text()):
+        value_of(Config(), name)
 
 
 def test_the_six_lines_run(tiny_run, tmp_path, monkeypatch):

@@ -12,7 +12,20 @@ FLOORS = [
     {"errors", "seeds", "vit", "diffusion", "samplers", "objective"},
     {"metrics"},
     {"config", "devices", "data", "checkpoint", "run_folder", "hybrid"},
-    {"arguments", "report", "train", "sample", "classify", "evaluate", "presets", "show", "bench", "cli"},
+    {
+        "arguments",
+        "report",
+        "train",
+        "sample",
+        "classify",
+        "evaluate",
+        "presets",
+        "show",
+        "bench",
+        "cli",
+        "datasets",
+        "show_data",
+    },
 ]
 
 

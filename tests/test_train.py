@@ -55,6 +55,44 @@ def test_one_seed_gives_identical_weights(uninterrupted, tmp_path):
     assert not torch.equal(changed["network/positions"], final_state(uninterrupted)["network/positions"])
 
 
+def test_loader_workers_change_nothing_and_stop_with_the_run(uninterrupted, tmp_path):
+    out = tmp_path / "two"
+    assert hybvit(*command(out, "--data.workers=2")).returncode == 0
+    assert_identical(final_state(uninterrupted), final_state(out))
+    stopped = tmp_path / "stopped"
+    started = subprocess.Popen(
+        [sys.executable, "-m", "hybvit.cli", *command(stopped, "--data.workers=2", "--train.steps=100000")],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while not step_folders(stopped / "checkpoints"):
+        time.sleep(0.05)
+    os.killpg(started.pid, signal.SIGINT)  # as Ctrl-C does: workers get it too
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 75
+    assert len(said.strip().splitlines()) == 1
+    with pytest.raises(ProcessLookupError):
+        os.killpg(started.pid, 0)
+
+
+def test_a_stream_of_shards_resumes_exactly(tmp_path):
+    from .test_shards import write_shards
+
+    write_shards(tmp_path / "data" / "train", [40, 50, 30])
+    write_shards(tmp_path / "data" / "test", [6])
+    shards = ["train", "paper_32", "--data", str(tmp_path / "data"), "--data.shuffle_buffer=16", *TINY]
+    shards += ["--model.image_size=8", "--model.patch_size=4", f"--train.steps={STEPS}", "--train.log_every=1"]
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    assert hybvit(*shards, "--out", whole).returncode == 0
+    started = subprocess.Popen([sys.executable, "-m", "hybvit.cli", *shards, "--out", str(pieces)], stdout=subprocess.DEVNULL)
+    while len(step_folders(pieces / "checkpoints")) < 2:
+        time.sleep(0.02)
+    started.kill()
+    started.wait()
+    assert newest(pieces / "checkpoints")[1]["step"] < STEPS
+    assert hybvit(*shards, "--out", pieces).returncode == 0
+    assert_identical(final_state(whole), final_state(pieces))
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_it_ends_the_same(uninterrupted, tmp_path):
     out, rng, kills = tmp_path / "killed", random.Random(0), 0

@@ -15,6 +15,8 @@ VERBS = {
     "classify": "label image files, with a score for how familiar they are",
     "evaluate": "measure a model and write results.json and report.html",
     "presets": "list the presets",
+    "datasets": "list the data sets that have a name, which are here, and what to do for the others",
+    "show-data": "write pictures of what a preset's training sees",
     "show": "print a preset's whole configuration",
     "bench": "time this machine against a plain reference and against its own peak",
 }
@@ -31,7 +33,7 @@ EXIT_LEGEND = """exit codes: 0 done, 1 a fault of ours, 2 usage or configuration
 
 
 def usage() -> str:
-    verbs = "\n".join(f"  {verb:<10}{words}" for verb, words in VERBS.items())
+    verbs = "\n".join(f"  {verb:<11}{words}" for verb, words in VERBS.items())
     return f"""usage: hybvit VERB ... [--debug]
 
 One Vision Transformer that classifies images, generates them, and tells how likely they are.
@@ -66,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
             close = difflib.get_close_matches(arguments[0], VERBS, n=1)
             hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(VERBS)}"
             raise errors.ConfigError(f"unknown verb {arguments[0]!r}: {hint}")
-        importlib.import_module(f"hybvit.{arguments[0]}").main(arguments[1:])
+        importlib.import_module(f"hybvit.{arguments[0].replace('-', '_')}").main(arguments[1:])
         return 0
     except KeyboardInterrupt:
         print("hybvit: interrupted", file=sys.stderr)

@@ -31,6 +31,7 @@ from .seeds import generator, mix
 from .vit import HybViT
 
 PREVIEW_IMAGES, PREVIEW_STEPS = 64, 20
+LINE_SECONDS = 10.0  # between two lines in a log
 
 
 def say_at_once(line: str) -> None:
@@ -227,7 +228,7 @@ class Meter:
         left = (self.cfg.train.steps - step) * seconds / self.count
         shown = ", ".join(f"{name} {means[name]:.4f}" for name in ("loss", "ce", "denoising") if name in means)
         self.bar.set_postfix_str(f"{shown}, {rate:.0f} images/s")
-        if self.bar.disable and (time.monotonic() - self.last_line > 10 or step == self.cfg.train.steps):
+        if self.bar.disable and (time.monotonic() - self.last_line > LINE_SECONDS or step == self.cfg.train.steps):
             self.say(f"step {step}/{self.cfg.train.steps}  {shown}  {rate:.0f} images/s  {left:.0f} s left")
             self.last_line = time.monotonic()
         self.sums, self.count, self.since, self.paused = {}, 0, time.monotonic(), 0.0

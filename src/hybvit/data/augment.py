@@ -129,35 +129,49 @@ def erase(x: Tensor, u: Tensor, probability: float, fill: Tensor) -> Tensor:
     return torch.where(mask[:, None], fill[:, None, None].to(x.dtype), x)
 
 
+def mixup(x: Tensor, share: float) -> Tensor:
+    """``share`` of each image and the rest of its partner, half a batch away (Zhang et al. 2018)."""
+    return x * share + x.roll(len(x) // 2, 0) * (1 - share)
+
+
+def cutmix(x: Tensor, share: float, centre: tuple[float, float]) -> tuple[Tensor, float]:
+    """A box of 1 - ``share`` of the area, around ``centre`` (of height and width), of each image's partner, half a batch away
+    (Yun et al. 2019) -> the images, and the share that is left of each, exactly."""
+    _, _, height, width = x.shape
+    half_h, half_w = (int(side * math.sqrt(1 - share)) // 2 for side in (height, width))
+    row, column = int(centre[0] * height), int(centre[1] * width)
+    top, bottom = max(row - half_h, 0), min(row + half_h, height)
+    left, right = max(column - half_w, 0), min(column + half_w, width)
+    mixed = x.clone()
+    mixed[:, :, top:bottom, left:right] = x.roll(len(x) // 2, 0)[:, :, top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def mixed_labels(labels: Tensor, num_classes: int, share: float) -> Tensor:
+    """int64 [B] -> class shares float32 [B, K] of images mixed with their partners, half a batch away."""
+    own = torch.nn.functional.one_hot(labels, num_classes).float()
+    return own * share + own.roll(len(labels) // 2, 0) * (1 - share)
+
+
 def mix_batch(
     x: Tensor, labels: Tensor, num_classes: int, probability: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """With ``probability``, MixUp (Zhang et al. 2018) or CutMix (Yun et al. 2019), half each; lambda ~ Beta(1, 1), one draw for
-    the whole batch.
+    """With ``probability``, MixUp or CutMix, half each; lambda ~ Beta(1, 1), one draw for the whole batch.
 
-    An image's partner stands half a batch away (torchvision takes its neighbour): of interleaved parts of a batch, as processes
-    hold them, each then has its own partners, and repeats of one image are not mixed with each other.
+    The partner stands half a batch away (torchvision takes the neighbour): of interleaved parts of a batch, as processes hold
+    them, each then has its own partners, and repeats of one image are not mixed with each other.
 
     Args:
         x: float [B, C, H, W]; labels: int64 [B].
 
     Returns:
-        the images, and their targets: int64 [B] where nothing was mixed, class shares float [B, K] otherwise.
+        the images, and their targets: int64 [B] where nothing was mixed, class shares float32 [B, K] otherwise.
     """
-    happens, cut, share, centre_row, centre_column = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
+    happens, cut, share, *centre = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
     if happens >= probability:
         return x, labels
-    partner = x.roll(len(x) // 2, 0)
     if cut < 0.5:
-        _, _, height, width = x.shape
-        half_h, half_w = (int(side * math.sqrt(1 - share)) // 2 for side in (height, width))
-        row, column = int(centre_row * height), int(centre_column * width)
-        top, bottom = max(row - half_h, 0), min(row + half_h, height)
-        left, right = max(column - half_w, 0), min(column + half_w, width)
-        x = x.clone()
-        x[:, :, top:bottom, left:right] = partner[:, :, top:bottom, left:right]
-        share = 1 - (bottom - top) * (right - left) / (height * width)  # of the first image that is left
+        x, share = cutmix(x, share, (centre[0], centre[1]))
     else:
-        x = x * share + partner * (1 - share)
-    own = torch.nn.functional.one_hot(labels, num_classes).to(x.dtype)
-    return x, own * share + own.roll(len(x) // 2, 0) * (1 - share)
+        x = mixup(x, share)
+    return x, mixed_labels(labels, num_classes, share)

@@ -28,6 +28,7 @@ class DatasetInfo:
         num_classes: number of classes; 0 without labels.
         balance: split -> images of each class, one number if all have the same; without an entry, unknown or unlabelled.
         files: what to look for, the first found is read: an archive as distributed, or the folder (or file) in it.
+        needs: the files to fetch, in words.
         md5: file -> checksum as published; a file with another one is refused.
         download: whether hybvit can fetch it without a login.
         preset: the paper's recipe for it.
@@ -45,6 +46,7 @@ class DatasetInfo:
     num_classes: int = 0
     balance: dict[str, int | tuple[int, ...]] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    needs: str = ""
     md5: dict[str, str] = field(default_factory=dict)
     download: bool = False
     preset: str | None = None
@@ -114,6 +116,7 @@ CATALOG: dict[str, DatasetInfo] = {
             "train": (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
             "test": (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
         },
+        needs="the four IDX files (train-images-idx3-ubyte.gz ...)",
         files=idx_alternatives("MNIST"),
         md5=idx_md5(
             "f68b3c2dcbeaaa9fbdd348bbdeb94873",
@@ -133,6 +136,7 @@ CATALOG: dict[str, DatasetInfo] = {
         classes=FASHION_MNIST_CLASSES,
         num_classes=10,
         balance={"train": 6000, "test": 1000},
+        needs="the four IDX files (train-images-idx3-ubyte.gz ...)",
         files=idx_alternatives("FashionMNIST"),
         md5=idx_md5(
             "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
@@ -154,6 +158,7 @@ CATALOG: dict[str, DatasetInfo] = {
         classes=CIFAR10_CLASSES,
         num_classes=10,
         balance={"train": 5000, "test": 1000},
+        needs="cifar-10-python.tar.gz",
         files=("cifar-10-batches-py", "cifar-10-python.tar.gz"),
         md5={"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
         download=True,
@@ -171,6 +176,7 @@ CATALOG: dict[str, DatasetInfo] = {
         classes=CIFAR100_CLASSES,
         num_classes=100,
         balance={"train": 500, "test": 100},
+        needs="cifar-100-python.tar.gz",
         files=("cifar-100-python", "cifar-100-python.tar.gz"),
         md5={"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"},
         download=True,
@@ -190,6 +196,7 @@ CATALOG: dict[str, DatasetInfo] = {
             "train": (4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659),
             "test": (1744, 5099, 4149, 2882, 2523, 2384, 1977, 2019, 1660, 1595),
         },
+        needs="train_32x32.mat and test_32x32.mat",
         files=("test_32x32.mat",),
         md5={
             "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
@@ -209,6 +216,7 @@ CATALOG: dict[str, DatasetInfo] = {
         classes=STL10_CLASSES,
         num_classes=10,
         balance={"train": 500, "test": 800},
+        needs="stl10_binary.tar.gz",
         files=("stl10_binary", "stl10_binary.tar.gz"),
         md5={"stl10_binary.tar.gz": "91f7769df0f17e558f3565bffb0c7dfb"},
         download=True,
@@ -223,6 +231,7 @@ CATALOG: dict[str, DatasetInfo] = {
         licence=IMAGENET_TERMS,
         num_classes=200,
         balance={"train": 500, "test": 50},
+        needs="tiny-imagenet-200.zip",
         files=("tiny-imagenet-200", "tiny-imagenet-200.zip"),
         md5={"tiny-imagenet-200.zip": "90528d7ca1a48142e341f4ef8d21d0de"},
         download=True,
@@ -237,6 +246,7 @@ CATALOG: dict[str, DatasetInfo] = {
         licence=IMAGENET_TERMS,
         num_classes=1000,
         balance={"test": 50},
+        needs="train_data_batch_1 ... 10 and val_data, or their .npz or .zip form",
         files=("val_data.npz", "val_data", "Imagenet32_val_npz.zip", "Imagenet32_val.zip"),
         preset="imagenet32",
     ),
@@ -249,6 +259,7 @@ CATALOG: dict[str, DatasetInfo] = {
         licence=IMAGENET_TERMS,
         num_classes=1000,
         balance={"test": 50},
+        needs="train/ and val/ with a folder of images per class",
         files=("train",),
         preset="imagenet128",
     ),
@@ -259,6 +270,7 @@ CATALOG: dict[str, DatasetInfo] = {
         splits={"train": 162_770, "validation": 19_867, "test": 19_962},
         source="https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
         licence="non-commercial research only",
+        needs="img_align_celeba.zip and list_eval_partition.txt",
         files=("celeba/img_align_celeba", "celeba/img_align_celeba.zip", "img_align_celeba", "img_align_celeba.zip"),
         md5={
             "img_align_celeba.zip": "00d2c5bc6d35e252742224ab0c1e8fcb",
@@ -273,6 +285,7 @@ CATALOG: dict[str, DatasetInfo] = {
         splits={"train": 27_000, "test": 3000},
         source="https://github.com/tkarras/progressive_growing_of_gans",
         licence="non-commercial research only",
+        needs="CelebAMask-HQ.zip (or its folder CelebA-HQ-img)",
         files=(
             "CelebA-HQ-img",
             "CelebAMask-HQ/CelebA-HQ-img",

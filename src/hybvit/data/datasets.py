@@ -135,8 +135,7 @@ def find(name: str, root: str | None = None) -> Path | None:
 def what_to_do(name: str) -> str:
     """One line for who does not have the files."""
     info = CATALOG[name]
-    files = " or ".join(dict.fromkeys(Path(file).name for file in info.files[:2]))
-    return f"put {files} (from {info.source}) into {cache_folder() / name}, or give --data DIR"
+    return f"put {info.needs} into {cache_folder() / name} (or give --data DIR); from {info.source}"
 
 
 def download(name: str, root: str | None) -> Path:

@@ -106,7 +106,11 @@ class ImageSet:
 
     def spread(self, n: int) -> Tensor:
         """Pixels of at most n images at equal distances: files are often sorted by class."""
-        return self.take(torch.arange(0, len(self), max(1, -(-len(self) // n))))[0]
+        return self.take(self.spread_index(n))[0]
+
+    def spread_index(self, n: int) -> Tensor:
+        """int64: at most n indices at equal distances, both ends included."""
+        return torch.linspace(0, len(self) - 1, min(n, len(self))).round().long()
 
     def batches(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor | None]]:
         """All images once, in order."""

@@ -1,0 +1,131 @@
+"""Is the loader ever the bottleneck? Images/s of batches beside images/s of training steps, and strong augmentation beside
+torchvision's per-image PIL pipeline; alternating, medians, one thread for everything but training -> results/loader.json."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torchvision.transforms as T
+from torchvision.transforms.functional import to_pil_image
+
+from hybvit.bench import joint_step
+from hybvit.config import Config, override, preset
+from hybvit.data.augment import auto_augment, draws, erase, weak
+from hybvit.data.batches import TrainingBatches, policy_of
+from hybvit.data.datasets import open_dataset
+from hybvit.data.image_set import ImageSet
+from hybvit.data.images import to_x
+from hybvit.data.own_images import Dataset
+from hybvit.devices import best_device, keep_freed_memory, resolve_precision
+from hybvit.run_folder import environment
+from hybvit.vit import HybViT
+
+REPEATS, IMAGES = 15, 128
+OUT = Path(__file__).resolve().parent.parent / "results" / "loader.json"
+
+
+def cifar_shaped(cfg: Config) -> Dataset:
+    """50,000 images of CIFAR-10's shape; noise takes as long as pictures do."""
+    pixels = torch.randint(0, 256, (50_000, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = ImageSet(pixels, torch.arange(50_000) % 10)
+    return Dataset(images, images, tuple(map(str, range(10))))
+
+
+def seconds(run: Callable[[], object], threads: int) -> float:
+    torch.set_num_threads(threads)
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def measure(name: str, cfg: Config, data: Dataset, threads: int) -> dict[str, float | str]:
+    """Images/s, both mini-batches counted, of a training step and of the batches for it."""
+    torch.manual_seed(0)
+    net, diffusion, step = HybViT(cfg.model), cfg.diffusion.build(), [0]
+    precision = resolve_precision("auto", best_device())
+    loaders = {
+        augment: TrainingBatches(data, override(cfg, data={"augment": augment, "flip": name != "digits"}))
+        for augment in ("none", "weak", "strong")
+    }
+    batch = loaders["none"](0)
+    t = torch.randint(1, diffusion.T + 1, (cfg.train.batch_size,))
+    noise = torch.randn(batch.clean.shape)
+
+    def load(augment: str) -> None:
+        step[0] += 1
+        loaders[augment](step[0])
+
+    runs: dict[str, tuple[Callable[[], object], int]] = {
+        "training": (lambda: joint_step(net, diffusion, batch, t, noise, precision), threads),
+        **{f"loader_{augment}": (lambda augment=augment: load(augment), 1) for augment in loaders},
+    }
+    times: dict[str, list[float]] = {kind: [] for kind in runs}
+    for repeat in range(REPEATS + 1):
+        for kind, (run, n) in runs.items():
+            taken = seconds(run, n)
+            if repeat:  # the first one warms up
+                times[kind].append(taken)
+    images = 2 * cfg.train.batch_size
+    rates: dict[str, float | str] = {kind: round(images / statistics.median(values), 1) for kind, values in times.items()}
+    return {"name": name, **rates}
+
+
+def against_pil(data: Dataset, cfg: Config) -> dict[str, float | list[float]]:
+    """Strong augmentation before mixing, images/s on one core: ours on a batch, torchvision's image by image."""
+    pixels = data.train.take(torch.arange(IMAGES))[0]
+    pictures = [to_pil_image(image) for image in pixels]
+    mean = (0.5,) * pixels.shape[1]
+    pipeline = T.Compose(
+        [
+            T.RandomHorizontalFlip(),
+            T.RandomCrop(pixels.shape[-1], padding=4),
+            T.AutoAugment(T.AutoAugmentPolicy(policy_of(cfg))),
+            T.ToTensor(),
+            T.Normalize(mean, mean),
+            T.RandomErasing(0.25, (0.02, 0.4), (0.3, 3.3)),
+        ]
+    )
+    fill, epoch = torch.zeros(pixels.shape[1]), [0]
+
+    def ours() -> None:
+        epoch[0] += 1
+        index = torch.arange(IMAGES)
+        u = draws(0, "augmentation", torch.stack((torch.full_like(index, epoch[0]), index, torch.zeros_like(index)), dim=1))
+        erase(to_x(auto_augment(policy_of(cfg)).apply(weak(pixels, u, 4, True), u)), u, 0.25, fill)
+
+    def theirs() -> None:
+        torch.stack([pipeline(picture) for picture in pictures])
+
+    pairs = [(seconds(ours, 1), seconds(theirs, 1)) for _ in range(REPEATS + 1)][1:]
+    ratios = [b / a for a, b in pairs]
+    return {
+        "strong_images_per_second": round(IMAGES / statistics.median(a for a, _ in pairs), 1),
+        "pil_images_per_second": round(IMAGES / statistics.median(b for _, b in pairs), 1),
+        "speedup": round(statistics.median(ratios), 2),
+        "speedup_range": [round(min(ratios), 2), round(max(ratios), 2)],
+    }
+
+
+def main() -> None:
+    keep_freed_memory()
+    threads, rows = torch.get_num_threads(), []
+    for name, preset_name in (("digits", "digits"), ("Fashion-MNIST", "fashion_mnist_pocket"), ("CIFAR-shaped", "cifar10")):
+        cfg = preset(preset_name)
+        data = cifar_shaped(cfg) if name == "CIFAR-shaped" else open_dataset(cfg)
+        rows.append(measure(name, cfg, data, threads) | against_pil(data, cfg))
+        shown = ", ".join(f"{kind} {value:,}" for kind, value in rows[-1].items() if isinstance(value, float))
+        print(f"{name}: {shown}", flush=True)
+    torch.set_num_threads(threads)
+    record = {"rows": rows, "repeats": REPEATS, "batch": "both mini-batches of the preset", "environment": environment()}
+    if "--write" in sys.argv:
+        OUT.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

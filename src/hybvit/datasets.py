@@ -1,0 +1,91 @@
+"""`hybvit datasets`: the data sets that have a name, which of them are on this machine, and what to do for the others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .arguments import ArgumentParser
+from .data.catalog import CATALOG, DatasetInfo
+from .data.datasets import find, what_to_do
+from .errors import ConfigError
+
+OWN = """your own images, with --data of any preset:
+  DIR or FILE.zip        a sub-folder per class; or none, for --objective genvit
+  FILE.csv, FILE.jsonl   a manifest: path, label, and maybe split
+  hf://OWNER/NAME        a data set of the Hugging Face hub; parquet files the same (pip install 'hybvit[stream]')
+  DIR with *.tar         WebDataset shards, also as train-{00..99}.tar or a URL (pip install 'hybvit[stream]')"""
+
+
+def record(name: str, root: str | None) -> dict[str, Any]:
+    """Everything known about one data set, and where it was found."""
+    info = CATALOG[name]
+    found = find(name, root)
+    where = None if found is None else "in scikit-learn" if found == Path() else str(found)
+    return {
+        "name": name,
+        "title": info.title,
+        "size": info.size,
+        "channels": info.channels,
+        "num_classes": info.num_classes,
+        "classes": list(info.classes),
+        "splits": info.splits,
+        "balance": info.balance,
+        "licence": info.licence,
+        "source": info.source,
+        "preset": info.preset,
+        "policy": info.policy,
+        "out_of_distribution": list(info.out_of_distribution),
+        "found": where,
+        "to_do": None if where else what_to_do(name),
+        "download": info.download,
+    }
+
+
+def images_in_words(info: DatasetInfo) -> str:
+    side = "any size" if info.size is None else f"{info.size}x{info.size}"
+    splits = ", ".join(f"{count:,} {split}" for split, count in info.splits.items())
+    labels = f"{info.num_classes} classes" if info.num_classes else "no classes"
+    return f"{side}, {'grey' if info.channels == 1 else 'colour'}, {labels}; {splits}"
+
+
+def state_in_words(facts: dict[str, Any]) -> str:
+    if facts["found"]:
+        return f"present: {facts['found']}"
+    if facts["download"]:
+        return f"not here: fetched when first used; or {facts['to_do']}"
+    return f"not here: {facts['to_do']}"
+
+
+def main(arguments: list[str]) -> None:
+    parser = ArgumentParser(prog="hybvit datasets", description="List the data sets that have a name, and where they are.")
+    parser.add_argument("names", metavar="NAME", nargs="*", help="tell everything about these")
+    parser.add_argument("--data", metavar="DIR", help="look here instead of in the usual places")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per data set")
+    args = parser.parse_args(arguments)
+    unknown = [name for name in args.names if name not in CATALOG]
+    if unknown:
+        raise ConfigError(f"unknown data set {unknown[0]!r}: it is one of {', '.join(CATALOG)}")
+    for name in args.names or CATALOG:
+        facts = record(name, args.data)
+        if args.json:
+            print(json.dumps(facts))
+            continue
+        info = CATALOG[name]
+        print(f"{name:<15}{info.title}: {images_in_words(info)}")
+        print(f"{'':<15}{state_in_words(facts)}")
+        if args.names:
+            details = {
+                "preset": info.preset or "none",
+                "AutoAugment": info.policy,
+                "licence": info.licence,
+                "source": info.source,
+                "compared with": ", ".join(info.out_of_distribution),
+                "classes": ", ".join(info.classes) or ("named by its files" if info.num_classes else ""),
+            }
+            for what, words in details.items():
+                if words:
+                    print(f"{'':<15}{what}: {words}")
+    if not args.names and not args.json:
+        print(f"\n{OWN}")

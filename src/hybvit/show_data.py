@@ -1,0 +1,109 @@
+"""`hybvit show-data`: what a preset's training sees, as pictures, and what diffusion does to it (Figure 1)."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .arguments import ArgumentParser, positive
+from .config import Config, parse, preset
+from .data.augment import auto_augment, cutmix, draws, erase, mixed_labels, mixup, weak
+from .data.batches import IMAGES_FOR_THE_MEAN, policy_of
+from .data.datasets import open_dataset
+from .data.image_set import ImageSet
+from .data.images import save_image, to_pixels, to_x
+from .data.locate import located
+from .seeds import generator
+
+FIGURE_1_TIMES = (0, 0.25, 0.5, 0.75, 1)  # t / T
+FIGURE_1_IMAGES = 4
+SHARE, CENTRE = 0.6, (0.6, 0.4)  # of the MixUp and CutMix that are shown
+
+
+class Row(NamedTuple):
+    """Pictures uint8 [N, C, H, W] side by side, a title for each and one for the row."""
+
+    title: str
+    pixels: Tensor
+    labels: list[str]
+
+
+def augmentation_rows(train: ImageSet, classes: tuple[str, ...], cfg: Config, columns: int) -> list[Row]:
+    """Raw, weak and strong (before mixing); with labels, MixUp and CutMix too."""
+    index = train.spread_index(columns)
+    pixels, labels = train.take(index)
+    keys = torch.stack((torch.zeros_like(index), index, torch.zeros_like(index)), dim=1)
+    u = draws(cfg.train.seed, "augmentation", keys)
+    weakly = weak(pixels, u, cfg.data.crop_padding, cfg.data.flip)
+    mean = to_x(train.spread(IMAGES_FOR_THE_MEAN)).mean(dim=(0, 2, 3))
+    strongly = erase(to_x(auto_augment(policy_of(cfg)).apply(weakly, u)), u, cfg.data.erasing, mean)
+    names = [classes[k] for k in labels.tolist()] if labels is not None else [""] * len(pixels)
+    rows = [Row("raw", pixels, names), Row("weak", weakly, names), Row("strong", to_pixels(strongly), names)]
+    if labels is not None:
+        cut, share = cutmix(strongly, SHARE, CENTRE)
+        for title, mixture, lam in (("MixUp", mixup(strongly, SHARE), SHARE), ("CutMix", cut, share)):
+            targets = mixed_labels(labels, len(classes), lam)
+            rows.append(Row(title, to_pixels(mixture), [in_words(target, classes) for target in targets]))
+    return rows
+
+
+def in_words(shares: Tensor, classes: tuple[str, ...]) -> str:
+    """The classes of a mixed image with their shares, the larger first."""
+    order = [k for k in shares.argsort(descending=True).tolist() if shares[k] > 0]
+    return "\n".join(f"{classes[k]} {100 * shares[k]:.0f} %" for k in order)
+
+
+def figure_1_rows(train: ImageSet, cfg: Config) -> list[Row]:
+    """Images at t = 0, T/4, T/2, 3T/4 and T of the configured diffusion, as in Figure 1 of the paper."""
+    diffusion, x = cfg.diffusion.build(), to_x(train.spread(FIGURE_1_IMAGES))
+    noise = torch.randn(x.shape, generator=generator(cfg.train.seed, "noise"))
+    times = [round(share * diffusion.T) for share in FIGURE_1_TIMES]
+    noisy = [x if t == 0 else diffusion.q_sample(x, torch.full((len(x),), t), noise) for t in times]
+    columns = to_pixels(torch.stack(noisy, dim=1))
+    return [Row("", row, [f"t = {t}" for t in times]) for row in columns]
+
+
+def sheet(rows: list[Row]) -> Image.Image:
+    """Rows of titled pictures on one white page."""
+    from matplotlib.figure import Figure
+
+    wide = max(len(row.pixels) for row in rows)
+    lines = max(label.count("\n") + 1 for row in rows for label in row.labels)
+    figure = Figure(figsize=(1.3 * wide + 0.6, (1.15 + 0.16 * lines) * len(rows)), dpi=110, layout="constrained")
+    for axes, row in zip(figure.subplots(len(rows), wide, squeeze=False), rows, strict=True):
+        for place in axes:
+            place.set_axis_off()
+        for place, image, label in zip(axes, row.pixels, row.labels, strict=False):
+            place.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            place.set_title(label, fontsize=7)
+        axes[0].text(-0.12, 0.5, row.title, transform=axes[0].transAxes, rotation=90, ha="center", va="center", fontsize=10)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    return Image.open(buffer).convert("RGB")
+
+
+def main(arguments: list[str]) -> None:
+    parser = ArgumentParser(
+        prog="hybvit show-data",
+        usage="hybvit show-data PRESET [--data DIR] [--out DIR] [--columns N] [--any.nested.field VALUE ...]",
+        description="Write augmentation.png (raw, weak, strong and mixed images with their labels) and figure1.png (images at "
+        "five times of the diffusion).",
+    )
+    parser.add_argument("preset", metavar="PRESET", help="`hybvit presets` lists them")
+    parser.add_argument("--data", metavar="DIR", help="as of hybvit train")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (runs/show-data/PRESET)")
+    parser.add_argument("--columns", type=positive, default=10, help="images side by side (10)")
+    args, fields = parser.parse_known_args(arguments)
+    cfg = parse(fields, preset(args.preset))
+    if args.data:
+        cfg = located(cfg, args.data)
+    data = open_dataset(cfg)
+    out = args.out or Path("runs") / "show-data" / args.preset
+    save_image(sheet(augmentation_rows(data.train, data.classes, cfg, args.columns)), out / "augmentation.png")
+    save_image(sheet(figure_1_rows(data.train, cfg)), out / "figure1.png")
+    print(f"{out / 'augmentation.png'}, {out / 'figure1.png'}")

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from hybvit import cli
+from hybvit.config import preset
+from hybvit.data.catalog import CATALOG
+from hybvit.data.datasets import open_dataset
+from hybvit.data.images import to_x
+from hybvit.show_data import FIGURE_1_IMAGES, augmentation_rows, figure_1_rows
+
+
+def test_rows_show_what_training_sees():
+    cfg = preset("digits")
+    data = open_dataset(cfg)
+    raw, weakly, strongly, mixed, cut = augmentation_rows(data.train, data.classes, cfg, 10)
+    known = {image.numpy().tobytes(): int(label) for image, label in zip(data.train.pixels, data.train.labels, strict=True)}
+    assert [known[image.numpy().tobytes()] for image in raw.pixels] == [int(label) for label in raw.labels]
+    assert not torch.equal(weakly.pixels, raw.pixels)
+    assert not torch.equal(strongly.pixels, weakly.pixels)
+    for row in (mixed, cut):
+        for label in row.labels:
+            shares = [int(line.split()[1]) for line in label.splitlines()]
+            assert 99 <= sum(shares) <= 101
+            assert shares == sorted(shares, reverse=True)
+
+
+def test_figure_1_goes_from_the_image_to_noise():
+    cfg = preset("digits")
+    data = open_dataset(cfg)
+    rows = figure_1_rows(data.train, cfg)
+    assert len(rows) == FIGURE_1_IMAGES
+    assert rows[0].labels == [f"t = {t}" for t in (0, 250, 500, 750, 1000)]
+    assert torch.equal(rows[0].pixels[0], data.train.pixels[0])
+    distances = [(to_x(row.pixels) - to_x(row.pixels[:1])).pow(2).mean(dim=(1, 2, 3)) for row in rows]
+    assert all((distance.diff() > 0).all() for distance in distances)
+    last = torch.stack([to_x(row.pixels[-1]) for row in rows])
+    assert abs(last.mean()) < 0.15  # noise of mean 0, whatever the image was
+
+
+def test_the_pictures_are_written(tmp_path, capsys):
+    for i in range(6):
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30), (40 * i, 90, 0)).save(tmp_path / "flat" / f"{i}.png")
+    flat = ["--data", str(tmp_path / "flat"), "--objective.kind", "genvit", "--out", str(tmp_path / "out")]
+    assert cli.main(["show-data", "paper_32", *flat, "--columns", "3"]) == 0
+    assert "augmentation.png" in capsys.readouterr().out
+    for name in ("augmentation.png", "figure1.png"):
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.width > 300
+
+
+def test_datasets_are_listed_with_what_to_do(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cli.main(["datasets"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in CATALOG)
+    assert "present: in scikit-learn" in said
+    assert "hf://OWNER/NAME" in said
+    assert cli.main(["datasets", "imagenet32", "stl10", "--json"]) == 0
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first["to_do"].startswith("put train_data_batch_1 ... 10 and val_data")
+    assert first["found"] is None
+    assert second["splits"]["unlabelled"] == 100_000
+    (tmp_path / "hybvit" / "stl10" / "stl10_binary").mkdir(parents=True)
+    assert cli.main(["datasets", "stl10"]) == 0
+    assert f"present: {tmp_path / 'hybvit' / 'stl10' / 'stl10_binary'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_every_data_set_can_be_described(name, capsys):
+    assert cli.main(["datasets", name]) == 0
+    assert "licence: " in capsys.readouterr().out
