@@ -81,8 +81,8 @@ def loader() -> str:
     threads = record["environment"]["threads"]
     lines += [
         "",
-        f"Training is the joint step of `digits`, `fashion_mnist_pocket` and `cifar10` on {threads} threads; it and the loader "
-        "count the images of both mini-batches. The loader and the augmentations run on one thread. The last three columns count the "
+        f"Training is the joint step of `digits`, `fashion_mnist_pocket`, `cifar10` on {threads} threads; it and the "
+        "loader count the images of both mini-batches. The loader and the augmentations run on one thread. The last three columns count the "
         f"labelled images only. Medians of {record['repeats']} alternating repeats (`python benchmarks/loader.py`).",
     ]
     return "\n".join(lines)
