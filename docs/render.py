@@ -82,8 +82,9 @@ def loader() -> str:
     lines += [
         "",
         f"Training is the joint step of `digits`, `fashion_mnist_pocket`, `cifar10` on {threads} threads; it and the "
-        "loader count the images of both mini-batches. The loader and the augmentations run on one thread. The last three "
-        f"columns count the labelled images only. Medians of {record['repeats']} alternating repeats (`python benchmarks/loader.py`).",
+        "loader count the images of both mini-batches. The loader and the augmentations run on one thread. "
+        "The last three columns count the labelled images only. "
+        f"Medians of {record['repeats']} alternating repeats (`python benchmarks/loader.py`).",
     ]
     return "\n".join(lines)
 
