@@ -15,6 +15,7 @@ from hybvit.data.catalog import CATALOG, DEBIAN
 from hybvit.data.files import ArraysOnly, Files, read_idx, unpickle
 from hybvit.data.image_set import BadFiles, Decoding, ImageSet, LazyPictures
 from hybvit.data.locate import located
+from hybvit.data.own_images import Dataset
 from hybvit.errors import ConfigError, DataError
 from hybvit.vit import HybViT, ViTConfig
 
@@ -90,6 +91,8 @@ def test_every_entry_is_consistent(name):
 
 
 def test_label_order_is_the_published_one():
+    for name in ("cifar10", "cifar100", "stl10"):
+        assert list(CATALOG[name].classes) == sorted(CATALOG[name].classes)
     assert CATALOG["cifar10"].classes[:4] == ("airplane", "automobile", "bird", "cat")
     assert CATALOG["stl10"].classes[:4] == ("airplane", "bird", "car", "cat")  # another order than CIFAR-10's
     assert (CATALOG["cifar100"].classes[0], CATALOG["cifar100"].classes[99]) == ("apple", "worm")
@@ -136,9 +139,9 @@ def test_the_papers_presets_augment_strongly_with_three_times_the_images(name):
     assert (cfg.data.augment, cfg.data.flip, cfg.data.repeats, cfg.objective.label_smoothing) == ("strong", True, 3, 0.1)
     assert not cfg.data.clean_flip
     epochs = {"stl10": 2500}.get(name, 500 if name in ("cifar10", "cifar100", "tiny_imagenet") else 100)
-    per_epoch = 3 * CATALOG[cfg.data.name].splits["train"] / 128
-    assert abs(cfg.train.steps / per_epoch - epochs) < 0.005 * epochs
-    assert abs(cfg.optim.warmup_steps / per_epoch - 10) < 0.1
+    per_epoch = 1170 if name.startswith("cifar") else 3 * (CATALOG[cfg.data.name].splits["train"] // 128)
+    assert cfg.train.steps == epochs * per_epoch
+    assert cfg.optim.warmup_steps == 10 * per_epoch
 
 
 # readers on archives in the official form
@@ -440,7 +443,7 @@ def test_idx_files(tmp_path, compress):
 
 def test_what_cannot_be_found_says_where_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(DataError, match=r"imagenet32: .* without a login: put train_data_batch_1 .*or give --data DIR"):
+    with pytest.raises(DataError, match=r"imagenet32: .* hybvit cannot fetch it: put train_data_batch_1 .*or give --data DIR"):
         datasets.read_split("imagenet32", "test", None, decoding(), False)
     with pytest.raises(DataError, match="no such folder"):
         datasets.read_split("cifar10", "test", str(tmp_path / "nowhere"), decoding(), False)
@@ -513,3 +516,24 @@ def test_zip_archives_can_be_read_by_threads(tmp_path):
         read = list(pool.map(lambda name: files.open(name).read(), members))
     assert read == list(members.values())
     assert pickle.loads(pickle.dumps(files)).names() == sorted(members)
+
+
+def test_a_folder_counts_as_present_only_with_something_in_it(tmp_path):
+    (tmp_path / "celeba_hq").mkdir()
+    assert datasets.find("celeba_hq", str(tmp_path)) is None
+    official.zip_file(tmp_path / "celeba_hq" / "CelebAMask-HQ.zip", official.celeba_hq())
+    assert datasets.find("celeba_hq", str(tmp_path / "celeba_hq")) == tmp_path / "celeba_hq" / "CelebAMask-HQ.zip"
+
+
+def test_held_out_images_are_not_trained_on():
+    cfg = override(preset("digits"), data={"held_out": 0.1})
+    data, whole = datasets.open_dataset(cfg), datasets.open_dataset(override(preset("digits"), data={"held_out": 0.0}))
+    assert len(data.train) + len(data.held_out) == len(whole.train)
+    shares = data.held_out.labels.bincount() / whole.train.labels.bincount()
+    assert ((shares > 0.09) & (shares < 0.11)).all()
+    few = datasets._hold_out(
+        Dataset(ImageSet(torch.zeros(5, 1, 2, 2), torch.tensor([0, 0, 0, 1, 1])), data.test, ("a", "b")), 0.1
+    )
+    assert few.held_out.labels.tolist() == [0, 1]
+    images = sorted(image.numpy().tobytes() for part in (data.train, data.held_out) for image in part.pixels)
+    assert images == sorted(image.numpy().tobytes() for image in whole.train.pixels)

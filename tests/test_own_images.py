@@ -263,3 +263,80 @@ def test_data_option_means_what_lies_there(tmp_path):
     assert located(preset("digits"), "anywhere").data.name == "folder"
     assert located(preset("digits"), "hf://owner/name").data.name == "huggingface"
     assert located(preset("digits"), "train-{000..009}.tar").data.name == "shards"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("layout", ["classes", "split", "only train", "one folder"])
+def test_layouts_of_folders_and_zips(tmp_path, packed, layout):
+    top = {"classes": "", "split": "train/", "only train": "train/", "one folder": "photos/"}[layout]
+    members = {f"{top}{kind}/{i}.jpg": official.jpeg(i) for kind in ("cat", "dog") for i in range(6)}
+    if layout == "split":
+        members |= {f"val/{kind}/{i}.jpg": official.jpeg(50 + i) for kind in ("cat", "dog") for i in range(2)}
+    if packed:
+        root = official.zip_file(tmp_path / "a.zip", members)
+    else:
+        root = official.unpacked(tmp_path / "a", members) / ("photos" if layout == "one folder" else "")
+    data = open_dataset(own(root))
+    assert data.classes == ("cat", "dog")
+    assert (len(data.train), len(data.test)) == ((12, 4) if layout == "split" else (8, 4))
+
+
+def test_damaged_zips_and_stray_images_are_named(tmp_path):
+    (tmp_path / "bad.zip").write_bytes(b"junk")
+    with pytest.raises(DataError, match=r"bad\.zip: damaged"):
+        open_dataset(own(tmp_path / "bad.zip"))
+    official.unpacked(tmp_path / "a", {"train/cat/0.jpg": official.jpeg(0), "train/dog/0.jpg": official.jpeg(1)})
+    official.unpacked(tmp_path / "a", {"test/0.jpg": official.jpeg(2)})
+    with pytest.raises(DataError, match=r"0\.jpg: lies in no class folder"):
+        open_dataset(own(tmp_path / "a"))
+
+
+def test_a_link_to_a_parent_multiplies_nothing(tmp_path):
+    for i in range(6):
+        save(tmp_path / "cat" / f"{i}.png")
+        save(tmp_path / "dog" / f"{i}.png")
+    (tmp_path / "cat" / "loop").symlink_to(tmp_path / "cat")
+    data = open_dataset(own(tmp_path))
+    assert (len(data.train), len(data.test)) == (8, 4)
+
+
+@pytest.mark.parametrize(
+    "names", [("train/a", "test/b"), ("train-0", "validation-0"), ("test-0",), ("x", "y"), ("train-0", "x")]
+)
+def test_splits_of_parquet_files(tmp_path, names):
+    import datasets
+
+    for k, name in enumerate(names):
+        rows = {"image": [{"bytes": png(i + 10 * k), "path": None} for i in range(10)], "label": [i % 2 for i in range(10)]}
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{name}.parquet")
+    if names == ("train-0", "x"):
+        with pytest.raises(DataError, match=r"x\.parquet: neither its name nor its folder"):
+            open_dataset(own(tmp_path, "huggingface"))
+        return
+    data = open_dataset(own(tmp_path, "huggingface"))
+    sizes = {("test-0",): (8, 2), ("x", "y"): (16, 4)}.get(names, (10, 10))
+    assert (len(data.train), len(data.test)) == sizes
+    train, test = (set(part.pixels[:, 0, 0, 0].tolist()) for part in (data.train, data.test))
+    assert not train & test
+
+
+def test_a_bad_file_met_by_a_worker_is_one_line(tmp_path):
+    from hybvit.data.batches import TrainingBatches, batches_of_steps
+
+    for i in range(10):
+        save(tmp_path / "ab"[i % 2] / f"{i}.png")
+    (tmp_path / "a" / "4.png").write_bytes(b"rubbish")
+    cfg = override(own(tmp_path, memory_gib=0.0), train={"batch_size": 8})
+    batches = TrainingBatches(open_dataset(cfg), cfg)
+    with pytest.raises(DataError) as caught:
+        list(batches_of_steps(batches, 0, 8, 2))
+    assert str(caught.value).startswith(str(tmp_path / "a" / "4.png"))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_what_a_relative_data_option_means_does_not_depend_on_where_one_stands(tmp_path, monkeypatch):
+    save(tmp_path / "photos" / "a" / "0.png")
+    monkeypatch.chdir(tmp_path)
+    assert located(preset("digits"), "photos").data.root == str(tmp_path / "photos")

@@ -13,6 +13,8 @@ from hybvit.data.datasets import open_dataset
 from hybvit.data.images import to_x
 from hybvit.show_data import FIGURE_1_IMAGES, augmentation_rows, figure_1_rows
 
+from . import official
+
 
 def test_rows_show_what_training_sees():
     cfg = preset("digits")
@@ -66,7 +68,7 @@ def test_datasets_are_listed_with_what_to_do(capsys, tmp_path, monkeypatch):
     assert first["to_do"].startswith("put train_data_batch_1 ... 10 and val_data")
     assert first["found"] is None
     assert second["splits"]["unlabelled"] == 100_000
-    (tmp_path / "hybvit" / "stl10" / "stl10_binary").mkdir(parents=True)
+    official.unpacked(tmp_path / "hybvit" / "stl10", official.stl10())
     assert cli.main(["datasets", "stl10"]) == 0
     assert f"present: {tmp_path / 'hybvit' / 'stl10' / 'stl10_binary'}" in capsys.readouterr().out
 

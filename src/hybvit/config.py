@@ -77,6 +77,7 @@ class DataConfig:
         mixing: probability that a batch is mixed by MixUp or CutMix, if strong.
         repeats: repeated augmentation: each image appears this often in an epoch (3 in the published runs).
         clean_flip: mirror half of the denoising mini-batch, which is not augmented otherwise.
+        held_out: share of the training images that are kept from training, to calibrate the probabilities on.
         unlabelled: denoise the data set's unlabelled images too (STL-10, Tiny-ImageNet).
         max_bad_files: unreadable image files that are left out, each by name, before the run stops.
         memory_gib: image files are decoded into memory once if they fit into this much, else whenever they are needed.
@@ -97,6 +98,7 @@ class DataConfig:
     mixing: float = 0.5
     repeats: int = 1
     clean_flip: bool = False
+    held_out: float = 0.0
     unlabelled: bool = False
     max_bad_files: int = 0
     memory_gib: float = 4.0
@@ -196,6 +198,8 @@ class Config:
                 raise ConfigError(f"{name} is {value_of(self, name)}: a probability is at most 1")
         if self.data.workers is not None and self.data.workers < 0:
             raise ConfigError(f"data.workers is {self.data.workers}: it must be at least 0")
+        if not 0 <= self.data.held_out <= 0.5:
+            raise ConfigError(f"data.held_out is {self.data.held_out}: a share of the training images, at most 0.5")
         for name in ("objective.label_smoothing", "optim.beta1", "optim.beta2", "train.ema_decay"):
             if not 0 <= value_of(self, name) < 1:
                 raise ConfigError(f"{name} is {value_of(self, name)}: it must be in [0, 1)")
@@ -357,7 +361,7 @@ def _paper(
     size = image_size or info.size
     assert size is not None
     repeats = 1 if kind == "genvit" else 3
-    per_epoch = repeats * info.splits["train"] // PAPER_BATCH
+    per_epoch = repeats * (info.splits["train"] // PAPER_BATCH)  # 1170 for CIFAR, as published
     model = ViTConfig(
         image_size=size, patch_size=patch_size, channels=info.channels, num_classes=info.num_classes or 10, dim=dim, heads=heads
     )
@@ -389,7 +393,7 @@ PRESETS: dict[str, Preset] = {
                 position_std=0.1,
             ),
             objective=ObjectiveConfig(alpha=5.0, norm="l2", target="v"),
-            data=DataConfig(name="digits", augment="weak", crop_padding=1),
+            data=DataConfig(name="digits", augment="weak", crop_padding=1, held_out=0.1),
             optim=OptimConfig(lr=3e-3, warmup_steps=100),
             train=TrainConfig(steps=2000, batch_size=96, ema_warmup=True, checkpoint_every=500, preview_every=500),
         ),

@@ -132,3 +132,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def training_summary(history: list[dict[str, Any]]) -> dict[str, float]:
+    """What a run's metrics.jsonl says in a line: steps, seconds and rate of the training proper, losses over its last tenth."""
+    lines = [line for line in history if "loss" in line]
+    if not lines:
+        return {}
+    steps, seconds = lines[-1]["step"], sum(line["seconds"] for line in lines)
+    summary = {"steps": steps, "seconds": round(seconds, 1)}
+    summary["images_per_second"] = round(sum(line["images_per_second"] * line["seconds"] for line in lines) / seconds, 1)
+    late = [line for line in lines if line["step"] > 0.9 * steps]
+    for name in ("ce", "denoising"):
+        if name in lines[-1]:
+            summary[name] = round(sum(line[name] for line in late) / len(late), 4)
+    return summary

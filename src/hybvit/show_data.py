@@ -35,12 +35,13 @@ class Row(NamedTuple):
 
 def augmentation_rows(train: ImageSet, classes: tuple[str, ...], cfg: Config, columns: int) -> list[Row]:
     """Raw, weak and strong (before mixing); with labels, MixUp and CutMix too."""
-    index = train.spread_index(columns)
-    pixels, labels = train.take(index)
+    shown = train.spread(columns)
+    pixels, labels = shown.in_memory, shown.labels
+    index = torch.arange(len(shown))
     keys = torch.stack((torch.zeros_like(index), index, torch.zeros_like(index)), dim=1)
     u = draws(cfg.train.seed, "augmentation", keys)
     weakly = weak(pixels, u, cfg.data.crop_padding, cfg.data.flip)
-    mean = to_x(train.spread(IMAGES_FOR_THE_MEAN)).mean(dim=(0, 2, 3))
+    mean = to_x(train.spread(IMAGES_FOR_THE_MEAN).in_memory).mean(dim=(0, 2, 3))
     strongly = erase(to_x(auto_augment(policy_of(cfg)).apply(weakly, u)), u, cfg.data.erasing, mean)
     names = [classes[k] for k in labels.tolist()] if labels is not None else [""] * len(pixels)
     rows = [Row("raw", pixels, names), Row("weak", weakly, names), Row("strong", to_pixels(strongly), names)]
@@ -60,7 +61,7 @@ def in_words(shares: Tensor, classes: tuple[str, ...]) -> str:
 
 def figure_1_rows(train: ImageSet, cfg: Config) -> list[Row]:
     """Images at t = 0, T/4, T/2, 3T/4 and T of the configured diffusion, as in Figure 1 of the paper."""
-    diffusion, x = cfg.diffusion.build(), to_x(train.spread(FIGURE_1_IMAGES))
+    diffusion, x = cfg.diffusion.build(), to_x(train.spread(FIGURE_1_IMAGES).in_memory)
     noise = torch.randn(x.shape, generator=generator(cfg.train.seed, "noise"))
     times = [round(share * diffusion.T) for share in FIGURE_1_TIMES]
     noisy = [x if t == 0 else diffusion.q_sample(x, torch.full((len(x),), t), noise) for t in times]

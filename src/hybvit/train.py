@@ -132,6 +132,8 @@ def diverged(out: Path, step: int, what: str) -> DivergedError:
 
 def settle(cfg: Config, data: Dataset, device: torch.device) -> Config:
     """Fill in what only the data and the machine decide: the classes and the precision."""
+    if len(data.classes) == 1 and cfg.objective.kind != "genvit":
+        raise ConfigError(f"{cfg.data.root}: only one class, {data.classes[0]!r}: nothing to tell apart; --objective genvit")
     precision = resolve_precision(cfg.train.precision, device)
     classes = {"num_classes": len(data.classes)} if data.classes else {}  # images without labels leave the read-out as it is
     return override(cfg, model=classes, data={"classes": data.classes}, train={"precision": precision})

@@ -99,13 +99,13 @@ class TrainingBatches:
         clean = [images for images in (data.train, data.unlabelled) if images is not None]
         self.clean = self._sequence(clean, "order of clean images", 1)
         strong = cfg.data.augment == "strong" and cfg.objective.kind != "genvit"
-        self.mean = to_x(data.train.spread(IMAGES_FOR_THE_MEAN)).mean(dim=(0, 2, 3)) if strong else None
+        self.mean = to_x(data.train.spread(IMAGES_FOR_THE_MEAN).in_memory).mean(dim=(0, 2, 3)) if strong else None
         self.auto_augment = auto_augment(policy_of(cfg)) if strong else None
 
     def _sequence(self, sets: list[ImageSet], stream: str, repeats: int) -> EndlessSequence:
         cfg = self.cfg
         if isinstance(sets[0].pixels, Shards):
-            return ShardStream(sets[0].pixels, cfg.train.seed, stream, cfg.data.shuffle_buffer, repeats)
+            return ShardStream(sets[0].pixels, cfg.train.seed, stream, cfg.train.batch_size, cfg.data.shuffle_buffer, repeats)
         return ShuffledSets(sets, cfg.train.seed, stream, repeats)
 
     def __call__(self, step: int) -> Batch:
@@ -123,8 +123,6 @@ class TrainingBatches:
                 raise DataError(f"{data.root}: a sample without a label; train with --objective genvit")
             images, labels = self.augmented(pixels, labels, draws(seed, "augmentation", keys), step)
         return Batch(clean, images, labels)
-
-    __getitem__ = __call__  # what a DataLoader asks for
 
     def augmented(self, pixels: Tensor, labels: Tensor, u: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The labelled mini-batch as ``data.augment`` says -> x, and labels int64 [B] or class shares float [B, K]."""
@@ -149,7 +147,7 @@ def batches_of_steps(batches: TrainingBatches, start: int, stop: int, workers: i
     if workers == 0:
         return map(batches, range(start, stop))
     loader: DataLoader[Batch] = DataLoader(
-        batches,  # type: ignore[arg-type]
+        _Guarded(batches),  # type: ignore[arg-type]
         batch_size=None,
         sampler=range(start, stop),
         num_workers=workers,
@@ -157,7 +155,26 @@ def batches_of_steps(batches: TrainingBatches, start: int, stop: int, workers: i
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
     )
-    return iter(loader)
+    return map(_unguarded, loader)
+
+
+class _Guarded:
+    """Batches, or the exception in their place: a DataLoader would bury it in a traceback."""
+
+    def __init__(self, batches: TrainingBatches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> Batch | Exception:
+        try:
+            return self.batches(step)
+        except Exception as error:
+            return error
+
+
+def _unguarded(found: Batch | Exception) -> Batch:
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def resolve_workers(workers: int | None, device: torch.device) -> int:

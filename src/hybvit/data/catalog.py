@@ -30,7 +30,7 @@ class DatasetInfo:
         files: what to look for, the first found is read: an archive as distributed, or the folder (or file) in it.
         needs: the files to fetch, in words.
         md5: file -> checksum as published; a file with another one is refused.
-        download: whether hybvit can fetch it without a login.
+        download: whether hybvit can fetch it.
         preset: the paper's recipe for it.
         policy: the AutoAugment policy that strong augmentation takes for it (Section 4 of the paper's set-up).
         out_of_distribution: what the paper sets against it in Tables 3 and 11.
@@ -276,14 +276,13 @@ CATALOG: dict[str, DatasetInfo] = {
             "img_align_celeba.zip": "00d2c5bc6d35e252742224ab0c1e8fcb",
             "list_eval_partition.txt": "d32c9cbf5e040fd4025c592c306e6668",
         },
-        download=True,
     ),
     "celeba_hq": DatasetInfo(
         title="CelebA-HQ",
         size=None,
         channels=3,
         splits={"train": 27_000, "test": 3000},
-        source="https://github.com/tkarras/progressive_growing_of_gans",
+        source="https://github.com/switchablenorms/CelebAMask-HQ",
         licence="non-commercial research only",
         needs="CelebAMask-HQ.zip (or its folder CelebA-HQ-img)",
         files=(

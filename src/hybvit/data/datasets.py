@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -43,7 +44,20 @@ def open_dataset(cfg: Config) -> Dataset:
     else:
         found = own_images.READERS[data.name](data, decoding)
     _check(found, cfg)
-    return found
+    return _hold_out(found, data.held_out) if data.held_out else found
+
+
+def _hold_out(data: Dataset, part: float) -> Dataset:
+    """Every n-th training image of each class, with n = 1 / ``part``, is set apart, and at least one of two or more."""
+    if isinstance(data.train.pixels, shards.Shards):
+        raise ConfigError("data.held_out: a stream of shards cannot be split: give other shards for the purpose")
+    every, labels = round(1 / part), data.train.labels
+    labels = torch.zeros(len(data.train), dtype=torch.int64) if labels is None else labels
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        chosen[members[min(every, max(len(members), 2)) - 1 :: every]] = True
+    return replace(data, train=data.train.where(~chosen), held_out=data.train.where(chosen))
 
 
 def _named(data: DataConfig, decoding: Decoding) -> Dataset:
@@ -126,10 +140,10 @@ def find(name: str, root: str | None = None) -> Path | None:
         places = [Path(root), Path(root) / name]
         if not places[0].exists():
             raise DataError(f"{root}: no such folder")
-        if any(Path(file).name == places[0].name for file in info.files):
-            return places[0]
-    candidates = (place / file for place in places for file in info.files)
-    return next((path for path in candidates if path.exists()), None)
+    candidates = [place / file for place in places for file in info.files]
+    if root is not None and any(Path(file).name == places[0].name for file in info.files):
+        candidates.append(places[0])
+    return next((path for path in candidates if path.is_file() or (path.is_dir() and any(path.iterdir()))), None)
 
 
 def what_to_do(name: str) -> str:
@@ -146,7 +160,7 @@ def download(name: str, root: str | None) -> Path:
     """
     info, folder = CATALOG[name], Path(root) if root else cache_folder() / name
     if not info.download:
-        raise DataError(f"{name}: not found in {folder}, and it cannot be fetched without a login: {what_to_do(name)}")
+        raise DataError(f"{name}: not found in {folder}, and hybvit cannot fetch it: {what_to_do(name)}")
     import torchvision.datasets as tv
     from torchvision.datasets.utils import download_url
 
@@ -157,7 +171,6 @@ def download(name: str, root: str | None) -> Path:
         "cifar100": lambda: tv.CIFAR100(str(folder), download=True),
         "svhn": lambda: [tv.SVHN(str(folder), split, download=True) for split in ("train", "test")],
         "stl10": lambda: tv.STL10(str(folder), download=True),
-        "celeba": lambda: tv.CelebA(str(folder), download=True),
         "tiny_imagenet": lambda: download_url(info.source, str(folder), md5=info.md5["tiny-imagenet-200.zip"]),
     }
     try:
@@ -174,11 +187,13 @@ def download(name: str, root: str | None) -> Path:
 
 def _check_published(info: DatasetInfo, name: str, split: str, source: Path, images: ImageSet, bad: BadFiles) -> None:
     expected, got = info.splits[split], len(images)
-    if not expected - len(bad.seen) <= got <= expected:
+    if not expected - bad.count <= got <= expected:
         hint = "; for a part of it, use --data.name folder" if name == "imagenet" else ""
         raise DataError(f"{source}: {got:,} images where the {split} split of {info.title} has {expected:,}{hint}")
-    if images.labels is None or split not in info.balance or bad.seen:
+    if images.labels is None or split not in info.balance or bad.count:
         return
+    if len(images) and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < info.num_classes:
+        raise DataError(f"{source}: its labels are not those of {info.num_classes} classes")
     balance = info.balance[split]
     published = [balance] * info.num_classes if isinstance(balance, int) else list(balance)
     counts = images.labels.bincount(minlength=info.num_classes).tolist()
@@ -193,7 +208,8 @@ def _check(data: Dataset, cfg: Config) -> None:
     where = cfg.data.root or cfg.data.name
     for split, images in (("training", data.train), ("test", data.test)):
         if len(images) == 0:
-            raise DataError(f"{where}: the {split} split holds no image")
+            hint = "; name test images with --data.test_root" if split == "test" else ""
+            raise DataError(f"{where}: the {split} split holds no image{hint}")
     labels = data.train.labels
     if labels is None:
         if cfg.objective.kind != "genvit" and not isinstance(data.train.pixels, shards.Shards):

@@ -38,9 +38,11 @@ def naming(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{path}: missing") from None
+        raise DataError(f"{path}: missing; fetch or unpack it again") from None
     except PermissionError:
         raise DataError(f"{path}: no permission to read it") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     except (*DAMAGE, pickle.UnpicklingError, AttributeError, IndexError, UnicodeError) as error:
         raise DataError(f"{path}: damaged or cut short ({' '.join(str(error).split()) or type(error).__name__})") from None
 
@@ -186,10 +188,14 @@ def _below_top(member: str, wanted: Collection[str]) -> str | None:
 
 
 class Files:
-    """The files of a folder or of a zip archive, read alike, by their path below it; safe to share with threads and forks."""
+    """The files of a folder or of a zip archive, read alike, by their path below it; safe to share with threads and forks.
 
-    def __init__(self, source: Path) -> None:
-        self.source = source
+    Args:
+        below: a folder inside a zip archive, ending in "/", that is looked at instead of the whole.
+    """
+
+    def __init__(self, source: Path, below: str = "") -> None:
+        self.source, self.below = source, below
         self._local = threading.local()
         if not source.is_dir() and source.suffix != ".zip":
             raise DataError(f"{source}: neither a folder nor a zip archive")
@@ -199,24 +205,41 @@ class Files:
         """All files, sorted."""
         if self._zipped:
             with naming(self.source):
-                return sorted(name for name in self._archive().namelist() if not name.endswith("/"))
-        found = []
-        for folder, _, names in os.walk(self.source, followlinks=True):
+                inside = [name.removeprefix(self.below) for name in self._archive().namelist() if name.startswith(self.below)]
+                return sorted(name for name in inside if name and not name.endswith("/"))
+        found, seen = [], set[Path]()
+        for folder, folders, names in os.walk(self.source, followlinks=True, onerror=self._unreadable):
+            real = Path(folder).resolve()
+            if real in seen:  # a link to a folder that was already looked at, maybe its own parent
+                folders.clear()
+                continue
+            seen.add(real)
+            folders.sort()
             below = Path(folder).relative_to(self.source)
             found += [(below / name).as_posix() for name in names]
         return sorted(found)
 
+    @staticmethod
+    def _unreadable(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror})")
+
+    def inside(self, folder: str) -> Files:
+        """The files below one of its folders."""
+        return Files(self.source, f"{self.below}{folder}/") if self._zipped else Files(self.source / folder)
+
     def folders(self) -> list[str]:
         """The top-level folders, sorted; an empty one too."""
         if self._zipped:
-            return sorted({name.split("/")[0] for name in self._archive().namelist() if "/" in name})
+            with naming(self.source):
+                inside = [name.removeprefix(self.below) for name in self._archive().namelist() if name.startswith(self.below)]
+            return sorted({name.split("/")[0] for name in inside if "/" in name and not name.startswith("__MACOSX")})
         with naming(self.source):
             return sorted(entry.name for entry in os.scandir(self.source) if entry.is_dir() and not entry.name.startswith("."))
 
     def open(self, name: str) -> BinaryIO:
         if self._zipped:
             with naming(self.source / name):
-                return io.BytesIO(self._archive().read(name))
+                return io.BytesIO(self._archive().read(self.below + name))
         with naming(self.source / name):
             return (self.source / name).open("rb")
 
@@ -231,7 +254,7 @@ class Files:
         return self._local.archive
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"source": self.source}
+        return {"source": self.source, "below": self.below}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["source"])  # type: ignore[misc]
+        self.__init__(state["source"], state["below"])  # type: ignore[misc]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,21 +23,30 @@ Decode = Callable[[int], Tensor]  # index -> uint8 [C, H, W]; raises DataError
 
 
 class BadFiles:
-    """Unreadable images: each is named on standard error and left out, until there are more than ``limit``."""
+    """Unreadable images: each is named on standard error and left out, until there are more than ``limit``.
+
+    The count is shared with loader workers.
+    """
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.seen = limit, set[str]()
+        self.limit = limit
+        self._seen = torch.zeros(1 << 16, dtype=torch.bool).share_memory_()  # by a hash of the message
+
+    @property
+    def count(self) -> int:
+        return int(self._seen.sum())
 
     def add(self, error: DataError) -> None:
         """Raises the error itself where the limit is exceeded."""
-        if str(error) in self.seen:
+        place = zlib.crc32(str(error).encode()) % len(self._seen)
+        if self._seen[place]:
             return
-        self.seen.add(str(error))
-        if len(self.seen) > self.limit:
+        self._seen[place] = True
+        if self.count > self.limit:
             if self.limit == 0:
                 raise DataError(f"{error} (--data.max_bad_files N leaves out up to N such files)")
-            raise DataError(f"{error}: bad file number {len(self.seen)}, more than data.max_bad_files = {self.limit}")
-        print(f"warning: left out: {error} ({len(self.seen)} of at most {self.limit})", file=sys.stderr, flush=True)
+            raise DataError(f"{error}: bad file number {self.count}, more than data.max_bad_files = {self.limit}")
+        print(f"warning: left out: {error} ({self.count} of at most {self.limit})", file=sys.stderr, flush=True)
 
 
 class Decoding(NamedTuple):
@@ -48,15 +58,15 @@ class Decoding(NamedTuple):
     memory: int
 
 
-class Readable(Protocol):
-    """Pictures that are not in memory: uint8 [N, C, H, W] in the manner of a tensor."""
+class Stream(Protocol):
+    """Pictures that can only be read from the beginning; uint8 [N, C, H, W] in the manner of a tensor."""
 
     shape: torch.Size
 
     def __len__(self) -> int: ...
 
-    def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """int64 [B] -> pixels and the indices that they really are of: a bad file is replaced by the next good one."""
+    def first(self, n: int) -> ImageSet:
+        """The first n, in memory, with their labels."""
 
 
 class LazyPictures:
@@ -70,6 +80,7 @@ class LazyPictures:
         return self.shape[0]
 
     def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 [B] -> pixels and the indices that they really are of: a bad file is replaced by the next good one."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = list(pool.map(self._good, index.tolist()))
         return torch.stack([pixels for pixels, _ in found]), torch.tensor([i for _, i in found])
@@ -87,7 +98,7 @@ class LazyPictures:
 class ImageSet:
     """pixels uint8 [N, C, H, W]; labels int64 [N] in 0..K-1, or None where there are none."""
 
-    pixels: Tensor | Readable
+    pixels: Tensor | LazyPictures | Stream
     labels: Tensor | None = None
 
     def __len__(self) -> int:
@@ -98,19 +109,28 @@ class ImageSet:
         if isinstance(self.pixels, Tensor):
             pixels = self.pixels[index]
         else:
+            assert isinstance(self.pixels, LazyPictures)  # a stream has no place to go to
             pixels, index = self.pixels.read(index)
         return pixels, None if self.labels is None else self.labels[index]
 
     def first(self, n: int) -> ImageSet:
+        """The first n, in memory."""
+        if not isinstance(self.pixels, (Tensor, LazyPictures)):
+            return self.pixels.first(n)
         return ImageSet(*self.take(torch.arange(min(n, len(self)))))
 
-    def spread(self, n: int) -> Tensor:
-        """Pixels of at most n images at equal distances: files are often sorted by class."""
-        return self.take(self.spread_index(n))[0]
+    def spread(self, n: int) -> ImageSet:
+        """At most n images at equal distances, both ends included (files are often sorted by class); of a stream the first."""
+        if not isinstance(self.pixels, (Tensor, LazyPictures)):
+            return self.pixels.first(n)
+        index = torch.linspace(0, len(self) - 1, min(n, len(self)), dtype=torch.float64).round().long()
+        return ImageSet(*self.take(index))
 
-    def spread_index(self, n: int) -> Tensor:
-        """int64: at most n indices at equal distances, both ends included."""
-        return torch.linspace(0, len(self) - 1, min(n, len(self))).round().long()
+    @property
+    def in_memory(self) -> Tensor:
+        """The pixels of a set that was taken into memory, uint8 [N, C, H, W]."""
+        assert isinstance(self.pixels, Tensor)
+        return self.pixels
 
     def batches(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor | None]]:
         """All images once, in order."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..config import Config, override
-from .catalog import OWN_IMAGES
+from .catalog import CATALOG, OWN_IMAGES
 from .datasets import find
 from .files import Files
 from .own_images import picture_names
@@ -14,7 +15,13 @@ from .own_images import picture_names
 def located(cfg: Config, root: str) -> Config:
     """The configuration with ``data.root`` and, by what is there, ``data.name``: the named data set's own files if ``root``
     holds them (or is to receive them), else the form of the user's own images."""
-    return override(cfg, data={"root": root, "name": _form(cfg, root)})
+    here = root if "://" in root else os.path.abspath(root)  # a run may be evaluated from another folder
+    return override(cfg, data={"root": here, "name": _form(cfg, root)})
+
+
+def form_of(root: str) -> str:
+    """The form of the user's own images that lie at ``root``."""
+    return _form(Config(), root)
 
 
 def _form(cfg: Config, root: str) -> str:
@@ -32,5 +39,6 @@ def _form(cfg: Config, root: str) -> str:
             return "shards"
         if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
             return "huggingface"
-        return "folder" if named == "digits" or any(picture_names(Files(path))) else named
+        fetched = named in CATALOG and CATALOG[named].download  # into this folder
+        return "folder" if named == "digits" or any(picture_names(Files(path))) or not fetched else named
     return "folder" if named == "digits" or path.suffix == ".zip" else named

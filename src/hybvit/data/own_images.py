@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,14 @@ TEST_NAMES = ("test", "val", "validation")
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set opened for one model; ``unlabelled`` are further images for the denoising mini-batch."""
+    """A data set opened for one model; ``unlabelled`` are further images for the denoising mini-batch, ``held_out`` training
+    images that are not trained on."""
 
     train: ImageSet
     test: ImageSet
     classes: tuple[str, ...]
     unlabelled: ImageSet | None = None
+    held_out: ImageSet | None = None
 
 
 def every_fifth(labels: Tensor | None, n: int = 0) -> Tensor:
@@ -70,43 +73,49 @@ def picture_names(files: Files) -> list[str]:
 
 def folder(data: DataConfig, decoding: Decoding) -> Dataset:
     """DIR/train/CLASS/* and DIR/test/CLASS/* (or val/); without these, DIR/CLASS/* or, unlabelled, DIR/*. A zip serves too."""
-    root = root_of(data, "DIR, a folder with one sub-folder of images per class")
+    files = Files(root_of(data, "DIR, a folder with one sub-folder of images per class"))
+    if files.source.suffix == ".zip" and len(files.folders()) == 1 and files.inside(files.folders()[0]).folders():
+        files = files.inside(files.folders()[0])  # a zipped folder
+    tops, test = files.folders(), None
     if data.test_root is not None:
-        train, test = root, Path(data.test_root)
-        if not test.exists():
-            raise DataError(f"{test}: no such folder")
-    else:
-        held_out = next((root / name for name in TEST_NAMES if (root / name).is_dir()), None)
-        if not (root / "train").is_dir() or held_out is None:
-            files = Files(root)
-            classes = class_folders(files)
-            return split_every_fifth(read_classes(files, classes, decoding), classes)
-        train, test = root / "train", held_out
-    train_files, test_files = Files(train), Files(test)
-    classes = class_folders(train_files)
-    extra = sorted(set(class_folders(test_files)) - set(classes))
+        if not Path(data.test_root).exists():
+            raise DataError(f"{data.test_root}: no such folder")
+        test = Files(Path(data.test_root))
+    elif "train" in tops:
+        test = next((files.inside(name) for name in TEST_NAMES if name in tops), None)
+        files = files.inside("train") if test is not None or tops == ["train"] else files
+    classes = class_folders(files)
+    images = read_classes(files, classes, decoding)
+    if test is None:
+        return split_every_fifth(images, classes)
+    extra = sorted(set(class_folders(test)) - set(classes))
     if extra:
-        raise DataError(f"{test}: class folder {extra[0]!r} has no counterpart in {train}")
-    return Dataset(read_classes(train_files, classes, decoding), read_classes(test_files, classes, decoding), classes)
+        raise DataError(
+            f"{test.source / test.below}: class folder {extra[0]!r} has no counterpart in {files.source / files.below}"
+        )
+    return Dataset(images, read_classes(test, classes, decoding), classes)
 
 
 def class_folders(files: Files) -> tuple[str, ...]:
     """Names of the class sub-folders; none where the pictures lie directly in the folder."""
-    folders = [name for name in files.folders() if not name.startswith("__MACOSX")]
+    folders, where = files.folders(), files.source / files.below
     loose = [name for name in picture_names(files) if "/" not in name]
     if loose and folders:
         raise DataError(
-            f"{files.source / loose[0]}: lies beside the class folders ({folders[0]} ...): put every image into one, or none"
+            f"{where / loose[0]}: lies beside the class folders ({folders[0]} ...): put every image into one, or none"
         )
     if not loose and not folders:
-        raise DataError(f"{files.source}: no class sub-folders and no images in it")
+        raise DataError(f"{where}: no class sub-folders and no images in it")
     return tuple(folders)
 
 
 def read_classes(files: Files, classes: tuple[str, ...], decoding: Decoding) -> ImageSet:
     names = picture_names(files)
     if not names:
-        raise DataError(f"{files.source}: no image files in its class folders")
+        raise DataError(f"{files.source / files.below}: no image files in its class folders")
+    loose = next((name for name in names if classes and "/" not in name), None)
+    if loose is not None:
+        raise DataError(f"{files.source / files.below / loose}: lies in no class folder")
     label_of = {name: k for k, name in enumerate(classes)}
     labels = [label_of[name.split("/")[0]] for name in names] if classes else None
     return picture_files(files, names, labels, decoding)
@@ -134,7 +143,7 @@ def manifest(data: DataConfig, decoding: Decoding) -> Dataset:
         parts = [(root, train), (root, test)]
     else:
         parts = [(root, rows)]
-    classes = class_names([row["label"] for row in parts[0][1] if "label" in row])
+    classes = label_names([row["label"] for row in parts[0][1] if "label" in row])
     sets = []
     for source, part in parts:
         unknown = next((row for row in part if classes and row["label"] not in classes), None)
@@ -151,7 +160,7 @@ def decoder(folder: Path, names: list[str], decoding: Decoding) -> Callable[[int
     return lambda i: read_image(folder / names[i], decoding.channels, decoding.size)
 
 
-def class_names(labels: list[str]) -> tuple[str, ...]:
+def label_names(labels: list[str]) -> tuple[str, ...]:
     """The different labels, whole numbers by value and others by name."""
     numbers = all(label.isdecimal() for label in labels)
     return tuple(sorted(set(labels), key=(lambda label: (int(label), label)) if numbers else None))
@@ -168,6 +177,8 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
     raw: list[tuple[int, dict[str, Any]]] = []
     if path.suffix == ".csv":
         reader = csv.DictReader(io.StringIO(text))
+        if not set(PATH_COLUMNS) & set(reader.fieldnames or ()):
+            raise DataError(f"{path}: its first line names no column {', '.join(PATH_COLUMNS)}")
         raw = [(reader.line_num, row) for row in reader]
     else:
         for number, line in enumerate(text.splitlines(), 1):
@@ -205,12 +216,13 @@ def huggingface(data: DataConfig, decoding: Decoding) -> Dataset:
     splits = load_huggingface(data.root)
     if data.test_root is not None:
         splits["test"] = next(iter(load_huggingface(data.test_root).values()))
-    train = splits.get("train", next(iter(splits.values())))
-    test = next((splits[name] for name in TEST_NAMES if name in splits), None)
+    name = next(name for name in ("train", *splits) if name in splits)  # a set with one split is cut into two
+    train = splits[name]
+    test = next((splits[other] for other in TEST_NAMES if other in splits and other != name), None)
     image_column, label_column = columns(train, data.root)
     names = train.features[label_column].names if hasattr(train.features.get(label_column), "names") else None
     if label_column and names is None:
-        names = class_names([str(value) for value in train[label_column]])
+        names = label_names([str(value) for value in train[label_column]])
     classes = tuple(names or ())
     sets = [as_image_set(part, image_column, label_column, classes, data.root, decoding) for part in (train, test) if part]
     return split_every_fifth(sets[0], classes) if len(sets) == 1 else Dataset(sets[0], sets[1], classes)
@@ -228,15 +240,25 @@ def load_huggingface(root: str) -> dict[str, Any]:
             found = sorted(path.glob("**/*.parquet")) if path.is_dir() else [path]
             if not found:
                 raise DataError(f"{path}: no .parquet file in it")
-            split = {name: [str(f) for f in found if f.name.startswith(name)] for name in ("train", *TEST_NAMES)}
-            files = {name: names for name, names in split.items() if names} or {"train": [str(f) for f in found]}
-            return dict(datasets.load_dataset("parquet", data_files=files))
+            return dict(datasets.load_dataset("parquet", data_files=parquet_splits(path, found)))
         return dict(datasets.load_dataset(root.removeprefix("hf://").removeprefix("datasets/")))
     except DataError:
         raise
     except Exception as error:  # the library raises whatever its back ends do
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{root}: not readable as a Hugging Face data set ({reason})") from None
+
+
+def parquet_splits(root: Path, found: list[Path]) -> dict[str, list[str]]:
+    """Split -> files, by what a file's name begins with or the folder that it lies in; all are one split where none says so."""
+    files: dict[str, list[str]] = {}
+    for file in found:
+        words = [file.stem, *(part.name for part in file.parents if part != root and part.is_relative_to(root))]
+        split = next((match[1] for word in words if (match := re.match(r"(train|test|validation|val)(?![a-z])", word))), "")
+        files.setdefault(split, []).append(str(file))
+    if "" in files and len(files) > 1:
+        raise DataError(f"{files[''][0]}: neither its name nor its folder says train, test or val, as those of others do")
+    return files if "" not in files else {"train": files[""]}
 
 
 def columns(table: Any, root: str) -> tuple[str, str | None]:

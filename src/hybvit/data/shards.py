@@ -2,8 +2,9 @@
 
 A shard holds samples as members of one name: ``0001.png`` (or .jpg, .webp ...) and ``0001.cls``, its class. The order is a pure
 function of the seed, so a run resumes exactly: the samples of an epoch, shard after shard in a shuffled order, are cut into
-``LANES`` equal lanes; a lane is read from start to end in blocks that fill its share of the buffer, each block is shuffled, and
-entry p of the sequence comes from lane p mod LANES. With P processes (P a divisor of LANES) each reads its own lanes only.
+equal lanes; a lane is read from start to end in blocks that fill its share of the buffer, each block is shuffled. Row i of step
+s comes from lane (i mod ROW_LANES, s mod STEP_LANES). So two, four or eight processes, which share the rows of a batch, each
+read their own lanes only, and so do two, four or eight loader workers, which share the steps.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from torch import Tensor
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
 from ..seeds import generator
-from .files import DAMAGE, naming
+from .files import naming
 from .image_set import Decoding, ImageSet, pictures
 from .images import read_image, readable_suffixes
 from .own_images import TEST_NAMES, Dataset
 
-LANES = 8
+ROW_LANES = STEP_LANES = 8
+SHORTEST_LANE = 16  # samples; lanes differ by one, which must not matter
 LABEL = "cls"
 
 
@@ -46,7 +48,7 @@ def open_shards(data: DataConfig, decoding: Decoding, num_classes: int) -> Datas
     if data.root is None:
         raise ConfigError("data.root is not set: give --data DIR with tar shards, or a pattern such as train-{00..99}.tar")
     train = shard_names(data.root, ("train",))
-    test = shard_names(data.test_root, TEST_NAMES) if data.test_root else shard_names(data.root, TEST_NAMES)
+    test = shard_names(data.test_root, ("",)) if data.test_root else shard_names(data.root, TEST_NAMES)
     if not train:
         raise DataError(f"{data.root}: no shards for training (train*.tar, or *.tar in train/)")
     if not test or (test == train and data.test_root is None):
@@ -112,15 +114,12 @@ class Shards:
         library = webdataset()
         folder, _, name = shard.rpartition("/")
         listing = f"{folder}/sizes.json" if folder else "sizes.json"
-        try:
-            with library.gopen(listing) as file:
-                sizes = json.load(file)
-            return int(sizes[name])
-        except (*DAMAGE, Exception):
-            if "://" in shard:
-                raise DataError(
-                    f"{listing}: missing or without {name}; remote shards need it (shard name -> number of samples)"
-                ) from None
+        if "://" in shard or Path(listing).is_file():
+            try:
+                with library.gopen(listing) as file:
+                    return int(json.load(file)[name])
+            except Exception:  # whatever the library's openers raise
+                raise DataError(f"{listing}: missing, damaged or without {name} (shard name -> number of samples)") from None
         with naming(Path(shard)), tarfile.open(shard) as archive:
             keys = {library.tariterators.base_plus_ext(entry.name)[0] for entry in archive if entry.isfile()} - {None}
         if not keys:
@@ -163,16 +162,22 @@ class Shards:
             )
         return label
 
-    def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples by number, each shard read from its start as far as needed; for a first look, not for training."""
-        wanted, found = set(index.tolist()), {}
-        for shard, (start, stop) in enumerate(itertools.pairwise(self.starts)):
-            of_shard = [i for i in wanted if start <= i < stop]
-            if of_shard:
-                for i, sample in enumerate(itertools.islice(self.samples(shard), max(of_shard) - start + 1), start):
-                    if i in wanted:
-                        found[i] = self.decode(sample)[0]
-        return torch.stack([found[i] for i in index.tolist()]), index
+    def first(self, n: int) -> ImageSet:
+        """The first n readable samples, in memory."""
+        pixels, labels = [], []
+        for sample in itertools.chain.from_iterable(self.samples(shard) for shard in range(len(self.names))):
+            try:
+                image, label = self.decode(sample)
+            except DataError as error:
+                self.decoding.bad_files.add(error)
+                continue
+            pixels.append(image)
+            labels.append(label)
+            if len(pixels) == n:
+                break
+        if not pixels:
+            raise DataError(f"{self.names[0]} ...: no sample can be read")
+        return ImageSet(torch.stack(pixels), None if -1 in labels else torch.tensor(labels))
 
     def all_images(self) -> ImageSet:
         """Every sample with its label, in memory.
@@ -205,16 +210,19 @@ class _Lane:
 
 
 class ShardStream:
-    """The endless shuffled sequence of the samples of some shards; each stands ``repeats`` times in it, LANES entries apart.
+    """The endless shuffled sequence of the samples of some shards; each stands ``repeats`` times in it, ROW_LANES rows apart.
 
     Args:
         stream: name of the random stream for the order (``seeds``).
+        batch_size: rows of a step; entry p of the sequence is row p mod batch_size of its step.
         buffer: encoded samples kept in memory.
     """
 
-    def __init__(self, shards: Shards, seed: int, stream: str, buffer: int, repeats: int = 1) -> None:
-        self.shards, self.seed, self.stream, self.repeats = shards, seed, stream, repeats
-        self.lane_count = min(LANES, len(shards))
+    def __init__(self, shards: Shards, seed: int, stream: str, batch_size: int, buffer: int, repeats: int = 1) -> None:
+        self.shards, self.seed, self.stream, self.repeats, self.batch_size = shards, seed, stream, repeats, batch_size
+        self.row_lanes = min(ROW_LANES, len(shards), batch_size)
+        self.step_lanes = min(STEP_LANES, max(1, len(shards) // (self.row_lanes * SHORTEST_LANE)))
+        self.lane_count = self.row_lanes * self.step_lanes
         self.block_size = max(1, buffer // self.lane_count)
         self.lanes = [_Lane() for _ in range(self.lane_count)]
 
@@ -223,7 +231,7 @@ class ShardStream:
         decoded: dict[tuple[int, int, int], tuple[Tensor, int, int]] = {}
         rows, keys = [], []
         for position in positions.tolist():
-            lane, at = position % self.lane_count, position // self.lane_count
+            lane, at = self._place(position)
             epoch, within = divmod(at, self._lane_size(lane) * self.repeats)
             offset, repeat = divmod(within, self.repeats)
             if (epoch, lane, offset) not in decoded:
@@ -233,6 +241,13 @@ class ShardStream:
             keys.append((epoch, number, repeat))
         labels = torch.tensor([label for _, label in rows])
         return torch.stack([pixels for pixels, _ in rows]), None if (labels < 0).all() else labels, torch.tensor(keys)
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """The lane of an entry, and its number there."""
+        step, row = divmod(position, self.batch_size)
+        row_lane, step_lane = row % self.row_lanes, step % self.step_lanes
+        rows_of_lane = -(-(self.batch_size - row_lane) // self.row_lanes)
+        return step_lane * self.row_lanes + row_lane, (step // self.step_lanes) * rows_of_lane + row // self.row_lanes
 
     def _lane_size(self, lane: int) -> int:
         return -(-(len(self.shards) - lane) // self.lane_count)
@@ -259,7 +274,7 @@ class ShardStream:
                 state.stream = self._from(epoch, first)
             state.samples = []  # the old block goes before the new one comes
             samples = list(itertools.islice(state.stream, size))
-            index = (epoch * LANES + lane) << 32 | block
+            index = (epoch * ROW_LANES * STEP_LANES + lane) << 32 | block
             order = torch.randperm(size, generator=generator(self.seed, f"{self.stream}, in a buffer", index))
             state.samples = [samples[i] for i in order.tolist()]
             state.epoch, state.block, state.next = epoch, block, (epoch, first + size)
