@@ -43,14 +43,13 @@ def table() -> str:
     }
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     lines += [f"| {name} | " + " | ".join(cell(record) for record in columns.values()) + " |" for name, cell in rows.items()]
-    facts = result("digits")["environment"]
+    facts, draw = result("digits")["environment"], result("digits")["options"]
     judge = value(result("digits"), "judge/svm_accuracy")
     lines += [
         "",
         f"Seed 0, {facts['threads']} CPU threads ({facts['machine']}), torch {facts['torch']}; in brackets 95 % intervals. "
         f"The SVM is fitted on the real training digits and is itself right on {judge} of the test digits. "
-        f"{result('digits')['samples']['n']} samples each, {result('digits')['samples']['sampler']}, "
-        f"{result('digits')['samples']['steps']} steps.",
+        f"{draw['samples']} samples each, {draw['sampler']}, {draw['steps']} steps.",
     ]
     return "\n".join(lines)
 

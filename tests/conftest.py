@@ -49,6 +49,10 @@ def hybvit(*arguments: str | Path, cwd: Path | None = None, timeout: float = 120
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
+QUICK = (  # every suite of evaluate, in seconds
+    "--limit=40", "--samples=20", "--steps=2", "--bound-images=4", "--bound-draws=4", "--attack-images=8",
+    "--autoattack-images=0", "--attack-steps=2",
+)  # fmt: skip
 TINY = (
     "--model.dim=16", "--model.depth=2", "--model.heads=2", "--train.batch_size=8", "--train.checkpoint_every=5",
     "--train.preview_every=0", "--train.log_every=5", "--optim.warmup_steps=2",

@@ -10,7 +10,7 @@ from PIL import Image
 
 from hybvit import cli
 
-from .conftest import TINY, hybvit
+from .conftest import QUICK, TINY, hybvit
 
 
 def test_help_answers_at_once():
@@ -75,7 +75,11 @@ BAD = {
     "unknown data name": (["train", "digits", "--data.name", "cifar"], 2, "data.name is 'cifar': it must be one of digits"),
     "probability over 1": (["train", "digits", "--data.mixing", "1.5"], 2, "data.mixing is 1.5"),
     "negative workers": (["train", "digits", "--data.workers", "-1"], 2, "data.workers is -1"),
-    "data that needs a login": (["train", "imagenet32", "--data", "{tmp}/badrun", "--out", "{tmp}/r"], 3, "without a login"),
+    "data that needs a login": (
+        ["train", "imagenet32", "--data.root", "{tmp}/badrun", "--out", "{tmp}/r"],
+        3,
+        "cannot fetch it",
+    ),
     "missing manifest": (["train", "paper_32", "--data", "{tmp}/none.csv", "--out", "{tmp}/r"], 3, "none.csv: no such"),
     "missing shards": (
         ["train", "paper_32", "--data", "{tmp}/a-{{0..1}}.tar", "--out", "{tmp}/r"],
@@ -120,7 +124,9 @@ def test_presets_and_show(capsys):
 def test_classify(tiny_run, picture, capsys):
     assert cli.main(["classify", str(tiny_run), str(picture), str(picture), "--json"]) == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
-    assert first == second
+    assert first["image"] == second["image"]
+    for name in ("log_density", "probabilities"):  # equal rows of a batch may differ in the last bit
+        assert first[name] == pytest.approx(second[name], abs=1e-5)
     assert first["label"] in "0123456789"
     assert next(iter(first["probabilities"])) == first["label"]
     assert cli.main(["classify", str(tiny_run), str(picture), "--top", "1"]) == 0
@@ -155,12 +161,12 @@ def test_sample_writes_a_grid_or_single_files(tiny_run, tmp_path, capsys):
 
 
 def test_evaluate_writes_results_and_a_page_without_network(tiny_run, tmp_path, capsys):
-    assert cli.main(["evaluate", str(tiny_run), "--samples", "20", "--steps", "2", "--report", "--out", str(tmp_path)]) == 0
+    assert cli.main(["evaluate", str(tiny_run), *QUICK, "--report", "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "results.json").read_text())
     assert 0 <= record["metrics"]["test/accuracy"]["low"] <= record["metrics"]["test/accuracy"]["value"] <= 1
-    assert record["metrics"]["test/accuracy"]["n"] == 364
+    assert record["metrics"]["test/accuracy"]["n"] == 40
     assert record["metrics"]["samples/svm_agreement"]["n"] == 20
-    assert sum(map(sum, record["tables"]["confusion_matrix"])) == 364
+    assert sum(map(sum, record["tables"]["confusion_matrix"])) == 40
     assert {"torch", "threads"} <= record["environment"].keys()
     assert record["seconds"] > 0
     page = (tmp_path / "report.html").read_text()
@@ -186,7 +192,7 @@ def test_evaluate_leaves_out_what_makes_no_sense(tmp_path, capsys):
     for kind, absent in (("vit", "samples/"), ("genvit", "test/")):
         out = tmp_path / kind
         assert cli.main(["train", "digits", "--objective", kind, "--out", str(out), "--train.steps=2", *TINY]) == 0
-        assert cli.main(["evaluate", str(out), "--samples", "4", "--steps", "2"]) == 0
+        assert cli.main(["evaluate", str(out), *QUICK]) == 0
         metrics = json.loads((out / "results.json").read_text())["metrics"]
         assert not any(name.startswith(absent) for name in metrics)
         assert "left out" in capsys.readouterr().out

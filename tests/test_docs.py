@@ -12,6 +12,8 @@ from PIL import Image
 from hybvit import cli
 from hybvit.config import Config, value_of
 
+from .conftest import QUICK
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -65,7 +67,7 @@ def test_the_commands_run(tmp_path, monkeypatch):
     assert [command.split()[0] for command in commands] == ["train", "evaluate", "classify", "sample"]
     quick = {
         "train": ["--train.steps=2", "--train.batch_size=4"],
-        "evaluate": ["--samples=4", "--steps=2"],
+        "evaluate": [*QUICK, "--samples=4"],
         "sample": ["--steps=2"],
     }
     for command in commands:

@@ -1,14 +1,24 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.metrics import confusion_matrix as sklearn_confusion
-from sklearn.metrics import top_k_accuracy_score
+from sklearn.metrics import log_loss, recall_score, top_k_accuracy_score
 
 from hybvit.config import preset
 from hybvit.data.datasets import open_dataset
-from hybvit.metrics.classification import confusion_matrix, topk_accuracy, wilson_interval
+from hybvit.metrics.classification import (
+    brier,
+    confusion_matrix,
+    mean_interval,
+    nll,
+    per_class_accuracy,
+    topk_accuracy,
+    wilson_interval,
+)
 from hybvit.metrics.judge import PixelSVM, class_shares
 
 
@@ -34,12 +44,60 @@ def test_wilson_interval_against_a_published_example():
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
 
 
+def test_nll_equals_scikit_learn_and_is_per_image():
+    logits, labels = scores()
+    losses = nll(logits, labels)
+    assert losses.shape == (500,)
+    assert losses.dtype == torch.float64
+    probabilities = logits.double().softmax(1)
+    assert losses.mean().item() == pytest.approx(log_loss(labels, probabilities, labels=range(10)))
+    torch.testing.assert_close(losses, -probabilities[torch.arange(500), labels].log())
+    assert nll(torch.tensor([[0.0, 1000.0]]), torch.tensor([0])).item() == 1000  # no probability underflows
+
+
+def test_brier_is_the_distance_to_the_one_hot_label():
+    logits, labels = scores()
+    values = brier(logits, labels)
+    onehot = torch.zeros(500, 10, dtype=torch.float64)
+    onehot[torch.arange(500), labels] = 1
+    torch.testing.assert_close(values, ((logits.double().softmax(1) - onehot) ** 2).sum(1))
+    assert brier(torch.tensor([[100.0, 0.0, 0.0]] * 2), torch.tensor([0, 1])).tolist() == pytest.approx([0, 2])
+    assert brier(torch.zeros(1, 4), torch.tensor([2])).item() == pytest.approx(0.75)
+
+
+def test_brier_of_two_classes_is_twice_scikit_learns():
+    from sklearn.metrics import brier_score_loss
+
+    logits, labels = scores()
+    logits, labels = logits[:, :2], labels % 2
+    ours = brier(logits, labels).mean().item()
+    assert ours == pytest.approx(2 * brier_score_loss(labels, logits.double().softmax(1)[:, 1]))
+
+
+def test_per_class_accuracy_is_recall_and_nan_for_an_absent_class():
+    logits, labels = scores()
+    recall = recall_score(labels, logits.argmax(1), average=None)
+    assert per_class_accuracy(confusion_matrix(logits.argmax(1), labels, 10)).tolist() == pytest.approx(recall.tolist())
+    shares = per_class_accuracy(torch.tensor([[3, 1, 0], [0, 0, 0], [2, 0, 6]]))
+    assert shares[[0, 2]].tolist() == [0.75, 0.75]
+    assert bool(shares[1].isnan())
+
+
+def test_the_interval_of_a_mean():
+    low, high = mean_interval(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    half = 1.96 * math.sqrt(5 / 3) / 2  # the sample's variance is 5/3
+    assert (low, high) == pytest.approx((2.5 - half, 2.5 + half))
+    low, high = mean_interval(torch.tensor([1.0, 3.0]), z=1.0)
+    assert (low, high) == pytest.approx((1, 3))
+    assert all(math.isnan(end) for end in mean_interval(torch.tensor([1.0])))
+
+
 def test_class_shares():
     assert class_shares(torch.tensor([0, 0, 2, 2]), 4).tolist() == [0.5, 0, 0.5, 0]
 
 
 def test_the_judge_of_the_digits_is_98_percent_accurate_itself():
     data = open_dataset(preset("digits"))
-    assert len(data.train.labels) + len(data.test.labels) == len(load_digits().target)
+    assert sum(len(part) for part in (data.train, data.held_out, data.test)) == len(load_digits().target)
     judge = PixelSVM(data.train.pixels, data.train.labels)
     assert (judge.predict(data.test.pixels) == data.test.labels).double().mean() >= 0.98

@@ -11,9 +11,10 @@ SOURCE = Path(hybvit.__file__).parent
 FLOORS = [
     {"errors", "seeds", "vit", "diffusion", "samplers", "objective"},
     {"metrics"},
-    {"config", "devices", "data", "checkpoint", "run_folder", "hybrid"},
+    {"config", "devices", "data", "checkpoint", "run_folder", "hybrid", "distributed", "adapters", "extractors"},
     {
         "arguments",
+        "plots",
         "report",
         "train",
         "sample",

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adapters import Adapted
     from .config import PRESETS, Config, load_config, preset
     from .data.images import to_pixels, to_x
     from .diffusion import Diffusion
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 
 # Imported when first asked for, so that `hybvit --help` does not wait for torch.
 _HOME = {
+    "Adapted": "adapters",
     "PRESETS": "config", "Config": "config", "load_config": "config", "preset": "config",
     "to_pixels": "data.images", "to_x": "data.images",
     "Diffusion": "diffusion",

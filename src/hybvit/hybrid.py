@@ -61,6 +61,21 @@ class HybridModel:
         """x float [B, C, H, W] in [-1, 1], clean -> [B, K]. Differentiable."""
         return self.net.read_class(self.net.encode(x.to(self.device), None).z)
 
+    @property
+    def has_classes(self) -> bool:
+        return self.cfg.objective.kind != "genvit"
+
+    @property
+    def has_denoiser(self) -> bool:
+        return self.cfg.objective.kind != "vit"
+
+    def parameters(self) -> list[Tensor]:
+        return list(self.net.parameters())
+
+    def features(self, x: Tensor) -> Tensor:
+        """The class token after the last layer, [B, dim]; x float [B, C, H, W] in [-1, 1], clean. Differentiable."""
+        return self.net.encode(x.to(self.device), None).z[:, 0]
+
     def log_density(self, x: Tensor) -> Tensor:
         """log p(x) up to a constant, [B]: logsumexp of the logits (Tables 3 and 11); higher = more in-distribution."""
         return self.logits(x).logsumexp(dim=1)
@@ -162,15 +177,12 @@ class HybridModel:
             if not bool(((wanted >= 0) & (wanted < self.cfg.model.num_classes)).all()):
                 raise ValueError(f"labels must be in 0..{self.cfg.model.num_classes - 1}")
         parts = []
-        bar = tqdm(total=n * steps, unit="step", desc="sampling", disable=not (progress and sys.stderr.isatty()))
+        bar = tqdm(total=n, unit="image", desc="sampling", disable=not (progress and sys.stderr.isatty()))
         for start in range(0, n, batch_size):
             indices = range(start, min(start + batch_size, n))
-            noise = ImageNoise([mix(seed, "samples", i) for i in indices], self.image_shape, self.device)
             denoise = self.guided(wanted[start : indices.stop], guidance) if wanted is not None else self.denoise
-            with torch.no_grad():
-                for x in run_sampler(sampler, denoise, self.diffusion, noise, steps, spacing):
-                    bar.update(len(x))
-            parts.append(to_pixels(x).cpu())
+            parts.append(draw(denoise, self.diffusion, self.image_shape, self.device, indices, sampler, steps, seed, spacing))
+            bar.update(len(indices))
         bar.close()
         return torch.cat(parts)
 
@@ -203,6 +215,25 @@ class HybridModel:
         net = HybViT(cfg.model)
         checkpoint.load_strictly(net, checkpoint.read_tensors(folder / f"{WEIGHTS}.safetensors"), folder)
         return cls(net, cfg, device)
+
+
+@torch.no_grad()
+def draw(
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    diffusion: Diffusion,
+    image_shape: tuple[int, int, int],
+    device: torch.device,
+    indices: Sequence[int],
+    sampler: str,
+    steps: int,
+    seed: int,
+    spacing: Spacing | None = None,
+) -> Tensor:
+    """The images of these numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU."""
+    noise = ImageNoise([mix(seed, "samples", i) for i in indices], image_shape, device)
+    for x in run_sampler(sampler, denoise, diffusion, noise, steps, spacing):
+        pass
+    return to_pixels(x).cpu()
 
 
 def _download(hub_id: str) -> Path:

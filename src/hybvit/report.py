@@ -1,168 +1,241 @@
-"""report.html: one self-contained page, pictures first, that opens from disk with no network."""
+"""report.html and report.md: what `hybvit evaluate` found, pictures first, each number with what it means.
+
+The page is self-contained and opens from disk with no network.
+"""
 
 from __future__ import annotations
 
 import base64
 import html
-import io
+import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from . import plots
 from .config import Config, to_yaml
 from .run_folder import write_text
 
-WORDS = {
-    "test/accuracy": "share of test images that get the right label; higher is better",
-    "test/accuracy_top5": "share of test images whose label is among the five likeliest; higher is better",
-    "test/nll": "mean of -log p(label | image) on test images, in nats; lower is better",
-    "test/log_density_mean": "mean log p(x) of test images up to a constant (logsumexp of the logits); it compares images",
-    "test/log_density_std": "spread of log p(x) over test images",
-    "judge/svm_accuracy": "accuracy on real test images of the SVM that judges the samples; it must be high to be a judge",
-    "samples/svm_agreement": "share of generated images that the SVM and the model label alike; higher is better",
-    "samples/svm_classes_covered": "classes that occur among the generated images, by the SVM's labels",
-    "samples/svm_smallest_class_share": "share of the rarest class among the generated images; near 1/classes is balanced",
-}
+# Pattern of a metric's name -> what it means and in which direction it is better; the first that matches.
+WORDS: tuple[tuple[str, str], ...] = (
+    (r"test/accuracy$", "share of test images that get the right label; higher is better"),
+    (r"test/accuracy_top5", "share of test images whose label is among the five likeliest; higher is better"),
+    (r"test/nll", "mean of -log p(label | image), in nats; lower is better"),
+    (r"test/brier", "squared distance of the probabilities from the truth, 0 to 2; lower is better"),
+    (r"calibration/temperature", "what the logits are divided by; above 1 the network was too sure of itself"),
+    (r"calibration/adaptive_ece", "as ECE, over bins that hold equally many images; lower is better"),
+    (r"calibration/ece_(\d+)", "mean gap between confidence and accuracy over equal-width bins; lower is better"),
+    (r"calibration/mce", "the largest such gap of any bin; lower is better, and noisy where bins are nearly empty"),
+    (r"calibration/nll", "mean of -log p(label | image), in nats; lower is better"),
+    (r"ood/.*/auroc", "chance that a test image scores above an image of this set; 0.5 is guessing, higher is better"),
+    (r"ood/.*/aupr", "area under precision and recall, test images as positives; higher is better"),
+    (r"ood/.*/fpr95", "share of this set that passes when 95 % of test images do; lower is better"),
+    (r"robustness/pgd", "accuracy that is left under PGD with this radius (in 1/255); higher is better"),
+    (r"robustness/autoattack", "accuracy that is left under AutoAttack with this radius (in 1/255); higher is better"),
+    (r"robustness/reliable", "1 if no sign was found that the attacks failed for the wrong reason, else 0"),
+    (r"likelihood/bits_per_dim", "bound on bits per pixel value under the model; lower is better"),
+    (r"likelihood/time_sampling_error", "standard error of that mean from drawing diffusion times instead of taking all"),
+    (r"likelihood/", "part of the bound"),
+    (r"fidelity/fid_.*real_test", "FID of the real test images: as good as samples of this number could be"),
+    (r"fidelity/fid_", "Frechet Inception distance to the training images; lower is better"),
+    (r"fidelity/fd_.*real_test", "the same distance of the real test images: as good as samples could be"),
+    (r"fidelity/fd_", "Frechet distance to the training images in this network's features (not FID); lower is better"),
+    (r"fidelity/kid_", "kernel distance to the training images, unbiased; lower is better"),
+    (r"fidelity/precision", "share of samples that lie among the training images; higher is better"),
+    (r"fidelity/recall", "share of training images that lie among the samples; higher is better"),
+    (
+        r"fidelity/(is|score)_",
+        "how sure and how varied the labels of the samples are, 1 to the number of classes; higher is better",
+    ),
+    (r"judge/svm_accuracy", "accuracy on real test images of the SVM that judges the samples; it must be high to be a judge"),
+    (r"samples/svm_agreement", "share of generated images that the SVM and the model label alike; higher is better"),
+    (r"samples/svm_classes_covered", "classes that occur among the generated images, by the SVM's labels"),
+    (r"samples/svm_smallest_class_share", "share of the rarest class among the generated images; near 1/classes is balanced"),
+    (r"quality/smallest_class_share", "share of the rarest class among the samples, by the network's own labels"),
+    (r"quality/logpx_mean", "mean log p(x) up to a constant; compare samples with test images"),
+    (r"quality/confidence_mean", "mean of the largest class probability; compare samples with test images"),
+    (r"speed/parameters", "trainable numbers in the network"),
+    (r"speed/.*gflop", "10^9 floating-point operations for one image"),
+    (r"speed/.*images_per_second", "images a second on this machine; higher is better"),
+    (r"speed/peak_memory", "largest memory of the process so far, MiB"),
+)
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8888; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-p.sub, figcaption, td.words { color: #777; } figcaption { font-size: .9rem; }
-.row { display: flex; flex-wrap: wrap; gap: 1.2rem; } figure { margin: 0; max-width: 100%; }
+h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.2rem; margin-top: 2.4rem; }
+p.sub, figcaption, td.words { color: #777; } figcaption { font-size: .85rem; max-width: 30rem; }
+.row { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: flex-start; } figure { margin: 0; max-width: 100%; }
+.tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
+.tile { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .9rem; }
+.tile b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
+.tile span { font-size: .85rem; color: #777; }
+.warn { border-left: 4px solid #d97706; padding: .3rem .8rem; background: #d9770615; margin: .6rem 0; }
 img { max-width: 100%; height: auto; image-rendering: pixelated; border: 1px solid var(--line); }
 svg { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); }
-table { border-collapse: collapse; width: 100%; }
-td, th { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; }
+table { border-collapse: collapse; width: 100%; margin-top: .8rem; font-size: .92rem; }
+td, th { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 td.n { font-variant-numeric: tabular-nums; white-space: nowrap; } pre { overflow: auto; background: #8881; padding: 1rem; }
 """
 
+HEADLINES = (
+    ("test/accuracy", "accuracy", 100, " %"),
+    ("calibration/ece_20", "ECE", 100, " %"),
+    (r"fidelity/(fid|fd)_.*\d$", "Frechet distance", 1, ""),
+    ("likelihood/bits_per_dim", "bits per dimension", 1, ""),
+    (r"robustness/autoattack_linf.*", "AutoAttack, L-inf", 100, " %"),
+    (r"speed/train_images_per_second", "images/s in training", 1, ""),
+)
+
+
+def meaning(name: str) -> str:
+    """What a metric says, in a line."""
+    return next((words for pattern, words in WORDS if re.match(pattern, name)), "")
+
 
 def write_report(
-    path: Path,
-    cfg: Config,
-    record: dict[str, Any],
-    pictures: dict[str, Image.Image],
-    history: list[dict[str, Any]],
-    classes: tuple[str, ...],
+    out: Path, record: dict[str, Any], cfg: Config | None, history: list[dict[str, Any]], suites: Mapping[str, str]
 ) -> None:
-    """Render a results record with its pictures and the training history (lines of metrics.jsonl; may be empty)."""
+    """Render ``record`` (results.json) with the pictures in ``out``/evaluation and the training history.
+
+    Args:
+        suites: name -> heading, in the order of the page.
+    """
+    pictures = {name: stored_pictures(out / "evaluation" / name) for name in record["suites"]}
+    order = [name for name in ("fidelity", *suites) if name in record["suites"]]
+    order = list(dict.fromkeys(order))  # samples first: pictures say most
+    write_text(out / "report.html", page(out, record, cfg, history, suites, order, pictures))
+    write_text(out / "report.md", markdown(out, record, suites, order, pictures))
+
+
+def stored_pictures(folder: Path) -> dict[Path, str]:
+    """File -> caption, in the order in which the suite made them."""
+    captions = json.loads((folder / "result.json").read_text())["pictures"]
+    files = {
+        name: next(folder / f"{name}{end}" for end in (".png", ".svg") if (folder / f"{name}{end}").is_file())
+        for name in captions
+    }
+    return {files[name]: caption for name, caption in captions.items()}
+
+
+def page(
+    out: Path,
+    record: dict[str, Any],
+    cfg: Config | None,
+    history: list[dict[str, Any]],
+    suites: Mapping[str, str],
+    order: list[str],
+    pictures: dict[str, dict[Path, str]],
+) -> str:
+    title, sub = heading(record, cfg)
+    parts = [f"<h1>{html.escape(title)}</h1><p class=sub>{html.escape(sub)}</p>", tiles(record["metrics"])]
+    for name in order:
+        parts.append(f"<h2>{html.escape(suites[name])}</h2>")
+        parts += [f"<p class=warn>{html.escape(note)}</p>" for note in record["notes"][name]]
+        figures = "".join(figure(path, caption) for path, caption in pictures[name].items())
+        parts.append(f"<div class=row>{figures}</div>" + numbers(of_suite(record, name, out)))
+    parts += training(history)
+    if record["left_out"]:
+        parts.append(
+            "<h2>Left out</h2>" + "".join(f"<p class=sub>{html.escape(f'{k}: {v}')}</p>" for k, v in record["left_out"].items())
+        )
+    facts = ", ".join(f"{name} {value}" for name, value in record["environment"].items())
+    taken = ", ".join(f"{name} {suite['seconds']} s" for name, suite in record["suites"].items())
+    parts.append(f"<h2>Record</h2><p class=sub>{html.escape(facts)}. Measured in: {html.escape(taken)}.</p>")
+    settings = "\n".join(f"{key}: {value}" for key, value in record["options"].items())
+    parts.append(f"<details><summary>Settings of the evaluation</summary><pre>{html.escape(settings)}</pre></details>")
+    if cfg is not None:
+        parts.append(f"<details><summary>Configuration of the model</summary><pre>{html.escape(to_yaml(cfg))}</pre></details>")
+    head = '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
+    return f"{head}<title>{html.escape(title)}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>\n"
+
+
+def heading(record: dict[str, Any], cfg: Config | None) -> tuple[str, str]:
+    if cfg is None:
+        return f"{record['model']} on {record['data']}", f"{record['parameters']:,} parameters, somebody else's model"
     m = cfg.model
-    title = f"{cfg.objective.kind} on {record['data']}"
     sub = (
         f"{m.image_size}x{m.image_size}x{m.channels}, patch {m.patch_size}, dim {m.dim}, depth {m.depth}, {m.time}; "
-        f"{cfg.train.steps:,} steps of batch {cfg.train.batch_size}, seed {cfg.train.seed}"
+        f"{record['parameters']:,} parameters; {cfg.train.steps:,} steps of batch {cfg.train.batch_size}, seed {cfg.train.seed}"
     )
-    draw = record["samples"]
-    captions = {
-        "samples": f"Generated: {draw['sampler']}, {draw['steps']} steps, seed {draw['seed']}",
-        "training images": "Real: the first training images",
-        "mistakes": "Mistakes: " + "; ".join(record["tables"].get("mistakes", [])),
-        "least familiar": "Test images with the lowest log p(x)",
-        "most familiar": "Test images with the highest log p(x)",
-    }
-    parts = [f"<h1>{html.escape(title)}</h1><p class=sub>{html.escape(sub)}</p>"]
-    pairs = (
-        ("Samples", ("samples", "training images")),
-        ("What it knows", ("most familiar", "least familiar", "mistakes")),
-    )
-    for heading, names in pairs:
-        shown = [name for name in names if name in pictures]
-        if shown:
-            figures = "".join(_figure(_png(pictures[name]), captions[name]) for name in shown)
-            parts.append(f"<h2>{heading}</h2><div class=row>{figures}</div>")
-    parts.append("<h2>Numbers</h2>" + _numbers(record["metrics"]))
-    plots = _curves(history)
-    if "confusion_matrix" in record["tables"]:
-        plots.append((_confusion(record["tables"]["confusion_matrix"], classes), "Confusion: rows are true, columns predicted"))
-    if plots:
-        parts.append("<h2>Training and confusion</h2><div class=row>" + "".join(_figure(*plot) for plot in plots) + "</div>")
-    facts = ", ".join(f"{name} {value}" for name, value in record["environment"].items())
-    parts.append(f"<h2>Record</h2><p class=sub>{html.escape(facts)}; evaluated in {record['seconds']} s</p>")
-    parts.append(f"<details><summary>Configuration</summary><pre>{html.escape(to_yaml(cfg))}</pre></details>")
-    page = '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
-    page += f"<title>{html.escape(title)}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>\n"
-    write_text(path, page)
+    return f"{record['objective']} on {record['data']}", sub
 
 
-def _numbers(metrics: dict[str, dict[str, float]]) -> str:
+def of_suite(record: dict[str, Any], name: str, out: Path) -> dict[str, dict[str, float]]:
+    names = json.loads((out / "evaluation" / name / "result.json").read_text())["metrics"]
+    return {metric: record["metrics"][metric] for metric in names}
+
+
+def tiles(metrics: dict[str, dict[str, float]]) -> str:
+    """The few numbers that most people look for first."""
+    found = []
+    for pattern, words, scale, unit in HEADLINES:
+        name = next((name for name in metrics if re.fullmatch(pattern, name)), None)
+        if name is not None:
+            value = scale * metrics[name]["value"]
+            found.append(f"<div class=tile><b>{value:,.{1 if value > 5 else 2}f}{unit}</b><span>{words}</span></div>")
+    return f"<div class=tiles>{''.join(found)}</div>"
+
+
+def numbers(metrics: dict[str, dict[str, float]]) -> str:
     rows = []
     for name, metric in metrics.items():
-        interval = f"{metric['low']:.4f} to {metric['high']:.4f}" if "low" in metric else ""
         rows.append(
-            f"<tr><td>{html.escape(name)}<td class=n>{shown(metric['value'])}<td class=n>{interval}<td class=n>{metric['n']:,}"
-            f"<td class=words>{html.escape(WORDS.get(name, ''))}"
+            f"<tr><td>{html.escape(name)}<td class=n>{shown(metric['value'])}<td class=n>{interval_of(metric)}"
+            f"<td class=n>{metric['n']:,}<td class=words>{html.escape(meaning(name))}"
         )
     return f"<table><tr><th>metric<th>value<th>95 % interval<th>n<th>what it means{''.join(rows)}</table>"
 
 
+def interval_of(metric: dict[str, float]) -> str:
+    return f"{metric['low']:.4f} to {metric['high']:.4f}" if "low" in metric else ""
+
+
 def shown(value: float) -> str:
-    """Counts without decimals, everything else with four."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    """Counts without decimals, large values with one, everything else with four."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4f}"
 
 
-def _figure(content: str, caption: str) -> str:
-    return f"<figure>{content}<figcaption>{html.escape(caption)}</figcaption></figure>"
+def figure(path: Path, caption: str) -> str:
+    return f"<figure>{embedded(path)}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-def _png(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+def embedded(path: Path) -> str:
+    if path.suffix == ".svg":
+        return path.read_text()
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
 
 
-def _svg(figure: Any) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _curves(history: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def training(history: list[dict[str, Any]]) -> list[str]:
     """Loss and accuracy against the step, one small plot each."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    plots = []
-    names = {
-        "ce": "cross-entropy (train)",
-        "denoising": "denoising loss (train)",
-        "test/accuracy": "test accuracy (EMA)",
-    }
+    names = {"ce": "cross-entropy (train)", "denoising": "denoising loss (train)", "test/accuracy": "test accuracy (EMA)"}
+    found = []
     for name, caption in names.items():
         points = [(line["step"], line[name]) for line in history if name in line]
-        if len(points) < 2:
-            continue
-        figure = Figure(figsize=(4, 2.8), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(*zip(*points, strict=True), color="#2563eb", linewidth=1.5)
-        axes.set_xlabel("step")
-        axes.grid(alpha=0.3)
-        if name != "test/accuracy":
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        plots.append((_svg(figure), caption))
-    return plots
+        if len(points) > 1:
+            drawing = plots.curve(points, "step", "", log=name != "test/accuracy")
+            found.append(f"<figure>{drawing}<figcaption>{html.escape(caption)}</figcaption></figure>")
+    return [f"<h2>Training</h2><div class=row>{''.join(found)}</div>"] if found else []
 
 
-def _confusion(counts: list[list[int]], classes: tuple[str, ...]) -> str:
-    from matplotlib.figure import Figure
-
-    k = len(classes)
-    side = min(1.5 + 0.3 * k, 12)
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.subplots()
-    totals = [max(sum(row), 1) for row in counts]
-    axes.imshow([[c / total for c in row] for row, total in zip(counts, totals, strict=True)], cmap="Blues", vmin=0, vmax=1)
-    if k <= 30:
-        axes.set_xticks(range(k), classes, rotation=90)
-        axes.set_yticks(range(k), classes)
-        for i, row in enumerate(counts):
-            for j, count in enumerate(row):
-                if count:
-                    colour = "white" if count > totals[i] / 2 else "black"
-                    axes.text(j, i, str(count), ha="center", va="center", fontsize=7, color=colour)
-    return _svg(figure)
+def markdown(
+    out: Path, record: dict[str, Any], suites: Mapping[str, str], order: list[str], pictures: dict[str, dict[Path, str]]
+) -> str:
+    """The same as text, with links to the pictures beside it."""
+    lines = [f"# {record['objective']} on {record['data']}", "", f"{record['parameters']:,} parameters.", ""]
+    for name in order:
+        lines += [f"## {suites[name]}", ""]
+        lines += [f"> {note}\n" for note in record["notes"][name]]
+        lines += [
+            f"![{caption}]({path.relative_to(out).as_posix()})\n\n{caption}\n" for path, caption in pictures[name].items()
+        ]
+        lines += ["| metric | value | 95 % interval | n | what it means |", "|---|---|---|---|---|"]
+        for metric, entry in of_suite(record, name, out).items():
+            lines.append(f"| {metric} | {shown(entry['value'])} | {interval_of(entry)} | {entry['n']:,} | {meaning(metric)} |")
+        lines.append("")
+    lines += [f"Left out: {name}, {reason}." for name, reason in record["left_out"].items()]
+    facts = ", ".join(f"{name} {value}" for name, value in record["environment"].items())
+    return "\n".join([*lines, "", f"Environment: {facts}.", ""])

@@ -1,223 +1,308 @@
-"""`hybvit evaluate MODEL`: the numbers about one model, and the pages that show them.
-
-Suites: accuracy (labels on the test set), density (how familiar its images are), samples (a grid, and a second opinion).
-"""
+"""`hybvit evaluate`: every number about a model, in suites that can be run, interrupted and repeated one by one."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
-from .arguments import ArgumentParser, positive
-from .checkpoint import MANIFEST
-from .config import Config
-from .data.datasets import Dataset, open_dataset
-from .data.image_set import ImageSet
-from .data.images import grid, save_image, to_x
-from .data.locate import located
-from .errors import ConfigError
-from .hybrid import HybridModel, load
-from .metrics.classification import confusion_matrix, topk_accuracy, wilson_interval
-from .metrics.judge import LARGEST_TRAINING_SET, PixelSVM, class_shares
-from .report import shown, write_report
-from .run_folder import environment, make_folder, read_metrics, write_text
-from .samplers import SAMPLERS
+from .. import hybrid
+from ..adapters import Evaluable, adapt, is_adapter
+from ..arguments import ArgumentParser, positive, whole
+from ..checkpoint import MANIFEST
+from ..config import Config, DataConfig, ObjectiveConfig
+from ..data.catalog import CATALOG
+from ..data.datasets import open_dataset
+from ..data.images import save_image
+from ..data.locate import form_of, located
+from ..data.own_images import Dataset
+from ..devices import keep_freed_memory
+from ..distributed import processes
+from ..errors import ConfigError
+from ..report import write_report
+from ..run_folder import environment, make_folder, read_metrics, training_summary, write_text
+from ..samplers import SAMPLERS
+from ..vit import ViTConfig
+from . import accuracy, calibration, fidelity, likelihood, ood, quality, robustness, speed
+from .context import Context, Options, Picture, Result, Suite, lacking
+from .samples import fingerprint
 
-SUITES = ("accuracy", "density", "samples")
-GRID_IMAGES = 100
+ALWAYS = ("limit", "seed", "batch_size")
+SAMPLING = ("samples", "sampler", "steps")
+SUITES: dict[str, Suite] = {
+    "accuracy": Suite("How often the labels are right", frozenset({"classes", "labels"}), (), accuracy.run),
+    "calibration": Suite("Whether a probability means what it says", frozenset({"classes", "labels"}), (), calibration.run),
+    "ood": Suite(
+        "Whether it knows what it has not seen",
+        frozenset(),
+        ("out_of_distribution", "bound_images", "bound_draws"),
+        ood.run,
+    ),
+    "robustness": Suite(
+        "How it stands attacks",
+        frozenset({"classes", "labels"}),
+        ("attack_images", "autoattack_images", "attack_steps"),
+        robustness.run,
+    ),
+    "likelihood": Suite("How likely the data are", frozenset({"denoiser"}), ("bound_images", "bound_draws"), likelihood.run),
+    "fidelity": Suite("How good the samples are", frozenset({"denoiser"}), (*SAMPLING, "extractor", "inception"), fidelity.run),
+    "quality": Suite("What it thinks of its own samples", frozenset({"denoiser", "classes"}), SAMPLING, quality.run),
+    "speed": Suite("What it costs on this machine", frozenset(), ("sampler", "steps"), speed.run),
+}
 
 
-class Metric(NamedTuple):
-    """A number, how many observations it rests on, and its 95 % interval where there is one."""
-
-    value: float
-    n: int
-    low: float | None = None
-    high: float | None = None
-
-
-class Evaluation(NamedTuple):
-    """Metrics by name (``suite/what``), tables by name, pictures by name."""
-
-    metrics: dict[str, Metric]
-    tables: dict[str, Any]
-    pictures: dict[str, Image.Image]
-
-
-def share(name: str, hits: Tensor) -> dict[str, Metric]:
-    """A share of successes, bool [N], with its interval."""
-    value = hits.double().mean().item()
-    return {name: Metric(value, len(hits), *wilson_interval(value, len(hits)))}
-
-
-@torch.no_grad()
 def evaluate(
-    model: HybridModel,
-    data: Dataset,
-    suites: tuple[str, ...] = SUITES,
-    limit: int | None = None,
-    samples: int = 300,
-    sampler: str = "ddpm",
-    steps: int = 100,
-    seed: int = 0,
-) -> Evaluation:
-    """Run the suites that make sense for this model. One pass over the test set serves accuracy and density.
+    ctx: Context, suites: tuple[str, ...], say: Callable[[str], None] = print, again: bool = False, writes: bool = True
+) -> dict[str, Any]:
+    """Run the suites that make sense for this model, or take up what was stored of them -> the record for results.json.
 
     Args:
-        limit: look at the first so many test images only.
-        samples, sampler, steps, seed: how the generated images are drawn.
+        again: run a suite even where its result with these settings is stored.
+        writes: whether this process writes files; only one of several may.
     """
-    result = Evaluation({}, {}, {})
-    kind = model.cfg.objective.kind
-    if kind != "genvit" and {"accuracy", "density"} & set(suites):
-        test = data.test if limit is None else data.test.first(limit)
-        logits = torch.cat([model.logits(to_x(pixels)).cpu() for pixels, _ in test.batches()])
-        if "accuracy" in suites and test.labels is not None:
-            _accuracy(result, model, logits, test, test.labels)
-        if "density" in suites:
-            _density(result, logits, test)
-    if kind != "vit" and "samples" in suites:
-        pixels = model.sample(samples, sampler=sampler, steps=steps, seed=seed, progress=True)
-        result.pictures["samples"] = grid(pixels[:GRID_IMAGES], columns=10, scale=max(1, 32 // pixels.shape[-1]))
-        result.pictures["training images"] = grid(
-            data.train.take(torch.arange(min(GRID_IMAGES, len(data.train))))[0],
-            columns=10,
-            scale=max(1, 32 // pixels.shape[-1]),
-        )
-        if kind == "hybvit" and len(data.classes) > 1 and len(data.train) <= LARGEST_TRAINING_SET:
-            _second_opinion(result, model, data, pixels)
-    return result
+    record: dict[str, Any] = {"suites": {}, "left_out": {}, "metrics": {}, "tables": {}, "notes": {}}
+    weights = fingerprint(ctx)
+    for name in [name for name in SUITES if name in suites or stored_before(ctx, name, weights)]:
+        if name not in suites:
+            stored = json.loads((ctx.folder / "evaluation" / name / "result.json").read_text())
+            add(record, name, stored)
+            continue
+        suite = SUITES[name]
+        reason = lacking(ctx, suite.wants)
+        if reason is not None:
+            record["left_out"][name] = reason
+            say(f"{name}: left out, {reason}")
+            continue
+        settings = {key: getattr(ctx.options, key) for key in (*ALWAYS, *suite.options)}
+        facts = {"data": ctx.data_name, "test_images": len(ctx.test), "weights": weights, **settings}
+        folder = ctx.folder / "evaluation" / name
+        stored = None if again else read_stored(folder, facts)
+        if stored is None:
+            started = time.monotonic()
+            say(f"{name}: {suite.words.lower()} ...")
+            result = suite.run(ctx)
+            stored = as_record(result, facts, time.monotonic() - started)
+            if writes:
+                store(folder, stored, result.pictures)
+        else:
+            say(f"{name}: taken from {folder} (--again measures anew)")
+        add(record, name, stored)
+        for note in stored["notes"]:
+            say(f"  note: {note}")
+        for metric, entry in stored["metrics"].items():
+            say(line_of(metric, entry))
+    return record
 
 
-def _accuracy(result: Evaluation, model: HybridModel, logits: Tensor, test: ImageSet, labels: Tensor) -> None:
-    predictions = logits.argmax(dim=1)
-    result.metrics.update(share("test/accuracy", predictions == labels))
-    if logits.shape[1] > 5:
-        top5 = topk_accuracy(logits, labels, 5)
-        result.metrics["test/accuracy_top5"] = Metric(top5, len(labels), *wilson_interval(top5, len(labels)))
-    nll = torch.nn.functional.cross_entropy(logits.double(), labels).item()
-    result.metrics["test/nll"] = Metric(nll, len(labels))
-    counts = confusion_matrix(predictions, labels, logits.shape[1])
-    result.tables["confusion_matrix"] = counts.tolist()
-    result.tables["accuracy_per_class"] = {
-        name: row[k] / sum(row) if sum(row) else None
-        for k, (name, row) in enumerate(zip(model.classes, counts.tolist(), strict=True))
-    }
-    wrong = (predictions != labels).nonzero().flatten()[:20]
-    if len(wrong):
-        result.pictures["mistakes"] = grid(
-            test.take(wrong)[0], columns=min(10, len(wrong)), scale=max(1, 48 // test.pixels.shape[-1])
-        )
-        result.tables["mistakes"] = [
-            f"{model.classes[labels[i]]} called {model.classes[predictions[i]]}" for i in wrong.tolist()
-        ]
+def add(record: dict[str, Any], name: str, stored: dict[str, Any]) -> None:
+    record["suites"][name] = {key: stored[key] for key in ("seconds", "settings", "environment")}
+    for part in ("metrics", "tables"):
+        record[part] |= stored[part]
+    record["notes"][name] = stored["notes"]
 
 
-def _density(result: Evaluation, logits: Tensor, test: ImageSet) -> None:
-    density = logits.double().logsumexp(dim=1)
-    result.metrics["test/log_density_mean"] = Metric(density.mean().item(), len(density))
-    result.metrics["test/log_density_std"] = Metric(density.std(correction=0).item(), len(density))
-    order, scale = density.argsort(), max(1, 48 // test.pixels.shape[-1])
-    result.pictures["least familiar"] = grid(test.take(order[:20])[0], columns=10, scale=scale)
-    result.pictures["most familiar"] = grid(test.take(order[-20:])[0], columns=10, scale=scale)
+def stored_before(ctx: Context, name: str, weights: str) -> bool:
+    """Whether an earlier call measured a suite on these weights and this data set, with whatever settings it records."""
+    try:
+        settings = json.loads((ctx.folder / "evaluation" / name / "result.json").read_text())["settings"]
+    except (OSError, ValueError):
+        return False
+    return (settings["weights"], settings["data"]) == (weights, ctx.data_name)
 
 
-def _second_opinion(result: Evaluation, model: HybridModel, data: Dataset, pixels: Tensor) -> None:
-    (train, labels), (test, test_labels) = (part.take(torch.arange(len(part))) for part in (data.train, data.test))
-    if labels is None or test_labels is None:
-        return
-    judge = PixelSVM(train, labels)
-    result.metrics.update(share("judge/svm_accuracy", judge.predict(test) == test_labels))
-    opinion, own = judge.predict(pixels), model.predict(pixels).labels
-    result.metrics.update(share("samples/svm_agreement", opinion == own))
-    shares = class_shares(opinion, len(data.classes))
-    result.metrics["samples/svm_classes_covered"] = Metric(int((shares > 0).sum()), len(pixels))
-    result.metrics["samples/svm_smallest_class_share"] = Metric(shares.min().item(), len(pixels))
-    result.tables["svm_class_shares"] = dict(zip(model.classes, shares.tolist(), strict=True))
-
-
-def main(arguments: list[str]) -> None:
-    parser = ArgumentParser(prog="hybvit evaluate", description="Measure a model; write results.json (and report.html).")
-    parser.add_argument("model", metavar="MODEL", help="run folder, exported folder or hub id")
-    parser.add_argument("--suites", default=",".join(SUITES), help=f"comma-separated, of {', '.join(SUITES)} (all)")
-    parser.add_argument("--data", help="where the data are, if not where they were in training")
-    parser.add_argument("--limit", type=positive, help="only the first so many test images, for a quick look")
-    parser.add_argument("--samples", type=positive, default=300, help="generated images (300)")
-    parser.add_argument("--sampler", choices=tuple(SAMPLERS), default="ddpm", help="(ddpm)")
-    parser.add_argument("--steps", type=positive, default=100, help="sampler steps (100; the paper takes all 1000)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="folder for the results (the run folder, else the current folder)")
-    parser.add_argument("--report", action="store_true", help="write report.html too")
-    args = parser.parse_args(arguments)
-    suites = tuple(args.suites.split(","))
-    for suite in suites:
-        if suite not in SUITES:
-            parser.error(f"--suites: {suite!r} is none of {', '.join(SUITES)}")
-    started = time.monotonic()
-    model = load(args.model)
-    cfg = located(model.cfg, args.data) if args.data else model.cfg
-    is_run = (Path(args.model) / "config.yaml").is_file() and not (Path(args.model) / MANIFEST).is_file()
-    out = args.out or (Path(args.model) if is_run else Path())
-    make_folder(out)
-    data = open_dataset(cfg)
-    check_classes(model.cfg, data)
-    kind = model.cfg.objective.kind
-    for suite in suites:
-        if (suite == "samples") == (kind == "vit") and kind != "hybvit":
-            print(f"{suite}: left out, {args.model} was trained with objective {kind}")
-    result = evaluate(model, data, suites, args.limit, args.samples, args.sampler, args.steps, args.seed)
-    history = read_metrics(Path(args.model) / "metrics.jsonl") if is_run else []
-    record = {
-        "model": Path(args.model).name,
-        "objective": kind,
-        "data": cfg.data.name,
-        "parameters": sum(p.numel() for p in model.net.parameters()),
-        "training": training_summary(history),
-        "seed": cfg.train.seed,
-        "limit": args.limit,
-        "samples": {"n": args.samples, "sampler": args.sampler, "steps": args.steps, "seed": args.seed},
+def as_record(result: Result, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
+    return {
+        "settings": settings,
+        "seconds": round(seconds, 2),
         "environment": environment(),
-        "seconds": round(time.monotonic() - started, 2),
         "metrics": {name: {k: v for k, v in m._asdict().items() if v is not None} for name, m in result.metrics.items()},
         "tables": result.tables,
+        "notes": result.notes,
+        "pictures": {name: picture.caption for name, picture in result.pictures.items()},
     }
-    write_text(out / "results.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
-    if "samples" in result.pictures:
-        save_image(result.pictures["samples"], out / "samples" / "evaluated.png")
-    for name, metric in result.metrics.items():
-        interval = f"  [{metric.low:.4f}, {metric.high:.4f}]" if metric.low is not None else ""
-        print(f"{name:<36}{shown(metric.value):>10}{interval}  n {metric.n}")
-    print(f"{out / 'results.json'} written")
-    if args.report:
-        write_report(out / "report.html", model.cfg, record, result.pictures, history, model.classes)
-        print(f"{out / 'report.html'} written: open it in a browser")
 
 
-def training_summary(history: list[dict[str, Any]]) -> dict[str, float]:
-    """What a run's metrics.jsonl says in a line: steps, seconds and rate of the training proper, losses over its last tenth."""
-    lines = [line for line in history if "loss" in line]
-    if not lines:
-        return {}
-    steps, seconds = lines[-1]["step"], sum(line["seconds"] for line in lines)
-    summary = {"steps": steps, "seconds": round(seconds, 1)}
-    summary["images_per_second"] = round(sum(line["images_per_second"] * line["seconds"] for line in lines) / seconds, 1)
-    late = [line for line in lines if line["step"] > 0.9 * steps]
-    for name in ("ce", "denoising"):
-        if name in lines[-1]:
-            summary[name] = round(sum(line[name] for line in late) / len(late), 4)
-    return summary
+def store(folder: Path, stored: dict[str, Any], pictures: dict[str, Picture]) -> None:
+    """Pictures first: a folder with result.json is complete."""
+    make_folder(folder)
+    for name, picture in pictures.items():
+        if isinstance(picture.content, Image.Image):
+            save_image(picture.content, folder / f"{name}.png")
+        else:
+            write_text(folder / f"{name}.svg", picture.content)
+    write_text(folder / "result.json", json.dumps(stored, indent=1, allow_nan=False) + "\n")
+
+
+def read_stored(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """What was stored of a suite, if it was measured with these settings on these weights."""
+    try:
+        stored = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return stored if stored.get("settings") == json.loads(json.dumps(settings)) else None
+
+
+def line_of(name: str, metric: dict[str, Any]) -> str:
+    value = metric["value"]
+    shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    interval = f"  [{metric['low']:.4f}, {metric['high']:.4f}]" if "low" in metric else ""
+    return f"  {name:<46}{shown:>10}{interval}  n {metric['n']:,}"
 
 
 def check_classes(cfg: Config, data: Dataset) -> None:
-    if cfg.objective.kind == "genvit":
+    if cfg.objective.kind == "genvit" or not data.classes:
         return
     if len(data.classes) != cfg.model.num_classes:
         raise ConfigError(f"the data have {len(data.classes)} classes, the model has {cfg.model.num_classes}")
     if cfg.data.classes and data.classes != cfg.data.classes:
         raise ConfigError(f"the data's classes ({', '.join(data.classes)}) are not the model's ({', '.join(cfg.data.classes)})")
+
+
+def open_adapted(spec: str, dataset: str | None, root: str | None) -> tuple[Evaluable, Config, Dataset]:
+    """Somebody else's model with the data that it is to be judged on."""
+    if dataset is None and root is None:
+        raise ConfigError(f"{spec}: say on which data it is to be judged: --dataset NAME (`hybvit datasets`) or --data DIR")
+    name = dataset or form_of(str(root))
+    if name not in (*CATALOG,) and root is None:
+        raise ConfigError(f"--dataset {name!r}: it must be one of {', '.join(CATALOG)}")
+    info = CATALOG.get(name)
+    size, channels = (info.size or 224, info.channels) if info else (224, 3)
+    from ..adapters import Adapted
+
+    if spec.partition(":")[0].endswith(".py"):
+        model: Adapted = adapt(spec, (channels, size, size), 0)
+        channels, size, _ = model.image_shape
+    cfg = Config(
+        model=ViTConfig(image_size=size, patch_size=1, channels=channels, num_classes=max(1, info.num_classes if info else 10)),
+        objective=ObjectiveConfig(kind="genvit"),  # data without labels will do
+        data=DataConfig(name=name, root=root, resize=True),
+    )
+    data = open_dataset(cfg)
+    if not spec.partition(":")[0].endswith(".py"):
+        model = adapt(spec, (channels, size, size), len(data.classes))
+    if model.has_classes and data.classes and len(model.classes) != len(data.classes):
+        raise ConfigError(f"{spec} has {len(model.classes)} classes, the data have {len(data.classes)}")
+    if model.has_classes and data.classes:
+        model.classes = data.classes
+    return model, cfg, data
+
+
+def main(arguments: list[str]) -> None:
+    default = Options()
+    parser = ArgumentParser(
+        prog="hybvit evaluate",
+        description="Measure a model and write results.json, report.html and report.md. An interrupted run goes on with the "
+        "suite it was at; `torchrun --nproc-per-node N -m hybvit.cli evaluate ...` shares the work and gives the same numbers.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="run folder, exported folder or hub id; or somebody else's: timm:NAME, torchvision:NAME (with @FILE for your own "
+        "weights), FILE.py:FUNCTION that returns a hybvit.Adapted",
+    )
+    parser.add_argument("--suites", default=",".join(SUITES), help=f"comma-separated, of {', '.join(SUITES)} (all)")
+    parser.add_argument("--data", help="where the data are, if not where they were in training")
+    parser.add_argument("--dataset", metavar="NAME", help="the data set for somebody else's model")
+    parser.add_argument("--limit", type=positive, help="only the first so many test images, for a quick look")
+    parser.add_argument("--ood", help="comma-separated out-of-distribution sets: names, folders, interpolation, noise")
+    parser.add_argument("--samples", type=positive, default=default.samples, help=f"generated images ({default.samples})")
+    parser.add_argument("--sampler", choices=tuple(SAMPLERS), default=default.sampler, help=f"({default.sampler})")
+    parser.add_argument("--steps", type=positive, help=f"sampler steps ({default.steps}; the paper takes all 1000)")
+    for name, words in (
+        ("bound-images", "images whose likelihood is bounded"),
+        ("attack-images", "images that PGD attacks"),
+        ("autoattack-images", "images that AutoAttack attacks, 0 for none"),
+        ("attack-steps", "steps of PGD"),
+        ("batch-size", "images in one call of the model"),
+    ):
+        value = getattr(default, name.replace("-", "_"))
+        kind = whole if name == "autoattack-images" else positive
+        parser.add_argument(f"--{name}", type=kind, default=value, help=f"{words} ({value})")
+    parser.add_argument("--bound-draws", default=str(default.bound_draws), help="diffusion times drawn per image, or all (32)")
+    parser.add_argument(
+        "--extractor", help="network for the Frechet distance: inception, cnn-..., timm:NAME, a run folder of ours"
+    )
+    parser.add_argument("--inception", metavar="PATH", help="the canonical Inception weights, for FID")
+    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--out", type=Path, help="folder for the results (the run folder, else ./evaluated)")
+    parser.add_argument("--report", action="store_true", help="write report.html and report.md too")
+    parser.add_argument("--again", action="store_true", help="measure anew what is stored with the same settings")
+    args = parser.parse_args(arguments)
+    suites = tuple(args.suites.split(","))
+    for suite in suites:
+        if suite not in SUITES:
+            parser.error(f"--suites: {suite!r} is none of {', '.join(SUITES)}")
+    if args.bound_draws != "all" and not (args.bound_draws.isdecimal() and int(args.bound_draws) >= 1):
+        parser.error(f"--bound-draws: {args.bound_draws!r} is neither a positive number nor all")
+    with processes() as (rank, world):
+        run(args, suites, rank, world)
+
+
+def run(args: Any, suites: tuple[str, ...], rank: int, world: int) -> None:
+    started = time.monotonic()
+    keep_freed_memory()
+    data_root = args.data
+    if is_adapter(args.model):
+        model, cfg, data = open_adapted(args.model, args.dataset, data_root)
+        objective, is_run = "adapted", False
+    else:
+        model = hybrid.load(args.model)
+        cfg = located(model.cfg, data_root) if data_root else model.cfg
+        data = open_dataset(cfg)
+        check_classes(model.cfg, data)
+        objective = cfg.objective.kind
+        is_run = (Path(args.model) / "config.yaml").is_file() and not (Path(args.model) / MANIFEST).is_file()
+    out = args.out or (Path(args.model) if is_run else Path("evaluated"))
+    make_folder(out)
+    if args.steps is not None and args.steps > model.diffusion.T:
+        raise ConfigError(f"--steps {args.steps}: the model's diffusion has {model.diffusion.T} steps")
+    options = Options(
+        limit=args.limit,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        out_of_distribution=tuple(args.ood.split(",")) if args.ood else (),
+        bound_images=args.bound_images,
+        bound_draws=0 if args.bound_draws == "all" else int(args.bound_draws),
+        attack_images=args.attack_images,
+        autoattack_images=args.autoattack_images,
+        attack_steps=args.attack_steps,
+        samples=args.samples,
+        sampler=args.sampler,
+        steps=args.steps or min(Options().steps, model.diffusion.T),
+        extractor=args.extractor,
+        inception=args.inception,
+    )
+    ctx = Context(model, data, cfg.data.name, cfg.data.root, options, out, objective)
+
+    def say(line: str) -> None:
+        if rank == 0:
+            print(line, flush=True)
+
+    found = evaluate(ctx, suites, say, args.again, writes=rank == 0)
+    if rank:
+        return
+    history = read_metrics(Path(args.model) / "metrics.jsonl") if is_run else []
+    record = {
+        "model": Path(args.model).name,
+        "objective": objective,
+        "data": cfg.data.name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training": training_summary(history),
+        "seed": cfg.train.seed,
+        "options": dataclasses.asdict(options),
+        "environment": environment() | {"world_size": world},
+        "seconds": round(time.monotonic() - started, 2),
+        **found,
+    }
+    write_text(out / "results.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    print(f"{out / 'results.json'} written")
+    if args.report:
+        write_report(
+            out, record, cfg if objective != "adapted" else None, history, {name: SUITES[name].words for name in suites}
+        )
+        print(f"{out / 'report.html'} and report.md written: open it in a browser")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -16,8 +17,37 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> T
     return torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
+def per_class_accuracy(confusion: Tensor) -> Tensor:
+    """Share of each class's images that were called by its name, float64 [K] in 0..1; nan where a class has no image.
+
+    Args:
+        confusion: int64 [K, K] of :func:`confusion_matrix`.
+    """
+    return confusion.diagonal().double() / confusion.sum(dim=1)
+
+
+def nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log p(label) of each image, float64 [N] in nats, at least 0; on the CPU."""
+    return F.cross_entropy(logits.cpu().double(), labels.cpu(), reduction="none")
+
+
+def brier(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum over the classes of (p - one-hot)^2 of each image (Brier 1950), float64 [N] in 0..2; on the CPU."""
+    probabilities = logits.cpu().double().softmax(dim=1)
+    return (probabilities - F.one_hot(labels.cpu(), logits.shape[1])).square().sum(dim=1)
+
+
 def wilson_interval(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a share observed in n trials (Wilson 1927)."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
     return centre - half, centre + half
+
+
+def mean_interval(values: Tensor, z: float = 1.96) -> tuple[float, float]:
+    """95 % normal interval of the mean of independent values [N]: mean -+ z s/sqrt(N). Both nan where N < 2."""
+    if len(values) < 2:
+        return float("nan"), float("nan")  # one value does not show its spread
+    values = values.cpu().double()
+    half = z * values.std().item() / len(values) ** 0.5
+    return values.mean().item() - half, values.mean().item() + half

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion import Diffusion
-from ..samplers import Denoiser, predict
+from ..samplers import Denoiser
 
 BIN = 1 / 255  # half the distance between two of the 256 levels
 
@@ -23,23 +23,37 @@ def prior_bits(diffusion: Diffusion, x0: Tensor) -> Tensor:
     return kl.flatten(1).mean(dim=1) / math.log(2)
 
 
-def step_bits(denoise: Denoiser, diffusion: Diffusion, x0: Tensor, t: int, noise: Tensor) -> Tensor:
+def step_bits(denoise: Denoiser, diffusion: Diffusion, x0: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
     """The bound's term at time t per dimension, [B] in bits: the KL of Eq. 7 for t > 1, the decoder of Eq. 8 for t = 1.
 
     On the CPU in float64, whatever the denoiser's device.
 
     The variance is beta~_t ("fixed small"), at t = 1 that of t = 2; the predicted x_0 is clipped to [-1, 1].
+
+    Args:
+        t: one time for all images, or int64 [B] with one for each, in 1..T; T is at least 2.
+        noise: standard normal, like x0.
     """
-    at = torch.full((len(x0),), t, device=x0.device)
+    at = torch.full((len(x0),), t, device=x0.device) if isinstance(t, int) else t.to(x0.device)
     x_t = diffusion.q_sample(x0, at, noise)
-    mean, _ = diffusion.posterior(predict(denoise, diffusion, x_t, t, clip=True)[0], x_t, at)
-    variance = diffusion.posterior_variance[max(t, 2)].item()
-    if t > 1:
-        true_mean, _ = diffusion.posterior(x0, x_t, at)
-        nats = (true_mean - mean).cpu().double() ** 2 / (2 * variance)
-    else:
-        nats = -discretised_gaussian_log_likelihood(x0.cpu(), mean.cpu(), variance**0.5)
+    believed = diffusion.predict_x0(x_t, at, denoise(x_t, at)).clamp(-1, 1).cpu().double()
+    x0, at = x0.cpu().double(), at.cpu()
+    # The two means differ only by what they take for x_0, so x_t drops out; at t = 1 the mean is the predicted x_0 itself.
+    weight = _kl_weight(diffusion)[at].reshape(-1, *[1] * (x0.ndim - 1))
+    nats = weight * (x0 - believed) ** 2
+    last = at == 1
+    if bool(last.any()):
+        sigma = diffusion.posterior_variance[2].item() ** 0.5
+        nats[last] = -discretised_gaussian_log_likelihood(x0[last], believed[last], sigma)
     return nats.flatten(1).mean(dim=1) / math.log(2)
+
+
+def _kl_weight(diffusion: Diffusion) -> Tensor:
+    """What (x_0 - predicted x_0)^2 is multiplied by in the KL of Eq. 7, float64 [T + 1]; 0 at t = 0 and 1, which have none.
+
+    For t > 1 it is (SNR_{t-1} - SNR_t)/2 with SNR = abar/(1 - abar) (Kingma et al. 2021, Eq. 13).
+    """
+    return torch.cat((torch.zeros(2), diffusion.posterior_x0[2:] ** 2 / (2 * diffusion.posterior_variance[2:])))
 
 
 def discretised_gaussian_log_likelihood(x0: Tensor, mean: Tensor, sigma: float) -> Tensor:
@@ -56,10 +70,83 @@ def discretised_gaussian_log_likelihood(x0: Tensor, mean: Tensor, sigma: float) 
     return torch.where(x0 > 1 - BIN, mirrored_upper, inner)
 
 
-def variational_bound(denoise: Denoiser, diffusion: Diffusion, x0: Tensor, generator: torch.Generator) -> Tensor:
-    """The full bound: prior + all T terms, one draw of noise each -> [B] in bits per dimension. Costs T evaluations."""
-    bits = prior_bits(diffusion, x0)
-    for t in range(diffusion.T, 0, -1):
-        noise = torch.randn(x0.shape, generator=generator).to(x0.device, x0.dtype)
-        bits = bits + step_bits(denoise, diffusion, x0, t, noise)
-    return bits
+def bound_terms(denoise: Denoiser, diffusion: Diffusion, x0: Tensor, generator: torch.Generator, rows: int = 128) -> Tensor:
+    """Every term of the bound with one draw of noise each -> [B, T + 1] in bits per dimension; its row sums are the bound.
+
+    Column 0 is the prior, column t the term at time t. Costs B * T evaluations.
+
+    Args:
+        generator: CPU generator of the noise, of t = T first; the draws do not depend on ``rows``.
+        rows: how many (image, time) pairs go through the denoiser in one call, at least all images at one time. A denoiser
+            that holds something for each image, such as labels, needs rows=1: one time, and each image once, a call.
+    """
+    times = torch.arange(diffusion.T, 0, -1)[:, None].expand(-1, len(x0))
+    terms = _terms_at(denoise, diffusion, x0, times, generator, rows)
+    return torch.cat((prior_bits(diffusion, x0)[:, None], terms.flip(0).T), dim=1)
+
+
+def variational_bound(
+    denoise: Denoiser, diffusion: Diffusion, x0: Tensor, generator: torch.Generator, rows: int = 128
+) -> Tensor:
+    """The full bound: prior + all T terms, one draw of noise each -> [B] in bits per dimension. Costs T evaluations an image.
+
+    Args: those of :func:`bound_terms`.
+    """
+    return bound_terms(denoise, diffusion, x0, generator, rows).sum(dim=1)
+
+
+def sampled_bound(
+    denoise: Denoiser, diffusion: Diffusion, x0: Tensor, generator: torch.Generator, draws: int, rows: int = 128
+) -> tuple[Tensor, Tensor]:
+    """An unbiased estimate of the full bound from a few times -> (bits [B], standard error [B]), per dimension.
+
+    The prior is exact and t = 1 is always evaluated, with two draws of noise. The sum over t = 2..T comes from draws/2 strata
+    of equal guessed weight (:func:`_time_shares`) with two times each, drawn for each image on its own; each term is divided
+    by its probability. Two of a kind are what makes the squared standard error unbiased, so average squares, not errors; it
+    covers the draws of t and noise, not which images were looked at. Costs draws + 2 evaluations an image.
+
+    Args:
+        generator: CPU generator of times and noise.
+        draws: at least 1; an odd number counts as the next even one.
+        rows: as in :func:`bound_terms`.
+
+    Raises:
+        ValueError: ``draws`` is below 1.
+    """
+    if draws < 1:
+        raise ValueError(f"draws is {draws}: it must be at least 1")
+    strata = (draws + 1) // 2
+    shares = _time_shares(diffusion)
+    uniform = torch.rand((2, strata, len(x0)), generator=generator, dtype=torch.float64)
+    place = (torch.arange(strata)[:, None] + uniform) / strata  # uniform in stratum h: h/strata..(h + 1)/strata
+    drawn = torch.bucketize(place, shares.cumsum(0)[:-1], right=True)  # 0 is t = 2
+    times = torch.cat((torch.ones((2, 1, len(x0)), dtype=torch.int64), drawn + 2), dim=1)  # t = 1 is a stratum of its own
+    weight = torch.cat((torch.ones((2, 1, len(x0))), 1 / (strata * shares[drawn])), dim=1)
+    terms = _terms_at(denoise, diffusion, x0, times.flatten(0, 1), generator, rows).reshape(times.shape)
+    first, second = weight * terms  # two independent estimates of each stratum's sum, [1 + strata, B]
+    bits = prior_bits(diffusion, x0) + ((first + second) / 2).sum(dim=0)
+    return bits, ((first - second) ** 2 / 4).sum(dim=0).sqrt()
+
+
+def _time_shares(diffusion: Diffusion) -> Tensor:
+    """How often to look at each of t = 2..T, float64 [T - 1], above 0, sums to 1.
+
+    It is the share of each term in the sum if pixels were independent normal of variance 1/4 and the denoiser exact: a guess,
+    which moves the estimate's spread and not its expectation.
+    """
+    abar = diffusion.alpha_bar[2:]
+    unknown = 0.25 * (1 - abar) / (0.25 * abar + 1 - abar)  # Var(x_0|x_t)
+    terms = _kl_weight(diffusion)[2:] * unknown
+    return terms / terms.sum()
+
+
+def _terms_at(
+    denoise: Denoiser, diffusion: Diffusion, x0: Tensor, times: Tensor, generator: torch.Generator, rows: int
+) -> Tensor:
+    """The terms at times int64 [n, B], image by image, with fresh noise for each -> bits [n, B]."""
+    parts = []
+    for some in times.split(max(rows // max(len(x0), 1), 1)):
+        noise = torch.cat([torch.randn(x0.shape, generator=generator) for _ in some]).to(x0.device, x0.dtype)
+        repeated = x0.repeat(len(some), *[1] * (x0.ndim - 1))
+        parts.append(step_bits(denoise, diffusion, repeated, some.flatten(), noise).reshape(some.shape))
+    return torch.cat(parts)

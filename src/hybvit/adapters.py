@@ -1,0 +1,204 @@
+"""Other people's models behind the few calls that ``hybvit evaluate`` makes: any classifier, any denoiser, or both.
+
+A file of your own is the general form: ``FILE.py:NAME`` names a function that returns an :class:`Adapted`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .devices import best_device
+from .diffusion import Diffusion
+from .errors import ConfigError, DataError
+
+
+class Evaluable(Protocol):
+    """What is asked of a model that is to be evaluated; x is float [B, C, H, W] in [-1, 1].
+
+    :class:`~hybvit.hybrid.HybridModel` is one; :class:`Adapted` makes one of anything else.
+    """
+
+    device: torch.device
+    diffusion: Diffusion
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def has_classes(self) -> bool: ...
+
+    @property
+    def has_denoiser(self) -> bool: ...
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[B, K], differentiable."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """[B, D], for nearest neighbours."""
+
+    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noise eps in x_t [B, C, H, W] at times t int64 [B] in 1..T."""
+
+    def parameters(self) -> list[Tensor]: ...
+
+
+class Adapted:
+    """A classifier, a denoiser or both, given as functions.
+
+    Args:
+        image_shape: (C, H, W) of the images it takes; H = W.
+        logits: x float [B, C, H, W] in [-1, 1] -> [B, K]; normalise inside it.
+        denoise: (x_t, t int64 [B] in 1..T) -> the predicted noise, of the shape of x_t.
+        diffusion: the process that ``denoise`` belongs to; cosine with 1000 steps by default.
+        features: x -> [B, D], for nearest neighbours; the logits by default.
+        classes: names in the order of the logits; numbers by default.
+        modules: networks inside, to count their parameters and move them to the device.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        logits: Callable[[Tensor], Tensor] | None = None,
+        denoise: Callable[[Tensor, Tensor], Tensor] | None = None,
+        diffusion: Diffusion | None = None,
+        features: Callable[[Tensor], Tensor] | None = None,
+        classes: Sequence[str] = (),
+        modules: Sequence[torch.nn.Module] = (),
+        device: torch.device | str | None = None,
+    ) -> None:
+        if logits is None and denoise is None:
+            raise ValueError("logits and denoise are both None: there is nothing to evaluate")
+        self.image_shape, self.modules = image_shape, [module.eval() for module in modules]
+        self.device = torch.device(device) if device else best_device()
+        for module in self.modules:
+            module.to(self.device).requires_grad_(False)
+        self._logits, self._denoise, self._features = logits, denoise, features
+        self.diffusion = diffusion or Diffusion.cosine(1000)
+        self.classes = tuple(classes) or tuple(map(str, range(self._number_of_classes())))
+
+    def _number_of_classes(self) -> int:
+        if self._logits is None:
+            return 0
+        with torch.no_grad():
+            return self.logits(torch.zeros(2, *self.image_shape)).shape[1]
+
+    @property
+    def has_classes(self) -> bool:
+        return self._logits is not None
+
+    @property
+    def has_denoiser(self) -> bool:
+        return self._denoise is not None
+
+    def logits(self, x: Tensor) -> Tensor:
+        if self._logits is None:
+            raise ConfigError("this model has no classes")
+        return self._logits(x.to(self.device))
+
+    def features(self, x: Tensor) -> Tensor:
+        return self._features(x.to(self.device)) if self._features is not None else self.logits(x)
+
+    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        if self._denoise is None:
+            raise ConfigError("this model has no denoiser")
+        return self._denoise(x_t.to(self.device), t.to(self.device))
+
+    def parameters(self) -> list[Tensor]:
+        return [parameter for module in self.modules for parameter in module.parameters()]
+
+
+def is_adapter(spec: str) -> bool:
+    """Whether ``spec`` names a model of other people rather than a folder of ours."""
+    return spec.startswith(("timm:", "torchvision:")) or (":" in spec and spec.split(":")[0].endswith(".py"))
+
+
+def adapt(spec: str, image_shape: tuple[int, int, int], num_classes: int) -> Adapted:
+    """``timm:NAME``, ``torchvision:NAME`` (both with @WEIGHTS for a file instead of the published weights) or ``FILE.py:NAME``.
+
+    Raises:
+        ConfigError: no such model, or the function does not return an :class:`Adapted`.
+        DataError: the file or the weights cannot be had.
+    """
+    kind, _, name = spec.partition(":")
+    if kind.endswith(".py"):
+        return _from_file(Path(kind), name)
+    name, _, weights = name.partition("@")
+    network, size, mean, std = (_timm if kind == "timm" else _torchvision)(name, weights, num_classes)
+    channels = len(mean)
+
+    def prepared(x: Tensor) -> Tensor:
+        """[-1, 1] at the data's size -> what the network was trained on."""
+        x = (x + 1) / 2
+        x = x.expand(-1, channels, -1, -1) if x.shape[1] == 1 else x
+        if x.shape[-1] != size:
+            x = F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False)
+        return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
+
+    features = None
+    if hasattr(network, "forward_features"):
+        features = lambda x: network.forward_head(network.forward_features(prepared(x)), pre_logits=True)  # noqa: E731
+    return Adapted(image_shape, lambda x: network(prepared(x)), features=features, modules=[network])
+
+
+Network = tuple[Any, int, tuple[float, ...], tuple[float, ...]]  # the module, its input size, mean and deviation
+
+
+def _timm(name: str, weights: str, num_classes: int) -> Network:
+    import timm
+
+    if name not in timm.list_models():
+        raise ConfigError(f"timm:{name}: timm has no such model")
+    try:
+        options: dict[str, Any] = {"checkpoint_path": weights, "num_classes": num_classes} if weights else {"pretrained": True}
+        network = timm.create_model(name, **options)
+    except Exception as error:  # the hub, the disk or the file: timm raises whatever they do
+        raise DataError(f"timm:{name}: its weights cannot be had ({' '.join(str(error).split())[:150]})") from None
+    data = timm.data.resolve_model_data_config(network)
+    return network, data["input_size"][-1], data["mean"], data["std"]
+
+
+def _torchvision(name: str, weights: str, num_classes: int) -> Network:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise ConfigError(f"torchvision:{name}: torchvision has no such classifier")
+    published = models.get_model_weights(name).DEFAULT
+    try:
+        if weights:
+            network = models.get_model(name, num_classes=num_classes)
+            network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        else:
+            network = models.get_model(name, weights=published)
+    except Exception as error:  # as above
+        raise DataError(f"torchvision:{name}: its weights cannot be had ({' '.join(str(error).split())[:150]})") from None
+    steps = published.transforms()
+    return network, steps.crop_size[0], tuple(steps.mean), tuple(steps.std)
+
+
+def _from_file(path: Path, name: str) -> Adapted:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        found = getattr(module, name)()
+    except AttributeError:
+        raise ConfigError(f"{path}: defines no {name}()") from None
+    except Exception as error:  # the user's own code
+        raise ConfigError(f"{path}: {name}() failed: {type(error).__name__}: {error}") from None
+    if not isinstance(found, Adapted):
+        raise ConfigError(f"{path}: {name}() returns {type(found).__name__}, not a hybvit.Adapted")
+    return found

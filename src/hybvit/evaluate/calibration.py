@@ -1,0 +1,77 @@
+"""Whether a probability means what it says: ECE, MCE, reliability diagrams, before and after temperature scaling."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import plots
+from ..metrics.calibration import (
+    TEMPERATURES,
+    bootstrap_interval,
+    expected_calibration_error,
+    fit_temperature,
+    maximum_calibration_error,
+    reliability_table,
+)
+from ..metrics.classification import mean_interval, nll
+from .context import Context, Metric, Picture, Result
+
+PAPER_BINS, USUAL_BINS = 20, 15
+
+
+def run(ctx: Context) -> Result:
+    result, logits, labels = Result(), ctx.logits, ctx.labels
+    part = ctx.data.held_out if ctx.data.held_out is not None else ctx.train_part
+    assert part.labels is not None
+    temperature = fit_temperature(ctx.logits_of(part), part.labels)
+    stages = [("", logits)]
+    if ctx.data.held_out is None:
+        result.notes.append(
+            "No images were held out of training to fit a temperature on (train with --data.held_out 0.1): "
+            "it was fitted on training images that the network has learnt, and may be too small."
+        )
+    if TEMPERATURES[0] < temperature < TEMPERATURES[1]:
+        result.metrics["calibration/temperature"] = Metric(temperature, len(part))
+        stages.append(("_scaled", logits / temperature))
+    else:
+        result.notes.append(
+            "The network labels all of those images rightly, so they ask for no finite temperature: none was used."
+        )
+    for suffix, scaled in stages:
+        for name, value, interval in measures(scaled, labels, ctx.options.seed):
+            result.metrics[f"calibration/{name}{suffix}"] = Metric(value, len(labels), *interval)
+        losses = nll(scaled, labels)
+        result.metrics[f"calibration/nll{suffix}"] = Metric(losses.mean().item(), len(losses), *mean_interval(losses))
+        table = reliability_table(scaled, labels, PAPER_BINS)
+        result.tables[f"reliability{suffix}"] = {
+            "count": table.size.tolist(), "confidence": filled(table.confidence), "accuracy": filled(table.accuracy)
+        }  # fmt: skip
+        title = "as trained" if not suffix else f"temperature {temperature:.2f}"
+        result.pictures[f"reliability{suffix}"] = Picture(
+            plots.reliability(filled(table.confidence), filled(table.accuracy), table.size.tolist(), title),
+            f"Reliability, {title}: bars on the dashed line are right as often as they say (Figures 6 and 12)",
+        )
+    return result
+
+
+def measures(logits: Tensor, labels: Tensor, seed: int) -> list[tuple[str, float, tuple[float, float] | tuple[()]]]:
+    """Name, value and 95 % interval of each calibration error."""
+    found: list[tuple[str, float, tuple[float, float] | tuple[()]]] = []
+    for name, bins, equal_mass in (
+        (f"ece_{PAPER_BINS}", PAPER_BINS, False),
+        (f"ece_{USUAL_BINS}", USUAL_BINS, False),
+        (f"adaptive_ece_{USUAL_BINS}", USUAL_BINS, True),
+    ):
+
+        def error(index: Tensor, bins: int = bins, equal_mass: bool = equal_mass) -> float:
+            return expected_calibration_error(reliability_table(logits[index], labels[index], bins, equal_mass))
+
+        interval = bootstrap_interval(error, len(labels), seed)
+        found.append((name, expected_calibration_error(reliability_table(logits, labels, bins, equal_mass)), interval))
+    found.append((f"mce_{PAPER_BINS}", maximum_calibration_error(reliability_table(logits, labels, PAPER_BINS)), ()))
+    return found
+
+
+def filled(values: Tensor) -> list[float]:
+    """Empty bins, which have no mean, as 0: JSON knows no NaN, and a bar of height 0 is what to draw."""
+    return values.nan_to_num().tolist()

@@ -1,0 +1,131 @@
+"""How good the samples are: Frechet distance, Inception score, KID, precision and recall, against the training images.
+
+Only a Frechet distance on the canonical Inception weights is called FID; on any other extractor it carries that one's name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..data.image_set import ImageSet, LazyPictures
+from ..data.images import grid
+from ..distributed import share_batches
+from ..errors import ConfigError, DataError
+from ..extractors import Extractor, extractor
+from ..metrics.fidelity import (
+    Statistics,
+    frechet_distance,
+    frechet_interval,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from ..metrics.judge import LARGEST_TRAINING_SET, PixelSVM, class_shares
+from .context import Context, Metric, Picture, Result, share
+
+GRID_IMAGES = 100
+NEIGHBOURS_AMONG = 10_000  # images of each kind for precision and recall, which take time that grows with the square
+KID_SUBSETS, KID_SUBSET = 100, 1000
+NEIGHBOURS, SPLITS = 3, 10
+FEWEST_FOR_AN_INTERVAL = 100
+
+
+def run(ctx: Context) -> Result:
+    result, samples, o = Result(), ctx.samples, ctx.options
+    scale = max(1, 32 // samples.shape[-1])
+    caption = f"Generated: {o.sampler}, {o.steps} steps, seed {o.seed}"
+    result.pictures["samples"] = Picture(grid(samples[:GRID_IMAGES], columns=10, scale=scale), caption)
+    real = ctx.data.train.spread(GRID_IMAGES).in_memory
+    result.pictures["training_images"] = Picture(grid(real, columns=10, scale=scale), "Real")
+    try:
+        spec = o.extractor or ("inception" if o.inception else None)
+        eye = extractor(spec, ctx.data_name, Path(o.inception) if o.inception else None, ctx.model.device)
+    except (ConfigError, DataError) as error:
+        if o.extractor or o.inception:
+            raise
+        result.notes.append(f"No Frechet distance: {error}")
+    else:
+        distances(ctx, eye, samples, result)
+    second_opinion(ctx, samples, result)
+    return result
+
+
+def distances(ctx: Context, eye: Extractor, samples: Tensor, result: Result) -> None:
+    """Everything that compares the features of samples with those of all training images."""
+    real, test = (
+        features(ctx, eye, part, what) for part, what in ((ctx.data.train, "training images"), (ctx.test, "test images"))
+    )
+    generated = ImageSet(samples)
+    made, logits = share_batches(len(samples), ctx.options.batch_size, lambda i: both(eye, generated.take(i)[0]), "samples")
+    n, reference = len(samples), len(real)
+    frechet, eye_name = ("fid", "inception") if eye.is_inception else ("fd", eye.name)
+    name = f"{eye_name}_{n}"
+    statistics = Statistics.of(real)
+    if n > 1 and reference > 1:
+        interval = frechet_interval(made, real) if n >= FEWEST_FOR_AN_INTERVAL else ()
+        result.metrics[f"fidelity/{frechet}_{name}"] = Metric(frechet_distance(Statistics.of(made), statistics), n, *interval)
+    if len(test) > 1 and reference > 1:
+        real_distance = frechet_distance(Statistics.of(test), statistics)
+        result.metrics[f"fidelity/{frechet}_{eye_name}_real_test"] = Metric(real_distance, len(test))
+    subset = min(KID_SUBSET, n // 2, reference // 2)
+    if subset > 1:
+        kid, error = kernel_distance(made, real, KID_SUBSETS, subset)
+        result.metrics[f"fidelity/kid_{name}"] = Metric(kid, n, *around(kid, error))
+    if min(n, reference) > NEIGHBOURS:
+        few = min(n, NEIGHBOURS_AMONG)
+        precision, recall = precision_recall(made[:few], spread(real, NEIGHBOURS_AMONG), NEIGHBOURS)
+        result.metrics[f"fidelity/precision_{name}"] = Metric(precision, few)
+        result.metrics[f"fidelity/recall_{name}"] = Metric(recall, few)
+    if eye.has_logits and n >= SPLITS:
+        mean, deviation = inception_score(logits, SPLITS)
+        label = "is" if eye.is_inception else "score"  # the Inception score's formula on another network is not that score
+        result.metrics[f"fidelity/{label}_{name}"] = Metric(mean, n, *around(mean, deviation / SPLITS**0.5))
+    result.tables["protocol"] = {
+        "extractor": eye.name, "feature_size": real.shape[1], "reference": f"{reference} training images", "samples": n,
+        "sampler": ctx.options.sampler, "steps": ctx.options.steps, "seed": ctx.options.seed, "weights": "EMA",
+        "kid_subsets": f"{KID_SUBSETS} of {subset}", "neighbours": NEIGHBOURS, "score_splits": SPLITS,
+    }  # fmt: skip
+
+
+def both(eye: Extractor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Features and logits (no columns without classes) of uint8 [B, C, H, W] in one pass."""
+    found = eye.extract(pixels)
+    return found.features, found.features[:, :0] if found.logits is None else found.logits
+
+
+def features(ctx: Context, eye: Extractor, images: ImageSet, what: str) -> Tensor:
+    """float [N, D] on the CPU, shared by the processes; of a stream, its first images."""
+    images = images if isinstance(images.pixels, (Tensor, LazyPictures)) else images.first(NEIGHBOURS_AMONG)
+    (found,) = share_batches(len(images), ctx.options.batch_size, lambda i: eye.features(images.take(i)[0]), what)
+    return found
+
+
+def around(value: float, error: float) -> tuple[float, float]:
+    """95 % interval from a standard error."""
+    return value - 1.96 * error, value + 1.96 * error
+
+
+def spread(features: Tensor, n: int) -> Tensor:
+    return features[torch.linspace(0, len(features) - 1, min(n, len(features))).round().long()]
+
+
+def second_opinion(ctx: Context, samples: Tensor, result: Result) -> None:
+    """What a support vector machine on the pixels of a small training set sees in the samples."""
+    labelled = ctx.model.has_classes and ctx.data.train.labels is not None and ctx.data.test.labels is not None
+    if not labelled or len(ctx.data.train) > LARGEST_TRAINING_SET or len(ctx.model.classes) < 2:
+        return
+    (train, labels), (test, test_labels) = (part.take(torch.arange(len(part))) for part in (ctx.data.train, ctx.data.test))
+    assert labels is not None
+    assert test_labels is not None
+    judge = PixelSVM(train, labels)
+    result.metrics["judge/svm_accuracy"] = share(judge.predict(test) == test_labels)
+    opinion = judge.predict(samples)
+    own = ctx.logits_of(ImageSet(samples)).argmax(dim=1)
+    result.metrics["samples/svm_agreement"] = share(opinion == own)
+    shares = class_shares(opinion, len(ctx.model.classes))
+    result.metrics["samples/svm_classes_covered"] = Metric(int((shares > 0).sum()), len(samples))
+    result.metrics["samples/svm_smallest_class_share"] = Metric(shares.min().item(), len(samples))
+    result.tables["svm_class_shares"] = dict(zip(ctx.model.classes, shares.tolist(), strict=True))

@@ -1,0 +1,60 @@
+"""How likely the test images are: the variational bound on bits per dimension, whole and by its terms (Sec. 5.2.4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import plots
+from ..data.images import to_x
+from ..distributed import share_batches
+from ..metrics.classification import mean_interval
+from ..metrics.likelihood import bound_terms, sampled_bound
+from .context import Context, Metric, Picture, Result
+
+BOUND_BATCH = 64
+PLOTTED_IMAGES = 16  # for the terms by t, which need all T evaluations
+
+
+def run(ctx: Context) -> Result:
+    result, images, draws = Result(), ctx.test.first(ctx.options.bound_images), ctx.options.bound_draws
+    model, diffusion = ctx.model, ctx.model.diffusion
+
+    def terms_of(index: Tensor) -> Tensor:
+        """[B, T + 1]: prior, then the terms of t = 1 .. T."""
+        with torch.no_grad():
+            x = to_x(images.take(index)[0]).to(model.device)
+            return bound_terms(model.denoise, diffusion, x, ctx.seeded(4 + int(index[0])))
+
+    if draws and draws < diffusion.T - 1:
+
+        def bits_of(index: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                x = to_x(images.take(index)[0]).to(model.device)
+                return sampled_bound(model.denoise, diffusion, x, ctx.seeded(4 + int(index[0])), draws)
+
+        bits, error = share_batches(len(images), BOUND_BATCH, bits_of, "bits per dimension")
+        result.metrics["likelihood/time_sampling_error"] = Metric(error.pow(2).sum().sqrt().item() / len(error), len(error))
+        result.tables["times_drawn_per_image"] = draws
+        shown = images.first(PLOTTED_IMAGES)
+    else:
+        shown = images
+    (terms,) = share_batches(len(shown), min(BOUND_BATCH, 16), terms_of, "terms of the bound")
+    if shown is images:
+        bits = terms.sum(dim=1)
+    result.metrics["likelihood/bits_per_dim"] = Metric(bits.mean().item(), len(bits), *interval(bits))
+    parts = {"prior": terms[:, 0], "decoder": terms[:, 1], "diffusion": terms[:, 2:].sum(dim=1)}
+    for name, values in parts.items():
+        result.metrics[f"likelihood/{name}_bits"] = Metric(values.mean().item(), len(values), *interval(values))
+    by_time = terms[:, 1:].mean(dim=0)
+    result.tables["bits_by_time"] = [round(value, 8) for value in by_time.tolist()]
+    points = [(t, max(value, 1e-12)) for t, value in enumerate(by_time.tolist(), 1)]
+    result.pictures["terms"] = Picture(
+        plots.curve(points, "t", "bits per dimension", log=True),
+        f"Where the bits are spent: the bound's term at each t (mean of {len(shown)} images)",
+    )
+    return result
+
+
+def interval(values: Tensor) -> tuple[float, float] | tuple[()]:
+    return mean_interval(values) if len(values) > 1 else ()

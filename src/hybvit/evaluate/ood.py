@@ -1,0 +1,166 @@
+"""Whether it knows what it has not seen: scores of the paper (Tables 3 and 11), of hybrids only, and well-known references.
+
+Every score is higher for what looks like the training data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import plots
+from ..config import Config, DataConfig, ObjectiveConfig
+from ..data.catalog import CATALOG
+from ..data.datasets import open_dataset, out_of_distribution
+from ..data.image_set import BadFiles, Decoding, ImageSet
+from ..data.images import grid
+from ..data.locate import form_of
+from ..errors import DataError
+from ..metrics.likelihood import sampled_bound
+from ..metrics.ood import (
+    aupr,
+    auroc,
+    auroc_interval,
+    fpr_at_95_tpr,
+    gradient_norm_score,
+    knn_score,
+    log_density,
+    max_probability,
+)
+from ..vit import ViTConfig
+from .context import Context, Metric, Picture, Result
+
+NEIGHBOURS = 50
+DENOISING_TIMES = (0.1, 0.25, 0.5)  # of T: where the error of the predicted noise is taken
+MEMORY = 4 << 30
+SHOWN = 20
+
+
+def run(ctx: Context) -> Result:
+    result = Result()
+    sets = outside_sets(ctx, result)
+    if not sets:
+        result.notes.append("No out-of-distribution set could be read, so nothing was measured.")
+        return result
+    if ctx.options.limit is not None:
+        sets = {name: images.first(ctx.options.limit) for name, images in sets.items()}
+    for score, (compute, largest) in scores(ctx).items():
+        inside = compute(ctx.test if largest is None else ctx.test.first(largest))
+        plotted = {"test": inside.tolist()}
+        for name, images in sets.items():
+            outside = compute(images if largest is None else images.first(largest))
+            plotted[name] = outside.tolist()
+            n, key = len(inside) + len(outside), f"ood/{name}"
+            value = auroc(inside, outside)
+            low, high = auroc_interval(inside, outside)
+            result.metrics[f"{key}/auroc_{score}"] = Metric(value, n, low, high)
+            result.metrics[f"{key}/aupr_{score}"] = Metric(aupr(inside, outside), n)
+            result.metrics[f"{key}/fpr95_{score}"] = Metric(fpr_at_95_tpr(inside, outside), n)
+        result.pictures[score] = Picture(plots.histograms(plotted, SCORE_WORDS[score]), f"{SCORE_WORDS[score]}, by data set")
+    for name, images in sets.items():
+        pixels = images.spread(SHOWN).in_memory
+        result.pictures[f"images_{name}"] = Picture(
+            grid(pixels, columns=10, scale=max(1, 32 // pixels.shape[-1])), f"{name}: what the network has not seen"
+        )
+    return result
+
+
+SCORE_WORDS = {
+    "logpx": "log p(x), the logsumexp of the logits",
+    "max_prob": "largest class probability",
+    "grad_norm": "minus the norm of the input gradient of log p(x)",
+    "knn": f"minus the distance to the {NEIGHBOURS}th nearest training feature",
+    "denoising": "minus the error of the predicted noise",
+    "bits": "minus the bound on bits per dimension",
+}
+
+
+def scores(ctx: Context) -> dict[str, tuple[Callable[[ImageSet], Tensor], int | None]]:
+    """Score -> (function of images [N] -> float [N], how many images at most)."""
+    model, found = ctx.model, dict[str, tuple[Callable[[ImageSet], Tensor], int | None]]()
+    if model.has_classes:
+        neighbours = min(NEIGHBOURS, len(ctx.train_part))
+        known = ctx.features_of(ctx.train_part)
+        found["logpx"] = (lambda images: log_density(ctx.logits_of(images)), None)
+        found["max_prob"] = (lambda images: max_probability(ctx.logits_of(images)), None)
+        found["grad_norm"] = (
+            lambda images: ctx.over(images, lambda x: gradient_norm_score(model.logits, x.to(model.device)), "gradients"),
+            None,
+        )
+        found["knn"] = (lambda images: knn_score(ctx.features_of(images), known, neighbours), None)
+    if model.has_denoiser:
+        found["denoising"] = (lambda images: denoising_score(ctx, images), None)
+        found["bits"] = (lambda images: bound_score(ctx, images), ctx.options.bound_images)
+    return found
+
+
+def denoising_score(ctx: Context, images: ImageSet) -> Tensor:
+    """Minus the mean squared error of the predicted noise at a few times; the same noise for every image."""
+    diffusion, shape = ctx.model.diffusion, ctx.model.image_shape
+    times = [max(1, round(share * diffusion.T)) for share in DENOISING_TIMES]
+    noise = torch.randn(len(times), *shape, generator=ctx.seeded(1))
+
+    @torch.no_grad()
+    def score(x: Tensor) -> Tensor:
+        x, total = x.to(ctx.model.device), torch.zeros(len(x))
+        for t, eps in zip(times, noise.to(x.device), strict=True):
+            at = torch.full((len(x),), t, device=x.device)
+            x_t = diffusion.q_sample(x, at, eps.expand_as(x))
+            total += (ctx.model.denoise(x_t, at) - eps).pow(2).flatten(1).mean(dim=1).float().cpu()
+        return -total / len(times)
+
+    return ctx.over(images, score, "denoising")
+
+
+def bound_score(ctx: Context, images: ImageSet) -> Tensor:
+    """Minus the sampled bound in bits per dimension; the same draws for every batch."""
+
+    @torch.no_grad()
+    def score(x: Tensor) -> Tensor:
+        draws = ctx.options.bound_draws or ctx.model.diffusion.T - 1
+        bits, _ = sampled_bound(ctx.model.denoise, ctx.model.diffusion, x.to(ctx.model.device), ctx.seeded(2), draws)
+        return -bits
+
+    return ctx.over(images, score, "bounds", min(ctx.options.batch_size, 64))
+
+
+def outside_sets(ctx: Context, result: Result) -> dict[str, ImageSet]:
+    """The sets to tell apart from the test images, at the model's size; one that cannot be read is named in a note."""
+    names = ctx.options.out_of_distribution or (*own_list(ctx.data_name), "noise")
+    channels, size, _ = ctx.model.image_shape
+    decoding = Decoding(channels, size, BadFiles(0), MEMORY)
+    found = {}
+    for name in names:
+        label = Path(name).name if "/" in name else name
+        try:
+            if name == "noise":
+                n = min(len(ctx.test), 2000)
+                found[name] = ImageSet(
+                    torch.randint(0, 256, (n, channels, size, size), generator=ctx.seeded(3)).to(torch.uint8)
+                )
+            elif name == "interpolation" or name in CATALOG:
+                found[name] = out_of_distribution(name, None, ctx.test, decoding)
+            else:
+                found[label] = folder(name, decoding)
+        except DataError as error:
+            if ctx.options.out_of_distribution:
+                raise
+            result.notes.append(f"{name} was left out: {error}")
+    return found
+
+
+def own_list(data_name: str) -> tuple[str, ...]:
+    listed = CATALOG[data_name].out_of_distribution if data_name in CATALOG else ()
+    return listed or ("interpolation",)
+
+
+def folder(root: str, decoding: Decoding) -> ImageSet:
+    """Every image of a folder (or of any form that --data takes), whatever its class."""
+    model = ViTConfig(image_size=decoding.size, patch_size=1, channels=decoding.channels)
+    anything = ObjectiveConfig(kind="genvit")  # labelled or not
+    data = open_dataset(Config(model=model, objective=anything, data=DataConfig(name=form_of(root), root=root)))
+    pixels = [part.take(torch.arange(len(part)))[0] for part in (data.train, data.test)]
+    return ImageSet(torch.cat(pixels))

@@ -1,0 +1,64 @@
+"""What the network thinks of its own samples (Appendix C.1; Figures 10, 11 and 15-24): log p(x) and p(y|x), by class."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import plots
+from ..data.image_set import ImageSet
+from ..data.images import grid
+from .context import Context, Metric, Picture, Result
+
+PER_CLASS = 10
+CLASSES_SHOWN = 20
+
+
+def run(ctx: Context) -> Result:
+    result, samples = Result(), ctx.samples
+    logits = ctx.logits_of(ImageSet(samples)).double()
+    density, (confidence, label) = logits.logsumexp(dim=1), logits.softmax(dim=1).max(dim=1)
+    classes = ctx.model.classes
+    scores = {"logpx": ("log p(x)", density), "confidence": ("p(y|x)", confidence)}
+    real = ctx.logits.double()
+    real_scores = {"logpx": real.logsumexp(dim=1), "confidence": real.softmax(dim=1).max(dim=1).values}
+    for key, (words, values) in scores.items():
+        result.metrics[f"quality/{key}_mean"] = Metric(values.mean().item(), len(values))
+        result.metrics[f"quality/{key}_mean_test"] = Metric(real_scores[key].mean().item(), len(real))
+        compared = {"samples": values.tolist(), "test images": real_scores[key].tolist()}
+        result.pictures[f"{key}_real"] = Picture(
+            plots.histograms(compared, words), f"{words} of samples and of test images (Figure 10)"
+        )
+    shares = torch.bincount(label, minlength=len(classes)).double() / len(label)
+    result.metrics["quality/smallest_class_share"] = Metric(shares.min().item(), len(label))
+    result.tables["samples_by_class"] = {
+        name: {
+            "share": share,
+            **{f"mean_{key}": values[label == k].mean().item() for key, (_, values) in scores.items() if (label == k).any()},
+        }
+        for k, (name, share) in enumerate(zip(classes, shares.tolist(), strict=True))
+    }
+    shown = shares.argsort(descending=True)[:CLASSES_SHOWN].sort().values.tolist()
+    result.pictures["classes"] = Picture(
+        plots.bars({classes[k]: shares[k].item() for k in shown}, "share of samples"),
+        "Which classes the network sees in its samples",
+    )
+    for key, (words, values) in scores.items():
+        by_class = {classes[k]: values[label == k].tolist() for k in shown[:6] if (label == k).sum() > 1}
+        if by_class:
+            result.pictures[f"{key}_by_class"] = Picture(
+                plots.histograms(by_class, words), f"{words} of samples, by class (Figure 11)"
+            )
+        for title, largest in (("best", True), ("worst", False)):
+            rows = [rank(values, label == k, largest) for k in shown if (label == k).sum() >= PER_CLASS]
+            if rows:
+                pixels = samples[torch.cat(rows)]
+                picture = grid(pixels, columns=PER_CLASS, scale=max(1, 32 // pixels.shape[-1]))
+                caption = f"The {PER_CLASS} {title} samples of each class by {words}, one class a row (Figures 15-24)"
+                result.pictures[f"{title}_{key}"] = Picture(picture, caption)
+    return result
+
+
+def rank(values: torch.Tensor, member: torch.Tensor, largest: bool) -> torch.Tensor:
+    """Indices of the PER_CLASS members with the largest or smallest values."""
+    index = member.nonzero().flatten()
+    return index[values[index].argsort(descending=largest)[:PER_CLASS]]

@@ -1,0 +1,107 @@
+"""How it stands attacks: the paper's PGD (Figure 8b, Table 12), AutoAttack, and whether either can be believed."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .. import plots
+from ..data.image_set import ImageSet
+from ..data.images import grid, to_pixels, to_x
+from ..distributed import share_batches
+from ..metrics.classification import wilson_interval
+from ..metrics.robustness import L2_EPS, LINF_EPS, PGD_STEP, Norm, autoattack, pgd, reliability, robust_curve
+from .context import Context, Metric, Picture, Result
+
+ATTACK_BATCH = 64
+AUTOATTACK_EPS: dict[Norm, float] = {"linf": 8 / 255, "l2": 0.5}  # of RobustBench, for images in [0, 1]
+RELIABILITY_IMAGES = 64
+SHOWN = 8
+MANY_STEPS = 2  # times the paper's, which must not help the defender
+
+
+def run(ctx: Context) -> Result:
+    result, images = Result(), ctx.test.first(ctx.options.attack_images)
+    assert images.labels is not None
+    x_of = lambda index: to_x(images.take(index)[0]).to(ctx.model.device)  # noqa: E731
+    labels_of = lambda index: images.labels[index].to(ctx.model.device)  # noqa: E731
+    lists: tuple[tuple[Norm, tuple[float, ...]], ...] = (("linf", LINF_EPS), ("l2", L2_EPS))
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for norm, radii in lists:
+        broken = []
+        for eps in radii:
+
+            def attack(index: Tensor, eps: float = eps, norm: Norm = norm) -> tuple[Tensor, Tensor]:
+                seed = ctx.seeded((1 << 10) + int(index[0]))
+                found = pgd(
+                    ctx.model.logits, x_of(index), labels_of(index), eps, norm, seed, ctx.options.attack_steps, PGD_STEP
+                )
+                return found.broken, to_pixels(found.images)
+
+            at_eps, attacked = share_batches(len(images), ATTACK_BATCH, attack, f"PGD {norm} {255 * eps:.0f}/255")
+            broken.append(at_eps)
+            if eps == radii[len(radii) // 2]:
+                result.pictures[f"attacked_{norm}"] = Picture(
+                    attacked_grid(images, attacked), f"Above clean, below attacked by PGD, {norm}, eps {255 * eps:.0f}/255"
+                )
+        accuracies = robust_curve(broken)
+        clean = (ctx.logits_of(images).argmax(dim=1) == images.labels).double().mean().item()
+        for eps, accuracy in zip((0.0, *radii), (clean, *accuracies), strict=True):
+            bounds = wilson_interval(accuracy, len(images))
+            result.metrics[f"robustness/pgd_{norm}_{255 * eps:.0f}"] = Metric(accuracy, len(images), *bounds)
+        lines[norm] = [(255 * eps, value) for eps, value in zip((0.0, *radii), (clean, *accuracies), strict=True)]
+        result.pictures[f"curve_{norm}"] = Picture(
+            plots.curves({f"PGD, {ctx.options.attack_steps} steps": lines[norm]}, f"eps ({norm}) in 1/255", "accuracy"),
+            f"Accuracy under PGD, {norm} (Figure 8b): step 20/255, broken if any step fools it",
+        )
+    reasons = run_autoattack(ctx, images, result)
+    few = torch.arange(min(RELIABILITY_IMAGES, len(images)))
+    reasons = reliability(ctx.model.logits, x_of(few), labels_of(few), ctx.seeded(5)) + reasons
+    result.metrics["robustness/reliable"] = Metric(int(not reasons), len(few))
+    result.tables["not_reliable_because"] = reasons
+    result.notes += [f"NOT RELIABLE: {reason}" for reason in reasons]
+    return result
+
+
+def run_autoattack(ctx: Context, images: ImageSet, result: Result) -> list[str]:
+    """AutoAttack's standard version on the first images, all at once -> those of its own warnings that speak against it."""
+    few, doubts = images.first(ctx.options.autoattack_images), list[str]()
+    if not len(few):
+        result.notes.append("AutoAttack was not asked for (--autoattack-images), so PGD alone speaks here.")
+        return doubts
+    assert few.labels is not None
+    for norm, eps in AUTOATTACK_EPS.items():
+        found = autoattack(
+            ctx.model.logits,
+            to_x(few.in_memory).to(ctx.model.device),
+            few.labels.to(ctx.model.device),
+            eps,
+            norm,
+            ctx.options.seed,
+        )
+        value = found.robust.double().mean().item()
+        name = f"robustness/autoattack_{norm}_{255 * eps:.0f}"
+        result.metrics[name] = Metric(value, len(few), *wilson_interval(value, len(few)))
+        for warning in found.warnings:
+            if speaks_against(warning, len(few)):
+                doubts.append(f"AutoAttack ({norm}): {warning}")
+            else:
+                result.notes.append(f"AutoAttack ({norm}): {warning}")
+    return doubts
+
+
+def speaks_against(warning: str, n: int) -> bool:
+    """Fewer target classes than it would like are no weakness, nor is one image that only the Square attack breaks."""
+    if "target classes in place of" in warning or "does not exist for" in warning:
+        return False
+    square = re.search(r"Square Attack has decreased the robust accuracy of ([\d.]+)\s*%", warning)
+    return square is None or float(square[1]) / 100 * n > 1.5
+
+
+def attacked_grid(images: ImageSet, attacked: Tensor) -> Image.Image:
+    n = min(SHOWN, len(images))
+    clean = images.take(torch.arange(n))[0]
+    return grid(torch.cat((clean, attacked[:n])), columns=n, scale=max(1, 64 // clean.shape[-1]))

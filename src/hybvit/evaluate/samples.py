@@ -1,0 +1,59 @@
+"""Generated images for the suites that look at them: in shards on disk, the same however often the run was interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..distributed import share_batches
+from ..hybrid import draw
+from .context import Context
+
+SHARD = 256
+
+
+def folder_of(ctx: Context) -> Path:
+    """One folder per (model, sampler, steps, seed): what is in it can be used again."""
+    o = ctx.options
+    key = hashlib.sha256(json.dumps([fingerprint(ctx), o.sampler, o.steps, o.seed]).encode()).hexdigest()[:12]
+    return ctx.folder / "samples" / f"{o.sampler}-{o.steps}-seed{o.seed}-{key}"
+
+
+def fingerprint(ctx: Context) -> str:
+    """SHA-256 of the model's weights: what was computed with others is not used."""
+    digest = hashlib.sha256()
+    for parameter in ctx.model.parameters():
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sampled(ctx: Context) -> Tensor:
+    """uint8 [n, C, H, W]."""
+    folder, o = folder_of(ctx), ctx.options
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def shard(index: Tensor) -> Tensor:
+        path = folder / f"{int(index[0]):08d}-{int(index[-1]) + 1:08d}.safetensors"
+        if path.is_file():
+            return load_file(path)["pixels"]
+        pixels = draw(
+            ctx.model.denoise,
+            ctx.model.diffusion,
+            ctx.model.image_shape,
+            ctx.model.device,
+            index.tolist(),
+            o.sampler,
+            o.steps,
+            o.seed,
+        )
+        part = path.with_suffix(".part")
+        save_file({"pixels": pixels}, part)
+        part.replace(path)
+        return pixels
+
+    return share_batches(o.samples, SHARD, shard, "samples")[0]

@@ -1,0 +1,98 @@
+"""What it costs on this machine: parameters, FLOPs, images/s to train, classify and sample, peak memory (Tables 8 and 13)."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..devices import autocast, resolve_precision
+from ..hybrid import HybridModel, draw
+from ..objective import Batch, hybrid_loss
+from ..vit import HybViT
+from .context import Context, Metric, Result
+
+REPEATS, IMAGES = 5, 64
+
+
+def run(ctx: Context) -> Result:
+    result, model = Result(), ctx.model
+    parameters = sum(p.numel() for p in model.parameters())
+    result.metrics["speed/parameters"] = Metric(parameters, 1)
+    x = torch.rand(IMAGES, *model.image_shape, device=model.device) * 2 - 1
+    t = torch.randint(1, model.diffusion.T + 1, (IMAGES,), device=model.device)
+    work: dict[str, Callable[[], object]] = {}
+    if model.has_classes:
+        work["classify"] = lambda: model.logits(x)
+    if model.has_denoiser:
+        work["denoise"] = lambda: model.denoise(x, t)
+    with torch.no_grad():
+        for name, call in work.items():
+            result.metrics[f"speed/{name}_gflop_per_image"] = Metric(gflop(call) / IMAGES, IMAGES)
+            result.metrics[f"speed/{name}_images_per_second"] = Metric(IMAGES / seconds(call), REPEATS * IMAGES)
+    if model.has_denoiser:
+        o = ctx.options
+
+        def sample() -> None:
+            draw(model.denoise, model.diffusion, model.image_shape, model.device, range(IMAGES), o.sampler, o.steps, o.seed)
+
+        sampling = seconds(sample, 1)
+        result.metrics[f"speed/sample_{o.sampler}_{o.steps}_images_per_second"] = Metric(IMAGES / sampling, IMAGES)
+    if isinstance(model, HybridModel):
+        train_speed(model, result)
+    result.metrics["speed/peak_memory_mib"] = Metric(peak_mib(model.device), 1)
+    result.tables["precision"] = "fp32 to classify and sample, that of the configuration to train"
+    return result
+
+
+def train_speed(model: HybridModel, result: Result) -> None:
+    """One optimisation step without the optimiser: forward and backward of the model's own objective."""
+    cfg = model.cfg
+    torch.manual_seed(0)
+    net = HybViT(cfg.model).to(model.device)
+    size, shape = cfg.train.batch_size, model.image_shape
+    clean, images = (torch.rand(size, *shape, device=model.device) * 2 - 1 for _ in range(2))
+    labels = torch.zeros(size, dtype=torch.int64, device=model.device)
+    batch = Batch(clean if model.has_denoiser else None, *((images, labels) if model.has_classes else (None, None)))
+    precision = resolve_precision(cfg.train.precision, model.device)
+
+    def step() -> None:
+        with autocast(model.device, precision):
+            loss = hybrid_loss(net, model.diffusion, batch, norm=cfg.objective.norm, target=cfg.objective.target).total
+        loss.backward()
+        net.zero_grad()
+
+    shown = size * (model.has_denoiser + model.has_classes)
+    result.metrics["speed/train_gflop_per_image"] = Metric(gflop(step) / shown, shown)
+    result.metrics["speed/train_images_per_second"] = Metric(shown / seconds(step), REPEATS * shown)
+
+
+def gflop(call: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 1e9
+
+
+def seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Median over repeats, after one that warms up."""
+    taken = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken[1:])
+
+
+def peak_mib(device: torch.device) -> float:
+    """Of the GPU, if there is one, else of this process so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

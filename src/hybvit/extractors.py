@@ -1,0 +1,346 @@
+"""Fixed networks that turn images into features, in which sets of images are compared (hybvit.metrics.fidelity).
+
+Only the Inception network of Szegedy et al. 2016 in torch-fidelity's conversion gives what the literature calls FID. The two
+small CNNs that come with hybvit are for images that Inception was not made for, need no download and are fast on a CPU; their
+distances are comparable with each other only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from . import checkpoint
+from .data.images import fit, to_x, with_channels
+from .errors import ConfigError, DataError
+from .hybrid import HybridModel
+from .hybrid import load as load_run
+
+ASSETS = Path(__file__).parent / "assets"
+RECORD = "extractors.json"  # what is known of the shipped weights, their SHA-256 among it
+SHIPPED = {"digits": 8, "fashion_mnist": 32}  # data set -> height and width that its CNN takes; one channel
+
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_SHA256 = "6726825d"  # the first digits, as published in its name
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+
+WIDTHS = (32, 32, 64, 64, 128, 128)  # of the shipped CNNs
+POOLED = (1, 3)  # convolutions that a 2x2 max-pooling follows
+
+
+class Extracted(NamedTuple):
+    """features float32 [N, D]; logits float32 [N, K], or None where the network has no classes."""
+
+    features: Tensor
+    logits: Tensor | None
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network as a function of pixels; deterministic, and the same at any batch size up to rounding.
+
+    Args:
+        name: part of the names of metrics: letters, digits, ``_``, ``.`` and ``-``.
+        network: x, uint8 [B, channels, size, size] on ``device`` -> features [B, D] and logits [B, K] or None.
+        channels: 1 or 3; other pixels are turned grey or repeated.
+        size: height and width that it takes; None: any.
+        device: where it computes; its answers come back to the CPU.
+        has_logits: whether it has classes.
+        border: whether images that are up to an eighth too small get a black border (28 -> 32) and are not resampled.
+        is_inception: whether its Frechet distance may be called FID and the score of its logits Inception score.
+        batch_size: images at once.
+    """
+
+    name: str
+    network: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    channels: int
+    size: int | None
+    device: torch.device
+    has_logits: bool = True
+    border: bool = True
+    is_inception: bool = False
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
+            raise ValueError(f"an extractor cannot be called {self.name!r}: use letters, digits, '_', '.' and '-'")
+
+    @torch.no_grad()
+    def extract(self, pixels: Tensor) -> Extracted:
+        """Features and logits in one pass; uint8 [N, C, H, W] with N > 0, of any size and 1 or 3 channels.
+
+        Raises:
+            ValueError: pixels of another shape or type.
+        """
+        square = pixels.ndim == 4 and (self.size is None or pixels.shape[2] == pixels.shape[3])
+        if pixels.dtype != torch.uint8 or not square or pixels.shape[1] not in (1, 3) or len(pixels) == 0:
+            wanted = "uint8 [N, 1 or 3, H, W]" + ("" if self.size is None else " with H = W") + " and N > 0"
+            raise ValueError(f"pixels are {pixels.dtype} {list(pixels.shape)}: extractor {self.name} takes {wanted}")
+        features, logits = [], []
+        # TF32 would make the features depend on the batch size by more than rounding.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            for part in pixels.split(self.batch_size):
+                found, classes = self.network(self._prepare(part).to(self.device))
+                features.append(found.float().cpu())
+                if classes is not None:
+                    logits.append(classes.float().cpu())
+        return Extracted(torch.cat(features), torch.cat(logits) if logits else None)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """uint8 [N, C, H, W] -> float32 [N, D] on the CPU."""
+        return self.extract(pixels).features
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """uint8 [N, C, H, W] -> float32 [N, K] on the CPU.
+
+        Raises:
+            ConfigError: the network has no classes.
+        """
+        logits = self.extract(pixels).logits
+        if logits is None:
+            raise ConfigError(f"extractor {self.name} has no classes")
+        return logits
+
+    def _prepare(self, pixels: Tensor) -> Tensor:
+        pixels = with_channels(pixels, self.channels)
+        if self.size is None:
+            return pixels
+        native = pixels.shape[-1]
+        bordered = self.border and self.size * 7 / 8 <= native <= self.size
+        return fit(pixels, self.size, resize=not bordered)
+
+
+class SmallCNN(nn.Module):
+    """Six 3x3 convolutions with batch norm, two poolings, the mean over the image (128 features), a linear read-out."""
+
+    def __init__(self, channels: int = 1, num_classes: int = 10) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for i, (before, width) in enumerate(zip((channels, *WIDTHS), WIDTHS, strict=False)):
+            layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            if i in POOLED:
+                layers.append(nn.MaxPool2d(2))
+        self.body = nn.Sequential(*layers)
+        self.readout = nn.Linear(WIDTHS[-1], num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """x float [B, C, H, W] in [-1, 1] -> [B, 128]."""
+        return self.body(x).mean(dim=(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x float [B, C, H, W] in [-1, 1] -> logits [B, K]."""
+        return self.readout(self.features(x))
+
+
+def extractor(spec: str | None, data_name: str, inception: Path | None = None, device: torch.device | str = "cpu") -> Extractor:
+    """The extractor that a user asks for.
+
+    Args:
+        spec: ``inception``; ``cnn-digits`` or ``cnn-fashion_mnist`` (shipped); ``timm:MODEL`` with the weights that timm
+            fetches, or ``timm:MODEL@FILE``; a run folder or an exported folder of hybvit. None: the shipped one of the data
+            set, else Inception if ``inception`` is given or the file is in torch hub's cache.
+        data_name: name of the data set, as in data.name.
+        inception: the file ``weights-inception-2015-12-05-6726825d.pth``; None: torch hub's cache, or fetched into it.
+
+    Raises:
+        ConfigError: there is no such extractor, none can be chosen, or torch-fidelity is not installed.
+        DataError: its weights are missing, damaged or cannot be fetched.
+        CheckpointError: weights of a run or of timm do not fit.
+    """
+    device = torch.device(device)
+    if spec is None:
+        if data_name in SHIPPED:
+            return shipped(data_name, device)
+        if inception is None and not cached_inception().is_file():
+            raise ConfigError(
+                f"no feature extractor comes with hybvit for {data_name}: give --extractor inception (fetches its weights), "
+                f"--inception FILE ({INCEPTION_FILE}), or --extractor timm:MODEL or the folder of a trained run"
+            )
+        return inception_extractor(inception, device)
+    if spec == "inception":
+        return inception_extractor(inception, device)
+    if spec.startswith("cnn-") and spec.removeprefix("cnn-") in SHIPPED:
+        return shipped(spec.removeprefix("cnn-"), device)
+    if spec.startswith("timm:"):
+        return timm_extractor(spec.removeprefix("timm:"), device)
+    if Path(spec).is_dir():
+        return run_extractor(Path(spec), device)
+    known = ", ".join(("inception", *(f"cnn-{name}" for name in SHIPPED), "timm:MODEL", "timm:MODEL@FILE"))
+    raise ConfigError(f"unknown extractor {spec!r}: it is neither a folder of a trained run nor one of {known}")
+
+
+def shipped(data_name: str, device: torch.device) -> Extractor:
+    """The small CNN that was trained on the training images of ``data_name`` (benchmarks/train_extractors.py).
+
+    Raises:
+        DataError: its file or the record of checksums is missing or damaged.
+    """
+    path = ASSETS / f"extractor-{data_name}.safetensors"
+    try:
+        expected = json.loads((ASSETS / RECORD).read_text())[path.name]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"{ASSETS / RECORD}: missing or damaged, or without {path.name}") from None
+    net = SmallCNN()
+    checkpoint.load_strictly(net, {key: value.float() for key, value in load(_read(path, expected)).items()}, path)
+    net = net.to(device).eval()
+
+    def network(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features = net.features(to_x(pixels))
+        return features, net.readout(features)
+
+    return Extractor(f"cnn-{data_name}", network, 1, SHIPPED[data_name], device)
+
+
+def cached_inception() -> Path:
+    """Where torch hub, and with it torch-fidelity, keeps the Inception weights; the file need not be there."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+
+
+def inception_extractor(path: Path | None, device: torch.device) -> Extractor:
+    """Inception v3 of 2015 in torch-fidelity's conversion: 2048 features, logits without their bias as its Inception score
+    takes them; images of any size are resampled in the network as TensorFlow 1 did.
+
+    Raises:
+        ConfigError: torch-fidelity is not installed.
+        DataError: the weights are missing, not the published ones, or cannot be fetched.
+    """
+    try:
+        architecture = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+    except ImportError:
+        raise ConfigError("extractor inception needs torch-fidelity: pip install 'hybvit[eval]'") from None
+    if path is None:
+        path = cached_inception()
+        if not path.is_file():
+            _fetch_inception(path)
+    content = _read(path, INCEPTION_SHA256)
+    try:
+        weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many types on a damaged file
+        raise DataError(f"{path}: not a PyTorch file of plain tensors ({str(error).splitlines()[0]})") from None
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise DataError(f"{path}: holds no state dict (a mapping from names to tensors)")
+    # Its constructor unpickles whatever file it is given without weights_only: so it gets one that we have just written.
+    plain = io.BytesIO()
+    torch.save(dict(weights), plain)
+    plain.seek(0)
+    try:
+        layers = ["2048", "logits_unbiased"]
+        net = architecture.FeatureExtractorInceptionV3("inception", layers, feature_extractor_weights_path=plain)
+    except RuntimeError as error:  # a key or a shape
+        raise DataError(f"{path}: does not fit Inception v3 ({' '.join(str(error).split())[:200]})") from None
+    net = net.to(device).eval()
+
+    def network(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = net(pixels)
+        return features, logits
+
+    return Extractor("inception", network, 3, None, device, is_inception=True, batch_size=64)
+
+
+def timm_extractor(spec: str, device: torch.device) -> Extractor:
+    """``MODEL`` or ``MODEL@FILE``: a network of timm without its classifier, at the size, mean and deviation of its weights.
+
+    With a file (safetensors, or a PyTorch file of plain tensors, in timm's format) the first digits of its SHA-256 become part
+    of the name, since other weights give other distances.
+
+    Raises:
+        ConfigError: timm has no such model.
+        DataError: its weights cannot be had.
+        CheckpointError: the weights of the file do not fit.
+    """
+    import timm
+
+    model, at, file = spec.partition("@")
+    name = clean_name(model)
+    if not timm.is_model(model) and not model.startswith(("hf-hub:", "hf_hub:")):
+        raise ConfigError(f"timm has no model {model!r} (timm.list_models() names them)")
+    try:
+        net = timm.create_model(model, pretrained=not at, num_classes=0)
+    except Exception as error:  # the network, the hub's client and timm raise many types
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"timm:{model}: no weights can be had ({reason}); timm:{model}@FILE takes a local file") from None
+    if at:
+        path = Path(file)
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        read = checkpoint.read_tensors if path.suffix == ".safetensors" else checkpoint.read_published
+        classifier = net.pretrained_cfg.get("classifier") or ()
+        heads = tuple(f"{head}." for head in ((classifier,) if isinstance(classifier, str) else classifier))
+        own = net.state_dict()
+        weights = {key: value for key, value in read(path).items() if key in own or not key.startswith(heads)}
+        checkpoint.load_strictly(net, weights, path)
+        name = f"{name}-{checkpoint.sha256(path)[:8]}"
+    data = timm.data.resolve_model_data_config(net)
+    channels, size = data["input_size"][0], data["input_size"][-1]
+    mean, std = (torch.tensor(data[key], device=device)[:, None, None] for key in ("mean", "std"))
+    net = net.to(device).eval()
+
+    def network(pixels: Tensor) -> tuple[Tensor, None]:
+        return net((pixels.float() / 255 - mean) / std), None
+
+    return Extractor(name, network, channels, size, device, has_logits=False, border=False, batch_size=64)
+
+
+def run_extractor(folder: Path, device: torch.device) -> Extractor:
+    """A trained run or exported model of hybvit: its class token after the last layer, named after the folder.
+
+    Raises:
+        ConfigError: it was trained without labels, so its class token has learnt nothing.
+        DataError, CheckpointError: see :func:`hybvit.load`.
+    """
+    model: HybridModel = load_run(folder, device)
+    if not model.has_classes:
+        raise ConfigError(f"{folder}: trained with objective genvit, its class token has learnt nothing to extract")
+    name = clean_name(folder.resolve().name)
+    if name == "inception" or name.startswith("cnn-"):
+        name = f"run-{name}"  # the name of another extractor is not to be had by renaming a folder
+
+    def network(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        z = model.net.encode(to_x(pixels), None).z
+        return z[:, 0], model.net.read_class(z)
+
+    return Extractor(name, network, model.cfg.model.channels, model.cfg.model.image_size, device)
+
+
+def clean_name(text: str) -> str:
+    """What a metric's name can hold: runs of other characters become one ``-``."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-") or "unnamed"
+
+
+def _read(path: Path, sha256: str) -> bytes:
+    """The content of a file whose SHA-256 begins with these digits. What was summed is what is used: it is read once.
+
+    Raises:
+        DataError: it is missing, or another.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    found = hashlib.sha256(content).hexdigest()
+    if not found.startswith(sha256):
+        raise DataError(f"{path}: not the published file: its SHA-256 is {found[:16]}..., it must begin with {sha256[:16]}")
+    return content
+
+
+def _fetch_inception(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(INCEPTION_URL, str(path), INCEPTION_SHA256, progress=sys.stderr.isatty())
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{path}: not there, and it cannot be fetched ({reason}): give --inception FILE, from {INCEPTION_URL}"
+        ) from None

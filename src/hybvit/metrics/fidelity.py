@@ -1,0 +1,219 @@
+"""How far generated images are from real ones, in the features of a fixed network (hybvit.extractors).
+
+Features are float [N, D], one row per image; logits are float [N, K]. Everything is computed on the CPU in float64. Only in the
+features of the published Inception network is the Frechet distance FID (Heusel et al. 2017), the kernel distance KID and the
+score an Inception score; in others the same formulas hold, but the numbers compare with those of the same network only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+
+ROWS_AT_ONCE = 4096  # bounds the memory of sums and of distances between images
+SUBSET_SIZE = 1000  # of the kernel distance, as in torch-fidelity
+LOWEST_LOG_P = -700.0  # e^-700 is still a float64: a class that no image of a split shows then counts 0 and not 0 * inf
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Mean and covariance of features in a form that can be added: of shards, or of what several processes hold.
+
+    The products are of deviations from each part's own mean and are merged by the update of Chan, Golub & LeVeque 1983: raw
+    sums of squares lose the covariance to cancellation where means are much larger than deviations.
+
+    Args:
+        n: number of images.
+        total: sum of the features, float64 [D].
+        products: sum over the images of (f - mean)(f - mean)^T, float64 [D, D].
+    """
+
+    n: int
+    total: Tensor
+    products: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> Statistics:
+        """float [N, D]; N may be 0.
+
+        Raises:
+            ValueError: another shape, or values that are not finite.
+        """
+        _check(features=features)
+        dim = features.shape[1]
+        result = cls(0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64))
+        for part in features.split(ROWS_AT_ONCE):
+            rows = part.detach().cpu().double()
+            total = rows.sum(dim=0)
+            centred = rows - total / max(len(rows), 1)
+            result = result + cls(len(rows), total, centred.T @ centred)
+        return result
+
+    def __add__(self, other: Statistics) -> Statistics:
+        if self.total.shape != other.total.shape:
+            raise ValueError(f"features have {len(self.total)} and {len(other.total)} dimensions: they cannot be added")
+        if self.n == 0 or other.n == 0:
+            return other if self.n == 0 else self
+        n, apart = self.n + other.n, self.mean - other.mean
+        between = torch.outer(apart, apart) * (self.n * other.n / n)
+        return Statistics(n, self.total + other.total, self.products + other.products + between)
+
+    @property
+    def mean(self) -> Tensor:
+        """[D]."""
+        if self.n == 0:
+            raise ValueError("there is no image: its features have no mean")
+        return self.total / self.n
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased (n - 1), [D, D]."""
+        if self.n < 2:
+            raise ValueError(f"{self.n} image(s): a covariance needs at least two")
+        return self.products / (self.n - 1)
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^1/2), >= 0 (Heusel et al. 2017, Eq. 6; Dowson & Landau 1982).
+
+    It equals torch-fidelity's ``fid_statistics_to_metric``, which takes the roots of the eigenvalues of C_a C_b. Here the trace
+    is the sum of the singular values of C_a^1/2 C_b^1/2: symmetric eigenproblems are several times faster, and nothing is
+    squared, so that with fewer images than features the many zeros do not return as roots of rounding errors.
+
+    It is biased upwards by about 1/n: compare only numbers from the same number of images.
+    """
+    if a.total.shape != b.total.shape:
+        raise ValueError(f"features have {len(a.total)} and {len(b.total)} dimensions: there is no distance between them")
+    shift = a.mean - b.mean
+    covariance_a, covariance_b = a.covariance, b.covariance
+    common = torch.linalg.svdvals(_root(covariance_a) @ _root(covariance_b)).sum()
+    return max((shift @ shift + covariance_a.trace() + covariance_b.trace() - 2 * common).item(), 0.0)
+
+
+def frechet_interval(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """95 % interval of the Frechet distance of features [N, D] and [M, D] under new draws of as many images, >= 0.
+
+    From the distance's derivative at each image: 2 (mean_a - mean_b) f + f^T (I - T) f with its deviation f from the mean of a
+    and the optimal map T from Gaussian a to Gaussian b; likewise for b. The upward bias of finite sets stays in it: it is the
+    error of "the distance with n images". With N or M below several times D, or distances near 0, do not rely on it.
+    """
+    _check(a=a, b=b)
+    of_a, of_b = Statistics.of(a), Statistics.of(b)
+    distance = frechet_distance(of_a, of_b)
+    variance = 0.0
+    for features, own, other in ((a, of_a, of_b), (b, of_b, of_a)):
+        root, inverse = _root(own.covariance), _inverse_root(own.covariance)
+        gradient = torch.eye(len(own.mean), dtype=torch.float64) - inverse @ _root(root @ other.covariance @ root) @ inverse
+        influence = []
+        for part in features.split(ROWS_AT_ONCE):
+            f = part.detach().cpu().double() - own.mean
+            influence.append(2 * f @ (own.mean - other.mean) + ((f @ gradient) * f).sum(dim=1))
+        variance += torch.cat(influence).var().item() / own.n
+    half = 1.96 * math.sqrt(variance)
+    return max(distance - half, 0.0), distance + half
+
+
+def inception_score(logits: Tensor, splits: int = 10, seed: int = 2020) -> tuple[float, float]:
+    """exp(E KL(p(y|x) || p(y))), from 1 to K, over random parts of the images (Salimans et al. 2016) -> mean and deviation.
+
+    torch-fidelity's ``isc_features_to_metric``; its splits and seed are the defaults. Logits [N, K] need N >= splits.
+    """
+    _check(logits=logits)
+    if not 1 <= splits <= len(logits):
+        raise ValueError(f"splits is {splits}: it must be in 1..{len(logits)}, the number of images")
+    log_p = logits.detach().cpu().double().log_softmax(dim=1).clamp(min=LOWEST_LOG_P)
+    result = _torch_fidelity("metric_isc").isc_features_to_metric(log_p, splits, True, seed)
+    return result["inception_score_mean"], result["inception_score_std"]
+
+
+def kernel_distance(
+    a: Tensor, b: Tensor, subsets: int = 100, subset_size: int | None = None, seed: int = 2020
+) -> tuple[float, float]:
+    """Unbiased squared maximum mean discrepancy with the kernel (x y / D + 1)^3 (Binkowski et al. 2018) -> value and its
+    standard error. Slightly negative values are right where the two are alike.
+
+    The value is torch-fidelity's ``kid_features_to_metric``: a mean over random subsets. Subsets of the same images overlap, so
+    their deviation s is not the error of the mean; the delete-d jackknife (Shao & Wu 1989) makes it s (m / (n - m))^1/2 for
+    subsets of m out of n images, of the smaller set. Where the two distributions are the same it errs on the large side.
+
+    Args:
+        a: features [N, D]; b: features [M, D].
+        subset_size: m, fewer than there are images in either set. None: 1000, or half of the smaller set if it has no more.
+        seed: of the subsets, 0..2^32 - 1.
+    """
+    _check(a=a, b=b)
+    n = min(len(a), len(b))
+    size = subset_size if subset_size is not None else SUBSET_SIZE if n > SUBSET_SIZE else n // 2
+    if not 2 <= size < n:
+        raise ValueError(f"subset_size is {size}: it must be at least 2 and less than {n}, the images of the smaller set")
+    if subsets < 2:
+        raise ValueError(f"subsets is {subsets}: an error needs at least two")
+    result = _torch_fidelity("metric_kid").kid_features_to_metric(
+        *(features.detach().cpu().double() for features in (a, b)),
+        kid_subsets=subsets,
+        kid_subset_size=size,
+        rng_seed=seed,
+        verbose=False,
+    )
+    error = result["kernel_inception_distance_std"] * math.sqrt(subsets / (subsets - 1)) * math.sqrt(size / (n - size))
+    return result["kernel_inception_distance_mean"], error
+
+
+def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> tuple[float, float]:
+    """Share of generated images within the balls of the real ones, and of real ones within those of the generated: fidelity and
+    coverage, each in 0..1 (Kynkaanniemi et al. 2019). A ball reaches from an image to its k-th nearest of the same set.
+
+    torch-fidelity's ``prc_features_to_metric``. Both depend on the number of images: compare equal numbers. Features [N, D] and
+    [M, D]; each set needs more than ``neighbours`` images.
+    """
+    _check(generated=generated, real=real)
+    n = min(len(generated), len(real))
+    if not 1 <= neighbours < n:
+        raise ValueError(f"neighbours is {neighbours}: it must be at least 1 and less than {n}, the images of the smaller set")
+    result = _torch_fidelity("metric_prc").prc_features_to_metric(
+        *(features.detach().cpu().double() for features in (generated, real)),
+        prc_neighborhood=neighbours,
+        prc_batch_size=ROWS_AT_ONCE,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    return result["precision"], result["recall"]
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """The symmetric square root; eigenvalues that rounding made negative count as 0."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def _inverse_root(covariance: Tensor) -> Tensor:
+    """The inverse of :func:`_root` where the features vary, 0 where they do not."""
+    values, vectors = torch.linalg.eigh(covariance)
+    varies = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    return (vectors * torch.where(varies, values.clamp(min=1e-300).rsqrt(), 0.0)) @ vectors.T
+
+
+def _check(**inputs: Tensor) -> None:
+    widths = set()
+    for name, rows in inputs.items():
+        if rows.ndim != 2 or not rows.is_floating_point():
+            raise ValueError(f"{name} has shape {list(rows.shape)}, type {rows.dtype}: it must be float with one row per image")
+        if not bool(rows.isfinite().all()):
+            raise ValueError(f"{name} holds values that are not finite")
+        widths.add(rows.shape[1])
+    if len(widths) > 1:
+        raise ValueError(f"{' and '.join(inputs)} have different numbers of features: {', '.join(map(str, sorted(widths)))}")
+
+
+def _torch_fidelity(module: str) -> Any:
+    try:
+        return importlib.import_module(f"torch_fidelity.{module}")
+    except ImportError:
+        raise ConfigError("fidelity needs torch-fidelity: pip install 'hybvit[eval]'") from None

@@ -1,0 +1,489 @@
+"""Accuracy under attack (Figure 8b, Table 12), and the reasons why such a number might be worthless.
+
+Shapes: x float [B, C, H, W] in [-1, 1], labels int64 [B]; ``logits`` is a callable, x -> [B, K], that treats every image of a
+batch by itself. Every eps and every step is on the [0, 1] scale of pixels, so 8/255 is a radius of 16/255 in x.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ConfigError
+
+Norm = Literal["linf", "l2"]
+Logits = Callable[[Tensor], Tensor]
+
+LINF_EPS = tuple(n / 255 for n in (1, 2, 4, 8, 12, 16, 22, 30))
+L2_EPS = tuple(n / 255 for n in (50, 100, 150, 200, 250, 300, 350, 400, 450, 500))
+PGD_STEPS = 50
+PGD_STEP = 20 / 255
+SQUARE_QUERIES = 5000  # AutoAttack's
+
+X_PER_PIXEL = 2.0  # x spans [-1, 1], the pixels of the attack literature [0, 1]
+LOGGER = "auto-attack"  # the library's
+TARGETS = 9  # the classes besides the label that AutoAttack's targeted attacks try
+DOUBT = 0.05  # the share of images from which `reliability` no longer takes an oddity for chance
+
+
+class Attack(NamedTuple):
+    """``images`` [B, C, H, W] fool the model where ``broken`` (bool [B]) says so; elsewhere they are the last iterate."""
+
+    images: Tensor
+    broken: Tensor
+
+
+class AutoAttackResult(NamedTuple):
+    """``robust`` bool [B]: right, and not fooled; ``images`` [B, C, H, W]: x itself where no attack was found."""
+
+    robust: Tensor
+    images: Tensor
+    warnings: list[str]
+
+
+# Projected gradient descent (Madry et al. 2018)
+
+
+def pgd(
+    logits: Logits,
+    x: Tensor,
+    labels: Tensor,
+    eps: float,
+    norm: Norm,
+    generator: torch.Generator | None,
+    steps: int = PGD_STEPS,
+    step: float = PGD_STEP,
+    *,
+    start: Tensor | None = None,
+) -> Attack:
+    """White-box ascent of the cross-entropy inside the ball of radius eps around x, cut to [-1, 1].
+
+    An image is broken as soon as any iterate is misclassified, x itself and the start included; it takes no further steps.
+    Where the model has no gradient, or one that is not finite, the iterate stays: see ``reliability``.
+
+    Args:
+        eps: the radius, on the [0, 1] scale; in the L2 norm, that of the whole image.
+        generator: CPU generator for the start, uniform in the ball; drawn for the whole batch, whatever x's device.
+        steps, step: number and length of the steps (of every pixel for linf, of the whole image for l2), on the [0, 1] scale.
+        start: [B, C, H, W] in [-1, 1], to fix the start instead (projected onto the ball).
+    """
+    _check(norm)
+    radius, stride = X_PER_PIXEL * eps, X_PER_PIXEL * step
+    x = x.detach()
+    if start is None:
+        start = x + radius * _uniform_in_ball(x, norm, generator)
+    images = _project(start.detach(), x, radius, norm)
+    with torch.no_grad():
+        broken = _wrong(logits(x), labels)
+    images = torch.where(broken[:, None, None, None], x, images)
+    for _ in range(steps):
+        left = (~broken).nonzero().flatten()
+        if not len(left):
+            break
+        scores, gradient, _ = _ascent(logits, images[left], labels[left])
+        wrong = _wrong(scores, labels[left])
+        broken[left[wrong]] = True
+        left, gradient = left[~wrong], gradient[~wrong]
+        images[left] = _project(images[left] + stride * _direction(gradient, norm), x[left], radius, norm)
+    left = (~broken).nonzero().flatten()
+    if len(left):
+        with torch.no_grad():
+            broken[left] = _wrong(logits(images[left]), labels[left])
+    return Attack(images, broken)
+
+
+def robust_curve(broken_at: Sequence[Tensor]) -> list[float]:
+    """Broken images (bool [N]) at each eps, in ascending order -> accuracy at each eps, in 0..1.
+
+    The balls are nested, so an image broken at one eps is broken at all that follow.
+    """
+    curve: list[float] = []
+    broken: Tensor | None = None
+    for found in broken_at:
+        broken = found if broken is None else broken | found
+        curve.append(1 - broken.double().mean().item())
+    return curve
+
+
+def _check(norm: str) -> None:
+    if norm not in ("linf", "l2"):
+        raise ValueError(f"norm is {norm!r}: it must be linf or l2")
+
+
+def _wrong(scores: Tensor, labels: Tensor) -> Tensor:
+    """[B, K] -> bool [B]; a model that answers NaN has been fooled, whatever argmax makes of it."""
+    return (scores.argmax(dim=1) != labels) | scores.isnan().any(dim=1)
+
+
+def _ascent(logits: Logits, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """-> logits [B, K], the cross-entropy's gradient in each image [B, C, H, W], and whether there is one at all (else 0)."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        scores = logits(x)
+        # In half precision the loss would saturate long before the model does.
+        loss = F.cross_entropy(scores.to(torch.promote_types(scores.dtype, torch.float32)), labels, reduction="sum")
+    gradient = None
+    if loss.requires_grad:
+        (gradient,) = torch.autograd.grad(loss, x, allow_unused=True)  # leaves the parameters' .grad alone
+    return scores.detach(), torch.zeros_like(x) if gradient is None else gradient, gradient is not None
+
+
+def _direction(gradient: Tensor, norm: Norm) -> Tensor:
+    """Steepest ascent of length 1 in the norm; 0 where the gradient is 0 or NaN."""
+    gradient = gradient.nan_to_num(nan=0.0)
+    if norm == "linf":
+        return gradient.sign()
+    # Divided by its largest entry first: the squares of a small gradient would vanish.
+    flat = gradient.flatten(1)
+    flat = flat / flat.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
+    flat = flat / flat.norm(dim=1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
+    return flat.reshape(gradient.shape)
+
+
+def _project(images: Tensor, x: Tensor, radius: float, norm: Norm) -> Tensor:
+    """Onto the ball around x, then into [-1, 1], which holds x and so leads no pixel further from it."""
+    if norm == "linf":
+        images = torch.minimum(torch.maximum(images, x - radius), x + radius)
+    else:
+        moved = (images - x).flatten(1)
+        length = moved.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+        images = x + (moved * (radius / length).clamp(max=1)).reshape(x.shape)
+    return images.clamp(-1, 1)
+
+
+def _uniform_in_ball(x: Tensor, norm: Norm, generator: torch.Generator | None) -> Tensor:
+    """A point in the ball of radius 1 for each image, like x."""
+    if norm == "linf":
+        return (2 * torch.rand(x.shape, generator=generator, dtype=x.dtype) - 1).to(x.device)
+    direction = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    direction = direction / direction.flatten(1).norm(dim=1)[:, None, None, None]
+    share = torch.rand(len(x), 1, 1, 1, generator=generator, dtype=x.dtype)
+    return (direction * share ** (1 / x[0].numel())).to(x.device)
+
+
+# AutoAttack (Croce and Hein 2020), from the package pyautoattack
+
+
+def autoattack(
+    logits: Logits,
+    x: Tensor,
+    labels: Tensor,
+    eps: float,
+    norm: Norm,
+    seed: int,
+    version: Literal["standard", "plus", "rand"] = "standard",
+    attacks: Sequence[str] | None = None,
+    *,
+    queries: int = SQUARE_QUERIES,
+    batch_size: int = 250,
+) -> AutoAttackResult:
+    """An ensemble of attacks without parameters, each on the images that the ones before it left.
+
+    Every image is attacked in float32. The random streams of torch, the library's logger and the parameters' .grad are
+    left as they were. An attack that raises is left out, and a warning says so: ``robust`` is then an upper bound.
+
+    Args:
+        eps: the radius, on the [0, 1] scale.
+        version: "rand" is for models that draw random numbers.
+        attacks: some of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, in place of the version's own, with its settings.
+            What does not exist for K classes is left out or replaced, and a warning says so: DLR takes 3, apgd-t takes 4.
+        queries: the model calls that square may make for each batch.
+        batch_size: images in one model call.
+
+    Raises:
+        ConfigError: pyautoattack is not installed.
+    """
+    _check(norm)
+    try:
+        library, checks = importlib.import_module("pyautoattack"), importlib.import_module("pyautoattack.checks")
+    except ImportError as error:
+        raise ConfigError("AutoAttack needs pyautoattack: pip install 'hybvit[eval]'") from error
+
+    x = x.detach()
+    pixels = x.float() / X_PER_PIXEL + 0.5
+    with torch.no_grad():  # outside the net below: a model that cannot classify its input is an error of the caller
+        scores = torch.cat([logits(part).detach() for part in x.split(batch_size)])
+    model = _OnPixels(logits, x.dtype, scores.shape[1])
+    robust, found = ~_wrong(scores, labels), pixels.clone()
+    accuracy = {"clean": robust.double().mean().item()}
+
+    def prepared() -> Any:
+        attack = library.AutoAttack(
+            model, eps=float(eps), norm={"linf": "Linf", "l2": "L2"}[norm], seed=seed, version=version, device=x.device
+        )
+        attack.verbose = False
+        attack.square.n_queries = queries
+        for targeted in (attack.apgd_targeted, attack.fab):
+            targeted.n_target_classes = min(targeted.n_target_classes, model.classes - 1)
+        return attack
+
+    with _unnoticed(checks) as said:
+        names, notes = _possible(prepared().attacks_to_run if attacks is None else attacks, model.classes)
+        said.extend(notes)
+        # One at a time, so that one that raises does not take the others' finds with it; each reseeds itself, so the outcome
+        # is that of a single run.
+        for name in names:
+            left = robust.nonzero().flatten()
+            if not len(left):
+                break
+            try:
+                attack = prepared()
+                attack.attacks_to_run = [name]
+                images, answers = attack.run_standard_evaluation(pixels[left], labels[left], batch_size=batch_size)
+            except Exception as error:
+                reason = (str(error).splitlines() or [""])[0]
+                said.append(f"{name} failed ({type(error).__name__}: {reason}): the robust accuracy is an upper bound")
+                continue
+            broken = answers != labels[left]
+            robust[left[broken]] = False
+            found[left[broken]] = images[broken]
+            accuracy[name] = robust.double().mean().item()
+        checks.check_square_sr(accuracy, logger=logging.getLogger(LOGGER))
+    if model.without_gradient:
+        said.append("the logits have no gradient in the image: attacks that use one saw 0")
+    if model.not_finite:
+        said.append("the logits' gradient in the image is not always finite: attacks that use one saw 0 there")
+    changed = (found != pixels).flatten(1).any(dim=1)[:, None, None, None]
+    images = torch.where(changed, ((found - 0.5) * X_PER_PIXEL).to(x.dtype), x)
+    return AutoAttackResult(robust, images, _distinct(said))
+
+
+def square_attack(
+    logits: Logits,
+    x: Tensor,
+    labels: Tensor,
+    eps: float,
+    norm: Norm,
+    seed: int,
+    queries: int = SQUARE_QUERIES,
+    *,
+    batch_size: int = 250,
+) -> AutoAttackResult:
+    """Square (Andriushchenko et al. 2020): random search that sees logits only, so a hidden gradient does not stop it.
+
+    Images must be at least 5 pixels high and wide for l2. The rest is as in ``autoattack``.
+    """
+    return autoattack(logits, x, labels, eps, norm, seed, attacks=["square"], queries=queries, batch_size=batch_size)
+
+
+def _possible(attacks: Sequence[str], classes: int) -> tuple[list[str], list[str]]:
+    """-> the attacks that exist for so many classes, and notes on those that do not."""
+    if classes < 2:
+        raise ValueError("the model has a single class: there is nothing to attack")
+    names: list[str] = []
+    notes: list[str] = []
+    for name in attacks:
+        instead = name
+        if name == "apgd-t" and classes < 4:
+            instead = "apgd-dlr" if classes == 3 else ""
+        elif name == "apgd-dlr" and classes < 3:
+            instead = ""
+        if instead != name:
+            notes.append(
+                f"{name} does not exist for {classes} classes: " + (f"{instead} takes its place" if instead else "left out")
+            )
+        if instead and instead not in names:
+            names.append(instead)
+    targeted = [name for name in names if name in ("apgd-t", "fab-t")]
+    if targeted and classes <= TARGETS:
+        notes.append(f"{' and '.join(targeted)}: {classes - 1} target classes in place of {TARGETS}, all that there are")
+    return names, notes
+
+
+def _distinct(said: Sequence[str]) -> list[str]:
+    """Each warning once; of those that differ in a number only, which come with every batch, the one with the largest."""
+    kept: dict[str, str] = {}
+    for text in said:
+        text = re.sub(r"\s*See \S+ for details\.", "", text)  # a page of the library, not of ours
+        number = re.compile(r"\d+(?:\.\d+)?")
+        key = number.sub("#", text)
+        before = kept.setdefault(key, text)
+        if [float(n) for n in number.findall(text)] > [float(n) for n in number.findall(before)]:
+            kept[key] = text
+    return list(kept.values())
+
+
+class _OnPixels:
+    """The model as the library sees it: float32 images in [0, 1] -> float32 logits of its own, to write on as it likes."""
+
+    def __init__(self, logits: Logits, dtype: torch.dtype, classes: int) -> None:
+        self.logits, self.dtype, self.classes = logits, dtype, classes
+        self.without_gradient = self.not_finite = False
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        if not len(pixels):  # Square asks for the logits of no image where all margins are 0
+            return pixels.new_zeros(0, self.classes)
+        if torch.is_grad_enabled() and pixels.requires_grad:
+            scores: Tensor = _Apart.apply(pixels, self)
+            return scores
+        with torch.no_grad():
+            return self.on_x(pixels).detach().clone().float()
+
+    def on_x(self, pixels: Tensor) -> Tensor:
+        return self.logits(((pixels - 0.5) * X_PER_PIXEL).to(self.dtype))
+
+
+class _Apart(torch.autograd.Function):
+    """A graph of its own for each call: the library's backward() does not reach the parameters, and where the model has cut
+    its graph the library gets a gradient of 0 instead of an exception."""
+
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, model: _OnPixels) -> Tensor:
+        with torch.enable_grad():
+            ctx.pixels = pixels.detach().requires_grad_()
+            ctx.scores = model.on_x(ctx.pixels)
+        ctx.model = model
+        scores: Tensor = ctx.scores.detach().clone().float()
+        return scores
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        gradient = None
+        if ctx.scores.requires_grad:
+            (gradient,) = torch.autograd.grad(
+                ctx.scores, ctx.pixels, outer[0].to(ctx.scores.dtype), retain_graph=True, allow_unused=True
+            )
+        if gradient is None:
+            ctx.model.without_gradient = True
+            return torch.zeros_like(ctx.pixels), None
+        if not gradient.isfinite().all():
+            ctx.model.not_finite = True
+            gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        return gradient, None
+
+
+class _Ear(logging.Handler):
+    def __init__(self, said: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+@contextmanager
+def _unnoticed(checks: Any) -> Iterator[list[str]]:
+    """Collect the library's warnings, print nothing, and leave the process as it was: logger, tracing, random streams."""
+    said: list[str] = []
+    logger = logging.getLogger(LOGGER)
+    handlers, propagate, level, disabled = logger.handlers, logger.propagate, logger.level, logger.disabled
+    # The library's check for defences that differentiate inside counts calls under sys.settrace: it ends the trace of a
+    # debugger or of coverage, and never resets its counts, so one such model would make all later ones suspect.
+    trace, counts = sys.gettrace(), dict(checks.funcs)
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None  # fork_rng cannot hold it
+    logger.handlers, logger.propagate, logger.disabled = [_Ear(said)], False, False
+    logger.setLevel(logging.WARNING)
+    checks.funcs.update(dict.fromkeys(counts, 0))
+    try:
+        with torch.random.fork_rng(devices), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield said
+        # Only the library's: those of the model have been seen when it classified the clean images.
+        own = [w for w in caught if "pyautoattack" in w.filename]
+        said.extend(str(w.message) for w in own if not issubclass(w.category, (DeprecationWarning, FutureWarning)))
+    finally:
+        logger.handlers, logger.propagate, logger.disabled = handlers, propagate, disabled
+        logger.setLevel(level)
+        sys.settrace(trace)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
+        checks.funcs.update(counts)
+
+
+# Can the numbers be trusted?
+
+
+def reliability(
+    logits: Logits,
+    x: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+    eps: float = 8 / 255,
+    norm: Norm = "linf",
+    *,
+    steps: int = 20,
+    queries: int = 200,
+    max_images: int = 64,
+) -> list[str]:
+    """Why this model's robust accuracy cannot be trusted, in plain words; empty if nothing speaks against it.
+
+    The symptoms of a defence that hides its gradient rather than moves its boundary (Athalye et al. 2018, Sec. 3.1; Carlini
+    et al. 2019), on the first images of x and in about 4 steps + queries model calls. A share of images counts if it is above
+    5 %: of 64 images that is four, more than the start of an attack decides.
+
+    Args:
+        generator: CPU generator for all draws.
+        eps: a radius at which the model is evaluated, on the [0, 1] scale.
+        steps: of the white-box attack at eps; its step is eps / 4, so that it can both cross the ball and settle in it.
+        queries: of the black-box attack; 0 leaves it out, and then pyautoattack is not needed.
+    """
+    _check(norm)
+    x, labels = x[:max_images].detach(), labels[:max_images]
+    reasons: list[str] = []
+
+    # Float kernels may sum in another order from call to call: AutoAttack's tolerance.
+    with torch.no_grad():
+        first, second = logits(x).detach().clone().float(), logits(x).detach().float()
+    if not first.isfinite().all():
+        reasons.append("the logits of unchanged images are not finite")
+    elif ((first - second).norm(dim=1) > 1e-4 * first.norm(dim=1).clamp_min(1e-10)).any():
+        reasons.append("two calls on the same images differ: a random defence must be attacked in expectation")
+    # The tolerance is that of bfloat16.
+    if first.amin() > -1e-2 and first.amax() < 1 + 1e-2 and ((first.sum(dim=1) - 1).abs() < 1e-2).all():
+        reasons.append("the outputs are probabilities, not logits: a second softmax flattens the loss")
+
+    right = (~_wrong(first, labels)).nonzero().flatten()
+    if not len(right):
+        return reasons  # with no image left to break, robust accuracy is 0 and right
+    try:
+        _, gradient, exists = _ascent(logits, x[right], labels[right])
+    except RuntimeError as error:
+        return [*reasons, f"the gradient in the image cannot be computed: {(str(error).splitlines() or [''])[0]}"]
+    size = gradient.flatten(1).abs().amax(dim=1)  # of NaN, NaN
+    if not exists:
+        reasons.append("the logits have no gradient in the image: the graph is cut")
+    else:
+        for words, share in (("0", size == 0), ("not finite", ~size.isfinite())):
+            if share.double().mean() > DOUBT:
+                reasons.append(f"the gradient in the image is {words} for {share.double().mean():.0%} of the images")
+
+    # At least two images, for batches so small that 5 % is less than one.
+    doubt = max(DOUBT, 1.5 / len(x))
+    far = 1.0 if norm == "linf" else x[0].numel() ** 0.5
+
+    def broken(radius: float, count: int, stride: float, start: Tensor | None = None) -> Tensor:
+        return pgd(logits, x, labels, radius, norm, generator, count, stride, start=start).broken
+
+    # From within the small ball: a start anywhere would be noise, which breaks most images without any gradient.
+    near = x + X_PER_PIXEL * eps * _uniform_in_ball(x, norm, generator)
+    unbounded = 1 - broken(far, 2 * steps, far / 10, near).double().mean().item()
+    # Not chance: the attacker chooses the image, so against him a sound model is right never, not once in K times.
+    if unbounded > DOUBT:
+        reasons.append(f"an attack without bounds leaves {unbounded:.0%} accuracy: it cannot find images that surely exist")
+
+    one_step, attacked = broken(eps, 1, eps), broken(eps, steps, eps / 4)
+    doubled = broken(2 * eps, steps, eps / 2)
+    for words, weak, strong in (("more steps", one_step, attacked), ("a larger eps", attacked, doubled)):
+        before, after = (1 - found.double().mean().item() for found in (weak, strong))
+        if after > before + doubt:
+            reasons.append(f"{words} helped the defence: accuracy rose from {before:.0%} to {after:.0%}")
+
+    if queries:
+        seed = int(torch.randint(2**31, (), generator=generator))
+        blind = square_attack(logits, x, labels, eps, norm, seed, queries)
+        missed = (~blind.robust & ~attacked).double().mean().item()
+        if missed > doubt:
+            reasons.append(f"an attack without gradients breaks {missed:.0%} of the images that the one with gradients cannot")
+        reasons.extend(text for text in blind.warnings if text.startswith("square failed"))
+    return reasons

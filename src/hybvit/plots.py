@@ -1,0 +1,123 @@
+"""Plots as SVG text: white, sober, readable without colour. One function per kind of figure."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+INK = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#475569")
+STYLES = ("-", "--", "-.", ":")
+
+
+def _axes(width: float = 4, height: float = 2.8) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def svg(figure: Any) -> str:
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "hybvit"}):  # else every rendering has other ids
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def curve(points: Sequence[tuple[float, float]], x: str, y: str, log: bool = False) -> str:
+    """One line."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure, axes = _axes()
+    axes.plot(*zip(*points, strict=True), color=INK[0], linewidth=1.5)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    return svg(figure)
+
+
+def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, from_zero: bool = True) -> str:
+    """Several lines with their names."""
+    figure, axes = _axes(4.6, 3)
+    for i, (name, points) in enumerate(lines.items()):
+        axes.plot(*zip(*points, strict=True), STYLES[i % 4], color=INK[i % 6], marker="o", markersize=3, label=name)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if from_zero:
+        axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    return svg(figure)
+
+
+def histograms(values: Mapping[str, Sequence[float]], x: str, bins: int = 50) -> str:
+    """Densities of several samples over each other; the outermost 0.5 % of all values are cut off."""
+    import numpy as np
+
+    figure, axes = _axes(4.6, 3)
+    everything = np.concatenate([np.asarray(part, dtype=float) for part in values.values()])
+    low, high = np.quantile(everything, [0.005, 0.995])
+    edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+    for i, (name, part) in enumerate(values.items()):
+        axes.hist(np.clip(part, edges[0], edges[-1]), edges, density=True, alpha=0.25, color=INK[i % 6])
+        axes.hist(np.clip(part, edges[0], edges[-1]), edges, density=True, histtype="step", color=INK[i % 6], label=name)
+    axes.set_xlabel(x)
+    axes.set_yticks([])
+    axes.legend(fontsize=8)
+    return svg(figure)
+
+
+def reliability(confidence: Sequence[float], accuracy: Sequence[float], count: Sequence[int], title: str) -> str:
+    """Accuracy against confidence in equal-width bins, and how full the bins are (Figures 6 and 12 of the paper)."""
+    figure, axes = _axes(3.6, 3.6)
+    bins = len(count)
+    centres = [(i + 0.5) / bins for i in range(bins)]
+    heights = [value if n else 0 for value, n in zip(accuracy, count, strict=True)]
+    axes.bar(centres, heights, 1 / bins, color=INK[0], edgecolor="white", linewidth=0.5, label="accuracy")
+    gaps = [c - a if n else 0 for c, a, n in zip(confidence, heights, count, strict=True)]
+    axes.bar(centres, gaps, 1 / bins, heights, color=INK[1], alpha=0.25, hatch="//", edgecolor=INK[1], linewidth=0, label="gap")
+    total = max(sum(count), 1)
+    axes.plot(centres, [n / total for n in count], color=INK[5], linewidth=1, marker=".", label="share of images")
+    axes.plot([0, 1], [0, 1], "--", color="black", linewidth=0.8)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=title)
+    axes.legend(fontsize=8, loc="upper left")
+    return svg(figure)
+
+
+def bars(values: Mapping[str, float], x: str) -> str:
+    """Horizontal bars with their names."""
+    figure, axes = _axes(4.2, 0.7 + 0.24 * len(values))
+    names = list(values)[::-1]
+    axes.barh(names, [values[name] for name in names], color=INK[0])
+    axes.set_xlabel(x)
+    axes.tick_params(labelsize=8)
+    return svg(figure)
+
+
+def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
+    """Rows are true, columns predicted; shades are shares of a row."""
+    from matplotlib.figure import Figure
+
+    k = len(classes)
+    side = min(1.5 + 0.3 * k, 12)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    totals = [max(sum(row), 1) for row in counts]
+    axes.imshow([[c / total for c in row] for row, total in zip(counts, totals, strict=True)], cmap="Blues", vmin=0, vmax=1)
+    if k <= 30:
+        axes.set_xticks(range(k), classes, rotation=90)
+        axes.set_yticks(range(k), classes)
+        for i, row in enumerate(counts):
+            for j, count in enumerate(row):
+                if count:
+                    colour = "white" if count > totals[i] / 2 else "black"
+                    axes.text(j, i, str(count), ha="center", va="center", fontsize=7, color=colour)
+    return svg(figure)

@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybvit import cli
+from hybvit.adapters import Adapted, adapt
+from hybvit.config import override, preset
+from hybvit.data.datasets import open_dataset
+from hybvit.data.image_set import ImageSet
+from hybvit.data.images import to_x
+from hybvit.data.own_images import Dataset
+from hybvit.errors import ConfigError, DataError
+from hybvit.evaluate import SUITES, evaluate
+from hybvit.evaluate.context import Context, Options
+from hybvit.evaluate.robustness import speaks_against
+from hybvit.report import WORDS, meaning
+
+from .conftest import QUICK, hybvit
+
+FAST = Options(
+    limit=60, samples=40, steps=3, bound_images=8, bound_draws=4, attack_images=16, autoattack_images=0, attack_steps=3
+)  # fmt: skip
+
+
+def digits() -> Dataset:
+    return open_dataset(preset("digits"))
+
+
+@pytest.fixture(scope="module")
+def linear() -> Adapted:
+    """A linear classifier of the digits that is right about 9 times in 10."""
+    data = digits()
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(200):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(to_x(data.train.in_memory)), data.train.labels).backward()
+        optimizer.step()
+    return Adapted((1, 8, 8), logits=net, modules=[net], device="cpu")
+
+
+def context(model, folder: Path, options: Options = FAST, data: Dataset | None = None) -> Context:
+    return Context(model, data or digits(), "digits", None, options, folder)
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def test_every_suite_measures_what_it_says(tiny_run, tmp_path):
+    assert cli.main(["evaluate", str(tiny_run), *QUICK, "--report", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert set(record["suites"]) == set(SUITES)
+    assert record["left_out"] == {}
+    families = {name.split("/")[0] for name in record["metrics"]}
+    assert families == {
+        "test", "calibration", "ood", "robustness", "likelihood", "fidelity", "judge", "samples", "quality", "speed",
+    }  # fmt: skip
+    for name, metric in record["metrics"].items():
+        assert meaning(name), f"{name} is not explained"
+        assert metric["n"] >= 1
+        if "low" in metric and "nan" not in str(metric):
+            assert metric["low"] <= metric["high"], name
+    assert all(suite["seconds"] > 0 and suite["environment"]["torch"] for suite in record["suites"].values())
+    assert any(re.fullmatch(r"fidelity/fd_cnn-digits_20", name) for name in record["metrics"])
+    assert not any("fid_" in name for name in record["metrics"])  # no Inception, no FID
+    page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    for name in record["metrics"]:
+        assert name in page
+        assert f"| {name} |" in text
+    for link in re.findall(r"!\[.*?\]\((.*?)\)", text, re.DOTALL):
+        assert (tmp_path / link).is_file()
+
+
+def test_every_explanation_is_used_by_some_metric(tiny_run, tmp_path):
+    """A pattern that matches nothing would be a metric that nobody measures."""
+    assert cli.main(["evaluate", str(tiny_run), *QUICK, "--autoattack-images=1", "--out", str(tmp_path)]) == 0
+    names = json.loads((tmp_path / "results.json").read_text())["metrics"]
+    only_inception = {pattern for pattern, _ in WORDS if "fid_" in pattern}
+    unused = {pattern for pattern, _ in WORDS if not any(re.match(pattern, name) for name in names)}
+    assert unused <= only_inception
+
+
+def test_a_suite_is_taken_up_unless_something_that_matters_changed(linear, tmp_path):
+    said: list[str] = []
+    first = evaluate(context(linear, tmp_path), ("accuracy", "ood"), said.append)
+    again = evaluate(context(linear, tmp_path), ("accuracy", "ood"), said.append)
+    assert sum("taken from" in line for line in said) == 2
+    assert first["metrics"] == again["metrics"]
+    said.clear()
+    fewer = Options(**{**FAST.__dict__, "bound_images": 4, "limit": 30})
+    evaluate(context(linear, tmp_path, fewer), ("accuracy",), said.append)
+    assert not any("taken from" in line for line in said)
+    said.clear()
+    evaluate(context(linear, tmp_path, Options(**{**FAST.__dict__, "limit": 30, "samples": 7})), ("accuracy",), said.append)
+    assert any("taken from" in line for line in said)  # the number of samples does not matter to it
+    other = Adapted((1, 8, 8), logits=lambda x: linear.logits(x), modules=[torch.nn.Linear(2, 2)], device="cpu")
+    said.clear()
+    evaluate(context(other, tmp_path, Options(**{**FAST.__dict__, "limit": 30})), ("accuracy",), said.append)
+    assert not any("taken from" in line for line in said)  # other weights
+
+
+def test_a_suite_measured_before_stays_in_the_record(linear, tmp_path):
+    evaluate(context(linear, tmp_path), ("accuracy",), quiet)
+    record = evaluate(context(linear, tmp_path), ("calibration",), quiet)
+    assert {"test/accuracy", "calibration/ece_20"} <= record["metrics"].keys()
+
+
+def test_accuracy_of_a_known_classifier(linear, tmp_path):
+    record = evaluate(context(linear, tmp_path), ("accuracy",), quiet)
+    data = digits().test.first(60)
+    right = (linear.logits(to_x(data.in_memory)).argmax(1) == data.labels).double().mean().item()
+    assert record["metrics"]["test/accuracy"]["value"] == right
+    assert sum(map(sum, record["tables"]["confusion_matrix"])) == 60
+
+
+def test_temperature_is_fitted_on_images_held_out_and_never_on_test_images(linear, tmp_path):
+    data = open_dataset(override(preset("digits"), data={"held_out": 0.1}))
+    a = evaluate(context(linear, tmp_path / "a", data=data), ("calibration",), quiet)
+    shuffled = ImageSet(data.test.in_memory, data.test.labels.flip(0))
+    other = Dataset(data.train, shuffled, data.classes, None, data.held_out)
+    b = evaluate(context(linear, tmp_path / "b", data=other), ("calibration",), quiet)
+    assert a["metrics"]["calibration/temperature"] == b["metrics"]["calibration/temperature"]
+    assert a["metrics"]["calibration/temperature"]["n"] == len(data.held_out)
+    assert not any("held out" in note for note in a["notes"]["calibration"])
+    whole = open_dataset(override(preset("digits"), data={"held_out": 0.0}))
+    none_held_out = evaluate(context(linear, tmp_path / "c", data=whole), ("calibration",), quiet)
+    assert any("held out" in note for note in none_held_out["notes"]["calibration"])
+
+
+def test_attacks_on_a_linear_classifier_and_their_curve(linear, tmp_path):
+    record = evaluate(context(linear, tmp_path), ("robustness",), quiet)
+    for norm in ("linf", "l2"):
+        curve = [m["value"] for name, m in record["metrics"].items() if name.startswith(f"robustness/pgd_{norm}_")]
+        assert len(curve) == (9 if norm == "linf" else 11)
+        assert curve == sorted(curve, reverse=True)
+        assert curve[-1] < curve[0]
+    assert record["metrics"]["robustness/reliable"]["value"] == 1
+
+
+def test_a_broken_defence_is_marked_not_reliable(linear, tmp_path):
+    quantised = Adapted((1, 8, 8), logits=lambda x: linear.logits((x * 3).round() / 3), modules=linear.modules, device="cpu")
+    record = evaluate(context(quantised, tmp_path), ("robustness",), quiet)
+    assert record["metrics"]["robustness/reliable"]["value"] == 0
+    assert record["tables"]["not_reliable_because"]
+    assert any(note.startswith("NOT RELIABLE") for note in record["notes"]["robustness"])
+
+
+@pytest.mark.parametrize(
+    ("warning", "n", "doubt"),
+    [
+        ("4 target classes in place of 9, all that there are", 64, False),
+        ("Square Attack has decreased the robust accuracy of 1.56%. This might indicate ...", 64, False),
+        ("Square Attack has decreased the robust accuracy of 9.00%. This might indicate ...", 64, True),
+        ("there are 3 points with zero gradient!", 64, True),
+    ],
+)
+def test_which_of_autoattacks_warnings_are_doubts(warning, n, doubt):
+    assert speaks_against(warning, n) == doubt
+
+
+def test_other_images_score_lower_than_test_images(linear, tmp_path):
+    options = Options(**{**FAST.__dict__, "out_of_distribution": ("noise", "interpolation")})
+    record = evaluate(context(linear, tmp_path, options), ("ood",), quiet)
+    assert record["metrics"]["ood/noise/auroc_knn"]["value"] > 0.9
+    assert {"ood/interpolation/fpr95_logpx", "ood/noise/aupr_max_prob"} <= record["metrics"].keys()
+    assert not any("denoising" in name for name in record["metrics"])
+
+
+def test_a_folder_can_be_the_other_set(linear, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "odd").mkdir()
+    for i in range(12):
+        Image.new("RGB", (20, 30), (20 * i, 0, 0)).save(tmp_path / "odd" / f"{i}.png")
+    options = Options(**{**FAST.__dict__, "out_of_distribution": (str(tmp_path / "odd"),)})
+    record = evaluate(context(linear, tmp_path, options), ("ood",), quiet)
+    assert record["metrics"]["ood/odd/auroc_logpx"]["n"] == 72
+
+
+def test_a_set_that_is_not_here_is_left_out_with_a_line_or_refused_where_it_was_asked_for(linear, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("hybvit.evaluate.ood.own_list", lambda name: ("celeba",))
+    record = evaluate(context(linear, tmp_path), ("ood",), quiet)
+    assert any(note.startswith("celeba was left out: celeba: not found") for note in record["notes"]["ood"])
+    asked = Options(**{**FAST.__dict__, "out_of_distribution": ("celeba",)})
+    with pytest.raises(DataError, match="celeba: not found"):
+        evaluate(context(linear, tmp_path, asked), ("ood",), quiet)
+
+
+def test_models_that_lack_something_get_the_suites_that_make_sense(linear, tmp_path):
+    record = evaluate(context(linear, tmp_path / "a"), tuple(SUITES), quiet)
+    assert set(record["left_out"]) == {"likelihood", "fidelity", "quality"}
+    assert set(record["left_out"].values()) == {"the model has no denoiser"}
+    denoiser = Adapted((1, 8, 8), denoise=lambda x_t, t: x_t, device="cpu")
+    record = evaluate(context(denoiser, tmp_path / "b"), tuple(SUITES), quiet)
+    assert set(record["left_out"]) == {"accuracy", "calibration", "robustness", "quality"}
+    assert {"likelihood/bits_per_dim", "fidelity/fd_cnn-digits_40"} <= record["metrics"].keys()
+    unlabelled = Dataset(digits().train, ImageSet(digits().test.in_memory), ())
+    record = evaluate(context(linear, tmp_path / "c", data=unlabelled), ("accuracy", "calibration", "ood"), quiet)
+    assert set(record["left_out"]) == {"accuracy", "calibration"}
+
+
+def test_samples_on_disk_are_used_again_and_do_not_depend_on_how_they_were_drawn(tiny_run, tmp_path):
+    from hybvit import load
+    from hybvit.evaluate.samples import folder_of
+
+    model = load(tiny_run, device="cpu")
+    ctx = context(model, tmp_path)
+    first = ctx.samples
+    (shard,) = folder_of(ctx).glob("*.safetensors")
+    changed = shard.stat().st_mtime_ns
+    assert torch.equal(context(model, tmp_path).samples, first)
+    assert shard.stat().st_mtime_ns == changed
+    assert torch.equal(model.sample(40, "ddpm", 3, batch_size=7), first)
+    more = context(model, tmp_path, Options(**{**FAST.__dict__, "samples": 300})).samples
+    assert torch.equal(more[:40], first)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(tiny_run, tmp_path):
+    arguments = ["evaluate", str(tiny_run), *QUICK, "--batch-size=16", "--suites", ",".join(s for s in SUITES if s != "speed")]
+    assert hybvit(*arguments, "--out", tmp_path / "one").returncode == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "hybvit.cli"]
+    shared = subprocess.run([*command, *arguments, "--out", str(tmp_path / "two")], capture_output=True, text=True, timeout=300)
+    assert shared.returncode == 0, shared.stderr[-2000:]
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert two["environment"]["world_size"] == 2
+    assert one["metrics"].keys() == two["metrics"].keys()
+    for name, metric in one["metrics"].items():
+        assert metric["value"] == pytest.approx(two["metrics"][name]["value"], abs=1e-6), name
+
+
+OWN_MODEL = """
+import torch
+from hybvit import Adapted
+
+def build():
+    return Adapted((1, 8, 8), logits=lambda x: x.flatten(1)[:, :10], denoise=lambda x_t, t: x_t)
+
+def wrong():
+    return 3
+"""
+
+
+def test_a_model_of_ones_own_from_a_file(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(OWN_MODEL)
+    spec = f"{tmp_path / 'mine.py'}:build"
+    arguments = [
+        "evaluate",
+        spec,
+        "--dataset",
+        "digits",
+        *QUICK,
+        "--suites",
+        "accuracy,likelihood",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert cli.main([*arguments, "--report"]) == 0
+    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {"test/accuracy", "likelihood/bits_per_dim"} <= record["metrics"].keys()
+    assert record["objective"] == "adapted"
+    assert "somebody else" in (tmp_path / "out" / "report.html").read_text()
+    for broken, code, words in (
+        (f"{tmp_path / 'mine.py'}:wrong", 2, "returns int, not a hybvit.Adapted"),
+        (f"{tmp_path / 'mine.py'}:gone", 2, "defines no gone()"),
+        (f"{tmp_path / 'none.py'}:build", 3, "no such file"),
+        ("timm:no_such_model", 2, "timm has no such model"),
+        ("torchvision:no_such_model", 2, "torchvision has no such classifier"),
+    ):
+        assert cli.main(["evaluate", broken, "--dataset", "digits", "--out", str(tmp_path / "out")]) == code
+        assert words in capsys.readouterr().err
+    assert cli.main(["evaluate", spec, "--out", str(tmp_path / "out")]) == 2
+    assert "say on which data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["timm:resnet18", "torchvision:resnet18"])
+def test_a_timm_or_torchvision_model_with_weights_of_ones_own(tmp_path, kind):
+    import timm
+    from torchvision import models
+
+    torch.manual_seed(0)
+    library, name = kind.split(":")
+    network = timm.create_model(name, num_classes=10) if library == "timm" else models.resnet18(num_classes=10)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    found = adapt(f"{kind}@{tmp_path / 'weights.pth'}", (1, 8, 8), 10)
+    x = torch.rand(2, 1, 8, 8) * 2 - 1
+    assert found.logits(x).shape == (2, 10)
+    assert found.features(x).shape[0] == 2
+    resized = torch.nn.functional.interpolate(
+        ((x + 1) / 2).expand(-1, 3, -1, -1), (224, 224), mode="bicubic", antialias=True, align_corners=False
+    )
+    mean, deviation = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        expected = network.eval()((resized - mean) / deviation)
+    assert torch.allclose(found.logits(x.to(found.device)).cpu(), expected, atol=1e-4)
+
+
+def test_an_adapter_needs_something_to_evaluate():
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        Adapted((1, 8, 8))
+    with pytest.raises(ConfigError, match="no classes"):
+        Adapted((1, 8, 8), denoise=lambda x_t, t: x_t).logits(torch.zeros(1, 1, 8, 8))

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from pytorch_ood.detector import KNN, EnergyBased
+from pytorch_ood.metrics import functional as theirs
+from scipy.special import ndtr, ndtri
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from hybvit.metrics.ood import (
+    aupr,
+    aupr_out,
+    auroc,
+    auroc_interval,
+    fpr_at_95_tpr,
+    gradient_norm_score,
+    knn_score,
+    log_density,
+    max_probability,
+)
+
+MEASURES = [auroc, aupr, aupr_out, fpr_at_95_tpr]
+
+
+def gaussians(d: float, n: int, m: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores N(d, 1) inside and N(0, 1) outside."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, generator=g, dtype=torch.float64) + d, torch.randn(m, generator=g, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("round_to", [None, 1])  # rounding makes ties
+def test_the_measures_equal_their_references(round_to):
+    inside, outside = gaussians(1.0, 700, 300)
+    if round_to is not None:
+        inside, outside = inside.round(decimals=round_to), outside.round(decimals=round_to)
+    scores = torch.cat((inside, outside))
+    labels = torch.cat((torch.ones(700), torch.zeros(300))).long()
+    assert auroc(inside, outside) == pytest.approx(roc_auc_score(labels, scores))
+    assert aupr(inside, outside) == pytest.approx(average_precision_score(labels, scores))
+    assert aupr_out(inside, outside) == pytest.approx(average_precision_score(1 - labels, -scores))
+    # pytorch-ood takes outlier scores, labels < 0 outside, and has the outside as positives: its roles swapped are ours.
+    assert auroc(inside, outside) == pytest.approx(theirs.auroc(-scores, labels - 1).item())
+    assert fpr_at_95_tpr(inside, outside) == pytest.approx(theirs.fpr_at_tpr(scores, -labels, 0.95).item())
+
+
+def test_two_gaussians_in_closed_form():
+    d, n = 1.5, 40_000
+    inside, outside = gaussians(d, n, n)
+    assert auroc(inside, outside) == pytest.approx(ndtr(d / 2**0.5), abs=0.006)
+    # 95 % of inside lie above d + ndtri(0.05); of outside 1 - Phi of that.
+    assert fpr_at_95_tpr(inside, outside) == pytest.approx(1 - ndtr(d + ndtri(0.05)), abs=0.015)
+    assert auroc(outside, inside) == pytest.approx(ndtr(-d / 2**0.5), abs=0.006)
+
+
+def test_measures_by_hand():
+    inside, outside = torch.tensor([0.9, 0.8, 0.3]), torch.tensor([0.5, 0.1])
+    assert auroc(inside, outside) == pytest.approx(5 / 6)
+    assert aupr(inside, outside) == pytest.approx((1 + 1 + 3 / 4) / 3)
+    assert aupr_out(inside, outside) == pytest.approx((1 + 2 / 3) / 2)
+    assert fpr_at_95_tpr(inside, outside) == 0.5
+
+
+def test_the_threshold_keeps_95_percent_of_inside_and_counts_ties_as_kept():
+    inside = torch.arange(20, dtype=torch.float64)  # 95 % are the 19 from 1 on
+    for outside, expected in (([0.0, 0.5, 0.99], 0.0), ([0.5, 1.0, 1.5, 30.0], 0.75), ([-1.0, 0.0], 0.0)):
+        assert fpr_at_95_tpr(inside, torch.tensor(outside, dtype=torch.float64)) == expected
+    assert fpr_at_95_tpr(inside[:19], torch.tensor([0.0, 0.5])) == 1.0  # 18 of 19 are too few: the threshold is 0
+    assert fpr_at_95_tpr(inside, inside) == 0.95  # a straight curve, of which no point may be left out
+    same = torch.zeros(10)
+    assert [measure(same, same) for measure in MEASURES] == [0.5, 0.5, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("measure", [*MEASURES, auroc_interval])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_is_named(measure, value):
+    good, bad = torch.arange(4.0), torch.arange(4.0)
+    bad[2] = value
+    with pytest.raises(ValueError, match=rf"inside: score 2 is {value}"):
+        measure(bad, good)
+    with pytest.raises(ValueError, match=rf"outside: score 2 is {value}"):
+        measure(good, bad)
+    with pytest.raises(ValueError, match="no scores of images outside"):
+        measure(good, good[:0])
+
+
+def test_the_interval_is_delong_by_brute_force():
+    inside, outside = (part.round(decimals=1) for part in gaussians(1.0, 60, 40))
+    pairs = (inside[:, None] > outside).double() + 0.5 * (inside[:, None] == outside).double()
+    variance = pairs.mean(1).var() / 60 + pairs.mean(0).var() / 40
+    low, high = auroc_interval(inside, outside)
+    assert (low + high) / 2 == pytest.approx(pairs.mean().item())
+    assert (high - low) / 2 == pytest.approx(1.96 * variance.item() ** 0.5)
+    assert auroc_interval(inside, outside, z=0.0) == pytest.approx((pairs.mean().item(),) * 2)
+
+
+def test_the_interval_holds_the_truth_in_95_percent_of_trials():
+    truth, trials = ndtr(1 / 2**0.5), 400
+    intervals = [auroc_interval(*gaussians(1.0, 80, 120, seed)) for seed in range(trials)]
+    held = np.mean([low <= truth <= high for low, high in intervals])
+    assert 0.91 <= held <= 0.985
+
+
+def test_the_interval_stays_in_0_to_1_and_needs_two_scores():
+    low, high = auroc_interval(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 0.5, 2.5]))
+    assert 0 < low < high == 1
+    low, high = auroc_interval(torch.tensor([0.0, 0.5, 2.5]), torch.tensor([1.0, 2.0, 3.0]))
+    assert 0 == low < high < 1
+    assert auroc_interval(torch.arange(5.0), torch.arange(5.0) - 9) == (1, 1)
+    for sets in ((torch.arange(1.0), torch.arange(5.0)), (torch.arange(5.0), torch.arange(1.0))):
+        with pytest.raises(ValueError, match="at least two"):
+            auroc_interval(*sets)
+
+
+def test_scores_of_logits():
+    logits = torch.randn(50, 10, generator=torch.Generator().manual_seed(0)) * 5
+    torch.testing.assert_close(log_density(logits), -EnergyBased.score(logits.double()))
+    assert log_density(torch.tensor([[0.0, math.log(3.0)]])).item() == pytest.approx(math.log(4))
+    torch.testing.assert_close(max_probability(logits), logits.double().softmax(1).max(1).values)
+    assert log_density(logits).dtype == max_probability(logits).dtype == torch.float64
+    assert log_density(torch.full((1, 2), 1e4)).item() == pytest.approx(1e4 + math.log(2))
+
+
+def linear() -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    weight = torch.randn(5, 3 * 4 * 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return weight, lambda x: x.flatten(1) @ weight.T
+
+
+def test_the_gradient_norm_of_a_linear_model_in_closed_form():
+    weight, logits_fn = linear()
+    x = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = -(logits_fn(x).softmax(1) @ weight).norm(dim=1)  # d logsumexp/dx = sum of p_k w_k
+    torch.testing.assert_close(gradient_norm_score(logits_fn, x), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(gradient_norm_score(logits_fn, x), expected)
+    assert x.grad is None
+    assert not x.requires_grad
+    assert gradient_norm_score(lambda x: logits_fn(x.double()).bfloat16(), x.float()).dtype == torch.float64
+
+
+def test_the_gradient_norm_does_not_depend_on_the_batch():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 32), torch.nn.Tanh(), torch.nn.Linear(32, 5)).double()
+    x = torch.randn(6, 3, 4, 4, dtype=torch.float64) * torch.arange(1, 7)[:, None, None, None]
+    together = gradient_norm_score(net, x)
+    alone = torch.cat([gradient_norm_score(net, x[i : i + 1]) for i in range(6)])
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(gradient_norm_score(net, x.flip(0)), alone.flip(0))
+    assert len(set(together.tolist())) == 6
+    assert bool((together < 0).all())
+    assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("k", [1, 5, 40])
+@pytest.mark.parametrize("chunk", [1, 7, 256])
+def test_nearest_neighbours_equal_brute_force(k, chunk):
+    g = torch.Generator().manual_seed(0)
+    train, features = torch.randn(40, 6, generator=g), 3 * torch.randn(20, 6, generator=g)
+    train_unit, unit = (f.double() / f.double().norm(dim=1, keepdim=True) for f in (train, features))
+    distances = (unit[:, None] - train_unit[None]).square().sum(2).sqrt().sort(dim=1).values
+    scores = knn_score(features, train, k, chunk)
+    torch.testing.assert_close(scores, -distances[:, k - 1], atol=1e-6, rtol=0)
+    reference = KNN(None, k=k).fit_features(train, torch.zeros(40, dtype=torch.int64)).predict_features(features)
+    torch.testing.assert_close(scores, -reference.double(), atol=1e-6, rtol=0)
+
+
+def test_a_training_feature_is_its_own_neighbour_and_lengths_do_not_matter():
+    g = torch.Generator().manual_seed(0)
+    train = torch.randn(30, 6, generator=g)
+    assert knn_score(train, train, 1).abs().max() == 0
+    assert knn_score(train, train, 2).max() < -1e-3
+    lengths = torch.rand(30, 1, generator=g) + 0.5
+    torch.testing.assert_close(knn_score(train * lengths, train, 3), knn_score(train, train * lengths, 3), atol=1e-6, rtol=0)
+    assert knn_score(-train[:1], train[:1], 1).item() == pytest.approx(-2)
+    assert knn_score(train.bfloat16(), train.bfloat16(), 1).dtype == torch.float64
+    for k in (0, 31):
+        with pytest.raises(ValueError, match=f"k is {k}"):
+            knn_score(train, train, k)
