@@ -115,14 +115,38 @@ def datasets() -> str:
     return "\n".join(lines)
 
 
+def evaluation() -> str:
+    """Every metric of the pocket model but the attack curves, which the report draws."""
+    record = result("fashion_mnist_pocket")
+    options = record["options"]
+    lines = ["| metric | value | 95 % interval | n |", "|---|---|---|---|"]
+    for name, metric in record["metrics"].items():
+        if "/pgd_" in name and not name.endswith(("linf_0", "linf_8", "l2_100")):
+            continue
+        number = metric["value"]
+        shown = f"{number:,}" if isinstance(number, int) else f"{number:,.4f}"
+        interval = f"{metric['low']:.4f} to {metric['high']:.4f}" if "low" in metric else ""
+        lines.append(f"| `{name}` | {shown} | {interval} | {metric['n']:,} |")
+    seconds = sum(suite["seconds"] for suite in record["suites"].values())
+    lines += [
+        "",
+        f"{options['samples']} samples ({options['sampler']}, {options['steps']} steps), {options['bound_images']} images for "
+        f"the bound with {options['bound_draws']} times each, {options['attack_images']} attacked by PGD and "
+        f"{options['autoattack_images']} by AutoAttack, seed {options['seed']}; {seconds:.0f} s on "
+        f"{record['environment']['threads']} threads, not alone on the machine.",
+    ]
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "table": table,
     "speed": speed,
     "loader": loader,
     "stream": stream,
     "datasets": datasets,
+    "evaluation": evaluation,
 }
-PAGES = ("README.md", "docs/data.md")
+PAGES = ("README.md", "docs/data.md", "docs/evaluation.md")
 
 
 def render(text: str) -> str:

@@ -51,6 +51,9 @@ class Evaluable(Protocol):
 
     def parameters(self) -> list[Tensor]: ...
 
+    def state(self) -> list[Tensor]:
+        """Everything that its answers depend on; empty if that is not known."""
+
 
 class Adapted:
     """A classifier, a denoiser or both, given as functions.
@@ -78,6 +81,8 @@ class Adapted:
     ) -> None:
         if logits is None and denoise is None:
             raise ValueError("logits and denoise are both None: there is nothing to evaluate")
+        if len(image_shape) != 3 or image_shape[1] != image_shape[2]:
+            raise ValueError(f"image_shape is {image_shape}: it must be (C, H, W) with H = W")
         self.image_shape, self.modules = image_shape, [module.eval() for module in modules]
         self.device = torch.device(device) if device else best_device()
         for module in self.modules:
@@ -103,7 +108,10 @@ class Adapted:
     def logits(self, x: Tensor) -> Tensor:
         if self._logits is None:
             raise ConfigError("this model has no classes")
-        return self._logits(x.to(self.device))
+        logits = self._logits(x.to(self.device))
+        if logits.ndim != 2 or len(logits) != len(x):
+            raise ConfigError(f"logits({list(x.shape)}) has the shape {list(logits.shape)}: it must be [{len(x)}, classes]")
+        return logits
 
     def features(self, x: Tensor) -> Tensor:
         return self._features(x.to(self.device)) if self._features is not None else self.logits(x)
@@ -111,15 +119,21 @@ class Adapted:
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
         if self._denoise is None:
             raise ConfigError("this model has no denoiser")
-        return self._denoise(x_t.to(self.device), t.to(self.device))
+        eps = self._denoise(x_t.to(self.device), t.to(self.device))
+        if eps.shape != x_t.shape:
+            raise ConfigError(f"denoise({list(x_t.shape)}) has the shape {list(eps.shape)}: it must be the same")
+        return eps
 
     def parameters(self) -> list[Tensor]:
         return [parameter for module in self.modules for parameter in module.parameters()]
 
+    def state(self) -> list[Tensor]:
+        return [tensor for module in self.modules for tensor in module.state_dict().values()]
+
 
 def is_adapter(spec: str) -> bool:
     """Whether ``spec`` names a model of other people rather than a folder of ours."""
-    return spec.startswith(("timm:", "torchvision:")) or (":" in spec and spec.split(":")[0].endswith(".py"))
+    return spec.startswith(("timm:", "torchvision:")) or spec.partition(":")[0].endswith(".py")
 
 
 def adapt(spec: str, image_shape: tuple[int, int, int], num_classes: int) -> Adapted:
@@ -157,7 +171,7 @@ def _timm(name: str, weights: str, num_classes: int) -> Network:
     import timm
 
     if name not in timm.list_models():
-        raise ConfigError(f"timm:{name}: timm has no such model")
+        raise ConfigError(f"timm:{name or 'NAME'}: timm has no such model")
     try:
         options: dict[str, Any] = {"checkpoint_path": weights, "num_classes": num_classes} if weights else {"pretrained": True}
         network = timm.create_model(name, **options)
@@ -194,9 +208,11 @@ def _from_file(path: Path, name: str) -> Adapted:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        if not callable(getattr(module, name, None)):
+            raise ConfigError(f"{path}: defines no function {name!r} (write {path}:NAME)")
         found = getattr(module, name)()
-    except AttributeError:
-        raise ConfigError(f"{path}: defines no {name}()") from None
+    except ConfigError:
+        raise
     except Exception as error:  # the user's own code
         raise ConfigError(f"{path}: {name}() failed: {type(error).__name__}: {error}") from None
     if not isinstance(found, Adapted):

@@ -72,6 +72,9 @@ class HybridModel:
     def parameters(self) -> list[Tensor]:
         return list(self.net.parameters())
 
+    def state(self) -> list[Tensor]:
+        return list(self.net.state_dict().values())
+
     def features(self, x: Tensor) -> Tensor:
         """The class token after the last layer, [B, dim]; x float [B, C, H, W] in [-1, 1], clean. Differentiable."""
         return self.net.encode(x.to(self.device), None).z[:, 0]

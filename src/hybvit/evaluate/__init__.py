@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from .. import hybrid
+from .. import __version__, hybrid
 from ..adapters import Evaluable, adapt, is_adapter
 from ..arguments import ArgumentParser, positive, whole
 from ..checkpoint import MANIFEST
@@ -22,7 +24,7 @@ from ..data.images import save_image
 from ..data.locate import form_of, located
 from ..data.own_images import Dataset
 from ..devices import keep_freed_memory
-from ..distributed import processes
+from ..distributed import gathered, processes
 from ..errors import ConfigError
 from ..report import write_report
 from ..run_folder import environment, make_folder, read_metrics, training_summary, write_text
@@ -30,7 +32,6 @@ from ..samplers import SAMPLERS
 from ..vit import ViTConfig
 from . import accuracy, calibration, fidelity, likelihood, ood, quality, robustness, speed
 from .context import Context, Options, Picture, Result, Suite, lacking
-from .samples import fingerprint
 
 ALWAYS = ("limit", "seed", "batch_size")
 SAMPLING = ("samples", "sampler", "steps")
@@ -66,7 +67,7 @@ def evaluate(
         writes: whether this process writes files; only one of several may.
     """
     record: dict[str, Any] = {"suites": {}, "left_out": {}, "metrics": {}, "tables": {}, "notes": {}}
-    weights = fingerprint(ctx)
+    weights = ctx.fingerprint
     for name in [name for name in SUITES if name in suites or stored_before(ctx, name, weights)]:
         if name not in suites:
             stored = json.loads((ctx.folder / "evaluation" / name / "result.json").read_text())
@@ -79,9 +80,9 @@ def evaluate(
             say(f"{name}: left out, {reason}")
             continue
         settings = {key: getattr(ctx.options, key) for key in (*ALWAYS, *suite.options)}
-        facts = {"data": ctx.data_name, "test_images": len(ctx.test), "weights": weights, **settings}
+        facts = {"version": __version__, "data": ctx.data_name, "test_images": test_digest(ctx), "weights": weights, **settings}
         folder = ctx.folder / "evaluation" / name
-        stored = None if again else read_stored(folder, facts)
+        stored = gathered(None if again else read_stored(folder, facts))[0]
         if stored is None:
             started = time.monotonic()
             say(f"{name}: {suite.words.lower()} ...")
@@ -110,9 +111,18 @@ def stored_before(ctx: Context, name: str, weights: str) -> bool:
     """Whether an earlier call measured a suite on these weights and this data set, with whatever settings it records."""
     try:
         settings = json.loads((ctx.folder / "evaluation" / name / "result.json").read_text())["settings"]
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    return (settings["weights"], settings["data"]) == (weights, ctx.data_name)
+    return (settings.get("weights"), settings.get("test_images")) == (weights, test_digest(ctx))
+
+
+def test_digest(ctx: Context) -> str:
+    """Number and SHA-256 of some of the test images: results on others are not used."""
+    few = ctx.data.test.spread(256)
+    digest = hashlib.sha256(few.in_memory.numpy().tobytes())
+    if few.labels is not None:
+        digest.update(few.labels.numpy().tobytes())
+    return f"{len(ctx.data.test)}-{digest.hexdigest()[:16]}"
 
 
 def as_record(result: Result, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -120,7 +130,10 @@ def as_record(result: Result, settings: dict[str, Any], seconds: float) -> dict[
         "settings": settings,
         "seconds": round(seconds, 2),
         "environment": environment(),
-        "metrics": {name: {k: v for k, v in m._asdict().items() if v is not None} for name, m in result.metrics.items()},
+        "metrics": {
+            name: {k: v for k, v in m._asdict().items() if v is not None and not (k in ("low", "high") and math.isnan(v))}
+            for name, m in result.metrics.items()
+        },
         "tables": result.tables,
         "notes": result.notes,
         "pictures": {name: picture.caption for name, picture in result.pictures.items()},
@@ -192,11 +205,18 @@ def open_adapted(spec: str, dataset: str | None, root: str | None) -> tuple[Eval
     return model, cfg, data
 
 
+def source_of(spec: str) -> Path | None:
+    """The file that somebody else's model is made from."""
+    path = Path(spec.partition(":")[0])
+    return path if is_adapter(spec) and path.suffix == ".py" else None
+
+
 def main(arguments: list[str]) -> None:
     default = Options()
     parser = ArgumentParser(
         prog="hybvit evaluate",
-        description="Measure a model and write results.json, report.html and report.md. An interrupted run goes on with the "
+        description="Measure a model and write results.json; with --report, report.html and report.md too. "
+        "An interrupted run goes on with the "
         "suite it was at; `torchrun --nproc-per-node N -m hybvit.cli evaluate ...` shares the work and gives the same numbers.",
     )
     parser.add_argument(
@@ -208,7 +228,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--suites", default=",".join(SUITES), help=f"comma-separated, of {', '.join(SUITES)} (all)")
     parser.add_argument("--data", help="where the data are, if not where they were in training")
     parser.add_argument("--dataset", metavar="NAME", help="the data set for somebody else's model")
-    parser.add_argument("--limit", type=positive, help="only the first so many test images, for a quick look")
+    parser.add_argument("--limit", type=positive, help="at most so many test images, at equal distances, for a quick look")
     parser.add_argument("--ood", help="comma-separated out-of-distribution sets: names, folders, interpolation, noise")
     parser.add_argument("--samples", type=positive, default=default.samples, help=f"generated images ({default.samples})")
     parser.add_argument("--sampler", choices=tuple(SAMPLERS), default=default.sampler, help=f"({default.sampler})")
@@ -265,7 +285,7 @@ def run(args: Any, suites: tuple[str, ...], rank: int, world: int) -> None:
         limit=args.limit,
         seed=args.seed,
         batch_size=args.batch_size,
-        out_of_distribution=tuple(args.ood.split(",")) if args.ood else (),
+        out_of_distribution=tuple(filter(None, map(str.strip, (args.ood or "").split(",")))),
         bound_images=args.bound_images,
         bound_draws=0 if args.bound_draws == "all" else int(args.bound_draws),
         attack_images=args.attack_images,
@@ -277,7 +297,8 @@ def run(args: Any, suites: tuple[str, ...], rank: int, world: int) -> None:
         extractor=args.extractor,
         inception=args.inception,
     )
-    ctx = Context(model, data, cfg.data.name, cfg.data.root, options, out, objective)
+    identity = f"{args.model} {hashlib.sha256(source.read_bytes()).hexdigest()}" if (source := source_of(args.model)) else ""
+    ctx = Context(model, data, cfg.data.name, cfg.data.root, options, out, objective, identity)
 
     def say(line: str) -> None:
         if rank == 0:
@@ -303,6 +324,6 @@ def run(args: Any, suites: tuple[str, ...], rank: int, world: int) -> None:
     print(f"{out / 'results.json'} written")
     if args.report:
         write_report(
-            out, record, cfg if objective != "adapted" else None, history, {name: SUITES[name].words for name in suites}
+            out, record, cfg if objective != "adapted" else None, history, {name: suite.words for name, suite in SUITES.items()}
         )
         print(f"{out / 'report.html'} and report.md written: open it in a browser")

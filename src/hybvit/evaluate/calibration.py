@@ -34,9 +34,8 @@ def run(ctx: Context) -> Result:
         result.metrics["calibration/temperature"] = Metric(temperature, len(part))
         stages.append(("_scaled", logits / temperature))
     else:
-        result.notes.append(
-            "The network labels all of those images rightly, so they ask for no finite temperature: none was used."
-        )
+        how = "all of those images rightly" if temperature <= TEMPERATURES[0] else "those images no better than by chance"
+        result.notes.append(f"The network labels {how}, so they ask for no finite temperature: none was used.")
     for suffix, scaled in stages:
         for name, value, interval in measures(scaled, labels, ctx.options.seed):
             result.metrics[f"calibration/{name}{suffix}"] = Metric(value, len(labels), *interval)

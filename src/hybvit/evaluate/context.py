@@ -16,7 +16,7 @@ from ..adapters import Evaluable
 from ..data.image_set import ImageSet
 from ..data.images import to_x
 from ..data.own_images import Dataset
-from ..distributed import share_batches
+from ..distributed import gathered, share_batches
 from ..metrics.classification import wilson_interval
 
 TRAINING_FEATURES = 10_000  # training images at most that nearest neighbours are looked for among
@@ -59,7 +59,7 @@ class Options:
     """How much is looked at; every value is part of a result's record.
 
     Args:
-        limit: the first so many test images only.
+        limit: at most so many test images, at equal distances.
         seed: decides samples, noise, attacks and resampling.
         batch_size: images in one call of the model.
         out_of_distribution: names of data sets, folders, ``interpolation`` or ``noise``; empty takes the data set's own.
@@ -97,10 +97,17 @@ class Context:
     options: Options
     folder: Path
     objective: str = "adapted"
+    identity: str = ""  # of somebody else's model: what it was made from
 
     @cached_property
     def test(self) -> ImageSet:
-        return self.data.test if self.options.limit is None else self.data.test.first(self.options.limit)
+        return self.data.test if self.options.limit is None else self.data.test.spread(self.options.limit)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        from .samples import fingerprint
+
+        return gathered(fingerprint(self))[0]
 
     def over(self, images: ImageSet, work: Callable[[Tensor], Tensor], what: str, size: int | None = None) -> Tensor:
         """``work`` (x float [B, C, H, W] -> [B, ...]) on all images, shared by the processes."""
@@ -141,7 +148,7 @@ class Context:
 
     def seeded(self, what: int) -> torch.Generator:
         """A CPU generator for one use: the number tells uses apart."""
-        return torch.Generator().manual_seed((self.options.seed << 20) + what)
+        return torch.Generator().manual_seed(((self.options.seed << 20) + what) % 2**63)
 
 
 class Suite(NamedTuple):

@@ -34,12 +34,9 @@ FEWEST_FOR_AN_INTERVAL = 100
 
 
 def run(ctx: Context) -> Result:
-    result, samples, o = Result(), ctx.samples, ctx.options
-    scale = max(1, 32 // samples.shape[-1])
-    caption = f"Generated: {o.sampler}, {o.steps} steps, seed {o.seed}"
-    result.pictures["samples"] = Picture(grid(samples[:GRID_IMAGES], columns=10, scale=scale), caption)
-    real = ctx.data.train.spread(GRID_IMAGES).in_memory
-    result.pictures["training_images"] = Picture(grid(real, columns=10, scale=scale), "Real")
+    result, o, eye = Result(), ctx.options, None
+    if o.inception and o.extractor not in (None, "inception"):
+        raise ConfigError(f"--inception {o.inception} goes with --extractor inception, not {o.extractor}")
     try:
         spec = o.extractor or ("inception" if o.inception else None)
         eye = extractor(spec, ctx.data_name, Path(o.inception) if o.inception else None, ctx.model.device)
@@ -47,7 +44,13 @@ def run(ctx: Context) -> Result:
         if o.extractor or o.inception:
             raise
         result.notes.append(f"No Frechet distance: {error}")
-    else:
+    samples = ctx.samples
+    scale = max(1, 32 // samples.shape[-1])
+    caption = f"Generated: {o.sampler}, {o.steps} steps, seed {o.seed}"
+    result.pictures["samples"] = Picture(grid(samples[:GRID_IMAGES], columns=10, scale=scale), caption)
+    real = ctx.data.train.spread(GRID_IMAGES).in_memory
+    result.pictures["training_images"] = Picture(grid(real, columns=10, scale=scale), "Real")
+    if eye is not None:
         distances(ctx, eye, samples, result)
     second_opinion(ctx, samples, result)
     return result
@@ -75,8 +78,8 @@ def distances(ctx: Context, eye: Extractor, samples: Tensor, result: Result) -> 
         kid, error = kernel_distance(made, real, KID_SUBSETS, subset)
         result.metrics[f"fidelity/kid_{name}"] = Metric(kid, n, *around(kid, error))
     if min(n, reference) > NEIGHBOURS:
-        few = min(n, NEIGHBOURS_AMONG)
-        precision, recall = precision_recall(made[:few], spread(real, NEIGHBOURS_AMONG), NEIGHBOURS)
+        few = min(n, reference, NEIGHBOURS_AMONG)  # equally many of each, or one of the two shares would look better
+        precision, recall = precision_recall(made[:few], spread(real, few), NEIGHBOURS)
         result.metrics[f"fidelity/precision_{name}"] = Metric(precision, few)
         result.metrics[f"fidelity/recall_{name}"] = Metric(recall, few)
     if eye.has_logits and n >= SPLITS:
@@ -85,7 +88,8 @@ def distances(ctx: Context, eye: Extractor, samples: Tensor, result: Result) -> 
         result.metrics[f"fidelity/{label}_{name}"] = Metric(mean, n, *around(mean, deviation / SPLITS**0.5))
     result.tables["protocol"] = {
         "extractor": eye.name, "feature_size": real.shape[1], "reference": f"{reference} training images", "samples": n,
-        "sampler": ctx.options.sampler, "steps": ctx.options.steps, "seed": ctx.options.seed, "weights": "EMA",
+        "sampler": ctx.options.sampler, "steps": ctx.options.steps, "seed": ctx.options.seed,
+        "weights": "as given" if ctx.objective == "adapted" else "EMA",
         "kid_subsets": f"{KID_SUBSETS} of {subset}", "neighbours": NEIGHBOURS, "score_splits": SPLITS,
     }  # fmt: skip
 

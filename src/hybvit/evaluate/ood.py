@@ -15,11 +15,13 @@ from .. import plots
 from ..config import Config, DataConfig, ObjectiveConfig
 from ..data.catalog import CATALOG
 from ..data.datasets import open_dataset, out_of_distribution
-from ..data.image_set import BadFiles, Decoding, ImageSet
+from ..data.files import Files
+from ..data.image_set import BadFiles, Decoding, ImageSet, picture_files
 from ..data.images import grid
 from ..data.locate import form_of
+from ..data.own_images import picture_names
 from ..errors import DataError
-from ..metrics.likelihood import sampled_bound
+from ..metrics.likelihood import sampled_bound, variational_bound
 from ..metrics.ood import (
     aupr,
     auroc,
@@ -37,21 +39,27 @@ NEIGHBOURS = 50
 DENOISING_TIMES = (0.1, 0.25, 0.5)  # of T: where the error of the predicted noise is taken
 MEMORY = 4 << 30
 SHOWN = 20
+BOUND_BATCH = 64  # whatever the batch size: an image's draws are those of its place in the batch
 
 
 def run(ctx: Context) -> Result:
     result = Result()
     sets = outside_sets(ctx, result)
-    if not sets:
-        result.notes.append("No out-of-distribution set could be read, so nothing was measured.")
+    sets = {name: images for name, images in sets.items() if len(images) > 1}
+    if not sets or len(ctx.test) < 2 or ctx.options.bound_images < 2:
+        result.notes.append("Nothing was measured: it takes at least two test images, and two of some other set.")
         return result
     if ctx.options.limit is not None:
-        sets = {name: images.first(ctx.options.limit) for name, images in sets.items()}
+        sets = {name: images.spread(ctx.options.limit) for name, images in sets.items()}
     for score, (compute, largest) in scores(ctx).items():
-        inside = compute(ctx.test if largest is None else ctx.test.first(largest))
+        try:
+            inside = compute(ctx.test if largest is None else ctx.test.spread(largest))
+        except RuntimeError as error:  # somebody else's model whose answers have no gradient
+            result.notes.append(f"{score} was left out: {' '.join(str(error).split())[:120]}")
+            continue
         plotted = {"test": inside.tolist()}
         for name, images in sets.items():
-            outside = compute(images if largest is None else images.first(largest))
+            outside = compute(images if largest is None else images.spread(largest))
             plotted[name] = outside.tolist()
             n, key = len(inside) + len(outside), f"ood/{name}"
             value = auroc(inside, outside)
@@ -120,11 +128,12 @@ def bound_score(ctx: Context, images: ImageSet) -> Tensor:
 
     @torch.no_grad()
     def score(x: Tensor) -> Tensor:
-        draws = ctx.options.bound_draws or ctx.model.diffusion.T - 1
-        bits, _ = sampled_bound(ctx.model.denoise, ctx.model.diffusion, x.to(ctx.model.device), ctx.seeded(2), draws)
-        return -bits
+        x, draws = x.to(ctx.model.device), ctx.options.bound_draws
+        if not draws:
+            return -variational_bound(ctx.model.denoise, ctx.model.diffusion, x, ctx.seeded(2))
+        return -sampled_bound(ctx.model.denoise, ctx.model.diffusion, x, ctx.seeded(2), draws)[0]
 
-    return ctx.over(images, score, "bounds", min(ctx.options.batch_size, 64))
+    return ctx.over(images, score, "bounds", BOUND_BATCH)
 
 
 def outside_sets(ctx: Context, result: Result) -> dict[str, ImageSet]:
@@ -144,7 +153,8 @@ def outside_sets(ctx: Context, result: Result) -> dict[str, ImageSet]:
             elif name == "interpolation" or name in CATALOG:
                 found[name] = out_of_distribution(name, None, ctx.test, decoding)
             else:
-                found[label] = folder(name, decoding)
+                label = label if label not in found else f"{label}-{len(found)}"
+                found[label] = own_images(name, decoding)
         except DataError as error:
             if ctx.options.out_of_distribution:
                 raise
@@ -157,10 +167,15 @@ def own_list(data_name: str) -> tuple[str, ...]:
     return listed or ("interpolation",)
 
 
-def folder(root: str, decoding: Decoding) -> ImageSet:
-    """Every image of a folder (or of any form that --data takes), whatever its class."""
+def own_images(root: str, decoding: Decoding) -> ImageSet:
+    """Every image of a folder or zip, or of any other form that --data takes, whatever its class."""
+    path = Path(root)
+    if not path.exists() and "://" not in root:
+        raise DataError(f"{root}: neither a data set (`hybvit datasets`) nor a folder")
+    form = form_of(root)
+    if form == "folder":
+        files = Files(path)
+        return picture_files(files, picture_names(files), None, decoding)
     model = ViTConfig(image_size=decoding.size, patch_size=1, channels=decoding.channels)
-    anything = ObjectiveConfig(kind="genvit")  # labelled or not
-    data = open_dataset(Config(model=model, objective=anything, data=DataConfig(name=form_of(root), root=root)))
-    pixels = [part.take(torch.arange(len(part)))[0] for part in (data.train, data.test)]
-    return ImageSet(torch.cat(pixels))
+    data = open_dataset(Config(model=model, objective=ObjectiveConfig(kind="genvit"), data=DataConfig(name=form, root=root)))
+    return ImageSet(torch.cat([part.spread(len(part)).in_memory for part in (data.train, data.test)]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -20,15 +21,19 @@ SHARD = 256
 def folder_of(ctx: Context) -> Path:
     """One folder per (model, sampler, steps, seed): what is in it can be used again."""
     o = ctx.options
-    key = hashlib.sha256(json.dumps([fingerprint(ctx), o.sampler, o.steps, o.seed]).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps([ctx.fingerprint, o.sampler, o.steps, o.seed]).encode()).hexdigest()[:12]
     return ctx.folder / "samples" / f"{o.sampler}-{o.steps}-seed{o.seed}-{key}"
 
 
 def fingerprint(ctx: Context) -> str:
-    """SHA-256 of the model's weights: what was computed with others is not used."""
-    digest = hashlib.sha256()
-    for parameter in ctx.model.parameters():
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    """SHA-256 of what the model's answers depend on: nothing that another one gave is used.
+
+    A model that does not tell what that is (functions without modules, and no file they came from) is another one each time.
+    """
+    state = ctx.model.state()
+    digest = hashlib.sha256(ctx.identity.encode() if state or ctx.identity else os.urandom(16))
+    for tensor in (*state, ctx.model.diffusion.alpha_bar):
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -23,7 +23,8 @@ REPEATS, IMAGES = 5, 64
 def run(ctx: Context) -> Result:
     result, model = Result(), ctx.model
     parameters = sum(p.numel() for p in model.parameters())
-    result.metrics["speed/parameters"] = Metric(parameters, 1)
+    if parameters:
+        result.metrics["speed/parameters"] = Metric(parameters, 1)
     x = torch.rand(IMAGES, *model.image_shape, device=model.device) * 2 - 1
     t = torch.randint(1, model.diffusion.T + 1, (IMAGES,), device=model.device)
     work: dict[str, Callable[[], object]] = {}
