@@ -178,6 +178,13 @@ def test_answers_without_a_gradient_leave_out_the_score_that_needs_one(linear, t
     assert "ood/noise/auroc_knn" in record["metrics"]
 
 
+def test_answers_that_are_not_finite_end_in_a_line(linear, tmp_path):
+    broken = Adapted((1, 8, 8), logits=lambda x: linear.logits(x) * float("nan"), modules=linear.modules, device="cpu")
+    with pytest.raises(DataError, match="test/nll is nan: the model's answers are not finite"):
+        evaluate(context(broken, tmp_path), ("accuracy",), quiet)
+    assert not (tmp_path / "evaluation").exists()
+
+
 def test_what_an_adapter_returns_is_checked():
     with pytest.raises(ConfigError, match=r"logits\(\[2, 1, 8, 8\]\) has the shape \[2\]"):
         Adapted((1, 8, 8), logits=lambda x: x.flatten(1).sum(1))

@@ -25,7 +25,7 @@ from ..data.locate import form_of, located
 from ..data.own_images import Dataset
 from ..devices import keep_freed_memory
 from ..distributed import gathered, processes
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..report import write_report
 from ..run_folder import environment, make_folder, read_metrics, training_summary, write_text
 from ..samplers import SAMPLERS
@@ -126,6 +126,9 @@ def test_digest(ctx: Context) -> str:
 
 
 def as_record(result: Result, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
+    for name, metric in result.metrics.items():
+        if not math.isfinite(metric.value):
+            raise DataError(f"{name} is {metric.value}: the model's answers are not finite numbers")
     return {
         "settings": settings,
         "seconds": round(seconds, 2),
