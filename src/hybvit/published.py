@@ -1,0 +1,143 @@
+"""What the paper prints in Tables 1 to 13, and what later systems reached, to set measured figures beside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from .errors import DataError
+
+FILE = Path(__file__).parent / "assets" / "published.json"
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One row of a table.
+
+    Args:
+        table: ``table1`` to ``table13``, or ``later``.
+        group: what the row stands under: a data set, a kind of model, a score, a norm; empty where a table has no groups.
+        model: its label, readable; in Table 9 a hyper-parameter.
+        source: ``this paper``, or the publication of the system.
+        values: column id -> number, or words where the paper has words; a cell that is empty or a dash is not there.
+        printed: the label as the paper's text has it.
+    """
+
+    table: str
+    group: str
+    model: str
+    source: str
+    values: Mapping[str, float | str]
+    printed: str
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """One table.
+
+    Args:
+        name: ``table1`` to ``table13``.
+        title: what it is about, in our words.
+        data: the data set or sets.
+        note: what a reader must know, or nothing.
+        columns: column id -> heading with its unit.
+        rows: in the paper's order.
+    """
+
+    name: str
+    title: str
+    data: str
+    note: str
+    columns: Mapping[str, str]
+    rows: tuple[PublishedRow, ...]
+
+
+@cache
+def _content() -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{FILE}: {error}; install hybvit again") from error
+    return content
+
+
+def _rows(table: str, rows: list[dict[str, Any]]) -> tuple[PublishedRow, ...]:
+    return tuple(
+        PublishedRow(
+            table=table,
+            group=row["group"],
+            model=row["model"],
+            source=row["source"],
+            values=MappingProxyType(row["values"]),
+            printed=row.get("printed", row["model"]),
+        )
+        for row in rows
+    )
+
+
+@cache
+def tables() -> Mapping[str, PublishedTable]:
+    """``table1`` to ``table13``, in order."""
+    return MappingProxyType(
+        {
+            name: PublishedTable(
+                name=name,
+                title=table["title"],
+                data=table["data"],
+                note=table["note"],
+                columns=MappingProxyType(table["columns"]),
+                rows=_rows(name, table["rows"]),
+            )
+            for name, table in _content()["tables"].items()
+        }
+    )
+
+
+@cache
+def later() -> tuple[PublishedRow, ...]:
+    """Systems published after the paper; a row's group is its data set."""
+    return _rows("later", _content()["later"]["rows"])
+
+
+def later_columns() -> Mapping[str, str]:
+    """Column id -> heading, of :func:`later`."""
+    return MappingProxyType(_content()["later"]["columns"])
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"the nearest is {close[0]!r}" if close else "it has no rows"
+
+
+def row(table: str, model: str, group: str | None = None) -> PublishedRow:
+    """The row of a model, by its label.
+
+    Args:
+        table: ``table1`` to ``table13``.
+        model: a label as in :attr:`PublishedRow.model`.
+        group: needed where a table has the model in several groups.
+
+    Raises:
+        ValueError: there is no such row, or there are several.
+    """
+    if table not in tables():
+        raise ValueError(f"the paper has no {table!r}: its tables are table1 to table{len(tables())}")
+    rows = tables()[table].rows
+    if group is not None:
+        groups = list(dict.fromkeys(row.group for row in rows))
+        if group not in groups:
+            raise ValueError(f"{table} has no group {group!r}: {_nearest(group, groups)}")
+        rows = tuple(row for row in rows if row.group == group)
+    found = [row for row in rows if row.model == model]
+    if not found:
+        where = table if group is None else f"{table}, {group},"
+        raise ValueError(f"{where} has no {model!r}: {_nearest(model, [row.model for row in rows])}")
+    if len(found) > 1:
+        raise ValueError(f"{table} has {model!r} in several groups: name one of {', '.join(row.group for row in found)}")
+    return found[0]
