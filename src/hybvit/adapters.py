@@ -17,6 +17,7 @@ from torch import Tensor
 from .devices import best_device
 from .diffusion import Diffusion
 from .errors import ConfigError, DataError
+from .hybrid import draw
 
 
 class Evaluable(Protocol):
@@ -40,6 +41,9 @@ class Evaluable(Protocol):
     @property
     def has_denoiser(self) -> bool: ...
 
+    @property
+    def has_samples(self) -> bool: ...
+
     def logits(self, x: Tensor) -> Tensor:
         """[B, K], differentiable."""
 
@@ -48,6 +52,9 @@ class Evaluable(Protocol):
 
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The noise eps in x_t [B, C, H, W] at times t int64 [B] in 1..T."""
+
+    def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int) -> Tensor:
+        """The generated images of these numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU."""
 
     def parameters(self) -> list[Tensor]: ...
 
@@ -105,6 +112,10 @@ class Adapted:
     def has_denoiser(self) -> bool:
         return self._denoise is not None
 
+    @property
+    def has_samples(self) -> bool:
+        return self._denoise is not None
+
     def logits(self, x: Tensor) -> Tensor:
         if self._logits is None:
             raise ConfigError("this model has no classes")
@@ -123,6 +134,9 @@ class Adapted:
         if eps.shape != x_t.shape:
             raise ConfigError(f"denoise({list(x_t.shape)}) has the shape {list(eps.shape)}: it must be the same")
         return eps
+
+    def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int) -> Tensor:
+        return draw(self.denoise, self.diffusion, self.image_shape, self.device, indices, sampler, steps, seed)
 
     def parameters(self) -> list[Tensor]:
         return [parameter for module in self.modules for parameter in module.parameters()]

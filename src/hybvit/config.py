@@ -1,4 +1,4 @@
-"""Every setting of a run as frozen, typed dataclasses, and the presets: one entry per recipe.
+"""Every setting of a run as frozen, typed dataclasses.
 
 ``config.yaml`` in a run folder is such a configuration, complete; :func:`load_config` reads it back strictly.
 """
@@ -12,7 +12,7 @@ import re
 import textwrap
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -21,6 +21,61 @@ from .diffusion import SCHEDULES, Diffusion, Target
 from .errors import ConfigError
 from .objective import Norm
 from .vit import ViTConfig
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Which network; the settings here are those of the systems that the paper compares with.
+
+    Image size, channels and classes of any network are those of ``model``, whose other fields shape the ViT alone.
+
+    Args:
+        name: vit, wide_resnet (Zagoruyko & Komodakis 2016), preact_resnet18 (He et al. 2016), or unet (DDPM, Ho et al. 2020).
+        depth, width: of the wide ResNet: layers, and channels as a multiple of 16.
+        dropout: inside the blocks of the wide ResNet and the U-Net.
+        batch_norm: of the wide ResNet; JEM goes without.
+        channels: of the U-Net: one number per level, each half as large as the one before.
+        layers: of the U-Net: residual blocks per level.
+        attention_at: of the U-Net: side, in pixels, of the level with self-attention.
+    """
+
+    name: Literal["vit", "wide_resnet", "preact_resnet18", "unet"] = "vit"
+    depth: int = 28
+    width: int = 10
+    dropout: float = 0.0
+    batch_norm: bool = True
+    channels: tuple[int, ...] = (128, 256, 256, 256)
+    layers: int = 2
+    attention_at: int = 16
+
+
+@dataclass(frozen=True)
+class JEMConfig:
+    """Joint energy-based training (objective jem; Grathwohl et al. 2020), and what JEM++ (Yang & Ji 2021) changes.
+
+    Args:
+        steps: K, Langevin steps per training step.
+        step_size: of a Langevin step, on pixels in [-1, 1].
+        noise: standard deviation of the noise in a Langevin step.
+        replay: images in the replay buffer.
+        restart: share of the chains that start anew.
+        input_noise: standard deviation of the noise on the real images.
+        weight: of log p(x) beside log p(y|x).
+        informative: chains start from a Gaussian per class, fitted to the training images (JEM++), instead of uniform noise.
+        proximal: bound on every element of the gradient in a Langevin step (JEM++); 0 for none.
+        limit: the run has diverged when the energies of real and drawn images are further apart than this.
+    """
+
+    steps: int = 20
+    step_size: float = 1.0
+    noise: float = 0.01
+    replay: int = 10_000
+    restart: float = 0.05
+    input_noise: float = 0.03
+    weight: float = 1.0
+    informative: bool = False
+    proximal: float = 0.0
+    limit: float = 1000.0
 
 
 @dataclass(frozen=True)
@@ -44,14 +99,14 @@ class ObjectiveConfig:
     """What is minimised: CE + alpha * denoising (Eq. 24).
 
     Args:
-        kind: vit (cross-entropy only), genvit (denoising only) or hybvit (both).
+        kind: vit (cross-entropy only), genvit (denoising only), hybvit (both), or jem (cross-entropy and an energy).
         alpha: weight of the denoising loss.
         norm: l1 as in the published runs, or l2 as in Ho et al.; the paper calls them comparable.
         target: what the pixel read-out predicts.
         label_smoothing: share of the label given to all classes alike.
     """
 
-    kind: Literal["vit", "genvit", "hybvit"] = "hybvit"
+    kind: Literal["vit", "genvit", "hybvit", "jem"] = "hybvit"
     alpha: float = 100.0
     norm: Norm = "l1"
     target: Target = "eps"
@@ -109,7 +164,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser: linear warm-up, then cosine to ``min_lr``, per step.
+    """The optimiser, and its learning rate: linear warm-up, then a schedule, per step.
 
     Args:
         name: adamw (published commands and logs) or sgd (Table 9 of the paper, with lr 0.1).
@@ -118,7 +173,11 @@ class OptimConfig:
         beta1: momentum (both optimisers).
         beta2: of adamw.
         warmup_steps: steps of the linear warm-up from 0.
+        schedule: cosine down to ``min_lr``, or steps: times ``drop`` at each of the ``milestones``.
         min_lr: where the cosine ends.
+        milestones: shares of the run, as in 0.3, 0.6, 0.8 of the wide ResNet's.
+        drop: factor at a milestone.
+        nesterov: momentum of sgd in Nesterov's form.
         clip: bound on the global gradient norm; 0 for none.
     """
 
@@ -128,7 +187,11 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     warmup_steps: int = 0
+    schedule: Literal["cosine", "steps"] = "cosine"
     min_lr: float = 1e-6
+    milestones: tuple[float, ...] = (0.3, 0.6, 0.8)
+    drop: float = 0.2
+    nesterov: bool = False
     clip: float = 1.0
 
 
@@ -168,8 +231,10 @@ class Config:
     """A whole run. Fields of a group are named ``group.field`` on the command line."""
 
     model: ViTConfig = field(default_factory=ViTConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    jem: JEMConfig = field(default_factory=JEMConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -188,12 +253,19 @@ class Config:
             "data.memory_gib": 0, "data.shuffle_buffer": 1, "data.erasing": 0, "data.mixing": 0, "optim.lr": 0,
             "optim.weight_decay": 0, "optim.warmup_steps": 0, "optim.min_lr": 0, "optim.clip": 0, "train.steps": 1,
             "train.batch_size": 1, "train.log_every": 1, "train.preview_every": 0, "train.checkpoint_every": 1,
-            "train.keep_checkpoints": 1,
+            "train.keep_checkpoints": 1, "network.width": 1, "network.layers": 1, "network.dropout": 0, "jem.steps": 1,
+            "jem.step_size": 0, "jem.noise": 0, "jem.replay": 1, "jem.restart": 0, "jem.input_noise": 0, "jem.weight": 0,
+            "jem.proximal": 0, "jem.limit": 0, "optim.drop": 0,
         }  # fmt: skip
         for name, low in at_least.items():
             if not value_of(self, name) >= low:
                 raise ConfigError(f"{name} is {value_of(self, name)}: it must be at least {low}")
-        for name in ("data.erasing", "data.mixing"):
+        fitting = FITTING[self.network.name]
+        if self.objective.kind not in fitting:
+            raise ConfigError(f"objective.kind is {self.objective.kind}: a {self.network.name} takes {' or '.join(fitting)}")
+        if not all(0 <= share <= 1 for share in self.optim.milestones):
+            raise ConfigError(f"optim.milestones is {self.optim.milestones}: shares of the run, each in [0, 1]")
+        for name in ("data.erasing", "data.mixing", "jem.restart"):
             if not value_of(self, name) <= 1:
                 raise ConfigError(f"{name} is {value_of(self, name)}: a probability is at most 1")
         if self.data.workers is not None and self.data.workers < 0:
@@ -205,6 +277,12 @@ class Config:
                 raise ConfigError(f"{name} is {value_of(self, name)}: it must be in [0, 1)")
 
 
+FITTING = {  # network -> the objectives that it can be trained for
+    "vit": ("vit", "genvit", "hybvit", "jem"),
+    "wide_resnet": ("vit", "jem"),
+    "preact_resnet18": ("vit", "jem"),
+    "unet": ("genvit",),
+}
 GROUPS = {f.name: f.default_factory for f in dataclasses.fields(Config)}
 
 
@@ -235,7 +313,7 @@ def parse(arguments: list[str], base: Config) -> Config:
     for word in arguments:
         name = word.split("=")[0]
         if name.startswith("--") and name not in known:
-            raise ConfigError(f"unknown field {name}{_did_you_mean(name, known)}")
+            raise ConfigError(f"unknown field {name}{did_you_mean(name, known)}")
     parser = _parser(base)
     return _build(lambda: parser.parse_args(arguments), parser)
 
@@ -243,8 +321,7 @@ def parse(arguments: list[str], base: Config) -> Config:
 def to_dict(cfg: Config) -> dict[str, Any]:
     """Plain containers only, for YAML and JSON."""
     content = dataclasses.asdict(cfg)
-    content["data"]["classes"] = list(cfg.data.classes)
-    return content
+    return {group: {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()} for group, fields in content.items()}
 
 
 def to_yaml(cfg: Config) -> str:
@@ -269,36 +346,18 @@ def load_config(path: Path) -> Config:
         raise ConfigError(f"{path}: not a configuration (a mapping with {', '.join(GROUPS)} is expected)")
     for group, fields in content.items():
         if group not in GROUPS:
-            raise ConfigError(f"{path}: unknown group {group!r}{_did_you_mean(str(group), list(GROUPS))}")
+            raise ConfigError(f"{path}: unknown group {group!r}{did_you_mean(str(group), list(GROUPS))}")
         names = [f.name for f in dataclasses.fields(getattr(Config(), group))]
         if not isinstance(fields, dict):
             raise ConfigError(f"{path}: {group} is {fields!r}: it must be a mapping with {', '.join(names)}")
         for name in fields:
             if name not in names:
-                raise ConfigError(f"{path}: unknown field {group}.{name}{_did_you_mean(str(name), names)}")
+                raise ConfigError(f"{path}: unknown field {group}.{name}{did_you_mean(str(name), names)}")
     parser = _parser(Config())
     try:
         return _build(lambda: parser.parse_object(content), parser)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-
-
-class Preset(NamedTuple):
-    """A recipe and what it is for, in one line."""
-
-    config: Config
-    summary: str
-
-
-def preset(name: str) -> Config:
-    """The configuration of the preset called ``name``.
-
-    Raises:
-        ConfigError: there is no such preset.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}{_did_you_mean(name, list(PRESETS))} (`hybvit presets` lists them)")
-    return PRESETS[name].config
 
 
 def field_help(base: Config) -> str:
@@ -336,97 +395,6 @@ def _build(parse_into_namespace: Any, parser: Any) -> Config:
         raise ConfigError(" ".join(str(error).split())) from None
 
 
-def _did_you_mean(name: str, known: list[str]) -> str:
+def did_you_mean(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f": did you mean {close[0]}?" if close else ""
-
-
-STRONG = DataConfig(augment="strong", flip=True, repeats=3)
-PAPER_BATCH = 128
-
-
-def _paper(
-    name: str,
-    claim: str,
-    *,
-    epochs: int = 500,
-    image_size: int | None = None,
-    patch_size: int = 4,
-    dim: int = 384,
-    heads: int = 12,
-    kind: Literal["vit", "genvit", "hybvit"] = "hybvit",
-) -> Preset:
-    """The paper's recipe on a data set (Section 4 of its set-up): three times the images in an epoch, ten epochs of warm-up."""
-    info = CATALOG[name]
-    size = image_size or info.size
-    assert size is not None
-    repeats = 1 if kind == "genvit" else 3
-    per_epoch = repeats * (info.splits["train"] // PAPER_BATCH)  # 1170 for CIFAR, as published
-    model = ViTConfig(
-        image_size=size, patch_size=patch_size, channels=info.channels, num_classes=info.num_classes or 10, dim=dim, heads=heads
-    )
-    cfg = Config(
-        model=model,
-        objective=ObjectiveConfig(kind=kind),
-        data=replace(STRONG, name=name, repeats=repeats),
-        optim=OptimConfig(warmup_steps=10 * per_epoch),
-        train=TrainConfig(steps=epochs * per_epoch, batch_size=PAPER_BATCH),
-    )
-    return Preset(cfg, f"{info.title} at {size}x{size} as in the paper ({claim})")
-
-
-PRESETS: dict[str, Preset] = {
-    "digits": Preset(
-        Config(
-            model=ViTConfig(
-                image_size=8,
-                patch_size=4,
-                channels=1,
-                dim=96,
-                depth=3,
-                heads=4,
-                time="adaln_zero",
-                long_skips=True,
-                pixel_readout="conv",
-                readout_width=64,
-                final_norm=True,
-                position_std=0.1,
-            ),
-            objective=ObjectiveConfig(alpha=5.0, norm="l2", target="v"),
-            data=DataConfig(name="digits", augment="weak", crop_padding=1, held_out=0.1),
-            optim=OptimConfig(lr=3e-3, warmup_steps=100),
-            train=TrainConfig(steps=2000, batch_size=96, ema_warmup=True, checkpoint_every=500, preview_every=500),
-        ),
-        "scikit-learn's 8x8 digits, our best recipe for two minutes on two CPU cores",
-    ),
-    "digits_paper": Preset(
-        Config(
-            model=ViTConfig(image_size=8, patch_size=2, channels=1, dim=96, depth=4, heads=4),
-            data=DataConfig(name="digits"),
-            optim=OptimConfig(warmup_steps=100),
-            train=TrainConfig(steps=2000, batch_size=96, checkpoint_every=500, preview_every=500),
-        ),
-        "the same images with the paper's exact network and objective",
-    ),
-    "fashion_mnist_pocket": Preset(
-        Config(
-            model=ViTConfig(image_size=32, patch_size=4, channels=1, dim=128, depth=6, heads=4),
-            data=DataConfig(name="fashion_mnist"),
-            optim=OptimConfig(warmup_steps=250),
-            train=TrainConfig(steps=2500, batch_size=128, checkpoint_every=250, preview_every=500),
-        ),
-        "Fashion-MNIST (padded to 32x32) with the paper's network at pocket size, half an hour on two CPU cores",
-    ),
-    "paper_32": Preset(
-        Config(optim=OptimConfig(warmup_steps=11_700), data=STRONG),
-        "the paper's CIFAR-10 network and recipe for any folder of images (--data DIR), 32x32",
-    ),
-    "cifar10": _paper("cifar10", "Table 1: 95.9 % and FID 26.4 (HybViT)"),
-    "cifar100": _paper("cifar100", "Table 2"),
-    "stl10": _paper("stl10", "Table 2", epochs=2500, patch_size=8),
-    "tiny_imagenet": _paper("tiny_imagenet", "Table 2", patch_size=8),
-    "imagenet32": _paper("imagenet32", "Table 2", epochs=100),
-    "celeba_hq_128": _paper("celeba_hq", "Table 2, GenViT", image_size=128, patch_size=8, kind="genvit"),
-    "imagenet128": _paper("imagenet", "Figure 14", epochs=100, image_size=128, patch_size=8, dim=512, heads=8),
-    "imagenet224": _paper("imagenet", "Figure 14", epochs=100, image_size=224, patch_size=14, dim=1024, heads=8),
-}

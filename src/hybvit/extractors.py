@@ -308,8 +308,8 @@ def run_extractor(folder: Path, device: torch.device) -> Extractor:
         name = f"run-{name}"  # the name of another extractor is not to be had by renaming a folder
 
     def network(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        z = model.net.encode(to_x(pixels), None).z
-        return z[:, 0], model.net.read_class(z)
+        x = to_x(pixels)
+        return model.features(x), model.logits(x)
 
     return Extractor(name, network, model.cfg.model.channels, model.cfg.model.image_size, device)
 

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -16,12 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import checkpoint
-from .config import Config, DataConfig, DiffusionConfig, ObjectiveConfig, load_config, to_yaml
+from .config import Config, DiffusionConfig, load_config, to_yaml
 from .data.images import as_pixels, to_pixels, to_x
 from .devices import best_device
 from .diffusion import Diffusion
 from .errors import CheckpointError, ConfigError, DataError
 from .metrics.likelihood import variational_bound
+from .networks import Network, build_network
 from .samplers import ImageNoise, Spacing, run_sampler
 from .seeds import generator, mix
 from .vit import HybViT, ViTConfig
@@ -41,15 +42,15 @@ class HybridModel:
     """A classifier, a generator and a density in one; in eval mode, on the best device.
 
     Args:
-        net: the network; it is moved to ``device`` and set to eval mode.
-        cfg: its configuration; ``cfg.model`` must be the network's.
+        net: the network of ``cfg``; it is moved to ``device`` and set to eval mode.
+        cfg: its configuration.
         device: default: CUDA, MPS or CPU, whichever is there.
     """
 
-    def __init__(self, net: HybViT, cfg: Config, device: torch.device | str | None = None) -> None:
+    def __init__(self, net: Network, cfg: Config, device: torch.device | str | None = None) -> None:
         self.cfg = cfg
         self.device = torch.device(device) if device else best_device()
-        self.net = net.to(self.device).eval()
+        self.net: Any = net.to(self.device).eval()  # which of a network's calls there are, the objective decides
         self.diffusion: Diffusion = cfg.diffusion.build()
         self.classes = cfg.data.classes or tuple(str(k) for k in range(cfg.model.num_classes))
 
@@ -59,7 +60,7 @@ class HybridModel:
 
     def logits(self, x: Tensor) -> Tensor:
         """x float [B, C, H, W] in [-1, 1], clean -> [B, K]. Differentiable."""
-        return self.net.read_class(self.net.encode(x.to(self.device), None).z)
+        return self.net.classify(x.to(self.device))
 
     @property
     def has_classes(self) -> bool:
@@ -67,6 +68,10 @@ class HybridModel:
 
     @property
     def has_denoiser(self) -> bool:
+        return self.cfg.objective.kind in ("genvit", "hybvit")
+
+    @property
+    def has_samples(self) -> bool:
         return self.cfg.objective.kind != "vit"
 
     def parameters(self) -> list[Tensor]:
@@ -76,8 +81,9 @@ class HybridModel:
         return list(self.net.state_dict().values())
 
     def features(self, x: Tensor) -> Tensor:
-        """The class token after the last layer, [B, dim]; x float [B, C, H, W] in [-1, 1], clean. Differentiable."""
-        return self.net.encode(x.to(self.device), None).z[:, 0]
+        """What the label read-out sees, [B, D]: of a ViT the class token after the last layer; x float [B, C, H, W] in
+        [-1, 1], clean. Differentiable."""
+        return self.net.features(x.to(self.device))
 
     def log_density(self, x: Tensor) -> Tensor:
         """log p(x) up to a constant, [B]: logsumexp of the logits (Tables 3 and 11); higher = more in-distribution."""
@@ -108,14 +114,15 @@ class HybridModel:
         """The predicted noise eps(x_t, t) [B, C, H, W], whatever the network was trained to predict. Differentiable.
 
         Raises:
-            ConfigError: the network was trained as a pure classifier.
+            ConfigError: the network was not trained to denoise.
         """
-        if self.cfg.objective.kind == "vit":
+        if not self.has_denoiser:
             raise ConfigError(
-                "this model was trained with objective vit: it has no denoiser, so it cannot sample or score bits"
+                f"this model was trained with objective {self.cfg.objective.kind}: it has no denoiser, so it cannot "
+                + ("be steered or score bits" if self.has_samples else "sample or score bits")
             )
         x_t, t = x_t.to(self.device), t.to(self.device)
-        return self.diffusion.to_eps(self.cfg.objective.target, self.net(x_t, t).eps, x_t, t)
+        return self.diffusion.to_eps(self.cfg.objective.target, self.net.denoise(x_t, t), x_t, t)
 
     def guided(self, labels: Tensor, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
         """A denoiser steered towards ``labels`` [B] by the network's own classifier at the predicted clean image.
@@ -151,7 +158,7 @@ class HybridModel:
         """n images as uint8 [n, C, H, W] on the CPU. Image i of a seed is the same at any n and batch size (up to rounding).
 
         Args:
-            sampler: ddpm, ddim, dpmpp_2m or heun.
+            sampler: ddpm, ddim, dpmpp_2m or heun; an energy-based model (JEM) has its own, whatever is asked for.
             steps: sampler steps in 1..T; the paper takes ddpm with all T.
             labels: class of each image, or one for all; it steers only where ``guidance`` > 0.
             guidance: strength of the steering by the network's own classifier; costs about three times the time.
@@ -183,11 +190,20 @@ class HybridModel:
         bar = tqdm(total=n, unit="image", desc="sampling", disable=not (progress and sys.stderr.isatty()))
         for start in range(0, n, batch_size):
             indices = range(start, min(start + batch_size, n))
-            denoise = self.guided(wanted[start : indices.stop], guidance) if wanted is not None else self.denoise
-            parts.append(draw(denoise, self.diffusion, self.image_shape, self.device, indices, sampler, steps, seed, spacing))
+            if wanted is None:
+                parts.append(self.draw(indices, sampler, steps, seed, spacing))
+            else:
+                denoise, to = self.guided(wanted[start : indices.stop], guidance), (self.image_shape, self.device)
+                parts.append(draw(denoise, self.diffusion, *to, indices, sampler, steps, seed, spacing))
             bar.update(len(indices))
         bar.close()
         return torch.cat(parts)
+
+    def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int, spacing: Spacing | None = None) -> Tensor:
+        """The images of these numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU."""
+        if self.has_samples and not self.has_denoiser:
+            return self.net.draw(indices, steps, seed)
+        return draw(self.denoise, self.diffusion, self.image_shape, self.device, indices, sampler, steps, seed, spacing)
 
     @torch.no_grad()
     def bits_per_dim(self, x: Tensor, seed: int = 0) -> Tensor:
@@ -215,7 +231,7 @@ class HybridModel:
             folder = _download(str(source))
         checkpoint.verify(folder)
         cfg = load_config(folder / CONFIG)
-        net = HybViT(cfg.model)
+        net = build_network(cfg)
         checkpoint.load_strictly(net, checkpoint.read_tensors(folder / f"{WEIGHTS}.safetensors"), folder)
         return cls(net, cfg, device)
 
@@ -232,7 +248,7 @@ def draw(
     seed: int,
     spacing: Spacing | None = None,
 ) -> Tensor:
-    """The images of these numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU."""
+    """Diffusion samples by their numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU."""
     noise = ImageNoise([mix(seed, "samples", i) for i in indices], image_shape, device)
     for x in run_sampler(sampler, denoise, diffusion, noise, steps, spacing):
         pass
@@ -253,25 +269,35 @@ def _download(hub_id: str) -> Path:
 
 
 def load(source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
-    """A run folder (its newest sound checkpoint, EMA weights), an exported folder, or a hub id -> :class:`HybridModel`.
+    """A run folder (its newest sound checkpoint, EMA weights), one of its checkpoints, an exported folder, or a hub id ->
+    :class:`HybridModel`.
 
     Raises:
         DataError: nothing is there.
         CheckpointError: what is there cannot be used; the message names the file.
     """
     path = Path(source)
+    if (path / "ema.safetensors").is_file():
+        return load_checkpoint(path, device)
     if (path / checkpoint.MANIFEST).is_file() or not path.is_dir():
         return HybridModel.from_pretrained(source, device)
     if not (path / CONFIG).is_file():
         raise DataError(f"{path}: neither a run folder nor an exported model (no {CONFIG} in it)")
-    cfg = load_config(path / CONFIG)
+    load_config(path / CONFIG)  # a fault in it comes before one in a checkpoint
     newest, _, complaints = checkpoint.newest(path / "checkpoints")
     for complaint in complaints:
         warnings.warn(f"an older checkpoint is used, since {complaint}", stacklevel=2)
     if newest is None:
         raise CheckpointError(f"{path}: this run has no checkpoint yet")
-    net = HybViT(cfg.model)
-    checkpoint.load_strictly(net, checkpoint.read_tensors(newest / "ema.safetensors"), newest)
+    return load_checkpoint(newest, device)
+
+
+def load_checkpoint(folder: Path, device: torch.device | str | None = None) -> HybridModel:
+    """The averaged (EMA) weights of one checkpoint folder of a run."""
+    checkpoint.verify(folder)
+    cfg = load_config(folder.parent.parent / CONFIG)
+    net = build_network(cfg)
+    checkpoint.load_strictly(net, checkpoint.read_tensors(folder / "ema.safetensors"), folder)
     return HybridModel(net, cfg, device)
 
 
@@ -300,4 +326,4 @@ def load_published(
         if not matching:
             raise CheckpointError(f"{path}: its betas are neither the cosine nor the linear schedule of {len(betas)} steps")
         diffusion = matching[0]
-    return HybridModel(net, Config(cfg, diffusion or DiffusionConfig(), ObjectiveConfig(), DataConfig()), device)
+    return HybridModel(net, Config(model=cfg, diffusion=diffusion or DiffusionConfig()), device)

@@ -5,14 +5,14 @@ Shapes: images [Bc, C, H, W] and clean [Bd, C, H, W] in [-1, 1]; labels int64 [B
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .diffusion import Diffusion, Target
-from .vit import HybViT
+from .vit import Output
 
 Norm = Literal["l1", "l2"]
 
@@ -23,6 +23,19 @@ class Batch(NamedTuple):
     clean: Tensor | None
     images: Tensor | None
     labels: Tensor | None
+
+
+class Network(Protocol):
+    """What the objective asks of a network; one that only classifies or only denoises has just that of it."""
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Clean x [B, C, H, W] -> logits [B, K]."""
+
+    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """x_t [B, C, H, W] at t int64 [B] -> the predicted target [B, C, H, W]."""
+
+    def joint(self, images: Tensor, x_t: Tensor, t: Tensor) -> Output:
+        """Both at once: the logits of ``images`` and the predicted target of ``x_t``."""
 
 
 class Losses(NamedTuple):
@@ -41,7 +54,7 @@ def denoising_loss(prediction: Tensor, target: Tensor, norm: Norm = "l1") -> Ten
 
 
 def hybrid_loss(
-    net: HybViT,
+    net: Network,
     diffusion: Diffusion,
     batch: Batch,
     *,
@@ -69,8 +82,7 @@ def hybrid_loss(
     if clean is None:  # ViT
         if images is None or labels is None:
             raise ValueError("the batch is empty: it needs `clean` images, labelled `images`, or both")
-        logits = net.read_class(net.encode(images, None).z)
-        ce = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        ce = F.cross_entropy(net.classify(images), labels, label_smoothing=label_smoothing)
         return Losses(ce, ce, None)
 
     if t is None:
@@ -80,7 +92,7 @@ def hybrid_loss(
     x_t = diffusion.q_sample(clean, t, noise)
     wanted = diffusion.target(target, clean, t, noise)
     if images is None or labels is None:  # GenViT
-        denoising = denoising_loss(net(x_t, t).eps, wanted, norm)
+        denoising = denoising_loss(net.denoise(x_t, t), wanted, norm)
         return Losses(denoising, None, denoising)
 
     logits, prediction = net.joint(images, x_t, t)

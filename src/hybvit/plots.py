@@ -78,6 +78,13 @@ def histograms(values: Mapping[str, Sequence[float]], x: str, bins: int = 50) ->
 def reliability(confidence: Sequence[float], accuracy: Sequence[float], count: Sequence[int], title: str) -> str:
     """Accuracy against confidence in equal-width bins, and how full the bins are (Figures 6 and 12 of the paper)."""
     figure, axes = _axes(3.6, 3.6)
+    draw_reliability(axes, confidence, accuracy, count, title)
+    return svg(figure)
+
+
+def draw_reliability(
+    axes: Any, confidence: Sequence[float], accuracy: Sequence[float], count: Sequence[int], title: str
+) -> None:
     bins = len(count)
     centres = [(i + 0.5) / bins for i in range(bins)]
     heights = [value if n else 0 for value, n in zip(accuracy, count, strict=True)]
@@ -89,7 +96,6 @@ def reliability(confidence: Sequence[float], accuracy: Sequence[float], count: S
     axes.plot([0, 1], [0, 1], "--", color="black", linewidth=0.8)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=title)
     axes.legend(fontsize=8, loc="upper left")
-    return svg(figure)
 
 
 def bars(values: Mapping[str, float], x: str) -> str:
@@ -120,4 +126,52 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
                 if count:
                     colour = "white" if count > totals[i] / 2 else "black"
                     axes.text(j, i, str(count), ha="center", va="center", fontsize=7, color=colour)
+    return svg(figure)
+
+
+def paired(panels: Mapping[str, Sequence[tuple[str, float | None, Any]]]) -> str:
+    """Published (hollow) beside ours (filled, with its interval), one panel per column of a table.
+
+    Where the two are not of one kind (the title has a bar), they have an axis each: above and below.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for points in panels.values() for name, _, _ in points))[::-1]
+    across = min(len(panels), 4)
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(2.2 + 2.4 * across, down * (1.0 + 0.22 * len(names))), layout="constrained")
+    grid = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
+    for axes, (title, points) in zip(grid, panels.items(), strict=False):
+        theirs, _, own = title.partition(" | ")
+        other = axes.twiny() if own else axes
+        for name, published, ours in points:
+            y = names.index(name)
+            if published is not None:
+                axes.plot([published], [y], "o", markerfacecolor="none", color=INK[5], markersize=6)
+            error = None if ours.low is None else [[max(ours.value - ours.low, 0)], [max(ours.high - ours.value, 0)]]
+            other.errorbar([ours.value], [y], xerr=error, fmt="o", color=INK[0], markersize=4, capsize=2)
+        axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.grid(alpha=0.3)
+        axes.set_xlabel(f"{theirs}, published" if own else theirs, fontsize=8, color=INK[5] if own else "black")
+        axes.tick_params(axis="x", labelsize=7)
+        if own:
+            other.set_xlabel(f"{own}, ours", fontsize=8, color=INK[0])
+            other.tick_params(axis="x", labelsize=7)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    return svg(figure)
+
+
+def panels(drawings: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[int]]]) -> str:
+    """Several reliability diagrams side by side: name -> (confidence, accuracy, count) per bin (Figures 6 and 12)."""
+    from matplotlib.figure import Figure
+
+    across = min(len(drawings), 3)
+    down = -(-len(drawings) // across)
+    figure = Figure(figsize=(3.0 * across, 3.1 * down), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False).ravel()
+    for axes, (name, (confidence, accuracy, count)) in zip(grid, drawings.items(), strict=False):
+        draw_reliability(axes, confidence, accuracy, count, name)
+    for axes in grid[len(drawings) :]:
+        axes.set_visible(False)
     return svg(figure)

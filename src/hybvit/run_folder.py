@@ -6,8 +6,9 @@ import contextlib
 import json
 import os
 import platform
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -62,6 +63,38 @@ def make_folder(path: Path) -> None:
         raise DataError(f"{path}: no permission to write to it")
 
 
+def locked(path: Path) -> IO[str] | None:
+    """Hold a folder against other processes as long as the file that is returned lives; a killed process lets go of it.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return None
+    file = (path / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(f"{path}: another process is training in it; choose another --out, or wait") from None
+    except OSError:  # a file system without locks
+        pass
+    return file
+
+
+def check_same(path: Path, cfg: Config, but: Collection[str] = ()) -> None:
+    """Whether a run folder holds a run of this configuration, but for fields that are free to change and those of ``but``.
+
+    Raises:
+        ConfigError: it does not; the first differing field is named.
+    """
+    for name, (before, now) in differences(load_config(path / "config.yaml"), cfg).items():
+        if name not in FREE_TO_CHANGE and name not in but:
+            raise ConfigError(f"{path} was started with {name} = {before!r}, not {now!r}: choose another --out")
+
+
 class RunFolder:
     """One training run on disk. Opening it creates it, or checks that it was started with the same configuration.
 
@@ -74,10 +107,9 @@ class RunFolder:
         self.path = path
         make_folder(path)
         make_folder(path / "checkpoints")
+        self._lock = locked(path)
         if (path / "config.yaml").is_file():
-            for name, (before, now) in differences(load_config(path / "config.yaml"), cfg).items():
-                if name not in FREE_TO_CHANGE:
-                    raise ConfigError(f"{path} was started with {name} = {before!r}, not {now!r}: choose another --out")
+            check_same(path, cfg)
         write_text(path / "config.yaml", to_yaml(cfg))
         write_text(path / "environment.json", json.dumps({**environment(), "seed": cfg.train.seed}, indent=1) + "\n")
 
@@ -143,7 +175,7 @@ def training_summary(history: list[dict[str, Any]]) -> dict[str, float]:
     summary = {"steps": steps, "seconds": round(seconds, 1)}
     summary["images_per_second"] = round(sum(line["images_per_second"] * line["seconds"] for line in lines) / seconds, 1)
     late = [line for line in lines if line["step"] > 0.9 * steps]
-    for name in ("ce", "denoising"):
+    for name in ("ce", "denoising", "energy_gap"):
         if name in lines[-1]:
             summary[name] = round(sum(line[name] for line in late) / len(late), 4)
     return summary

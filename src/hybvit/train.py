@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .arguments import ArgumentParser
-from .config import PRESETS, Config, OptimConfig, field_help, override, parse, preset
+from .baselines.jem import JEM
+from .config import Config, OptimConfig, field_help, override, parse
 from .data.batches import TrainingBatches, batches_of_steps, resolve_workers
 from .data.datasets import Dataset, open_dataset
 from .data.images import grid, save_image, to_x
@@ -25,12 +26,14 @@ from .devices import autocast, best_device, keep_freed_memory, resolve_precision
 from .errors import ConfigError, DivergedError, Interrupted
 from .hybrid import HybridModel
 from .metrics.classification import topk_accuracy
-from .objective import Batch, hybrid_loss
+from .networks import Network, build_network, losses_of
+from .objective import Batch
+from .recipes import PRESETS, preset
 from .run_folder import RunFolder
 from .seeds import generator, mix
-from .vit import HybViT
 
 PREVIEW_IMAGES, PREVIEW_STEPS = 64, 20
+INFORMING_IMAGES = 10_000  # that the Gaussians of JEM++ are fitted to
 LINE_SECONDS = 10.0  # between two lines in a log
 
 
@@ -58,8 +61,11 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
         say(f"warning: {remark}")
 
     torch.manual_seed(mix(cfg.train.seed, "weights"))
-    net = HybViT(cfg.model).to(device)
-    ema = HybridModel(HybViT(cfg.model), cfg, device)
+    net = build_network(cfg)
+    if isinstance(net, JEM) and not done:
+        prepare(net, cfg, data)
+    net = net.to(device)
+    ema = HybridModel(build_network(cfg), cfg, device)
     ema.net.load_state_dict(net.state_dict())
     optimizer = build_optimizer(net, cfg.optim)
     if done:
@@ -71,6 +77,7 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
     workers = resolve_workers(cfg.data.workers, device)
     averaged: list[Tensor] = list(ema.net.parameters())
     weights: list[Tensor] = list(net.parameters())
+    buffers = list(zip(ema.net.buffers(), net.buffers(), strict=True))
     parameters = sum(p.numel() for p in weights)
     say(
         f"{out}: {cfg.objective.kind} on {cfg.data.name}, {parameters:,} parameters, {device.type} {cfg.train.precision}, "
@@ -91,27 +98,21 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
                 group["lr"] = learning_rate(step, cfg)
             batch = Batch(*(None if part is None else part.to(device, non_blocking=True) for part in batch))
             with autocast(device, cfg.train.precision):
-                losses = hybrid_loss(
-                    net,
-                    ema.diffusion,
-                    batch,
-                    alpha=cfg.objective.alpha,
-                    norm=cfg.objective.norm,
-                    target=cfg.objective.target,
-                    label_smoothing=cfg.objective.label_smoothing,
-                    generator=generator(cfg.train.seed, "noise", step),
-                )
+                losses = losses_of(net, cfg, ema.diffusion, batch, generator(cfg.train.seed, "noise", step))
             losses.total.backward()
             norm = torch.nn.utils.clip_grad_norm_(weights, cfg.optim.clip or math.inf)
             optimizer.step()
             optimizer.zero_grad()
             with torch.no_grad():
                 torch._foreach_lerp_(averaged, weights, 1 - ema_decay(step, cfg))
+                for copy, buffer in buffers:  # statistics and replayed images are not averaged
+                    copy.copy_(buffer)
 
             step += 1
             last, stopped = step == cfg.train.steps, stop.received
             checkpoint_due = step % cfg.train.checkpoint_every == 0 or last or stopped is not None
-            meter.add(step, {"loss": losses.total, "ce": losses.ce, "denoising": losses.denoising, "gradient_norm": norm})
+            terms = losses._asdict()
+            meter.add(step, {"loss": terms.pop("total"), **terms, "gradient_norm": norm})
             if step % cfg.train.log_every == 0 or checkpoint_due:  # so that a resumed run has lost no line
                 meter.write(step, lr=learning_rate(step - 1, cfg))
             if cfg.train.preview_every and (step % cfg.train.preview_every == 0 or last):
@@ -139,9 +140,20 @@ def settle(cfg: Config, data: Dataset, device: torch.device) -> Config:
     return override(cfg, model=classes, data={"classes": data.classes}, train={"precision": precision})
 
 
-def build_optimizer(net: HybViT, cfg: OptimConfig) -> torch.optim.Optimizer:
+def prepare(net: JEM, cfg: Config, data: Dataset) -> None:
+    """Fill the replay buffer from the training images where the objective says so."""
+    if cfg.jem.informative:
+        images, labels = data.train.spread(INFORMING_IMAGES).take(torch.arange(min(INFORMING_IMAGES, len(data.train))))
+        if labels is None:
+            raise ConfigError(f"{cfg.data.root}: jem.informative needs labelled images")
+        net.informed_by(to_x(images), labels)
+
+
+def build_optimizer(net: Network, cfg: OptimConfig) -> torch.optim.Optimizer:
     if cfg.name == "sgd":
-        return torch.optim.SGD(net.parameters(), lr=cfg.lr, momentum=cfg.beta1, weight_decay=cfg.weight_decay)
+        return torch.optim.SGD(
+            net.parameters(), lr=cfg.lr, momentum=cfg.beta1, weight_decay=cfg.weight_decay, nesterov=cfg.nesterov
+        )
     betas = (cfg.beta1, cfg.beta2)
     return torch.optim.AdamW(net.parameters(), lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay, fused=True)
 
@@ -161,10 +173,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
 
 
 def learning_rate(step: int, cfg: Config) -> float:
-    """Linear warm-up to ``optim.lr``, then cosine, at ``optim.min_lr`` once ``train.steps`` are done; ``step`` is from 0."""
+    """Linear warm-up to ``optim.lr``, then cosine, at ``optim.min_lr`` once ``train.steps`` are done, or a drop at each
+    milestone; ``step`` is from 0."""
     optim, warmup = cfg.optim, cfg.optim.warmup_steps
     if step < warmup:
         return optim.lr * (step + 1) / warmup
+    if optim.schedule == "steps":
+        return optim.lr * optim.drop ** sum(step >= share * cfg.train.steps for share in optim.milestones)
     progress = (step - warmup) / max(cfg.train.steps - warmup, 1)
     return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -220,7 +235,7 @@ class Meter:
                 raise diverged(self.run.path, step, name)
         seconds = time.monotonic() - self.since - self.paused
         means = {name: value.item() / self.count for name, value in self.sums.items()}
-        minibatches = 2 if self.cfg.objective.kind == "hybvit" else 1
+        minibatches = 2 if self.cfg.objective.kind in ("hybvit", "jem") else 1
         rate = self.count * self.cfg.train.batch_size * minibatches / seconds
         line = {"step": step, **means, "lr": lr, "seconds": seconds, "images_per_second": rate}
         self.run.log(line)
@@ -228,7 +243,7 @@ class Meter:
             for name, value in line.items():
                 self.writer.add_scalar(f"train/{name}", value, step)
         left = (self.cfg.train.steps - step) * seconds / self.count
-        shown = ", ".join(f"{name} {means[name]:.4f}" for name in ("loss", "ce", "denoising") if name in means)
+        shown = ", ".join(f"{name} {means[name]:.4f}" for name in ("loss", "ce", "denoising", "energy_gap") if name in means)
         self.bar.set_postfix_str(f"{shown}, {rate:.0f} images/s")
         if self.bar.disable and (time.monotonic() - self.last_line > LINE_SECONDS or step == self.cfg.train.steps):
             self.say(f"step {step}/{self.cfg.train.steps}  {shown}  {rate:.0f} images/s  {left:.0f} s left")
@@ -239,11 +254,11 @@ class Meter:
         """Test accuracy and a sample grid of the averaged weights; the time they take is not counted as training."""
         started = time.monotonic()
         with autocast(ema.device, self.cfg.train.precision):
-            if self.cfg.objective.kind != "vit":
+            if ema.has_samples:
                 pixels = ema.sample(PREVIEW_IMAGES, steps=PREVIEW_STEPS, seed=self.cfg.train.seed)
                 scale = max(1, 64 // pixels.shape[-1])
                 save_image(grid(pixels, scale=scale), self.run.path / "samples" / f"step-{step:08d}.png")
-            if self.cfg.objective.kind != "genvit" and data.test.labels is not None:
+            if ema.has_classes and data.test.labels is not None:
                 accuracy = test_accuracy(ema, data)
                 self.run.log({"step": step, "test/accuracy": accuracy})
                 if self.writer is not None:

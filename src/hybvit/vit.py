@@ -315,6 +315,19 @@ class HybViT(nn.Module):
         z, time, noisy = self.encode(x, t)
         return Output(self.read_class(z), self.read_pixels(z, x, time, noisy))
 
+    def classify(self, x: Tensor) -> Tensor:
+        """x float [B, C, H, W] in [-1, 1], clean -> logits [B, K] (Eq. 20)."""
+        return self.read_class(self.encode(x, None).z)
+
+    def features(self, x: Tensor) -> Tensor:
+        """x float [B, C, H, W] in [-1, 1], clean -> the class token after the last layer [B, D]."""
+        return self.encode(x, None).z[:, 0]
+
+    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """x_t [B, C, H, W] at t int64 [B] in 1..T -> what the pixel read-out predicts [B, C, H, W]: see :class:`Output`."""
+        z, time, noisy = self.encode(x_t, t)
+        return self.read_pixels(z, x_t, time, noisy)
+
     def joint(self, images: Tensor, x_t: Tensor, t: Tensor) -> Output:
         """Both mini-batches of Sec. 4.2 in one pass: the logits of the clean ``images``, the noise in ``x_t``.
 

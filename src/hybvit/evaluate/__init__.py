@@ -51,8 +51,8 @@ SUITES: dict[str, Suite] = {
         robustness.run,
     ),
     "likelihood": Suite("How likely the data are", frozenset({"denoiser"}), ("bound_images", "bound_draws"), likelihood.run),
-    "fidelity": Suite("How good the samples are", frozenset({"denoiser"}), (*SAMPLING, "extractor", "inception"), fidelity.run),
-    "quality": Suite("What it thinks of its own samples", frozenset({"denoiser", "classes"}), SAMPLING, quality.run),
+    "fidelity": Suite("How good the samples are", frozenset({"samples"}), (*SAMPLING, "extractor", "inception"), fidelity.run),
+    "quality": Suite("What it thinks of its own samples", frozenset({"samples", "classes"}), SAMPLING, quality.run),
     "speed": Suite("What it costs on this machine", frozenset(), ("sampler", "steps"), speed.run),
 }
 

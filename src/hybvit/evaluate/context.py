@@ -152,7 +152,7 @@ class Context:
 
 
 class Suite(NamedTuple):
-    """``wants``: of classes, labels, denoiser; what a model (or its data) lacks of them leaves the suite out."""
+    """``wants``: of classes, labels, denoiser, samples; what a model (or its data) lacks of them leaves the suite out."""
 
     words: str
     wants: frozenset[str]
@@ -166,6 +166,8 @@ def lacking(ctx: Context, wants: Sequence[str] | frozenset[str]) -> str | None:
         return "the model has no classes"
     if "denoiser" in wants and not ctx.model.has_denoiser:
         return "the model has no denoiser"
+    if "samples" in wants and not ctx.model.has_samples:
+        return "the model cannot generate images"
     if "labels" in wants and ctx.data.test.labels is None:
         return "the test images have no labels"
     return None

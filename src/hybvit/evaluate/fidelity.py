@@ -58,9 +58,8 @@ def run(ctx: Context) -> Result:
 
 def distances(ctx: Context, eye: Extractor, samples: Tensor, result: Result) -> None:
     """Everything that compares the features of samples with those of all training images."""
-    real, test = (
-        features(ctx, eye, part, what) for part, what in ((ctx.data.train, "training images"), (ctx.test, "test images"))
-    )
+    real = known_features(ctx, eye)
+    test = features(ctx, eye, ctx.test, "test images")
     generated = ImageSet(samples)
     made, logits = share_batches(len(samples), ctx.options.batch_size, lambda i: both(eye, generated.take(i)[0]), "samples")
     n, reference = len(samples), len(real)
@@ -105,6 +104,19 @@ def features(ctx: Context, eye: Extractor, images: ImageSet, what: str) -> Tenso
     images = images if isinstance(images.pixels, (Tensor, LazyPictures)) else images.first(NEIGHBOURS_AMONG)
     (found,) = share_batches(len(images), ctx.options.batch_size, lambda i: eye.features(images.take(i)[0]), what)
     return found
+
+
+KNOWN: dict[tuple[object, ...], Tensor] = {}  # of the last training set: one process may evaluate many models on it
+
+
+def known_features(ctx: Context, eye: Extractor) -> Tensor:
+    """The features of all training images, kept for the next model that is judged on the same ones."""
+    images = ctx.data.train
+    key = (eye.name, eye.is_inception, ctx.data_name, len(images), images.spread(256).in_memory.numpy().tobytes())
+    if key not in KNOWN:
+        KNOWN.clear()
+        KNOWN[key] = features(ctx, eye, images, "training images")
+    return KNOWN[key]
 
 
 def around(value: float, error: float) -> tuple[float, float]:

@@ -25,9 +25,7 @@ def run(ctx: Context) -> Result:
         result.metrics[f"quality/{key}_mean"] = Metric(values.mean().item(), len(values))
         result.metrics[f"quality/{key}_mean_test"] = Metric(real_scores[key].mean().item(), len(real))
         compared = {"samples": values.tolist(), "test images": real_scores[key].tolist()}
-        result.pictures[f"{key}_real"] = Picture(
-            plots.histograms(compared, words), f"{words} of samples and of test images (Figure 10)"
-        )
+        result.pictures[f"{key}_real"] = Picture(plots.histograms(compared, words), f"{words} of samples and of test images")
     shares = torch.bincount(label, minlength=len(classes)).double() / len(label)
     result.metrics["quality/smallest_class_share"] = Metric(shares.min().item(), len(label))
     result.tables["samples_by_class"] = {
@@ -46,7 +44,7 @@ def run(ctx: Context) -> Result:
         by_class = {classes[k]: values[label == k].tolist() for k in shown[:6] if (label == k).sum() > 1}
         if by_class:
             result.pictures[f"{key}_by_class"] = Picture(
-                plots.histograms(by_class, words), f"{words} of samples, by class (Figure 11)"
+                plots.histograms(by_class, words), f"{words} of samples, by class (Figures 10 and 11)"
             )
         for title, largest in (("best", True), ("worst", False)):
             rows = [rank(values, label == k, largest) for k in shown if (label == k).sum() >= PER_CLASS]

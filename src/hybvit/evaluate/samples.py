@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..distributed import share_batches
-from ..hybrid import draw
 from .context import Context
 
 SHARD = 256
@@ -46,16 +45,7 @@ def sampled(ctx: Context) -> Tensor:
         path = folder / f"{int(index[0]):08d}-{int(index[-1]) + 1:08d}.safetensors"
         if path.is_file():
             return load_file(path)["pixels"]
-        pixels = draw(
-            ctx.model.denoise,
-            ctx.model.diffusion,
-            ctx.model.image_shape,
-            ctx.model.device,
-            index.tolist(),
-            o.sampler,
-            o.steps,
-            o.seed,
-        )
+        pixels = ctx.model.draw(index.tolist(), o.sampler, o.steps, o.seed)
         part = path.with_suffix(".part")
         save_file({"pixels": pixels}, part)
         part.replace(path)

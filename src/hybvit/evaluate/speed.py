@@ -12,9 +12,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..devices import autocast, resolve_precision
-from ..hybrid import HybridModel, draw
-from ..objective import Batch, hybrid_loss
-from ..vit import HybViT
+from ..hybrid import HybridModel
+from ..networks import build_network, losses_of
+from ..objective import Batch
+from ..seeds import generator
 from .context import Context, Metric, Result
 
 REPEATS, IMAGES = 5, 64
@@ -36,13 +37,9 @@ def run(ctx: Context) -> Result:
         for name, call in work.items():
             result.metrics[f"speed/{name}_gflop_per_image"] = Metric(gflop(call) / IMAGES, IMAGES)
             result.metrics[f"speed/{name}_images_per_second"] = Metric(IMAGES / seconds(call), REPEATS * IMAGES)
-    if model.has_denoiser:
+    if model.has_samples:
         o = ctx.options
-
-        def sample() -> None:
-            draw(model.denoise, model.diffusion, model.image_shape, model.device, range(IMAGES), o.sampler, o.steps, o.seed)
-
-        sampling = seconds(sample, 1)
+        sampling = seconds(lambda: model.draw(range(IMAGES), o.sampler, o.steps, o.seed), 1)
         result.metrics[f"speed/sample_{o.sampler}_{o.steps}_images_per_second"] = Metric(IMAGES / sampling, IMAGES)
     if isinstance(model, HybridModel):
         train_speed(model, result)
@@ -55,20 +52,20 @@ def train_speed(model: HybridModel, result: Result) -> None:
     """One optimisation step without the optimiser: forward and backward of the model's own objective."""
     cfg = model.cfg
     torch.manual_seed(0)
-    net = HybViT(cfg.model).to(model.device)
+    net = build_network(cfg).to(model.device)
     size, shape = cfg.train.batch_size, model.image_shape
     clean, images = (torch.rand(size, *shape, device=model.device) * 2 - 1 for _ in range(2))
     labels = torch.zeros(size, dtype=torch.int64, device=model.device)
-    batch = Batch(clean if model.has_denoiser else None, *((images, labels) if model.has_classes else (None, None)))
+    batch = Batch(clean if model.has_samples else None, *((images, labels) if model.has_classes else (None, None)))
     precision = resolve_precision(cfg.train.precision, model.device)
 
     def step() -> None:
         with autocast(model.device, precision):
-            loss = hybrid_loss(net, model.diffusion, batch, norm=cfg.objective.norm, target=cfg.objective.target).total
+            loss = losses_of(net, cfg, model.diffusion, batch, generator(0, "noise")).total
         loss.backward()
         net.zero_grad()
 
-    shown = size * (model.has_denoiser + model.has_classes)
+    shown = size * (model.has_samples + model.has_classes)
     result.metrics["speed/train_gflop_per_image"] = Metric(gflop(step) / shown, shown)
     result.metrics["speed/train_images_per_second"] = Metric(shown / seconds(step), REPEATS * shown)
 

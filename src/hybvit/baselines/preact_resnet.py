@@ -1,0 +1,115 @@
+"""Pre-activation residual networks (He et al. 2016b, "Identity Mappings in Deep Residual Networks").
+
+Shapes: B images, C channels, K classes; x is [B, C, H, W] in [-1, 1]; every side from 8 pixels on will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+LEAK = 0.2  # slope of JEM's LeakyReLU (github.com/wgrathwohl/JEM, wideresnet.py)
+
+
+def normalisation(channels: int, batch_norm: bool) -> nn.Module:
+    return nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
+
+
+def activation(batch_norm: bool) -> nn.Module:
+    """ReLU; without batch norm LeakyReLU, as in JEM, whose samplers follow the gradient to the pixels."""
+    return nn.ReLU() if batch_norm else nn.LeakyReLU(LEAK)
+
+
+class PreActBlock(nn.Module):
+    """x + conv3x3(a(conv3x3(a(x)))) with a = ReLU o BN; where the shape changes, conv1x1(a(x)) stands for the first x."""
+
+    def __init__(self, before: int, channels: int, stride: int, dropout: float, batch_norm: bool) -> None:
+        super().__init__()
+        bias = not batch_norm
+        self.enter = nn.Sequential(normalisation(before, batch_norm), activation(batch_norm))
+        self.branch = nn.Sequential(
+            nn.Conv2d(before, channels, 3, stride, padding=1, bias=bias),
+            normalisation(channels, batch_norm),
+            activation(batch_norm),
+            nn.Dropout(dropout),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=bias),
+        )
+        same = stride == 1 and before == channels
+        self.shortcut = None if same else nn.Conv2d(before, channels, 1, stride, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.enter(x)
+        return self.branch(h) + (x if self.shortcut is None else self.shortcut(h))
+
+
+class PreActResNet(nn.Module):
+    """3x3 stem, stages of :class:`PreActBlock`, BN-ReLU, mean over the image, Linear.
+
+    Args:
+        image_shape: (C, H, W).
+        num_classes: K.
+        stem: channels after the first convolution.
+        stages: channels of each stage.
+        strides: of the first block of each stage.
+        blocks: per stage.
+        dropout: between the two convolutions of a block.
+        batch_norm: without it norms are identities, convolutions have biases and ReLUs leak: JEM's network.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        stem: int,
+        stages: Sequence[int],
+        strides: Sequence[int],
+        blocks: int,
+        dropout: float = 0.0,
+        batch_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(image_shape[0], stem, 3, padding=1, bias=not batch_norm)
+        layers: list[nn.Module] = []
+        before = stem
+        for channels, stride in zip(stages, strides, strict=True):
+            for k in range(blocks):
+                layers.append(PreActBlock(before, channels, stride if k == 0 else 1, dropout, batch_norm))
+                before = channels
+        self.body = nn.Sequential(*layers, normalisation(before, batch_norm), activation(batch_norm))
+        self.readout = nn.Linear(before, num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """He et al. 2015: N(0, 2 / (k^2 * channels out)) for convolutions, as in the published code; zero biases."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def features(self, x: Tensor) -> Tensor:
+        """x [B, C, H, W] -> the last stage's channels, averaged over the image: [B, channels]."""
+        # Channels last in memory, the order that convolutions like best, from here on: a single channel would not show it.
+        return self.body(self.stem(x).contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
+
+    def classify(self, x: Tensor) -> Tensor:
+        """x [B, C, H, W] -> logits [B, K] in float32 or wider."""
+        logits = self.readout(self.features(x))
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(x)
+
+
+class PreActResNet18(PreActResNet):
+    """The 18-layer network for small images: a 3x3 stem, no pooling, four stages of two blocks.
+
+    With ``width`` 64, three channels and ten classes it has 11,172,170 parameters: the common 11,171,146 and, as He et al. have
+    it, a last BN of 512 scales and shifts before the pooling.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, width: int = 64) -> None:
+        stages = [width, 2 * width, 4 * width, 8 * width]
+        super().__init__(image_shape, num_classes, stem=width, stages=stages, strides=(1, 2, 2, 2), blocks=2)

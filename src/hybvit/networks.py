@@ -1,0 +1,81 @@
+"""The network of a configuration: the paper's ViT, or one of the systems that it is compared with."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from .baselines.jem import JEM, JEMLosses
+from .baselines.preact_resnet import PreActResNet18
+from .baselines.unet import DenoisingUNet
+from .baselines.wide_resnet import WideResNet
+from .config import Config
+from .diffusion import Diffusion
+from .objective import Batch, Losses, hybrid_loss
+from .vit import HybViT
+
+Network = HybViT | WideResNet | PreActResNet18 | DenoisingUNet | JEM
+
+
+def build_network(cfg: Config) -> Network:
+    """A freshly initialised network, on the default device.
+
+    Raises:
+        ConfigError: the U-Net's library is not installed.
+        ValueError: a field of ``network`` does not fit the images.
+    """
+    shape, own = image_shape(cfg), cfg.network
+    backbone: Network
+    if own.name == "wide_resnet":
+        backbone = WideResNet(shape, cfg.model.num_classes, own.depth, own.width, own.dropout, own.batch_norm)
+    elif own.name == "preact_resnet18":
+        backbone = PreActResNet18(shape, cfg.model.num_classes)
+    elif own.name == "unet":
+        backbone = DenoisingUNet(shape, own.channels, own.layers, own.attention_at, own.dropout)
+    else:
+        backbone = HybViT(cfg.model)
+    if cfg.objective.kind != "jem":
+        return backbone
+    settings = cfg.jem
+    return JEM(
+        backbone,
+        shape,
+        cfg.model.num_classes,
+        steps=settings.steps,
+        step_size=settings.step_size,
+        noise=settings.noise,
+        replay=settings.replay,
+        restart=settings.restart,
+        input_noise=settings.input_noise,
+        weight=settings.weight,
+        informative=settings.informative,
+        proximal=settings.proximal,
+        limit=settings.limit,
+    )
+
+
+def losses_of(net: Network, cfg: Config, diffusion: Diffusion, batch: Batch, generator: torch.Generator) -> Losses | JEMLosses:
+    """What a training step minimises; ``generator`` is on the CPU and decides every draw."""
+    objective = cfg.objective
+    if isinstance(net, JEM):
+        return net.loss(batch, generator, objective.label_smoothing)
+    return hybrid_loss(
+        cast(Any, net),  # that it has what its objective asks of it, the configuration has checked
+        diffusion,
+        batch,
+        alpha=objective.alpha,
+        norm=objective.norm,
+        target=objective.target,
+        label_smoothing=objective.label_smoothing,
+        generator=generator,
+    )
+
+
+def image_shape(cfg: Config) -> tuple[int, int, int]:
+    return cfg.model.channels, cfg.model.image_size, cfg.model.image_size
+
+
+def number_of_parameters(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
