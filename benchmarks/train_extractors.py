@@ -19,13 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hybvit.checkpoint import sha256
-from hybvit.config import preset
 from hybvit.data.augment import draws, weak
 from hybvit.data.batches import Order
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import ImageSet
 from hybvit.data.images import to_x
 from hybvit.extractors import ASSETS, RECORD, SmallCNN
+from hybvit.recipes import preset
 from hybvit.seeds import mix
 
 SEED = 0

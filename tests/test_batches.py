@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybvit.config import Config, DataConfig, override, preset
+from hybvit.config import Config, DataConfig, override
 from hybvit.data import datasets
 from hybvit.data.batches import Order, TrainingBatches, batches_of_steps, policy_of, resolve_workers
 from hybvit.data.image_set import ImageSet
@@ -15,6 +15,7 @@ from hybvit.data.images import to_pixels
 from hybvit.data.own_images import Dataset
 from hybvit.errors import ConfigError
 from hybvit.objective import Batch
+from hybvit.recipes import preset
 from hybvit.vit import ViTConfig
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybvit.config import PRESETS, Config, DataConfig, override, preset
+from hybvit.config import Config, DataConfig, override
 from hybvit.data import datasets
 from hybvit.data.catalog import CATALOG, DEBIAN
 from hybvit.data.files import ArraysOnly, Files, read_idx, unpickle
@@ -17,6 +17,7 @@ from hybvit.data.image_set import BadFiles, Decoding, ImageSet, LazyPictures
 from hybvit.data.locate import located
 from hybvit.data.own_images import Dataset
 from hybvit.errors import ConfigError, DataError
+from hybvit.recipes import PRESETS, preset
 from hybvit.vit import HybViT, ViTConfig
 
 from . import official

@@ -14,7 +14,7 @@ from torch import nn
 
 from hybvit import extractors
 from hybvit.checkpoint import sha256
-from hybvit.config import Config, DataConfig, ObjectiveConfig, preset
+from hybvit.config import Config, DataConfig, ObjectiveConfig
 from hybvit.data.catalog import DEBIAN
 from hybvit.data.datasets import open_dataset
 from hybvit.data.images import to_x, with_channels
@@ -29,6 +29,7 @@ from hybvit.metrics.fidelity import (
     kernel_distance,
     precision_recall,
 )
+from hybvit.recipes import preset
 from hybvit.vit import HybViT, ViTConfig
 
 

@@ -5,9 +5,10 @@ import torch
 from PIL import Image
 
 import hybvit
-from hybvit.config import Config, DiffusionConfig, ObjectiveConfig, override, preset
+from hybvit.config import Config, DiffusionConfig, ObjectiveConfig, override
 from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.hybrid import HybridModel
+from hybvit.recipes import preset
 from hybvit.vit import HybViT
 
 CFG = Config(model=hybvit.ViTConfig(image_size=8, patch_size=2, channels=1, num_classes=4, dim=16, depth=2, heads=2))
@@ -136,7 +137,8 @@ def test_load_says_what_is_not_there(tmp_path, monkeypatch):
 
 
 def test_every_preset_builds_and_reloads(tmp_path):
-    from hybvit.config import PRESETS, load_config, to_yaml
+    from hybvit.config import load_config, to_yaml
+    from hybvit.recipes import PRESETS
 
     for name in PRESETS:
         cfg = preset(name)

@@ -8,7 +8,6 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 from sklearn.metrics import log_loss, recall_score, top_k_accuracy_score
 
-from hybvit.config import preset
 from hybvit.data.datasets import open_dataset
 from hybvit.metrics.classification import (
     brier,
@@ -20,6 +19,7 @@ from hybvit.metrics.classification import (
     wilson_interval,
 )
 from hybvit.metrics.judge import PixelSVM, class_shares
+from hybvit.recipes import preset
 
 
 def scores() -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from hybvit.config import Config, DataConfig, override, preset
+from hybvit.config import Config, DataConfig, override
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import LazyPictures
 from hybvit.data.locate import located
 from hybvit.errors import ConfigError, DataError
+from hybvit.recipes import preset
 from hybvit.vit import ViTConfig
 
 from . import official

@@ -11,7 +11,22 @@ SOURCE = Path(hybvit.__file__).parent
 FLOORS = [
     {"errors", "seeds", "vit", "diffusion", "samplers", "objective"},
     {"metrics"},
-    {"config", "devices", "data", "checkpoint", "run_folder", "hybrid", "distributed", "adapters", "extractors"},
+    {
+        "config",
+        "devices",
+        "data",
+        "checkpoint",
+        "run_folder",
+        "hybrid",
+        "distributed",
+        "adapters",
+        "extractors",
+        "baselines",
+        "networks",
+        "recipes",
+        "cost",
+        "published",
+    },
     {
         "arguments",
         "plots",
@@ -26,6 +41,7 @@ FLOORS = [
         "cli",
         "datasets",
         "show_data",
+        "reproduce",
     },
 ]
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from hybvit.checkpoint import newest, read_tensors, step_folders
-from hybvit.config import override, preset
+from hybvit.config import override
+from hybvit.recipes import preset
 from hybvit.run_folder import read_metrics
 from hybvit.train import build_optimizer, ema_decay, learning_rate, optimizer_tensors, restore_optimizer
 from hybvit.vit import HybViT, ViTConfig

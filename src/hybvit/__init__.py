@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .adapters import Adapted
-    from .config import PRESETS, Config, load_config, preset
+    from .config import Config, load_config
     from .data.images import to_pixels, to_x
     from .diffusion import Diffusion
     from .errors import CheckpointError, ConfigError, DataError, DivergedError, Interrupted
     from .hybrid import HybridModel, Prediction, load, load_published
     from .objective import Batch, Losses, hybrid_loss
+    from .recipes import PRESETS, preset
     from .vit import HybViT, Output, ViTConfig
 
 __version__ = "0.1.0"
@@ -20,13 +21,14 @@ __version__ = "0.1.0"
 # Imported when first asked for, so that `hybvit --help` does not wait for torch.
 _HOME = {
     "Adapted": "adapters",
-    "PRESETS": "config", "Config": "config", "load_config": "config", "preset": "config",
+    "Config": "config", "load_config": "config",
     "to_pixels": "data.images", "to_x": "data.images",
     "Diffusion": "diffusion",
     "CheckpointError": "errors", "ConfigError": "errors", "DataError": "errors", "DivergedError": "errors",
     "Interrupted": "errors",
     "HybridModel": "hybrid", "Prediction": "hybrid", "load": "hybrid", "load_published": "hybrid",
     "Batch": "objective", "Losses": "objective", "hybrid_loss": "objective",
+    "PRESETS": "recipes", "preset": "recipes",
     "HybViT": "vit", "Output": "vit", "ViTConfig": "vit",
 }  # fmt: skip
 

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .arguments import ArgumentParser, positive
-from .config import Config, ObjectiveConfig, preset
+from .config import Config, ObjectiveConfig
 from .devices import autocast, best_device, keep_freed_memory, resolve_precision
 from .diffusion import Diffusion
 from .objective import Batch, hybrid_loss
+from .recipes import preset
 from .run_folder import environment, write_text
 from .vit import HybViT, Output, TokenScalarLayer, patchify, unpatchify
 

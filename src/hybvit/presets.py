@@ -2,22 +2,63 @@
 
 from __future__ import annotations
 
+from . import published
 from .arguments import ArgumentParser
-from .config import PRESETS, Config
+from .config import Config
+from .recipes import PRESETS, Claim
 
 
 def network_in_words(cfg: Config) -> str:
-    m = cfg.model
-    extras = [m.time.replace("_", " ")] + ["long skips"] * m.long_skips + ["conv read-out"] * (m.pixel_readout == "conv")
+    m, own = cfg.model, cfg.network
+    parts = [f"{m.image_size}x{m.image_size}x{m.channels}"]
+    if own.name == "vit":
+        parts += [f"patch {m.patch_size}", f"dim {m.dim}", f"depth {m.depth}", m.time.replace("_", " ")]
+        parts += ["long skips"] * m.long_skips + ["conv read-out"] * (m.pixel_readout == "conv")
+    elif own.name == "wide_resnet":
+        parts += [f"wide ResNet {own.depth}-{own.width}"] + ["no batch norm"] * (not own.batch_norm)
+    elif own.name == "preact_resnet18":
+        parts += ["pre-activation ResNet-18"]
+    else:
+        parts += [f"U-Net of {', '.join(map(str, own.channels))} channels"]
+    if cfg.objective.kind == "jem":
+        parts += [f"{cfg.jem.steps} Langevin steps"]
+    return ", ".join(parts)
+
+
+def claim_in_words(claim: Claim) -> str:
+    """``Table 1, HybViT: Acc % 95.9, IS 7.68, FID 26.4``, as the paper prints it."""
+    table, group, model = claim
+    row, columns = published.row(table, model, group), published.tables()[table].columns
+    figures = ", ".join(f"{columns[name]} {value}" for name, value in row.values.items())
+    return f"{', '.join(part for part in (table.replace('table', 'Table '), group, model) if part)}: {figures}"
+
+
+def rounded(value: float) -> str:
+    """Two digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def cost_in_words(cfg: Config) -> str:
+    from .cost import GPU, UTILISATION, cost  # the networks, which the list itself does not need
+
+    counted = cost(cfg)
+    hours = f"about {rounded(counted.gpu_hours)}" if counted.gpu_hours >= 0.01 else "less than 0.01"
     return (
-        f"{m.image_size}x{m.image_size}x{m.channels}, patch {m.patch_size}, dim {m.dim}, depth {m.depth}, {', '.join(extras)}"
+        f"{rounded(counted.train_gflop_per_step)} GFLOP per step, {rounded(counted.total_eflop)} EFLOP, {counted.images:,} "
+        f"images: {hours} hours on one {GPU}{', in TF32,' if cfg.train.precision == 'fp32' else ''} "
+        f"at {UTILISATION:.0%} of its peak"
     )
 
 
 def main(arguments: list[str]) -> None:
     parser = ArgumentParser(prog="hybvit presets", description="List the presets; `hybvit show PRESET` prints one whole.")
-    parser.parse_args(arguments)
+    parser.add_argument("--cost", action="store_true", help="count what each training costs (takes half a minute)")
+    args = parser.parse_args(arguments)
     width = max(map(len, PRESETS)) + 2
-    for name, (cfg, summary) in PRESETS.items():
+    for name, (cfg, summary, claims) in PRESETS.items():
         print(f"{name:<{width}}{summary}")
         print(f"{'':<{width}}{network_in_words(cfg)}; {cfg.train.steps:,} steps of batch {cfg.train.batch_size}")
+        if claims:
+            print(f"{'':<{width}}paper: {claim_in_words(claims[0])}")
+        if args.cost:
+            print(f"{'':<{width}}{cost_in_words(cfg)}", flush=True)

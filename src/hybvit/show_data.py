@@ -11,13 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from .arguments import ArgumentParser, positive
-from .config import Config, parse, preset
+from .config import Config, parse
 from .data.augment import auto_augment, cutmix, draws, erase, mixed_labels, mixup, weak
 from .data.batches import IMAGES_FOR_THE_MEAN, policy_of
 from .data.datasets import open_dataset
 from .data.image_set import ImageSet
 from .data.images import save_image, to_pixels, to_x
 from .data.locate import located
+from .recipes import preset
 from .seeds import generator
 
 FIGURE_1_TIMES = (0, 0.25, 0.5, 0.75, 1)  # t / T
