@@ -14,6 +14,7 @@ VERBS = {
     "sample": "generate images into one picture",
     "classify": "label image files, with a score for how familiar they are",
     "evaluate": "measure a model and write results.json and report.html",
+    "reproduce": "train, measure and render the paper's tables and figures",
     "presets": "list the presets",
     "datasets": "list the data sets that have a name, which are here, and what to do for the others",
     "show-data": "write pictures of what a preset's training sees",

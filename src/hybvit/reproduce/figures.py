@@ -1,0 +1,183 @@
+"""The paper's figures from what the runs left behind: pictures as PNG, drawings as SVG."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+
+from .. import plots
+from ..config import Config
+from ..data.datasets import open_dataset
+from ..data.images import grid, to_pixels, to_x
+from ..evaluate.quality import PER_CLASS
+from ..seeds import generator
+from .scales import Scale
+from .tables import FIGURES, Row, measured
+
+Drawn = Image.Image | str
+FIRST_CLASS_FIGURE = 15
+NOISE_TIMES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # shares of T
+SHORT_NAMES = {
+    "cifar10": "HybViT",
+    "cifar10_vit": "ViT",
+    "cifar10_genvit": "GenViT",
+    "cifar10_weak": "HybViT, weak aug.",
+    "cifar10_vit_weak": "ViT, weak aug.",
+    "cifar10_wrn28_10": "WRN",
+    "cifar10_jem": "JEM",
+    "imagenet32": "HybViT, ImageNet 32",
+    "imagenet32_vit": "ViT, ImageNet 32",
+    "imagenet32_genvit": "GenViT, ImageNet 32",
+}
+
+
+def draw(
+    name: str, folder: Path, configs: Mapping[str, Config], records: Mapping[str, dict[str, Any]], scale: Scale
+) -> dict[str, Drawn]:
+    """File name without its ending -> picture; empty where nothing is there yet."""
+    there = [run for run in FIGURES[name].runs if run in records]
+    number = name.removeprefix("figure")
+    if name == "figure1":
+        return {name: noising(configs["cifar10"])} if "cifar10" in configs else {}
+    if name in ("figure6", "figure12"):
+        return calibration(name, there, records)
+    if name == "figure8":
+        return along_training(name, there, records, scale)
+    if name == "figure8b":
+        return under_attack(name, there, records, scale)
+    if name in ("figure4", "figure5", "figure14"):
+        found = {run: stored(folder / run, "fidelity", "samples") for run in there}
+        several = len(FIGURES[name].runs) > 1
+        return {f"{name}_{run}" if several else name: picture for run, picture in found.items() if picture is not None}
+    if name in ("figure10", "figure11"):
+        return own_judgement(name, folder / "cifar10", "logpx" if name == "figure10" else "confidence")
+    if name == "figure13":
+        return samples_along_training(name, folder / "cifar10")
+    return best_and_worst(name, folder / "cifar10", int(number) - FIRST_CLASS_FIGURE)
+
+
+def noising(cfg: Config) -> Image.Image:
+    """A few images (rows) at growing times (columns): q(x_t | x_0), Eqs. 9-10."""
+    diffusion, images = cfg.diffusion.build(), open_dataset(cfg).test.first(4)
+    x = to_x(images.take(torch.arange(4))[0])
+    noise = torch.randn(x.shape, generator=generator(0, "noise"))
+    columns = [diffusion.q_sample(x, torch.full((4,), round(share * diffusion.T)), noise) for share in NOISE_TIMES]
+    pixels = to_pixels(torch.stack(columns, dim=1).flatten(0, 1))
+    return grid(pixels, columns=len(NOISE_TIMES), scale=max(1, 64 // x.shape[-1]))
+
+
+def calibration(name: str, there: list[str], records: Mapping[str, dict[str, Any]]) -> dict[str, Drawn]:
+    found = {}
+    for run in there:
+        bins = records[run].get("tables", {}).get("reliability")
+        if bins:
+            ece = 100 * records[run]["metrics"]["calibration/ece_20"]["value"]
+            found[f"{SHORT_NAMES[run]}, ECE {ece:.1f} %"] = (
+                filled(bins["confidence"]),
+                filled(bins["accuracy"]),
+                bins["count"],
+            )
+    return {name: plots.panels(found)} if found else {}
+
+
+def filled(values: list[float | None]) -> list[float]:
+    return [0.0 if value is None else value for value in values]
+
+
+def along_training(name: str, there: list[str], records: Mapping[str, dict[str, Any]], scale: Scale) -> dict[str, Drawn]:
+    """Accuracy, and the Frechet distance, against the step."""
+    found: dict[str, Drawn] = {}
+    for column, words in (("accuracy", "accuracy in %"), ("fid", "Frechet distance")):
+        lines = {}
+        for run in there:
+            points = []
+            for step, metrics in records[run]["snapshots"].items():
+                at = measured(column, Row(run, "", None, run), {"metrics": metrics, "parameters": 0}, scale)
+                if at is not None:
+                    points.append((float(step), at.value))
+            if points:
+                lines[SHORT_NAMES[run]] = points
+        if lines:
+            found[f"{name}_{column}"] = plots.curves(lines, "step", words, from_zero=column == "fid")
+    return found
+
+
+def under_attack(name: str, there: list[str], records: Mapping[str, dict[str, Any]], scale: Scale) -> dict[str, Drawn]:
+    found: dict[str, Drawn] = {}
+    for norm, words in (("linf", "L-inf"), ("l2", "L2")):
+        lines = {}
+        for run in there:
+            prefix = f"robustness/pgd_{norm}_"
+            points = [
+                (float(metric.removeprefix(prefix)), 100 * entry["value"])
+                for metric, entry in records[run]["metrics"].items()
+                if metric.startswith(prefix)
+            ]
+            if points:
+                lines[SHORT_NAMES[run]] = sorted(points)
+        if lines:
+            found[f"{name}_{norm}"] = plots.curves(lines, f"eps ({words}) in 1/255", "accuracy in %")
+    return found
+
+
+def stored(run: Path, suite: str, name: str) -> Drawn | None:
+    """A picture that an evaluation suite left in a run's folder."""
+    path = run / "evaluation" / suite / name
+    if path.with_suffix(".png").is_file():
+        return Image.open(path.with_suffix(".png")).copy()
+    return path.with_suffix(".svg").read_text() if path.with_suffix(".svg").is_file() else None
+
+
+def own_judgement(name: str, run: Path, score: str) -> dict[str, Drawn]:
+    """The scores of samples by class, and the best and worst samples of each class."""
+    parts = {"by_class": f"{score}_by_class", "best": f"best_{score}", "worst": f"worst_{score}"}
+    found = {f"{name}_{word}": stored(run, "quality", picture) for word, picture in parts.items()}
+    return {word: picture for word, picture in found.items() if picture is not None}
+
+
+def samples_along_training(name: str, run: Path) -> dict[str, Drawn]:
+    """One row of the same ten seeds for each snapshot, the earliest above."""
+    strips = []
+    for folder in sorted(run.glob("snapshots/*/evaluation/fidelity/samples.png")):
+        picture = Image.open(folder)
+        strips.append(picture.crop((0, 0, picture.width, picture.height // 10)))
+    if not strips:
+        return {}
+    whole = Image.new(strips[0].mode, (strips[0].width, sum(strip.height for strip in strips)), 255)
+    top = 0
+    for strip in strips:
+        whole.paste(strip, (0, top))
+        top += strip.height
+    return {name: whole}
+
+
+def best_and_worst(name: str, run: Path, k: int) -> dict[str, Drawn]:
+    """Of one class: the best samples by log p(x) above, the worst below; empty where the network saw too few of the class."""
+    shares = run / "evaluation" / "quality" / "result.json"
+    if not shares.is_file():
+        return {}
+    stored_result = json.loads(shares.read_text())
+    by_class = stored_result["tables"]["samples_by_class"]
+    classes = list(by_class)
+    n = stored_result["settings"]["samples"]
+    shown = [kind for kind in classes if round(by_class[kind]["share"] * n) >= PER_CLASS]
+    if k >= len(classes) or classes[k] not in shown:
+        return {}
+    rows = []
+    for part in ("best_logpx", "worst_logpx"):
+        picture = stored(run, "quality", part)
+        if not isinstance(picture, Image.Image):
+            return {}
+        height = picture.height // len(shown)
+        top = shown.index(classes[k]) * height
+        rows.append(picture.crop((0, top, picture.width, top + height)))
+    whole = Image.new(rows[0].mode, (rows[0].width, 2 * rows[0].height + 14), 255)
+    ImageDraw.Draw(whole).text((2, 1), f"{classes[k]}: best above, worst below", fill=0)
+    whole.paste(rows[0], (0, 14))
+    whole.paste(rows[1], (0, 14 + rows[0].height))
+    return {name: whole}

@@ -1,0 +1,149 @@
+"""The two scales of a reproduction: the paper's settings, and the same presets shrunk to minutes on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from ..config import Config, override
+from ..data.catalog import CATALOG
+from ..recipes import preset
+
+ViT_FAMILY = ("vit", "genvit", "hybvit")
+SNAPSHOTS = 10  # checkpoints along a run that Figures 8 and 13 look at
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a scale changes.
+
+    Args:
+        name, words: the name on the command line, and what it is.
+        config: a preset's name -> its configuration at this scale, or None where the scale has no data for it.
+        fewer_samples: of the data sets where fewer are generated.
+        looks: how much `hybvit evaluate` looks at, as its own arguments; one call for each group of suites.
+        outside: the paper's out-of-distribution set -> the set at this scale, where there is one.
+        device: what the estimates of time are for, and the FLOP/s that training is assumed to reach there.
+    """
+
+    name: str
+    words: str
+    config: Callable[[str], Config | None]
+    looks: dict[tuple[str, ...], tuple[str, ...]]
+    outside: dict[str, str]
+    device: tuple[str, float]
+    fewer_samples: Mapping[str, int] = field(default_factory=dict)
+
+
+def full(name: str) -> Config:
+    """The preset as it is, with checkpoints along the way."""
+    return with_snapshots(preset(name))
+
+
+def with_snapshots(cfg: Config) -> Config:
+    return override(
+        cfg, train={"checkpoint_every": max(1, cfg.train.steps // SNAPSHOTS), "keep_checkpoints": SNAPSHOTS, "preview_every": 0}
+    )
+
+
+POCKET_STEPS, POCKET_BATCH = 3000, 64
+POCKET_LR = 3e-3  # three times the paper's: so few steps do not get far with less
+STAND_INS = {"cifar10": "fashion_mnist", "stl10": "digits"}
+PATCHES = {"fashion_mnist": {4: 7}, "digits": {12: 8, 8: 4, 6: 2, 4: 1}}
+
+
+def pocket(name: str) -> Config | None:
+    """The preset with a quarter of the width, two thirds of the depth, a third of the heads, on small grey images.
+
+    CIFAR-10 becomes Fashion-MNIST and STL-10 becomes scikit-learn's digits; the other data sets have no stand-in. The shares
+    of the longest training stay: 100 of 500 epochs become 600 of 3,000 steps.
+    """
+    cfg = preset(name)
+    data = STAND_INS.get(cfg.data.name)
+    if data is None:
+        return None
+    info = CATALOG[data]
+    assert info.size is not None
+    model = replace(
+        cfg.model,
+        image_size=info.size,
+        channels=info.channels,
+        num_classes=info.num_classes,
+        patch_size=PATCHES[data].get(cfg.model.patch_size, 1),
+        dim=cfg.model.dim // 4,
+        depth=cfg.model.depth * 2 // 3,
+        heads=-(-cfg.model.heads // 3),
+    )
+    cfg = override(
+        replace(cfg, model=model), data={"name": data, "flip": data == "fashion_mnist", "crop_padding": info.size // 8}
+    )
+    if cfg.network.name == "vit" and cfg.objective.kind in ViT_FAMILY:
+        longest = preset(longest_of(name)).train.steps
+        steps = round(POCKET_STEPS * min(1.0, cfg.train.steps / longest))
+        cfg = override(
+            cfg,
+            train={"steps": steps, "batch_size": POCKET_BATCH, "ema_decay": 0.995, "ema_warmup": True},
+            optim={"warmup_steps": steps // 50, "lr": POCKET_LR},
+        )
+    else:
+        cfg = smaller_baseline(cfg)
+    return with_snapshots(cfg)
+
+
+def longest_of(name: str) -> str:
+    """The preset whose training is the longest on the same data: STL-10's short runs are measured against themselves."""
+    return "stl10_short_vit" if name.startswith("stl10_short") else name.split("_")[0]
+
+
+def smaller_baseline(cfg: Config) -> Config:
+    """The CNNs: thin enough for minutes; those that are slower per image get fewer images, not more time."""
+    if cfg.objective.kind == "jem":
+        steps, batch = 600, POCKET_BATCH
+        cfg = override(cfg, network={"depth": 10, "width": 1}, jem={"replay": 2000})
+        lr = {"adamw": 1e-3, "sgd": cfg.optim.lr}[cfg.optim.name]  # far fewer steps than the preset has
+        return override(cfg, train={"steps": steps, "batch_size": batch}, optim={"warmup_steps": 50, "lr": lr})
+    if cfg.network.name == "unet":
+        return override(
+            cfg,
+            network={"channels": (32, 64, 64), "layers": 1, "attention_at": 7, "dropout": 0.0},
+            train={"steps": 1000, "batch_size": POCKET_BATCH, "ema_decay": 0.995, "ema_warmup": True},
+            optim={"warmup_steps": 50, "lr": 1e-3},
+        )
+    return override(
+        cfg,
+        network={"depth": 10, "width": 1},
+        train={"steps": POCKET_STEPS, "batch_size": POCKET_BATCH},
+        optim={"warmup_steps": 0},
+    )
+
+
+FULL = Scale(
+    "full",
+    "the paper's settings, on GPUs",
+    full,
+    {
+        ("accuracy", "calibration"): (),
+        ("fidelity", "quality"): ("--samples", "10000", "--sampler", "ddpm", "--steps", "1000", "--extractor", "inception"),
+        ("ood",): (),
+        ("robustness",): ("--attack-images", "1000", "--autoattack-images", "1000"),
+        ("likelihood",): ("--bound-images", "1000", "--bound-draws", "all"),
+    },
+    {"svhn": "svhn", "interpolation": "interpolation", "cifar100": "cifar100", "celeba": "celeba"},
+    ("one A100", 312e12 * 0.35),
+    {"stl10": 5000},
+)
+POCKET = Scale(
+    "pocket",
+    "small models on Fashion-MNIST and digits, minutes on a CPU",
+    pocket,
+    {
+        ("accuracy", "calibration"): (),
+        ("fidelity", "quality"): ("--samples", "1000", "--sampler", "ddim", "--steps", "50"),
+        ("ood",): ("--limit", "2000", "--bound-images", "64", "--bound-draws", "16"),
+        ("robustness",): ("--attack-images", "96", "--autoattack-images", "0"),
+        ("likelihood",): ("--bound-images", "128", "--bound-draws", "32"),
+    },
+    {"svhn": "digits", "interpolation": "interpolation", "noise": "noise"},
+    ("two CPU cores", 6e10),
+)
+SCALES = {scale.name: scale for scale in (FULL, POCKET)}

@@ -1,0 +1,172 @@
+"""The paper's tables and figures: which runs they need, and where a column's figure stands in a run's record.
+
+Rows and headings are those of :mod:`hybvit.published`; which preset trained a row, the presets say themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import cache
+from typing import Any, NamedTuple
+
+from ..published import PublishedRow, PublishedTable, tables
+from ..recipes import PRESETS
+from .scales import Scale
+
+
+class Measured(NamedTuple):
+    """A figure of ours in the unit of the published column, with its 95 % interval where one is known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Row(NamedTuple):
+    """A row of a table: the published one, or one of ours that the paper has no figures for; ``run`` is a preset's name."""
+
+    model: str
+    group: str
+    published: PublishedRow | None
+    run: str | None
+
+
+# Rows that the paper does not have, or whose figures did not survive: (table, group) -> model -> preset.
+ADDED = {
+    ("table4", ""): {"GenViT": "cifar10_genvit", "HybViT": "cifar10", "DDPM": "cifar10_ddpm"},
+    ("table12", "L-inf"): {"WRN-28-10": "cifar10_wrn28_10", "JEM": "cifar10_jem", "JEM++": "cifar10_jempp"},
+    ("table12", "L2"): {"WRN-28-10": "cifar10_wrn28_10", "JEM": "cifar10_jem", "JEM++": "cifar10_jempp"},
+}
+# Columns that only our scale has: table -> column -> heading.
+ADDED_COLUMNS = {"noise": "noise (AUROC)"}
+
+SUITE_OF_COLUMN = {
+    "accuracy": "accuracy",
+    "inception_score": "fidelity",
+    "fid": "fidelity",
+    "bits_per_dim": "likelihood",
+    "auroc": "ood",
+    "pgd": "robustness",
+}
+TIMED = ("minutes_per_epoch", "hours", "runtime")
+BASE = {  # the row that the others of a table are held against
+    "table1": "HybViT",
+    "table6": "HybViT",
+    "table7": "HybViT(ps=8)",
+    "table8": "HybViT(d=384)",
+    "table10": "HybViT (strong augmentation)",
+}
+
+
+class Figure(NamedTuple):
+    """A figure of the paper: its presets, and the suites (or the snapshots of the training) that it is drawn from."""
+
+    title: str
+    runs: tuple[str, ...]
+    suites: tuple[str, ...] = ()
+    snapshots: bool = False
+
+
+VITS = ("cifar10_vit", "cifar10_genvit", "cifar10")
+ALL_DATA = ("cifar10", "cifar100", "imagenet32", "tiny_imagenet", "stl10", "celeba_hq_128", "imagenet128", "imagenet224")
+ALONG = (*VITS, "imagenet32_vit", "imagenet32_genvit", "imagenet32")
+SIX = ("cifar10_vit", "cifar10_vit_weak", "cifar10", "cifar10_weak", "cifar10_wrn28_10", "cifar10_jem")
+FIGURES: dict[str, Figure] = {
+    "figure1": Figure("The forward process: an image on its way to noise", ()),
+    "figure4": Figure("Samples of GenViT", ("cifar10_genvit",), ("fidelity",)),
+    "figure5": Figure("Samples of HybViT", ("cifar10",), ("fidelity",)),
+    "figure6": Figure("Calibration: ViT, HybViT and WRN", ("cifar10_vit", "cifar10", "cifar10_wrn28_10"), ("calibration",)),
+    "figure8": Figure("Accuracy and Frechet distance along the training", ALONG, snapshots=True),
+    "figure8b": Figure("Accuracy under PGD", ("cifar10_vit", "cifar10", "cifar10_wrn28_10"), ("accuracy", "robustness")),
+    "figure10": Figure("log p(x) of HybViT's samples, and its examples", ("cifar10",), ("fidelity", "quality")),
+    "figure11": Figure("p(y|x) of HybViT's samples, and its examples", ("cifar10",), ("fidelity", "quality")),
+    "figure12": Figure("Calibration with strong and weak augmentation, beside WRN and JEM", SIX, ("calibration",)),
+    "figure13": Figure("Samples along the training", ("cifar10",), snapshots=True),
+    "figure14": Figure("Samples on every data set", ALL_DATA, ("fidelity",)),
+    **{
+        f"figure{15 + k}": Figure(f"The best and the worst samples of class {k}", ("cifar10",), ("fidelity", "quality"))
+        for k in range(10)
+    },
+}
+
+
+def table(name: str, scale: Scale) -> PublishedTable:
+    """The published table; at another scale than the paper's, with the columns that only that scale has."""
+    found = tables()[name]
+    if not any(column.startswith("auroc") for column in found.columns):
+        return found
+    added = {f"auroc_{column}": heading for column, heading in ADDED_COLUMNS.items() if column in scale.outside}
+    return replace(found, columns={**found.columns, **added})
+
+
+@cache
+def run_of(name: str, group: str, model: str) -> str | None:
+    """The preset that claims a published row."""
+    for preset, (_, _, claims) in PRESETS.items():
+        for claimed_table, claimed_group, claimed_model in claims:
+            if (claimed_table, claimed_model) == (name, model) and claimed_group in (None, group):
+                return preset
+    return None
+
+
+def rows(name: str) -> list[Row]:
+    """Every row of a table in its order, then ours."""
+    found = [Row(row.model, row.group or "", row, run_of(name, row.group or "", row.model)) for row in tables()[name].rows]
+    for (table_name, group), added in ADDED.items():
+        if table_name == name:
+            found += [Row(model, group, None, run) for model, run in added.items()]
+    return found
+
+
+def suites_of(name: str) -> tuple[str, ...]:
+    """The evaluation suites that a table's columns or a figure come from."""
+    if name in FIGURES:
+        return FIGURES[name].suites
+    columns = tables()[name].columns
+    return tuple(dict.fromkeys(suite for column in columns for key, suite in SUITE_OF_COLUMN.items() if column.startswith(key)))
+
+
+def runs_of(name: str) -> tuple[str, ...]:
+    """The presets that a table or figure needs trained."""
+    if name in FIGURES:
+        return FIGURES[name].runs
+    if not suites_of(name):
+        return ()  # what a training costs is timed, not trained
+    return tuple(dict.fromkeys(row.run for row in rows(name) if row.run))
+
+
+def measured(column: str, row: Row, record: dict[str, Any] | None, scale: Scale) -> Measured | None:
+    """What a run's record says about a published column, in that column's unit."""
+    if record is None:
+        return None
+    if column == "parameters_millions":
+        return Measured(record["parameters"] / 1e6)
+    if column in TIMED:
+        only_words = (
+            row.published is not None and row.published.table == "table13"
+        )  # it states days; Table 8 has columns of figures
+        found = record.get("timing", {}).get("hours" if column == "runtime" and only_words else column)
+        return None if found is None else Measured(found)
+    metrics: dict[str, dict[str, float]] = record.get("metrics", {})
+    name, unit = None, 1.0
+    if column == "accuracy":
+        name, unit = "test/accuracy", 100.0
+    elif column.startswith("pgd_"):
+        name, unit = f"robustness/{column}", 100.0
+    elif column == "bits_per_dim":
+        name = "likelihood/bits_per_dim"
+    elif column.startswith("auroc_"):
+        outside = scale.outside.get(column.removeprefix("auroc_"))
+        name = f"ood/{outside}/auroc_{'max_prob' if row.group == 'max_probability' else 'logpx'}"
+    elif column in ("fid", "inception_score"):
+        pattern = re.compile(r"fidelity/(fid|fd)_.*_\d+" if column == "fid" else r"fidelity/(is|score)_.*_\d+")
+        name = next((metric for metric in metrics if pattern.fullmatch(metric)), None)
+    entry = metrics.get(name) if name else None
+    if entry is None:
+        return None
+    low, high = entry.get("low"), entry.get("high")
+    return Measured(entry["value"] * unit, None if low is None else low * unit, None if high is None else high * unit)
+
+
+NAMES = (*tables(), *FIGURES)

@@ -1,0 +1,90 @@
+"""Tables 8 and 13: what a training step of every system costs, measured side by side on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..baselines.jem import JEM
+from ..config import Config
+from ..data.catalog import CATALOG
+from ..devices import autocast, best_device, keep_freed_memory, resolve_precision
+from ..networks import build_network, image_shape, losses_of, number_of_parameters
+from ..objective import Batch
+from ..run_folder import environment
+from ..seeds import generator
+from ..train import build_optimizer
+
+REPEATS = 5
+ViT_PASSES = 3  # an epoch of the ViTs shows every image three times (repeated augmentation), one of the CNNs once
+
+
+def epoch_images(cfg: Config) -> int:
+    """Images of one mini-batch in what the paper calls an epoch: on CIFAR-10 1170 steps of 128 for a ViT, 390 for a CNN."""
+    info = CATALOG[cfg.data.name]
+    return info.splits["train"] * (ViT_PASSES if cfg.network.name == "vit" else 1)
+
+
+def one_step(cfg: Config, device: torch.device) -> Callable[[], None]:
+    """A closure that takes one optimisation step on random images."""
+    torch.manual_seed(0)
+    size = cfg.train.batch_size
+    clean, images = (torch.rand(size, *image_shape(cfg), device=device) * 2 - 1 for _ in range(2))
+    labels = torch.arange(size, device=device) % cfg.model.num_classes
+    net = build_network(cfg).to(device)
+    if isinstance(net, JEM) and cfg.jem.informative:
+        net.informed_by(images, labels)
+    diffusion, optimizer = cfg.diffusion.build(), build_optimizer(net, cfg.optim)
+    kind = cfg.objective.kind
+    batch = Batch(clean if kind != "vit" else None, *((images, labels) if kind != "genvit" else (None, None)))
+    precision, count = resolve_precision(cfg.train.precision, device), iter(range(10**9))
+
+    def step() -> None:
+        with autocast(device, precision):
+            total = losses_of(net, cfg, diffusion, batch, generator(0, "noise", next(count))).total
+        total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def measure(configs: dict[str, Config], say: Callable[[str], None], repeats: int = REPEATS) -> dict[str, Any]:
+    """Seconds per step of each, as medians of repeats that alternate between them -> a record per run, with its environment.
+
+    Every repeat takes steps for about a second, at least one.
+    """
+    device = best_device()
+    keep_freed_memory()
+    steps, times = {name: one_step(cfg, device) for name, cfg in configs.items()}, {name: list[float]() for name in configs}
+    often = {}
+    for name, step in steps.items():
+        step()  # warms up
+        started = time.perf_counter()
+        step()
+        often[name] = max(1, round(1.0 / (time.perf_counter() - started)))
+        say(f"  {name}: {often[name]} steps a repeat")
+    for _ in range(repeats):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            for _ in range(often[name]):
+                step()
+            times[name].append((time.perf_counter() - started) / often[name])
+    found = {}
+    for name, cfg in configs.items():
+        seconds = statistics.median(times[name])
+        found[name] = {
+            "seconds_per_step": seconds,
+            "spread": (max(times[name]) - min(times[name])) / seconds,
+            "minutes_per_epoch": seconds * epoch_images(cfg) / cfg.train.batch_size / 60,
+            "hours": seconds * cfg.train.steps / 3600,
+            "batch_size": cfg.train.batch_size,
+            "parameters": number_of_parameters(build_network(cfg)),
+        }
+    return {"runs": found, "repeats": repeats, "device": device.type, "environment": environment()}

@@ -1,0 +1,407 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from hybvit import reproduce
+from hybvit.checkpoint import newest, read_tensors, step_folders
+from hybvit.config import differences, override
+from hybvit.cost import cost
+from hybvit.errors import ConfigError
+from hybvit.published import tables
+from hybvit.recipes import PRESETS, preset
+from hybvit.reproduce import claims, figures, render, scales, timing
+from hybvit.reproduce.runs import Need, attempt, configuration, record_of, share_of, state_of
+from hybvit.reproduce.scales import FULL, POCKET
+from hybvit.reproduce.tables import FIGURES, NAMES, Measured, Row, measured, rows, run_of, runs_of, suites_of
+from hybvit.run_folder import locked
+
+from .conftest import hybvit
+
+TINY = [
+    "--train.steps=40", "--train.batch_size=8", "--train.checkpoint_every=4", "--train.log_every=4", "--optim.warmup_steps=2",
+    "--model.dim=16", "--model.depth=2", "--model.heads=2",
+]  # fmt: skip
+LOOK = ["--look", "--samples 24 --steps 2 --limit 60 --attack-images 8 --attack-steps 2 --bound-images 4 --bound-draws 2"]
+RUNS = "stl10_short_patch12,stl10_short_genvit"
+
+
+def claimed(name: str, run: str) -> Row:
+    return next(row for row in rows(name) if row.run == run)
+
+
+@pytest.mark.parametrize("name", [f"table{n}" for n in range(1, 14)])
+def test_every_row_that_the_paper_trained_has_a_preset(name):
+    for row in tables()[name].rows:
+        if row.source == "this paper" and name != "table9":  # that one lists settings
+            assert run_of(name, row.group, row.model), row
+
+
+def test_a_row_finds_the_preset_of_its_name():
+    assert run_of("table6", "", "HybViT(head=8)") == "cifar10_heads8"
+    assert run_of("table2", "STL10", "GenViT") == "stl10_genvit"
+    assert run_of("table12", "L2", "HybViT (weak augmentation)") == "cifar10_weak"
+    assert run_of("table1", "Generative Models", "SNGAN") is None
+
+
+def test_what_a_table_needs():
+    assert suites_of("table1") == ("accuracy", "fidelity")
+    assert suites_of("table3") == ("ood",)
+    assert set(suites_of("table12")) == {"accuracy", "robustness"}
+    assert suites_of("figure12") == ("calibration",)
+    assert {"cifar10", "cifar10_jem", "cifar10_wrn28_10", "cifar10_ddpm"} <= set(runs_of("table1"))
+    assert runs_of("table8") == ()  # timed, not trained
+    assert runs_of("figure10") == ("cifar10",)
+
+
+def test_every_claim_is_the_papers_own():
+    """Its relation holds among the published figures, so that `does not hold` can only be ours."""
+    checked = 0
+    for name, made in claims.CLAIMS.items():
+        for claim in made:
+            pair = [render.row_of(name, claim.group, run) for run in (claim.left, claim.right)]
+            found = claims.verdict(claim, *(render.published_figure(row, claim.column) for row in pair))
+            assert claim.left in PRESETS
+            assert claim.right in PRESETS
+            if found is not None:
+                checked += 1
+                assert found.outcome == "holds" or claim.relation == "ratio", (name, claim, found)
+    assert checked >= 35
+
+
+def test_published_ratios_are_those_of_table_8():
+    found = {
+        claim.words: claims.verdict(
+            claim,
+            *(render.published_figure(render.row_of("table8", "", run), claim.column) for run in (claim.left, claim.right)),
+        )
+        for claim in claims.CLAIMS["table8"]
+    }
+    outcomes = [verdict.outcome for verdict in found.values() if verdict]
+    assert outcomes[0] == f"{3.71 / 2.11:.2f} times" == "1.76 times"
+    assert outcomes[2] == f"{30.2 / 3.71:.2f} times" == "8.14 times"
+
+
+def test_a_verdict_respects_the_intervals():
+    claim = claims.Claim("", "accuracy", "a", "b", "higher")
+    assert claims.verdict(claim, Measured(80, 79, 81), Measured(70, 69, 71)).outcome == "holds"
+    assert claims.verdict(claim, Measured(70, 69, 71), Measured(80, 79, 81)).outcome == "does not hold"
+    assert claims.verdict(claim, Measured(71, 69, 73), Measured(70, 68, 72)).outcome == "too close to call"
+    assert claims.verdict(claim, None, Measured(70)) is None
+    close = claim._replace(relation="close", margin=1.0)
+    assert claims.verdict(close, Measured(70.2, 70, 70.4), Measured(70)).outcome == "holds"
+    assert claims.verdict(close, Measured(75, 74, 76), Measured(70)).outcome == "does not hold"
+    assert claims.verdict(close, Measured(71.1, 70.1, 72.1), Measured(70)).outcome == "too close to call"
+    assert claims.verdict(claim._replace(relation="ratio"), Measured(6), Measured(2)).outcome == "3.00 times"
+    lower = claim._replace(relation="lower")
+    assert claims.verdict(lower, Measured(2), Measured(6)).outcome == "holds"
+
+
+def test_the_full_scale_is_the_preset():
+    for name in PRESETS:
+        changed = differences(preset(name), FULL.config(name))
+        assert set(changed) <= {"train.checkpoint_every", "train.keep_checkpoints", "train.preview_every"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_pocket_scale_shrinks_what_it_has_data_for(name):
+    small = POCKET.config(name)
+    if preset(name).data.name not in scales.STAND_INS:
+        assert small is None
+        return
+    assert small.data.name in ("fashion_mnist", "digits")
+    assert small.objective == preset(name).objective
+    assert small.data.augment == preset(name).data.augment
+    assert small.jem.steps == preset(name).jem.steps
+    assert cost(small).parameters < 2_000_000
+    assert small.train.checkpoint_every * scales.SNAPSHOTS == small.train.steps
+
+
+def test_the_pocket_scale_keeps_the_order_of_an_ablation():
+    def sizes(field, *names):
+        return [getattr(POCKET.config(name).model, field) for name in names]
+
+    assert sizes("dim", "cifar10_dim192", "cifar10", "cifar10_dim768") == [48, 96, 192]
+    assert sizes("depth", "cifar10_depth6", "cifar10", "cifar10_depth12") == [4, 6, 8]
+    assert sizes("heads", "cifar10_heads6", "cifar10_heads8", "cifar10", "cifar10_heads16") == [2, 3, 4, 6]
+    patches = [f"stl10_short_patch{p}" for p in (4, 6, 8, 12)]
+    assert sizes("patch_size", *patches) == [1, 2, 4, 8]
+    steps = [POCKET.config(f"cifar10{epochs}").train.steps for epochs in ("_epochs100", "_epochs300", "")]
+    assert steps == [600, 1800, 3000]
+
+
+RECORD = {
+    "parameters": 2_000_000,
+    "metrics": {
+        "test/accuracy": {"value": 0.9, "low": 0.88, "high": 0.92, "n": 100},
+        "fidelity/fd_cnn-digits_300": {"value": 12.5, "low": 12.0, "high": 13.0, "n": 300},
+        "fidelity/fd_cnn-digits_real_test": {"value": 0.1, "n": 300},
+        "fidelity/score_cnn-digits_300": {"value": 5.0, "n": 300},
+        "ood/digits/auroc_logpx": {"value": 0.75, "n": 300},
+        "ood/digits/auroc_max_prob": {"value": 0.5, "n": 300},
+        "robustness/pgd_linf_8": {"value": 0.25, "n": 10},
+        "likelihood/bits_per_dim": {"value": 3.5, "n": 10},
+    },
+    "timing": {"minutes_per_epoch": 2.5, "hours": 0.5},
+}
+
+
+def test_a_column_is_read_in_its_own_unit():
+    row = Row("HybViT", "", None, "cifar10")
+    expected = {
+        "accuracy": 90.0, "fid": 12.5, "inception_score": 5.0, "auroc_svhn": 0.75, "pgd_linf_8": 25.0, "bits_per_dim": 3.5,
+        "parameters_millions": 2.0, "minutes_per_epoch": 2.5, "hours": 0.5,
+    }  # fmt: skip
+    for column, value in expected.items():
+        assert measured(column, row, RECORD, POCKET).value == pytest.approx(value), column
+    assert measured("accuracy", row, RECORD, POCKET)[1:] == pytest.approx((88.0, 92.0))
+    assert measured("auroc_svhn", row._replace(group="max_probability"), RECORD, POCKET).value == 0.5
+    assert measured("auroc_celeba", row, RECORD, POCKET) is None  # nothing stands in for it
+    assert measured("pgd_l2_50", row, RECORD, POCKET) is None
+
+
+def test_a_difference_is_ours_minus_the_published():
+    lines = list(csv.DictReader(io.StringIO(render.as_csv("table1", {"cifar10": RECORD}, FULL))))
+    mine = {line["column"]: line for line in lines if line["model"] == "HybViT"}
+    assert float(mine["accuracy"]["difference"]) == pytest.approx(90.0 - 95.9)
+    assert float(mine["fid"]["difference"]) == pytest.approx(12.5 - 26.4)
+    assert mine["fid"]["published"] == "26.4"
+    cited = [line for line in lines if line["model"] == "SNGAN"]
+    assert cited
+    assert all(line["ours"] == "" and line["source"] for line in cited)
+
+
+def test_a_distance_on_another_extractor_is_not_compared_with_fid():
+    lines = csv.DictReader(io.StringIO(render.as_csv("table1", {"cifar10": RECORD}, POCKET)))
+    mine = {line["column"]: line for line in lines if line["model"] == "HybViT"}
+    assert mine["fid"]["difference"] == ""
+    assert mine["fid"]["ours"] == "12.5"
+    text = render.markdown("table1", {"cifar10": RECORD}, POCKET)
+    assert "fd_cnn-digits" in text
+
+
+@pytest.mark.parametrize("name", [f"table{n}" for n in range(1, 14)])
+def test_every_table_renders_with_and_without_runs(name):
+    everything = dict.fromkeys(PRESETS, RECORD)
+    for records in ({}, everything):
+        text = render.markdown(name, records, POCKET)
+        for row in tables()[name].rows:
+            assert row.model in text
+        table_lines = [line for line in text.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in table_lines[:3]}) == 1 or not table_lines
+        assert render.as_html(name, records, FULL).count("<table>") >= 1
+    assert (render.drawing(name, everything, POCKET) or "<svg").startswith("<svg")
+
+
+def test_a_run_that_diverged_is_seen_in_the_table():
+    record = RECORD | {"diverged": "the energies ...", "diverged_after": 60, "training": {"of_steps": 600}}
+    assert "JEM (diverged, at step 60 of 600)" in render.markdown("table1", {"cifar10_jem": record}, POCKET)
+
+
+def test_what_changes_against_the_base_row():
+    better = RECORD | {"metrics": RECORD["metrics"] | {"test/accuracy": {"value": 0.95, "n": 1}}}
+    heads, lines = render.against_base("table6", {"cifar10": RECORD, "cifar10_alpha10": better}, POCKET)
+    line = next(line for line in lines if line[0] == "HybViT (alpha=10)")
+    assert heads[1] == "Acc %, published"
+    assert line[1:3] == ["+1.1", "+5.0"]
+    assert line[3:5] == [f"x {38.2 / 26.4:.2f}", "x 1.00"]
+
+
+def test_shards_part_the_work():
+    needs = [Need(run, POCKET.config(run), (), False) for run in runs_of("table6")]
+    for n in (1, 2, 3, 5, 40):
+        parts = [share_of(needs, i, n) for i in range(n)]
+        together = [need.run for part in parts for need in part]
+        assert sorted(together) == sorted(need.run for need in needs)
+        if n == 2:
+            loads = [sum(cost(need.cfg).total_eflop for need in part) for part in parts]
+            assert max(loads) < 1.3 * min(loads)
+
+
+def test_names_and_shards_are_checked():
+    assert reproduce.names_of(["all"]) == list(NAMES)
+    assert reproduce.names_of(["figure8", "table2"]) == ["table2", "figure8"]
+    with pytest.raises(ConfigError, match="table14"):
+        reproduce.names_of(["table14"])
+    assert reproduce.shard_of("2/3") == (1, 3)
+    for wrong in ("0/2", "3/2", "1", "a/b"):
+        with pytest.raises(ConfigError, match="--shard"):
+            reproduce.shard_of(wrong)
+
+
+def test_dry_run_names_the_plan_and_trains_nothing(tmp_path):
+    done = hybvit("reproduce", "table7", "table8", "--dry-run", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "stl10_short_patch4" in done.stdout
+    assert "hours of training" in done.stdout
+    assert "timed side by side" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    full = hybvit("reproduce", "table1", "--scale", "full", "--dry-run", "--out", tmp_path)
+    assert "585,000" in full.stdout
+    assert hybvit("reproduce", "table1", "--runs", "nothing", "--out", tmp_path).returncode == 2
+
+
+def weights(folder):
+    checkpoint, manifest, _ = newest(folder / "checkpoints")
+    assert manifest["step"] == 40
+    return {f"{path.stem}/{k}": v for path in checkpoint.glob("*.safetensors") for k, v in read_tensors(path).items()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("reproduce")
+    done = hybvit("reproduce", "table7", "--runs", RUNS, "--out", out, *TINY, *LOOK)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_killed_reproduction_goes_on_where_it_stopped(finished, tmp_path):
+    """SIGKILL, twice: at most one checkpoint interval is done again, and the weights are the same."""
+    command = [sys.executable, "-m", "hybvit.cli", "reproduce", "table7", "--runs", RUNS, "--out", str(tmp_path), *TINY, *LOOK]
+    folder = tmp_path / "pocket" / "stl10_short_patch12"
+    reached = []
+    for wanted in (1, 3):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        deadline = time.monotonic() + 90
+        while process.poll() is None and time.monotonic() < deadline and len(step_folders(folder / "checkpoints")) < wanted:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        reached.append(int(step_folders(folder / "checkpoints")[0].name.removeprefix("step-")))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    resumed = [line for line in done.stdout.splitlines() if "resumed at step" in line]
+    assert reached[1] == 40 or any(f"resumed at step {reached[1]} of 40" in line for line in resumed)
+    for run in RUNS.split(","):
+        whole, again = (weights(out / "pocket" / run) for out in (finished, tmp_path))
+        assert [key for key in whole if not torch.equal(whole[key], again[key])] == []
+    lines = [(out / "pocket" / "table7.csv").read_text() for out in (finished, tmp_path)]
+    assert lines[0] == lines[1]
+
+
+def test_what_is_done_is_not_done_again(finished):
+    folder = finished / "pocket"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    done = hybvit("reproduce", "table7", "--runs", RUNS, "--out", finished, *TINY, *LOOK)
+    assert done.returncode == 0
+    assert "trained" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
+    assert {"table7.md", "table7.html", "table7.csv", "table7.svg", "index.html", "records.json"} <= {
+        path.name for path in folder.iterdir()
+    }
+    records = json.loads((folder / "records.json").read_text())["runs"]
+    assert records["stl10_short_patch12"]["training"]["steps"] == 40
+    assert records["stl10_short_patch12"]["changed"]["data.name"] == ["stl10", "digits"]
+    assert "test/accuracy" in records["stl10_short_patch12"]["metrics"]
+    assert "test/accuracy" not in records["stl10_short_genvit"]["metrics"]
+
+
+def test_other_settings_want_another_folder(finished):
+    done = hybvit("reproduce", "table7", "--runs", "stl10_short_genvit", "--out", finished, *TINY, "--model.dim=32", *LOOK)
+    assert done.returncode == 2
+    assert "model.dim = 16, not 32" in done.stderr
+    cfg = override(configuration("stl10_short_genvit", POCKET, TINY), model={"dim": 32}, train={"steps": 80})
+    reason = attempt(Need("x", cfg, (), False), finished / "pocket" / "stl10_short_genvit", POCKET, [], print)
+    assert "choose another --out" in reason
+
+
+def tiny_jem(**jem):
+    cfg = override(POCKET.config("cifar10_jem"), data={"name": "digits", "flip": False}, model={"image_size": 8})
+    jem = {"steps": 2, "replay": 32, **jem}
+    return override(cfg, train={"steps": 20, "batch_size": 8, "checkpoint_every": 5, "log_every": 5}, jem=jem)
+
+
+def test_a_jem_that_diverges_stops_and_is_recorded(tmp_path):
+    need = Need("cifar10_jem", tiny_jem(limit=1e-9), ("accuracy",), False)
+    said = []
+    assert attempt(need, tmp_path / "jem", POCKET, [], said.append) is None
+    assert state_of(tmp_path / "jem", need.cfg).diverged
+    record = record_of("cifar10_jem", tmp_path / "jem", need.cfg)
+    assert record["diverged"]
+    assert record["diverged_after"] == 0
+    assert any("jem" in line for line in said)
+    said.clear()
+    assert attempt(need, tmp_path / "jem", POCKET, [], said.append) is None
+    assert said == []  # it is not tried again
+
+
+def test_a_jem_is_trained_evaluated_and_draws(tmp_path):
+    need = Need("cifar10_jem", tiny_jem(), ("accuracy", "fidelity"), False)
+    looks = ["--samples", "24", "--steps", "2", "--extractor", "cnn-digits"]
+    assert attempt(need, tmp_path / "jem", POCKET, looks, print) is None
+    record = record_of("cifar10_jem", tmp_path / "jem", need.cfg)
+    assert "test/accuracy" in record["metrics"]
+    assert math.isfinite(measured("fid", Row("JEM", "", None, "cifar10_jem"), record, POCKET).value)
+    assert Image.open(tmp_path / "jem" / "evaluation" / "fidelity" / "samples.png").width > 8
+
+
+def test_two_processes_do_not_train_one_run(tmp_path):
+    held = locked(tmp_path)
+    need = Need("x", override(POCKET.config("stl10_short_genvit"), train={"steps": 2}), (), False)
+    assert "another process" in attempt(need, tmp_path, POCKET, [], print)
+    held.close()
+
+
+def test_steps_are_timed_side_by_side():
+    small = {"train": {"batch_size": 4}, "model": {"dim": 16, "depth": 1, "heads": 2}}
+    configs = {name: override(POCKET.config(name), **small) for name in ("stl10_short_genvit", "stl10_short_vit")}
+    found = timing.measure(configs, lambda line: None, repeats=1)
+    for name, cfg in configs.items():
+        took = found["runs"][name]
+        images = timing.epoch_images(cfg)
+        assert images == 3 * 1433 or images == 3 * 1437 or images % 3 == 0
+        assert took["minutes_per_epoch"] == pytest.approx(took["seconds_per_step"] * images / 4 / 60)
+        assert took["hours"] == pytest.approx(took["seconds_per_step"] * cfg.train.steps / 3600)
+    assert timing.epoch_images(preset("cifar10")) == 150_000  # 1170 steps of 128
+    assert timing.epoch_images(preset("cifar10_wrn28_10")) == 50_000  # 390
+
+
+@pytest.fixture
+def on_digits(monkeypatch):
+    """CIFAR-10's rows on the digits: seconds."""
+    monkeypatch.setitem(scales.STAND_INS, "cifar10", "digits")
+    monkeypatch.setitem(scales.PATCHES, "digits", {4: 4, 8: 4})
+
+
+def test_every_figure_comes_out(on_digits, tmp_path, monkeypatch):
+    names = ["figure1", "figure5", "figure6", "figure8", "figure8b", "figure10", "figure13", "figure15"]
+    look = ["--look", "--samples 400 --steps 2 --limit 60 --attack-images 8 --attack-steps 2 --sampler ddim"]
+    tiny = [word.replace("checkpoint_every=4", "checkpoint_every=20") for word in TINY]
+    arguments = [*names, "--runs", "cifar10", "--out", str(tmp_path), *tiny, *look]
+    # A network that has hardly learnt sees one class: enough for the pictures, not for a row of ten of each.
+    reproduce.main(arguments)
+    made = {path.name for path in (tmp_path / "pocket" / "figures").iterdir()}
+    assert {"figure1.png", "figure5.png", "figure6.svg", "figure8_accuracy.svg", "figure8_fid.svg", "figure8b_linf.svg"} <= made
+    assert {"figure8b_l2.svg", "figure13.png", "figure10_best.png", "figure10_worst.png"} <= made
+    for name in made:
+        if name.endswith(".png"):
+            picture = Image.open(tmp_path / "pocket" / "figures" / name)
+            assert picture.getextrema() != ((255, 255),), name
+    result = json.loads((tmp_path / "pocket" / "cifar10" / "evaluation" / "quality" / "result.json").read_text())
+    shares = [entry["share"] for entry in result["tables"]["samples_by_class"].values()]
+    seen = max(range(10), key=lambda k: shares[k])
+    assert figures.best_and_worst(f"figure{15 + seen}", tmp_path / "pocket" / "cifar10", seen)
+    page = (tmp_path / "pocket" / "index.html").read_text()
+    assert "Figure 13." in page
+
+
+def test_figures_name_known_presets():
+    for name, one in FIGURES.items():
+        assert set(one.runs) <= set(PRESETS), name
+    assert [name for name in FIGURES if name not in NAMES] == []
+
+
+def test_files_are_whole_whenever_they_are_there(finished):
+    assert not list((finished / "pocket").glob(".*.part"))
+    assert os.access(finished / "pocket" / "table7.csv", os.R_OK)
