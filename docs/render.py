@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,56 @@ def evaluation() -> str:
     return "\n".join(lines)
 
 
+def paper_records() -> dict[str, Any]:
+    return result("paper_pocket")["runs"]
+
+
+def paper_table(name: str) -> str:
+    """A table of the paper beside ours, at the pocket scale."""
+    from hybvit.reproduce import render as tables
+    from hybvit.reproduce.scales import POCKET
+
+    return tables.markdown(name, paper_records(), POCKET).rstrip("\n")
+
+
+def paper_runs() -> str:
+    """What every run of the reproduction was: size, steps, seconds, seed."""
+    records = {run: record for run, record in paper_records().items() if record.get("training")}
+    lines = ["| preset | stands on | parameters | steps | batch | minutes | |", "|---|---|---|---|---|---|---|"]
+    for run, record in records.items():
+        training = record["training"]
+        done, steps = training.get("steps", 0), training["of_steps"]
+        lines.append(
+            f"| `{run}` | {record['data']} | {record['parameters']:,} | {done:,} | {training['batch_size']} | "
+            f"{training.get('seconds', 0) / 60:.1f} | {'diverged' if record.get('diverged') else ''}"
+            f"{'' if done == steps else f' of {steps:,} steps'} |"
+        )
+    facts = next(iter(records.values()))["environment"]
+    seeds = sorted({record["seed"] for record in records.values()})
+    hours = sum(record["training"].get("seconds", 0) for record in records.values()) / 3600
+    lines += [
+        "",
+        f"Seed {', '.join(map(str, seeds))}; {hours:.1f} core hours of training, two runs side by side, each on "
+        f"{facts['threads']} thread of a two-core {facts['machine']} machine that did other work too; torch {facts['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
+def paper_verdicts() -> str:
+    """How many of the paper's claims hold at this scale, and which."""
+    from hybvit.reproduce import render as tables
+    from hybvit.reproduce.claims import CLAIMS
+    from hybvit.reproduce.scales import POCKET
+
+    found = [(name, line) for name in CLAIMS for line in tables.verdicts(name, paper_records(), POCKET)]
+    parts = []
+    for outcome in ("holds", "does not hold", "too close to call"):
+        same = [(name, line[0]) for name, line in found if line[3] == outcome]
+        listed = "; ".join(f"{words} ({name.replace('table', 'Table ')})" for name, words in same)
+        parts.append(f"**{outcome.capitalize()}** ({len(same)}): {listed or 'none'}.\n")
+    return "\n".join(parts)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "table": table,
     "speed": speed,
@@ -145,8 +196,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "stream": stream,
     "datasets": datasets,
     "evaluation": evaluation,
+    "paper_runs": paper_runs,
+    "paper_verdicts": paper_verdicts,
+    **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
 }
-PAGES = ("README.md", "docs/data.md", "docs/evaluation.md")
+PAGES = ("README.md", "docs/data.md", "docs/evaluation.md", "docs/reproduction.md")
 
 
 def render(text: str) -> str:
