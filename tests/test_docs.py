@@ -64,14 +64,15 @@ def test_the_commands_run(tmp_path, monkeypatch):
     Image.new("RGB", (64, 64)).save(tmp_path / "new.jpg")
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"^ {4}hybvit (.+)$", README, re.MULTILINE)
-    assert [command.split()[0] for command in commands] == ["train", "evaluate", "classify", "sample"]
+    assert [command.split()[0] for command in commands] == ["train", "evaluate", "classify", "sample", *["reproduce"] * 4]
     quick = {
         "train": ["--train.steps=2", "--train.batch_size=4"],
         "evaluate": [*QUICK, "--samples=4"],
         "sample": ["--steps=2"],
+        "reproduce": ["--dry-run"],
     }
     for command in commands:
-        verb, *words = command.split()
+        verb, *words = command.partition("#")[0].split()
         assert cli.main([verb, *words, *quick.get(verb, [])]) == 0
     assert (tmp_path / "runs" / "photos" / "report.html").is_file()
     assert (tmp_path / "grid.png").is_file()
