@@ -174,6 +174,11 @@ def paper_runs() -> str:
     return "\n".join(lines)
 
 
+def titled(name: str) -> str:
+    """table6 -> Table 6."""
+    return re.sub(r"^(table|figure)", lambda match: f"{match[1].capitalize()} ", name)
+
+
 def paper_verdicts() -> str:
     """How many of the paper's claims hold at this scale, and which."""
     from hybvit.reproduce import render as tables
@@ -183,8 +188,9 @@ def paper_verdicts() -> str:
     found = [(name, line) for name in CLAIMS for line in tables.verdicts(name, paper_records(), POCKET)]
     parts = []
     for outcome in ("holds", "does not hold", "too close to call"):
-        same = [(name, line[0]) for name, line in found if line[3] == outcome]
-        listed = "; ".join(f"{words} ({name.replace('table', 'Table ')})" for name, words in same)
+        kinds = {"holds": ("holds", tables.ONCE), "does not hold": ("does not hold", tables.NOT_ONCE)}.get(outcome, (outcome,))
+        same = [(name, line[0]) for name, line in found if line[3] in kinds]
+        listed = "; ".join(f"{words} ({titled(name)})" for name, words in same)
         parts.append(f"**{outcome.capitalize()}** ({len(same)}): {listed or 'none'}.\n")
     return "\n".join(parts)
 

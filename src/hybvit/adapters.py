@@ -44,6 +44,9 @@ class Evaluable(Protocol):
     @property
     def has_samples(self) -> bool: ...
 
+    @property
+    def own_sampler(self) -> str | None: ...
+
     def logits(self, x: Tensor) -> Tensor:
         """[B, K], differentiable."""
 
@@ -134,6 +137,10 @@ class Adapted:
         if eps.shape != x_t.shape:
             raise ConfigError(f"denoise({list(x_t.shape)}) has the shape {list(eps.shape)}: it must be the same")
         return eps
+
+    @property
+    def own_sampler(self) -> str | None:
+        return None
 
     def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int) -> Tensor:
         return draw(self.denoise, self.diffusion, self.image_shape, self.device, indices, sampler, steps, seed)

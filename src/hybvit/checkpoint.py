@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], text
 
     An existing folder of that name is replaced only once the new one is complete.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    temporary = folder.with_name(f".{folder.name}.{platform.node()}.{os.getpid()}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)

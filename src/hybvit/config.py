@@ -210,6 +210,7 @@ class TrainConfig:
         preview_every: steps between two sample grids; 0 for none.
         checkpoint_every: steps between two checkpoints; one is always written at the end.
         keep_checkpoints: how many of the newest are kept.
+        snapshot_every: steps between two copies of the averaged weights that are kept, to be looked at later; 0 for none.
         tensorboard: also write TensorBoard events to the run folder (extra `track`).
     """
 
@@ -223,6 +224,7 @@ class TrainConfig:
     preview_every: int = 0
     checkpoint_every: int = 5000
     keep_checkpoints: int = 2
+    snapshot_every: int = 0
     tensorboard: bool = False
 
 
@@ -253,7 +255,8 @@ class Config:
             "data.memory_gib": 0, "data.shuffle_buffer": 1, "data.erasing": 0, "data.mixing": 0, "optim.lr": 0,
             "optim.weight_decay": 0, "optim.warmup_steps": 0, "optim.min_lr": 0, "optim.clip": 0, "train.steps": 1,
             "train.batch_size": 1, "train.log_every": 1, "train.preview_every": 0, "train.checkpoint_every": 1,
-            "train.keep_checkpoints": 1, "network.width": 1, "network.layers": 1, "network.dropout": 0, "jem.steps": 1,
+            "train.keep_checkpoints": 1,
+            "train.snapshot_every": 0, "network.width": 1, "network.layers": 1, "network.dropout": 0, "jem.steps": 1,
             "jem.step_size": 0, "jem.noise": 0, "jem.replay": 1, "jem.restart": 0, "jem.input_noise": 0, "jem.weight": 0,
             "jem.proximal": 0, "jem.limit": 0, "optim.drop": 0,
         }  # fmt: skip

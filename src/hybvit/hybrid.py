@@ -74,6 +74,11 @@ class HybridModel:
     def has_samples(self) -> bool:
         return self.cfg.objective.kind != "vit"
 
+    @property
+    def own_sampler(self) -> str | None:
+        """The only sampler there is, whatever is asked for; None where there are several."""
+        return "sgld" if self.has_samples and not self.has_denoiser else None
+
     def parameters(self) -> list[Tensor]:
         return list(self.net.parameters())
 
@@ -201,7 +206,7 @@ class HybridModel:
 
     def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int, spacing: Spacing | None = None) -> Tensor:
         """The images of these numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU."""
-        if self.has_samples and not self.has_denoiser:
+        if self.own_sampler:
             return self.net.draw(indices, steps, seed)
         return draw(self.denoise, self.diffusion, self.image_shape, self.device, indices, sampler, steps, seed, spacing)
 

@@ -75,6 +75,28 @@ def histograms(values: Mapping[str, Sequence[float]], x: str, bins: int = 50) ->
     return svg(figure)
 
 
+def histogram_panels(values: Mapping[str, Sequence[float]], x: str, bins: int = 30) -> str:
+    """One small histogram per sample, all on the same axis."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    across = min(len(values), 5)
+    down = -(-len(values) // across)
+    figure = Figure(figsize=(1.7 * across, 1.3 * down + 0.4), layout="constrained")
+    grid = figure.subplots(down, across, sharex=True, squeeze=False).ravel()
+    everything = np.concatenate([np.asarray(part, dtype=float) for part in values.values()])
+    edges = np.linspace(everything.min(), max(everything.max(), everything.min() + 1e-6), bins + 1)
+    for axes, (name, part) in zip(grid, values.items(), strict=False):
+        axes.hist(part, edges, density=True, color=INK[0], alpha=0.7)
+        axes.set_title(f"{name} ({len(part)})", fontsize=8)
+        axes.set_yticks([])
+        axes.tick_params(axis="x", labelsize=7)
+    for axes in grid[len(values) :]:
+        axes.set_visible(False)
+    figure.supxlabel(x, fontsize=8)
+    return svg(figure)
+
+
 def reliability(confidence: Sequence[float], accuracy: Sequence[float], count: Sequence[int], title: str) -> str:
     """Accuracy against confidence in equal-width bins, and how full the bins are (Figures 6 and 12 of the paper)."""
     figure, axes = _axes(3.6, 3.6)

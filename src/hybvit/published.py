@@ -16,6 +16,20 @@ from .errors import DataError
 FILE = Path(__file__).parent / "assets" / "published.json"
 
 
+class Printed(float):
+    """A number that is written as it was printed: 38.0 stays 38.0."""
+
+    def __new__(cls, text: str) -> Printed:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True)
 class PublishedRow:
     """One row of a table.
@@ -61,7 +75,7 @@ class PublishedTable:
 @cache
 def _content() -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"), parse_float=Printed)
     except (OSError, ValueError) as error:
         raise DataError(f"{FILE}: {error}; install hybvit again") from error
     return content

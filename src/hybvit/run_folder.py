@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +20,8 @@ from .errors import CheckpointError, ConfigError, DataError
 
 # Fields that change what is written down, not what is computed: a run may be resumed with others.
 FREE_TO_CHANGE = {
-    "train.log_every", "train.preview_every", "train.checkpoint_every", "train.keep_checkpoints", "train.tensorboard",
+    "train.log_every", "train.preview_every", "train.checkpoint_every", "train.keep_checkpoints", "train.snapshot_every",
+    "train.tensorboard",
     "data.root", "data.test_root", "data.workers", "data.memory_gib",
 }  # fmt: skip
 
@@ -31,14 +33,34 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "device": device_name(),
         "threads": torch.get_num_threads(),
         "world_size": 1,
     }
 
 
+@cache
+def device_name() -> str:
+    """The GPU, or the model of the CPU as far as the system tells."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    if torch.backends.mps.is_available():
+        return f"{platform.processor()} (MPS)"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "CPU"
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside ``path`` that no other process takes, on this machine or another that shares the folder."""
+    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.part")
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file at once or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = temporary_name(path)
     try:
         temporary.write_text(text)
         checkpoint.flush(temporary)
@@ -63,7 +85,7 @@ def make_folder(path: Path) -> None:
         raise DataError(f"{path}: no permission to write to it")
 
 
-def locked(path: Path) -> IO[str] | None:
+def locked(path: Path, name: str = ".lock") -> IO[str] | None:
     """Hold a folder against other processes as long as the file that is returned lives; a killed process lets go of it.
 
     Raises:
@@ -73,12 +95,12 @@ def locked(path: Path) -> IO[str] | None:
         import fcntl
     except ImportError:  # not on Windows
         return None
-    file = (path / ".lock").open("w")
+    file = (path / name).open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise ConfigError(f"{path}: another process is training in it; choose another --out, or wait") from None
+        raise ConfigError(f"{path}: another process is at work in it; choose another --out, or wait") from None
     except OSError:  # a file system without locks
         pass
     return file
@@ -118,6 +140,11 @@ class RunFolder:
         folder = checkpoint.step_folder(self.path / "checkpoints", step)
         checkpoint.write_folder(folder, tensors, {}, step=step, **environment())
         checkpoint.prune(self.path / "checkpoints", keep)
+
+    def snapshot(self, step: int, ema: dict[str, Tensor]) -> None:
+        """Keep the averaged weights after ``step`` steps for good."""
+        folder = checkpoint.step_folder(self.path / "snapshots", step)
+        checkpoint.write_folder(folder, {"ema": ema}, {}, step=step, **environment())
 
     def newest(self) -> tuple[int, dict[str, dict[str, Tensor]], list[str]]:
         """(step, tensors by name, remarks): the newest sound checkpoint; step 0 and no tensors where there is none yet.

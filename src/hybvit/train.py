@@ -98,7 +98,10 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
                 group["lr"] = learning_rate(step, cfg)
             batch = Batch(*(None if part is None else part.to(device, non_blocking=True) for part in batch))
             with autocast(device, cfg.train.precision):
-                losses = losses_of(net, cfg, ema.diffusion, batch, generator(cfg.train.seed, "noise", step))
+                try:
+                    losses = losses_of(net, cfg, ema.diffusion, batch, generator(cfg.train.seed, "noise", step))
+                except DivergedError as error:
+                    raise DivergedError(f"{out}: step {step + 1}: {error}") from None
             losses.total.backward()
             norm = torch.nn.utils.clip_grad_norm_(weights, cfg.optim.clip or math.inf)
             optimizer.step()
@@ -117,6 +120,8 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
                 meter.write(step, lr=learning_rate(step - 1, cfg))
             if cfg.train.preview_every and (step % cfg.train.preview_every == 0 or last):
                 meter.preview(step, ema, data)
+            if cfg.train.snapshot_every and step % cfg.train.snapshot_every == 0:
+                run.snapshot(step, ema.net.state_dict())
             if checkpoint_due:
                 save(step)
             if stopped and not last:

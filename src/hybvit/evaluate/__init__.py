@@ -146,6 +146,8 @@ def as_record(result: Result, settings: dict[str, Any], seconds: float) -> dict[
 def store(folder: Path, stored: dict[str, Any], pictures: dict[str, Picture]) -> None:
     """Pictures first: a folder with result.json is complete."""
     make_folder(folder)
+    for old in (*folder.glob("*.png"), *folder.glob("*.svg")):
+        old.unlink()  # an earlier measurement may have made others
     for name, picture in pictures.items():
         if isinstance(picture.content, Image.Image):
             save_image(picture.content, folder / f"{name}.png")
@@ -214,7 +216,7 @@ def source_of(spec: str) -> Path | None:
     return path if is_adapter(spec) and path.suffix == ".py" else None
 
 
-def main(arguments: list[str]) -> None:
+def build_parser() -> ArgumentParser:
     default = Options()
     parser = ArgumentParser(
         prog="hybvit evaluate",
@@ -255,6 +257,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="folder for the results (the run folder, else ./evaluated)")
     parser.add_argument("--report", action="store_true", help="write report.html and report.md too")
     parser.add_argument("--again", action="store_true", help="measure anew what is stored with the same settings")
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    parser = build_parser()
     args = parser.parse_args(arguments)
     suites = tuple(args.suites.split(","))
     for suite in suites:

@@ -5,6 +5,8 @@ Only a Frechet distance on the canonical Inception weights is called FID; on any
 
 from __future__ import annotations
 
+import hashlib
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -46,7 +48,7 @@ def run(ctx: Context) -> Result:
         result.notes.append(f"No Frechet distance: {error}")
     samples = ctx.samples
     scale = max(1, 32 // samples.shape[-1])
-    caption = f"Generated: {o.sampler}, {o.steps} steps, seed {o.seed}"
+    caption = f"Generated: {ctx.model.own_sampler or o.sampler}, {o.steps} steps, seed {o.seed}"
     result.pictures["samples"] = Picture(grid(samples[:GRID_IMAGES], columns=10, scale=scale), caption)
     real = ctx.data.train.spread(GRID_IMAGES).in_memory
     result.pictures["training_images"] = Picture(grid(real, columns=10, scale=scale), "Real")
@@ -58,7 +60,7 @@ def run(ctx: Context) -> Result:
 
 def distances(ctx: Context, eye: Extractor, samples: Tensor, result: Result) -> None:
     """Everything that compares the features of samples with those of all training images."""
-    real = known_features(ctx, eye)
+    real = known_features(Known(ctx, eye))
     test = features(ctx, eye, ctx.test, "test images")
     generated = ImageSet(samples)
     made, logits = share_batches(len(samples), ctx.options.batch_size, lambda i: both(eye, generated.take(i)[0]), "samples")
@@ -87,7 +89,7 @@ def distances(ctx: Context, eye: Extractor, samples: Tensor, result: Result) -> 
         result.metrics[f"fidelity/{label}_{name}"] = Metric(mean, n, *around(mean, deviation / SPLITS**0.5))
     result.tables["protocol"] = {
         "extractor": eye.name, "feature_size": real.shape[1], "reference": f"{reference} training images", "samples": n,
-        "sampler": ctx.options.sampler, "steps": ctx.options.steps, "seed": ctx.options.seed,
+        "sampler": ctx.model.own_sampler or ctx.options.sampler, "steps": ctx.options.steps, "seed": ctx.options.seed,
         "weights": "as given" if ctx.objective == "adapted" else "EMA",
         "kid_subsets": f"{KID_SUBSETS} of {subset}", "neighbours": NEIGHBOURS, "score_splits": SPLITS,
     }  # fmt: skip
@@ -106,17 +108,25 @@ def features(ctx: Context, eye: Extractor, images: ImageSet, what: str) -> Tenso
     return found
 
 
-KNOWN: dict[tuple[object, ...], Tensor] = {}  # of the last training set: one process may evaluate many models on it
+@lru_cache(maxsize=2)
+def known_features(of: Known) -> Tensor:
+    """The features of all training images, kept for the next model that this process judges on the same ones."""
+    return features(of.ctx, of.eye, of.ctx.data.train, "training images")
 
 
-def known_features(ctx: Context, eye: Extractor) -> Tensor:
-    """The features of all training images, kept for the next model that is judged on the same ones."""
-    images = ctx.data.train
-    key = (eye.name, eye.is_inception, ctx.data_name, len(images), images.spread(256).in_memory.numpy().tobytes())
-    if key not in KNOWN:
-        KNOWN.clear()
-        KNOWN[key] = features(ctx, eye, images, "training images")
-    return KNOWN[key]
+class Known:
+    """An extractor and a training set, equal to another if both are the same."""
+
+    def __init__(self, ctx: Context, eye: Extractor) -> None:
+        self.ctx, self.eye = ctx, eye
+        few = ctx.data.train.spread(256).in_memory
+        self.key = (eye.name, eye.is_inception, len(ctx.data.train), hashlib.sha256(few.numpy().tobytes()).hexdigest())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Known) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
 
 def around(value: float, error: float) -> tuple[float, float]:

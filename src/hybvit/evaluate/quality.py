@@ -41,10 +41,10 @@ def run(ctx: Context) -> Result:
         "Which classes the network sees in its samples",
     )
     for key, (words, values) in scores.items():
-        by_class = {classes[k]: values[label == k].tolist() for k in shown[:6] if (label == k).sum() > 1}
+        by_class = {classes[k]: values[label == k].tolist() for k in shown if (label == k).sum() > 1}
         if by_class:
             result.pictures[f"{key}_by_class"] = Picture(
-                plots.histograms(by_class, words), f"{words} of samples, by class (Figures 10 and 11)"
+                plots.histogram_panels(by_class, words), f"{words} of samples, by class (Figures 10 and 11)"
             )
         for title, largest in (("best", True), ("worst", False)):
             rows = [rank(values, label == k, largest) for k in shown if (label == k).sum() >= PER_CLASS]

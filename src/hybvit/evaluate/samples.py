@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..distributed import share_batches
+from ..run_folder import temporary_name
 from .context import Context
 
 SHARD = 256
@@ -46,7 +47,7 @@ def sampled(ctx: Context) -> Tensor:
         if path.is_file():
             return load_file(path)["pixels"]
         pixels = ctx.model.draw(index.tolist(), o.sampler, o.steps, o.seed)
-        part = path.with_suffix(".part")
+        part = temporary_name(path)
         save_file({"pixels": pixels}, part)
         part.replace(path)
         return pixels

@@ -40,7 +40,9 @@ def run(ctx: Context) -> Result:
     if model.has_samples:
         o = ctx.options
         sampling = seconds(lambda: model.draw(range(IMAGES), o.sampler, o.steps, o.seed), 1)
-        result.metrics[f"speed/sample_{o.sampler}_{o.steps}_images_per_second"] = Metric(IMAGES / sampling, IMAGES)
+        result.metrics[f"speed/sample_{model.own_sampler or o.sampler}_{o.steps}_images_per_second"] = Metric(
+            IMAGES / sampling, IMAGES
+        )
     if isinstance(model, HybridModel):
         train_speed(model, result)
     result.metrics["speed/peak_memory_mib"] = Metric(peak_mib(model.device), 1)

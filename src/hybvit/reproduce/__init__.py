@@ -5,26 +5,41 @@ from __future__ import annotations
 import html
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
+from .. import evaluate
 from ..arguments import ArgumentParser
+from ..config import Config, did_you_mean
 from ..cost import cost
 from ..data.images import save_image
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError, Interrupted
+from ..extractors import extractor
 from ..recipes import PRESETS
 from ..report import STYLE, figure
 from ..run_folder import environment, make_folder, write_text
 from . import figures, render, timing
-from .runs import Need, attempt, configuration, record_of, share_of, state_of
+from .runs import (
+    USERS_FAULTS,
+    Need,
+    attempt,
+    configuration,
+    evaluation_eflop,
+    home_of,
+    record_of,
+    share_of,
+    state_of,
+)
 from .scales import SCALES, Scale
 from .tables import FIGURES, NAMES, TIMED, rows, runs_of, suites_of
 from .tables import table as table_of
 
 TIMING, RECORDS = "timing.json", "records.json"
+DRAWINGS = ("figure2", "figure3", "figure7", "figure9")
 
 
 def names_of(words: list[str]) -> list[str]:
@@ -34,77 +49,107 @@ def names_of(words: list[str]) -> list[str]:
         ConfigError: there is no such table or figure.
     """
     for word in words:
+        if word in DRAWINGS:
+            raise ConfigError(f"{word} is a drawing of the network in the paper: there is nothing to reproduce")
         if word not in (*NAMES, "all"):
-            raise ConfigError(f"{word!r} is no table or figure: table1 to table13, figure1, figure4 to figure24, or all")
+            known = "table1 to table13, figure1, figure4 to figure24 without 7 and 9, or all"
+            raise ConfigError(f"{word!r} is no table or figure{did_you_mean(word, [*NAMES, 'all'])} ({known})")
     return [name for name in NAMES if name in words or "all" in words]
 
 
-def plan(names: list[str], scale: Scale, only: set[str], fields: list[str]) -> tuple[list[Need], dict[str, str]]:
-    """What has to be trained and measured, and the presets that this scale has nothing for, with the reason."""
-    suites: dict[str, list[str]] = {}
-    snapshots = set()
+class Work(NamedTuple):
+    """What is asked for: runs to train and measure, runs whose steps are timed, and presets without data, with the reason."""
+
+    needs: list[Need]
+    timed: dict[str, Config]
+    missing: dict[str, str]
+
+
+def plan(names: list[str], scale: Scale, only: set[str], fields: list[str]) -> Work:
+    """
+    Raises:
+        ConfigError: ``only`` names a preset that no table or figure of ``names`` needs.
+    """
+    suites, snapshots, timed, missing = dict[str, list[str]](), set[str](), dict[str, Config](), dict[str, str]()
     for name in names:
         for run in runs_of(name):
             suites.setdefault(run, []).extend(suites_of(name))
             if name in FIGURES and FIGURES[name].snapshots:
-                snapshots.add(run)
-    needs, missing = [], {}
-    for run, wanted in suites.items():
-        if only and run not in only:
-            continue
-        cfg = configuration(run, scale, fields)
-        if cfg is None:
-            missing[run] = f"the {scale.name} scale has no data in place of {PRESETS[run].config.data.name}"
-        else:
-            needs.append(Need(run, cfg, tuple(dict.fromkeys(wanted)), run in snapshots))
-    return needs, missing
-
-
-def timed_runs(names: list[str], scale: Scale, only: set[str], fields: list[str]) -> dict[str, Any]:
-    """The configurations whose training steps are timed, for the tables that ask for minutes or hours."""
-    found = {}
-    for name in names:
+                snapshots.add(home_of(run, scale))
         if name not in FIGURES and set(TIMED) & set(table_of(name, scale).columns):
             for row in rows(name):
                 cfg = configuration(row.run, scale, fields) if row.run and (not only or row.run in only) else None
                 if cfg is not None and row.run is not None:
-                    found[row.run] = cfg
-    return found
+                    timed[row.run] = cfg
+    for run in only - set(suites) - set(timed):
+        raise ConfigError(f"--runs: {run} stands behind none of {', '.join(names)}")
+    needs = dict[str, Need]()
+    for run, wanted in suites.items():
+        if only and run not in only:
+            continue
+        home = home_of(run, scale)
+        cfg = configuration(home, scale, fields, home in snapshots)
+        if cfg is None:
+            missing[run] = f"the {scale.name} scale has no data in place of {PRESETS[run].config.data.name}"
+            continue
+        known = needs[home].suites if home in needs else ()
+        needs[home] = Need(home, cfg, tuple(dict.fromkeys((*known, *wanted))), home in snapshots)
+    return Work(list(needs.values()), timed, missing)
 
 
-def dry_run(needs: list[Need], missing: dict[str, str], timed: dict[str, Any], folder: Path, scale: Scale) -> None:
-    where, speed = scale.device
-    total, left = 0.0, 0.0
-    print(f"{'run':<28}{'parameters':>12}{'steps':>10}{'EFLOP':>10}{'hours':>9}  state")
-    for need in needs:
+def dry_run(work: Work, mine: list[Need], folder: Path, scale: Scale) -> None:
+    total = left = measuring = 0.0
+    print(f"{'run':<30}{'parameters':>12}{'steps':>10}{'PFLOP':>10}{'training':>10}{'measuring':>11}  state")
+    for need in mine:
         price, state = cost(need.cfg), state_of(folder / need.run, need.cfg)
-        hours = price.total_eflop * 1e18 / speed / 3600
-        total += hours
+        hours, after = scale.hours(need.cfg), evaluation_eflop(need, scale) * 1e18 / scale.speed / 3600
+        total, measuring = total + hours, measuring + after
         left += 0.0 if state.trained else hours * (1 - state.done / state.steps)
         print(
-            f"{need.run:<28}{price.parameters:>12,}{need.cfg.train.steps:>10,}{price.total_eflop:>10.3g}{hours:>9.2f}  "
-            f"{state.words()}; measured: {', '.join(state.measured) or 'nothing'}"
+            f"{need.run:<30}{price.parameters:>12,}{need.cfg.train.steps:>10,}{1e3 * price.total_eflop:>10.3g}"
+            f"{in_hours(hours):>10}{in_hours(after):>11}  {state.words()}; measured: {', '.join(state.measured) or 'nothing'}"
         )
-    for run, reason in missing.items():
-        print(f"{run:<28}left out: {reason}")
-    if timed:
-        print(f"timed side by side: {', '.join(timed)}")
-    print(f"{len(needs)} runs, {total:.1f} hours of training on {where} at {speed:.2g} FLOP/s, {left:.1f} of them still to do")
+    if work.timed:
+        print(f"timed side by side: {', '.join(work.timed)}")
+    for run, reason in work.missing.items():
+        print(f"left out: {run}, {reason}")
+    print(
+        f"{len(mine)} runs, {total:.1f} hours of training on {scale.machine}, {left:.1f} of them still to do; about "
+        f"{measuring:.1f} hours to measure them all, accuracy, calibration and out-of-distribution scores not counted"
+    )
+
+
+def in_hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def stored_timings(folder: Path) -> dict[str, Any]:
     return json.loads((folder / TIMING).read_text()) if (folder / TIMING).is_file() else {"runs": {}}
 
 
+def take_times(timed: dict[str, Config], folder: Path, scale: Scale, fields: list[str], say: Callable[[str], None]) -> None:
+    """Time the steps of what is not timed yet, with everything that is: only what was measured in one go can be compared."""
+    known = {run: took["configuration"] for run, took in stored_timings(folder)["runs"].items()}
+    if all(known.get(run) == timing.digest(cfg) for run, cfg in timed.items()):
+        return
+    together = {run: cfg for run in {**known, **timed} if (cfg := configuration(run, scale, fields)) is not None}
+    say(f"timing {len(together)} systems side by side ...")
+    write_text(folder / TIMING, json.dumps(timing.measure(together, say), indent=1) + "\n")
+
+
 def collect(folder: Path, scale: Scale, fields: list[str]) -> dict[str, dict[str, Any]]:
-    """The records of all runs that are there, with what their steps take where that was measured."""
+    """The records of all runs that are there, with what their steps take where that was measured.
+
+    Raises:
+        ConfigError: a run was started with other settings than ``fields`` say.
+    """
     timings = stored_timings(folder)
     found: dict[str, dict[str, Any]] = {}
     for run in PRESETS:
         cfg = configuration(run, scale, fields)
-        record = record_of(run, folder / run, cfg) if cfg is not None else None
+        record = record_of(run, folder / home_of(run, scale), cfg) if cfg is not None else None
         took = timings["runs"].get(run)
-        if took is not None:
+        if took is not None and cfg is not None and took["configuration"] == timing.digest(cfg):
             record = record or {"parameters": took["parameters"], "metrics": {}, "snapshots": {}}
             record["timing"] = took | {"environment": timings["environment"]}
         if record is not None:
@@ -119,24 +164,38 @@ def write_out(
     fields: list[str],
     records: dict[str, dict[str, Any]],
     say: Callable[[str], None],
-) -> None:
-    """records.json, a Markdown file, a CSV file and a drawing per table, the figures, and index.html with everything."""
+) -> list[Exception]:
+    """records.json, a Markdown file, a CSV file and a drawing per table, the figures, and index.html with these and all that
+    earlier calls made -> what could not be drawn."""
     write_text(folder / RECORDS, json.dumps({"scale": scale.name, "runs": records}, indent=1) + "\n")
     page = [
         f"<h1>The paper's tables and figures, {html.escape(scale.name)} scale</h1><p class=sub>{html.escape(scale.words)}</p>"
     ]
     configs = {run: cfg for run in PRESETS if (cfg := configuration(run, scale, fields)) is not None}
-    written = 0
-    for name in names:
+    homes = {run: folder / home_of(run, scale) for run in configs}
+    written, failed = 0, list[Exception]()
+    for name in NAMES:
+        earlier = (folder / f"{name}.md").is_file() or any((folder / "figures").glob(f"{name}[._]*"))
+        if name not in names and not earlier:
+            continue
         if name in FIGURES:
-            pictures = figures.draw(name, folder, configs, records, scale)
+            try:
+                pictures = figures.draw(name, homes, configs, records, scale)
+            except (ConfigError, DataError) as error:
+                failed.append(error)
+                say(f"{name}: left out, {error}")
+                continue
+            for old in (folder / "figures").glob(f"{name}[._]*"):
+                old.unlink()
             paths = [save_drawn(picture, folder / "figures" / stem) for stem, picture in pictures.items()]
+            said = render.verdicts(name, records, scale)
             if paths:
                 shown = "".join(figure(path, path.stem) for path in paths)
                 number = name.removeprefix("figure")
                 page.append(
                     f"<h2 id={name}>Figure {number}. {html.escape(FIGURES[name].title)}</h2><div class=row>{shown}</div>"
                 )
+                page.append(render.html_table(render.SAYS, said) if said else "")
             written += len(paths)
             continue
         write_text(folder / f"{name}.md", render.markdown(name, records, scale))
@@ -155,6 +214,7 @@ def write_out(
     page.append(f"<p class=sub>Seeds {seeds}; {hours:.1f} hours of training; rendered with {html.escape(facts)}.</p>")
     write_text(folder / "index.html", document(f"hybvit, {scale.name} scale", page))
     say(f"{folder / 'index.html'}: {written} tables and pictures from {len(records)} runs")
+    return failed
 
 
 def document(title: str, sections: list[str]) -> str:
@@ -187,16 +247,14 @@ def main(arguments: list[str]) -> None:
         prog="hybvit reproduce",
         usage="hybvit reproduce NAME ... [--scale pocket|full] [--out DIR] [--dry-run] [--shard i/n] [--any.field VALUE ...]",
         description="Train what a table or figure of the paper needs, evaluate it and render it beside the published figures. "
-        "The same command again goes on where it stopped; several with other --shard share the work and the folder.",
+        "The same command again goes on where it stopped; several with other --shard share the work and the folder, on "
+        "several machines or on several GPUs of one (CUDA_VISIBLE_DEVICES=0 hybvit reproduce all --shard 1/2 and so on).",
         epilog="a field such as --train.seed 1 is set in every run; choose another --out for other settings",
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help="table1 to table13, figure1, figure4 to figure24, or all")
-    parser.add_argument(
-        "--scale", choices=tuple(SCALES), default="pocket", help="; ".join(f"{s.name}: {s.words}" for s in SCALES.values())
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/paper"), metavar="DIR", help="where runs and results are (runs/paper)"
-    )
+    words = "; ".join(f"{scale.name}: {scale.words}" for scale in SCALES.values())
+    parser.add_argument("--scale", choices=tuple(SCALES), default="pocket", help=words)
+    parser.add_argument("--out", type=Path, default=Path("runs/paper"), metavar="DIR", help="where all is kept (runs/paper)")
     parser.add_argument("--runs", metavar="A,B", help="only these presets of the rows")
     parser.add_argument("--shard", default="1/1", metavar="i/n", help="do the i-th of n equal parts of the work")
     parser.add_argument("--dry-run", action="store_true", help="print the plan with its cost, and what is there already")
@@ -212,33 +270,45 @@ def main(arguments: list[str]) -> None:
     scale, names = SCALES[args.scale], names_of(args.names)
     only = set(filter(None, (args.runs or "").split(",")))
     for run in only - set(PRESETS):
-        raise ConfigError(f"--runs: {run!r} is no preset (`hybvit presets` lists them)")
+        raise ConfigError(f"--runs: {run!r} is no preset{did_you_mean(run, list(PRESETS))} (`hybvit presets` lists them)")
     shard, shards = shard_of(args.shard)
+    looks = [word for look in args.look for word in shlex.split(look)]
+    evaluate.build_parser().parse_args(["MODEL", *looks])  # a fault in it is to be seen before hours of training
     folder = args.out / scale.name
-    looks = [word for look in args.look for word in look.split()]
-    needs, missing = plan(names, scale, only, fields)
-    timed = timed_runs(names, scale, only, fields)
+    work = plan(names, scale, only, fields)
+    mine = share_of(work.needs, shard, shards)
     if args.dry_run:
-        dry_run(needs, missing, timed, folder, scale)
+        dry_run(work, mine, folder, scale)
         return
     make_folder(folder)
-    stopped = {}
-    if not args.render:
-        mine = share_of(needs, shard, shards)
-        known = stored_timings(folder)["runs"]
-        if shard == 0 and set(timed) - set(known):
-            # all of them anew: only what was measured in one go can be compared
-            together = {run: cfg for run in {**known, **timed} if (cfg := configuration(run, scale, fields)) is not None}
-            say_at_once(f"timing {len(together)} systems side by side ...")
-            write_text(folder / TIMING, json.dumps(timing.measure(together, say_at_once), indent=1) + "\n")
-        for place, need in enumerate(mine, 1):
-            say_at_once(f"[{place}/{len(mine)}] {need.run}: {state_of(folder / need.run, need.cfg).words()}")
-            reason = attempt(need, folder / need.run, scale, looks, say_at_once)
-            if reason is not None:
-                stopped[need.run] = reason
-                say_at_once(f"{need.run}: left out, {reason}")
-    for run, reason in missing.items():
-        say_at_once(f"{run}: left out, {reason}")
-    write_out(names, folder, scale, fields, collect(folder, scale, fields), say_at_once)
-    if stopped:
-        raise ConfigError(f"{len(stopped)} of the runs could not be done: {'; '.join(stopped.values())}")
+    faults: dict[str, list[Exception]] = {}
+    try:
+        if not args.render:
+            if scale.name == "full":
+                say_whether_fid_can_be_had(say_at_once)
+            if work.timed and shards > 1:
+                say_at_once("steps are not timed while others work beside: run these tables once more without --shard")
+            elif work.timed:
+                take_times(work.timed, folder, scale, fields, say_at_once)
+            for place, need in enumerate(mine, 1):
+                say_at_once(f"[{place}/{len(mine)}] {need.run}: {state_of(folder / need.run, need.cfg).words()}")
+                faults[need.run] = attempt(need, folder / need.run, scale, looks, say_at_once)
+                for fault in faults[need.run]:
+                    say_at_once(f"{need.run}: left out, {fault}")
+        for run, reason in work.missing.items():
+            say_at_once(f"{run}: left out, {reason}")
+        faults["figures"] = write_out(names, folder, scale, fields, collect(folder, scale, fields), say_at_once)
+    except KeyboardInterrupt:
+        raise Interrupted(f"{folder}: interrupted; what is done is kept, the same command goes on") from None
+    met = [(run, fault) for run, found in faults.items() for fault in found]
+    if met:
+        worst = next(kind for kind in USERS_FAULTS if any(isinstance(fault, kind) for _, fault in met))
+        raise worst(f"{len(met)} parts could not be done: " + "; ".join(f"{run}: {fault}" for run, fault in met))
+
+
+def say_whether_fid_can_be_had(say: Callable[[str], None]) -> None:
+    """Fetch the Inception weights once, before hours of training; without them everything else is measured all the same."""
+    try:
+        extractor("inception", "cifar10")
+    except (ConfigError, DataError) as error:
+        say(f"FID and the Inception score will be empty: {error}")

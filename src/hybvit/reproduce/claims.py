@@ -15,7 +15,8 @@ class Claim(NamedTuple):
         words: what the paper says.
         column: of the table.
         left, right: presets.
-        relation: ``higher``, ``lower``, ``close`` (within ``margin``, in the column's unit), or ``ratio`` (left / right).
+        relation: ``higher``, ``lower``, ``close`` (within ``margin``, in the column's unit), ``alike`` (within that share
+            of each other), ``ratio`` (left / right, no verdict), or ``diverges`` (left alone).
         group: of the rows, where a table has several.
     """
 
@@ -23,7 +24,7 @@ class Claim(NamedTuple):
     column: str
     left: str
     right: str
-    relation: Literal["higher", "lower", "close", "ratio"]
+    relation: Literal["higher", "lower", "close", "alike", "ratio", "diverges"]
     margin: float = 0.0
     group: str = ""
 
@@ -46,6 +47,8 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         Claim("HybViT's samples are better than JEM's", "fid", "cifar10", "cifar10_jem", "lower"),
         Claim("HybViT's samples are better than JEM++'s", "fid", "cifar10", "cifar10_jempp", "lower"),
         Claim("the U-Net's samples are better than GenViT's", "fid", "cifar10_ddpm", "cifar10_genvit", "lower"),
+        Claim("JEM diverges easily", "", "cifar10_jem", "cifar10_jem", "diverges"),
+        Claim("JEM++ diverges easily", "", "cifar10_jempp", "cifar10_jempp", "diverges"),
     ),
     "table3": (
         Claim("ViT's log p(x) knows SVHN better than JEM's", "auroc_svhn", "cifar10_vit", "cifar10_jem", "higher"),
@@ -53,7 +56,15 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         Claim("ViT's knows interpolations better than JEM's", "auroc_interpolation", "cifar10_vit", "cifar10_jem", "higher"),
         Claim("HybViT's knows SVHN as well as ViT's", "auroc_svhn", "cifar10", "cifar10_vit", "close", 0.02),
     ),
-    "table4": (Claim("HybViT's bound is close to GenViT's", "bits_per_dim", "cifar10", "cifar10_genvit", "close", 0.2),),
+    "table4": (Claim("HybViT's bound is close to GenViT's", "bits_per_dim", "cifar10", "cifar10_genvit", "alike", 0.05),),
+    "figure6": (
+        Claim("WRN is better calibrated than ViT", "ece", "cifar10_wrn28_10", "cifar10_vit", "lower"),
+        Claim("WRN is better calibrated than HybViT", "ece", "cifar10_wrn28_10", "cifar10", "lower"),
+    ),
+    "figure12": (
+        Claim("strong augmentation calibrates ViT better", "ece", "cifar10_vit", "cifar10_vit_weak", "lower"),
+        Claim("strong augmentation calibrates HybViT better", "ece", "cifar10", "cifar10_weak", "lower"),
+    ),
     "table5": (
         Claim("five times the training labels better (ViT)", "accuracy", "cifar10_vit", "cifar10_vit_epochs100", "higher"),
         Claim("five times the training labels better (HybViT)", "accuracy", "cifar10", "cifar10_epochs100", "higher"),
@@ -75,7 +86,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
     "table7": (
         Claim("smaller patches label better", "accuracy", "stl10_short_patch4", "stl10_short_patch12", "higher"),
         Claim("the largest patch samples far worse", "fid", "stl10_short_patch8", "stl10_short_patch12", "lower"),
-        Claim("the smallest patch samples no better", "fid", "stl10_short_patch4", "stl10_short_patch8", "close", 1.0),
+        Claim("the smallest patch samples no better", "fid", "stl10_short_patch4", "stl10_short_patch8", "alike", 0.05),
     ),
     "table8": (
         Claim("HybViT takes longer than GenViT by", "minutes_per_epoch", "cifar10", "cifar10_genvit", "ratio"),
@@ -108,14 +119,19 @@ def verdict(claim: Claim, left: Measured | None, right: Measured | None) -> Verd
         return None
     if claim.relation == "ratio":
         return Verdict(left, right, f"{left.value / right.value:.2f} times")
-    gap, doubt = left.value - right.value, math.hypot(half_width(left), half_width(right))
-    if claim.relation == "close":
-        if abs(abs(gap) - claim.margin) <= doubt:
+    gap = left.value - right.value
+    doubt = math.hypot(towards(left, -gap), towards(right, gap))
+    if claim.relation in ("close", "alike"):
+        margin = claim.margin * (abs(right.value) if claim.relation == "alike" else 1)
+        if abs(abs(gap) - margin) <= doubt:
             return Verdict(left, right, "too close to call")
-        return Verdict(left, right, "holds" if abs(gap) <= claim.margin else "does not hold")
-    gap = gap if claim.relation == "higher" else -gap
-    return Verdict(left, right, "too close to call" if abs(gap) <= doubt else "holds" if gap > 0 else "does not hold")
+        return Verdict(left, right, "holds" if abs(gap) <= margin else "does not hold")
+    sign = 1 if claim.relation == "higher" else -1
+    return Verdict(left, right, "too close to call" if abs(gap) <= doubt else "holds" if sign * gap > 0 else "does not hold")
 
 
-def half_width(figure: Measured) -> float:
-    return 0.0 if figure.low is None or figure.high is None else (figure.high - figure.low) / 2
+def towards(figure: Measured, direction: float) -> float:
+    """The part of the interval on one side: that which faces the other figure."""
+    if figure.low is None or figure.high is None:
+        return 0.0
+    return max(figure.high - figure.value if direction > 0 else figure.value - figure.low, 0.0)

@@ -14,13 +14,16 @@ from .. import plots
 from ..config import Config
 from ..data.datasets import open_dataset
 from ..data.images import grid, to_pixels, to_x
+from ..evaluate.fidelity import GRID_IMAGES
 from ..evaluate.quality import PER_CLASS
 from ..seeds import generator
+from .runs import snapshots_of
 from .scales import Scale
 from .tables import FIGURES, Row, measured
 
 Drawn = Image.Image | str
 FIRST_CLASS_FIGURE = 15
+GRID_COLUMNS = 10  # of the pictures of samples
 NOISE_TIMES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # shares of T
 SHORT_NAMES = {
     "cifar10": "HybViT",
@@ -37,9 +40,17 @@ SHORT_NAMES = {
 
 
 def draw(
-    name: str, folder: Path, configs: Mapping[str, Config], records: Mapping[str, dict[str, Any]], scale: Scale
+    name: str,
+    homes: Mapping[str, Path],
+    configs: Mapping[str, Config],
+    records: Mapping[str, dict[str, Any]],
+    scale: Scale,
 ) -> dict[str, Drawn]:
-    """File name without its ending -> picture; empty where nothing is there yet."""
+    """File name without its ending -> picture; empty where nothing is there yet.
+
+    Args:
+        homes, configs, records: by preset: the run folder, the configuration, and what is known about it.
+    """
     there = [run for run in FIGURES[name].runs if run in records]
     number = name.removeprefix("figure")
     if name == "figure1":
@@ -51,14 +62,16 @@ def draw(
     if name == "figure8b":
         return under_attack(name, there, records, scale)
     if name in ("figure4", "figure5", "figure14"):
-        found = {run: stored(folder / run, "fidelity", "samples") for run in there}
+        found = {run: stored(homes[run], "fidelity", "samples") for run in there}
         several = len(FIGURES[name].runs) > 1
         return {f"{name}_{run}" if several else name: picture for run, picture in found.items() if picture is not None}
+    if not there:
+        return {}
     if name in ("figure10", "figure11"):
-        return own_judgement(name, folder / "cifar10", "logpx" if name == "figure10" else "confidence")
+        return own_judgement(name, homes["cifar10"], "logpx" if name == "figure10" else "confidence")
     if name == "figure13":
-        return samples_along_training(name, folder / "cifar10")
-    return best_and_worst(name, folder / "cifar10", int(number) - FIRST_CLASS_FIGURE)
+        return samples_along_training(name, homes["cifar10"], configs["cifar10"]) if "cifar10" in there else {}
+    return best_and_worst(name, homes["cifar10"], int(number) - FIRST_CLASS_FIGURE)
 
 
 def noising(cfg: Config) -> Image.Image:
@@ -126,11 +139,13 @@ def under_attack(name: str, there: list[str], records: Mapping[str, dict[str, An
 
 
 def stored(run: Path, suite: str, name: str) -> Drawn | None:
-    """A picture that an evaluation suite left in a run's folder."""
-    path = run / "evaluation" / suite / name
-    if path.with_suffix(".png").is_file():
-        return Image.open(path.with_suffix(".png")).copy()
-    return path.with_suffix(".svg").read_text() if path.with_suffix(".svg").is_file() else None
+    """A picture of a run's evaluation, as the stored result lists it."""
+    folder = run / "evaluation" / suite
+    if not (folder / "result.json").is_file() or name not in json.loads((folder / "result.json").read_text())["pictures"]:
+        return None
+    if (folder / f"{name}.png").is_file():
+        return Image.open(folder / f"{name}.png").copy()
+    return (folder / f"{name}.svg").read_text() if (folder / f"{name}.svg").is_file() else None
 
 
 def own_judgement(name: str, run: Path, score: str) -> dict[str, Drawn]:
@@ -140,13 +155,16 @@ def own_judgement(name: str, run: Path, score: str) -> dict[str, Drawn]:
     return {word: picture for word, picture in found.items() if picture is not None}
 
 
-def samples_along_training(name: str, run: Path) -> dict[str, Drawn]:
-    """One row of the same ten seeds for each snapshot, the earliest above."""
+def samples_along_training(name: str, run: Path, cfg: Config) -> dict[str, Drawn]:
+    """One row of the same ten seeds for each snapshot, the earliest above, the finished run below."""
     strips = []
-    for folder in sorted(run.glob("snapshots/*/evaluation/fidelity/samples.png")):
-        picture = Image.open(folder)
-        strips.append(picture.crop((0, 0, picture.width, picture.height // 10)))
-    if not strips:
+    for folder in (*snapshots_of(run, cfg), run):
+        picture = stored(folder, "fidelity", "samples")
+        if isinstance(picture, Image.Image):
+            samples = json.loads((folder / "evaluation" / "fidelity" / "result.json").read_text())["settings"]["samples"]
+            shown_rows = -(-min(samples, GRID_IMAGES) // GRID_COLUMNS)
+            strips.append(picture.crop((0, 0, picture.width, picture.height // shown_rows)))
+    if len(strips) < 2:
         return {}
     whole = Image.new(strips[0].mode, (strips[0].width, sum(strip.height for strip in strips)), 255)
     top = 0

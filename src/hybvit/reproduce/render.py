@@ -9,16 +9,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import plots
-from ..published import PublishedTable
+from ..published import PublishedTable, later, later_columns, tables
 from .claims import CLAIMS, Claim, Verdict, verdict
 from .scales import Scale
 from .tables import BASE, TIMED, Measured, Row, measured, rows, table
 
 Records = Mapping[str, dict[str, Any]]
 SAYS = ["The paper says", "by its figures", "by ours", "here"]
+ONCE, NOT_ONCE = "holds, in one run", "not in one run"
 WIDE = 5  # more columns than this, and a model's figures stand in lines under each other
 DECIMALS = {"auroc": 2, "bits_per_dim": 2, "hours": 2, "minutes_per_epoch": 2, "parameters_millions": 2, "inception_score": 2}
-FAMILIES = {"inception_score": "Inception score", "fid": "FID"}
+FAMILIES = ("inception_score", "fid")  # columns whose name on our side depends on the extractor
+GROUPS_TELL_ROWS_APART = ("table2", "table11", "table12")
 
 
 class Cell:
@@ -30,7 +32,7 @@ class Cell:
 
     def texts(self) -> tuple[str, str, str]:
         return (
-            "" if self.published is None else f"{self.published:g}" if not isinstance(self.published, str) else self.published,
+            "" if self.published is None else str(self.published),
             self.ours_in_words(),
             f"{self.difference:+.{decimals(self.column)}f}" if self.difference is not None else "",
         )
@@ -48,7 +50,7 @@ class Cell:
         digits = decimals(self.column)
         text = f"{self.ours.value:.{digits}f}"
         if self.ours.low is not None and self.ours.high is not None:
-            text += f" ± {(self.ours.high - self.ours.low) / 2:.{digits}f}"
+            text += f" [{self.ours.low:.{digits}f}, {self.ours.high:.{digits}f}]"
         return text
 
 
@@ -56,9 +58,9 @@ def decimals(column: str) -> int:
     return next((digits for prefix, digits in DECIMALS.items() if column.startswith(prefix)), 1)
 
 
-def comparable(column: str, scale: Scale) -> bool:
-    """A Frechet distance on another extractor is no FID, and a small network's minutes are no A100's."""
-    return scale.name == "full" or column not in (*FAMILIES, *TIMED, "parameters_millions")
+def comparable(scale: Scale) -> bool:
+    """Whether the difference to the published figure says anything: not on other data, by other networks."""
+    return scale.name == "full"
 
 
 def cells(name: str, row: Row, records: Records, scale: Scale) -> dict[str, Cell]:
@@ -66,55 +68,97 @@ def cells(name: str, row: Row, records: Records, scale: Scale) -> dict[str, Cell
     for column in table(name, scale).columns:
         published = row.published.values.get(column) if row.published else None
         ours = measured(column, row, records.get(row.run) if row.run else None, scale)
-        found[column] = Cell(column, published, ours, comparable(column, scale))
+        found[column] = Cell(column, published, ours, comparable(scale))
     return found
 
 
-def heading_of(column: str, headings: Mapping[str, str], records: Records, scale: Scale) -> str:
-    """Our side of a column: the extractor and the set that it was measured with."""
+def heading_of(column: str, name: str, records: Records, scale: Scale) -> str:
+    """Our side of a column: the extractor and the number of samples, or the set that it was measured with."""
     if column in FAMILIES:
-        names = {metric for record in records.values() for metric in record.get("metrics", {})}
+        runs = {row.run for row in rows(name) if row.run}
+        metrics = {metric for run in runs for metric in records.get(run, {}).get("metrics", {})}
         prefix = ("fidelity/fid_", "fidelity/fd_") if column == "fid" else ("fidelity/is_", "fidelity/score_")
-        kinds = sorted(
-            {m.removeprefix("fidelity/").rpartition("_")[0] for m in names if m.startswith(prefix) and m[-1].isdigit()}
-        )
-        return " / ".join(kinds) or headings[column]
+        kinds = sorted(m.removeprefix("fidelity/") for m in metrics if m.startswith(prefix) and m[-1].isdigit())
+        return " / ".join(kinds)
     if column == "runtime":
         return "hours"
     if column.startswith("auroc_"):
         return scale.outside.get(column.removeprefix("auroc_"), "")
-    return headings[column]
+    return table(name, scale).columns[column].removesuffix(" (%)")
 
 
 def grid_of(name: str, records: Records, scale: Scale) -> tuple[list[str], list[list[str]]]:
     """Heads and lines of a table, as text."""
-    published, lines = table(name, scale), []
+    published, lines = table(name, scale), list[list[str]]()
     columns = [column for column in published.columns if column != "augmentation"]
-    if len(columns) <= WIDE:
+    wide = len(columns) > WIDE
+    if wide:
+        heads = ["Model", "", *[short(published.columns[column]) for column in columns], "trained here"]
+    else:
         heads = ["Model"]
         for column in columns:
-            ours = heading_of(column, published.columns, records, scale)
+            ours = heading_of(column, name, records, scale)
             heads += [f"{published.columns[column]}, published", f"{ours}, ours" if ours else "ours", "difference"]
-        group = ""
-        for row in rows(name):
-            if row.group != group:
-                group = row.group
-                lines.append([f"*{group}*", *[""] * (len(heads) - 1)])
-            found = cells(name, row, records, scale)
-            lines.append([label(row, records), *[text for column in columns for text in found[column].texts()]])
-        return drop_empty(heads, lines)
-    heads = ["Model", "", *[short(published.columns[column]) for column in columns]]
+        heads.append("trained here")
     group = ""
     for row in rows(name):
         if row.group != group:
             group = row.group
             lines.append([f"*{group}*", *[""] * (len(heads) - 1)])
         found = cells(name, row, records, scale)
+        if not wide:
+            texts = [text for column in columns for text in found[column].texts()]
+            lines.append([row.model, *texts, trained(row, records)])
+            continue
         for i, word in enumerate(("published", "ours", "difference")):
             texts = [found[column].texts()[i] for column in columns]
             if any(texts):
-                lines.append([label(row, records) if word == "published" or not row.published else "", word, *texts])
+                first = word == "published" or not row.published
+                lines.append([row.model if first else "", word, *texts, trained(row, records) if word == "ours" else ""])
     return drop_empty(heads, lines)
+
+
+def trained(row: Row, records: Records) -> str:
+    """What stands behind our figures: network, parameters, steps of its batch, and whether it diverged."""
+    record = records.get(row.run or "", {})
+    training = record.get("training", {})
+    if not training:
+        return ""
+    done = record["kept_step"] if "diverged" in record else training.get("steps", 0)
+    text = f"{record['network']}, {record['parameters'] / 1e6:.2f} M, {done:,} steps of {training['batch_size']}"
+    return f"{text}, **diverged**" if "diverged" in record else text
+
+
+def footnotes(name: str, records: Records) -> list[str]:
+    """Why runs of a table stopped."""
+    runs = dict.fromkeys(row.run for row in rows(name) if row.run and "diverged" in records.get(row.run, {}))
+    return [f"`{run}` diverged: {records[run]['diverged']}" for run in runs]
+
+
+def facts(name: str, records: Records, scale: Scale) -> str:
+    """Data, seeds, hardware and hours behind our figures of a table, in a line."""
+    runs = dict.fromkeys(row.run for row in rows(name) if row.run)
+    own = [records[run] for run in runs if "data" in records.get(run, {})]
+    if not own:
+        return ""
+    if set(TIMED) & set(table(name, scale).columns):
+        took = next((record["timing"] for record in records.values() if "timing" in record), None)
+        machine = machine_of({"environment": took["environment"]}) if took else ""
+        return f"Ours: {scale.name} scale; training steps timed side by side on {machine}." if took else ""
+    data = ", ".join(dict.fromkeys(record["data"] for record in own))
+    seeds = ", ".join(dict.fromkeys(str(record["seed"]) for record in own))
+    machines = ", ".join(dict.fromkeys(machine_of(record) for record in own))
+    hours = sum(record["training"].get("seconds", 0) for record in own) / 3600
+    protocol = next((record["tables"]["protocol"] for record in own if "protocol" in record.get("tables", {})), None)
+    drawn = f"; {protocol['samples']} samples, {protocol['sampler']}, {protocol['steps']} steps" if protocol else ""
+    return f"Ours: {scale.name} scale, {data}{drawn}; seed {seeds}; {hours:.2f} hours of training on {machines}."
+
+
+def machine_of(record: dict[str, Any]) -> str:
+    environment = record.get("environment", {})
+    return (
+        f"{environment.get('device', environment.get('machine', 'an unknown machine'))}, {environment.get('threads')} thread(s)"
+    )
 
 
 def drop_empty(heads: list[str], lines: list[list[str]]) -> tuple[list[str], list[list[str]]]:
@@ -127,18 +171,12 @@ def short(heading: str) -> str:
     return heading.removeprefix("PGD ").removesuffix(" (%)").removesuffix(" (AUROC)")
 
 
-def label(row: Row, records: Records) -> str:
-    record = records.get(row.run or "")
-    if record and record.get("diverged"):
-        return f"{row.model} (diverged, at step {record['diverged_after']} of {record['training']['of_steps']})"
-    return row.model
-
-
 def as_csv(name: str, records: Records, scale: Scale) -> str:
-    """One line per figure: table, group, model, preset, column, published, ours, low, high, difference."""
+    """One line per figure: what was published, what ours is with its interval, on which data, seed and hours of training."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("table", "group", "model", "source", "preset", "column", "published", "ours", "low", "high", "difference"))
+    names = ["table", "group", "model", "source", "preset", "column", "published", "ours", "low", "high", "difference"]
+    writer.writerow([*names, "scale", "data", "seed", "hours", "device"])
     for row in rows(name):
         for column, cell in cells(name, row, records, scale).items():
             if cell.published is None and cell.ours is None:
@@ -146,9 +184,13 @@ def as_csv(name: str, records: Records, scale: Scale) -> str:
             ours = cell.ours or Measured(float("nan"))
             figures = [None if cell.ours is None else ours.value, ours.low, ours.high, cell.difference]
             source = row.published.source if row.published else ""
+            record = records.get(row.run or "", {}) if cell.ours is not None else {}
+            hours = f"{record['training'].get('seconds', 0) / 3600:.4f}" if "training" in record else ""
+            behind = [scale.name if record else "", record.get("data", ""), record.get("seed", ""), hours]
             writer.writerow(
                 [name, row.group, row.model, source, row.run or "", column, cell.published]
                 + ["" if figure is None else f"{figure:.6g}" for figure in figures]
+                + [*behind, record.get("environment", {}).get("device", "")]
             )
     return text.getvalue()
 
@@ -163,9 +205,9 @@ def against_base(name: str, records: Records, scale: Scale) -> tuple[list[str], 
     for column in columns:
         heads += [f"{table(name, scale).columns[column]}, published", "ours"]
     for row in rows(name):
-        if row is base or not row.run:
+        if (row.group, row.model) == (base.group, base.model) or row.run not in records:
             continue
-        line = [label(row, records)]
+        line = [row.model]
         for column, cell in cells(name, row, records, scale).items():
             if column in columns:
                 was = bases[column]
@@ -174,7 +216,7 @@ def against_base(name: str, records: Records, scale: Scale) -> tuple[list[str], 
                     change(column, cell.ours and cell.ours.value, was.ours and was.ours.value),
                 ]
         lines.append(line)
-    lines = [line for line in lines if any(line[1:])]
+    lines = [line for line in lines if any(line[2::2])]  # something of ours
     return (heads, lines) if lines else ([], [])
 
 
@@ -185,21 +227,32 @@ def change(column: str, now: float | str | None, before: float | str | None) -> 
 
 
 def verdicts(name: str, records: Records, scale: Scale) -> list[list[str]]:
-    """What the paper says of a table, by its figures and by ours: claim, published, ours, what ours say."""
+    """What the paper says of a table or figure, by its figures and by ours: claim, published, ours, what ours say."""
     found = []
     for claim in CLAIMS.get(name, ()):
+        if claim.relation == "diverges":
+            record = records.get(claim.left, {})
+            if "training" in record:
+                found.append([claim.words, "", "", ONCE if "diverged" in record else NOT_ONCE])
+            continue
         pair = [row_of(name, claim.group, run) for run in (claim.left, claim.right)]
         ours = verdict(claim, *(measured(claim.column, row, records.get(row.run or ""), scale) for row in pair))
         if ours is None:
             continue
         theirs = verdict(claim, *(published_figure(row, claim.column) for row in pair))
-        found.append([claim.words, figures_of(claim, theirs), figures_of(claim, ours), ours.outcome])
+        found.append([stood_in(claim.words, scale), figures_of(claim, theirs), figures_of(claim, ours), ours.outcome])
     return found
+
+
+def stood_in(words: str, scale: Scale) -> str:
+    """A claim with the data that it was tried on here."""
+    other = scale.outside.get("svhn", "SVHN")
+    return words.replace("SVHN", f"SVHN (here {other})") if other != "svhn" else words
 
 
 def row_of(name: str, group: str, run: str) -> Row:
     """The row of a table that a preset trained; one of no table where a claim compares with a system outside it."""
-    own = [row for row in rows(name) if row.run == run]
+    own = [row for row in rows(name) if row.run == run] if name in tables() else []
     return next((row for row in own if row.group == group), own[0] if own else Row(run, group, None, run))
 
 
@@ -222,18 +275,30 @@ def markdown(name: str, records: Records, scale: Scale) -> str:
     parts = [f"### {title(published)}", "", as_markdown(*grid_of(name, records, scale)), ""]
     heads, lines = against_base(name, records, scale)
     if lines:
-        parts += [
-            f"Against {BASE[name]}: accuracy in points, distances and times as a factor.",
-            "",
-            as_markdown(heads, lines),
-            "",
-        ]
+        parts += [against(name), "", as_markdown(heads, lines), ""]
     found = verdicts(name, records, scale)
     if found:
         parts += [as_markdown(SAYS, found), ""]
-    if published.note:
-        parts += [published.note, ""]
+    heads, lines = later_work(name)
+    if lines:
+        parts += ["Later than the paper, by the protocols of their own authors:", "", as_markdown(heads, lines), ""]
+    for text in (facts(name, records, scale), *footnotes(name, records), published.note):
+        if text:
+            parts += [text, ""]
     return "\n".join(parts)
+
+
+def against(name: str) -> str:
+    return f"The difference to {BASE[name]}, published and ours: accuracy in points, distances and times as a factor."
+
+
+def later_work(name: str) -> tuple[list[str], list[list[str]]]:
+    """The systems that came after the paper, under its table of hybrid and generative models."""
+    if name != "table1":
+        return [], []
+    columns = later_columns()
+    lines = [[row.group, row.model, *[str(row.values.get(c, "")) for c in columns], row.source] for row in later()]
+    return drop_empty(["Data", "Model", *columns.values(), "Source"], lines)
 
 
 def title(published: PublishedTable) -> str:
@@ -251,12 +316,15 @@ def as_html(name: str, records: Records, scale: Scale) -> str:
     parts = [f"<h2 id={name}>{html.escape(title(published))}</h2>", html_table(*grid_of(name, records, scale))]
     heads, lines = against_base(name, records, scale)
     if lines:
-        parts += [f"<p class=sub>Against {html.escape(BASE[name])}</p>", html_table(heads, lines)]
+        parts += [f"<p class=sub>{html.escape(against(name))}</p>", html_table(heads, lines)]
     found = verdicts(name, records, scale)
     if found:
         parts.append(html_table(SAYS, found))
-    if published.note:
-        parts.append(f"<p class=sub>{html.escape(published.note)}</p>")
+    heads, lines = later_work(name)
+    if lines:
+        parts += ["<p class=sub>Later than the paper, by the protocols of their own authors</p>", html_table(heads, lines)]
+    for text in (facts(name, records, scale), *footnotes(name, records), published.note):
+        parts.append(f"<p class=sub>{html.escape(text)}</p>" if text else "")
     return "".join(parts)
 
 
@@ -275,10 +343,11 @@ def drawing(name: str, records: Records, scale: Scale) -> str | None:
         for column, cell in cells(name, row, records, scale).items():
             number = float(cell.published) if isinstance(cell.published, int | float) else None
             if cell.ours is not None:
-                panels.setdefault(column, []).append((label(row, records), number, cell.ours))
+                known = f"{row.model} ({row.group})" if name in GROUPS_TELL_ROWS_APART else row.model
+                panels.setdefault(column, []).append((known, number, cell.ours))
     heads = table(name, scale).columns
     shown = {
-        heads[column] if comparable(column, scale) else f"{heads[column]} | {heading_of(column, heads, records, scale)}": points
+        heads[column] if comparable(scale) else f"{heads[column]} | {heading_of(column, name, records, scale)}": points
         for column, points in panels.items()
         if column != "parameters_millions"
     }

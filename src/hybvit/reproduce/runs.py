@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import checkpoint, evaluate
-from ..config import Config, differences, parse
+from ..config import Config, differences, load_config, override, parse
 from ..cost import cost
 from ..errors import CheckpointError, ConfigError, DataError, DivergedError
-from ..recipes import preset
-from ..run_folder import check_same, environment, read_metrics, training_summary, write_text
+from ..recipes import PRESETS, preset
+from ..run_folder import check_same, locked, make_folder, read_metrics, training_summary, write_text
 from ..train import train
 from .scales import Scale
 
 RECORD, DIVERGED = "results.json", "diverged.json"
+SNAPSHOTS = 10  # along a run, for Figures 8 and 13
 SNAPSHOT_SUITES = ("accuracy", "fidelity")
-SETTLED = {"model.num_classes", "data.classes", "train.precision"}  # what data and machine fill in when training starts
+FILLED_IN = {"model.num_classes", "data.classes", "train.precision"}  # by the data and the machine, when training starts
 KEPT_TABLES = ("reliability", "protocol", "samples_by_class")
+USERS_FAULTS = (CheckpointError, DataError, ConfigError)  # the worst first
 
 
 class Need(NamedTuple):
@@ -45,14 +48,24 @@ class State(NamedTuple):
 
     def words(self) -> str:
         if self.diverged:
-            return f"diverged, its state at step {self.done} is kept"
+            return "diverged" + (f", the state of step {self.done} is kept" if self.done else " before its first checkpoint")
         return "trained" if self.trained else f"at step {self.done} of {self.steps}" if self.done else "not begun"
 
 
-def configuration(run: str, scale: Scale, fields: list[str]) -> Config | None:
+def configuration(run: str, scale: Scale, fields: list[str], snapshots: bool = False) -> Config | None:
     """The run's configuration at a scale, with fields from the command line; None where the scale has no data for it."""
     cfg = scale.config(run)
-    return None if cfg is None else parse(fields, cfg)
+    if cfg is None:
+        return None
+    cfg = parse(fields, cfg)
+    return override(cfg, train={"snapshot_every": max(1, cfg.train.steps // SNAPSHOTS)}) if snapshots else cfg
+
+
+def home_of(run: str, scale: Scale) -> str:
+    """The preset whose folder a run shares: at a small scale several presets may be the same training."""
+    cfg = scale.config(run)
+    same = [name for name in PRESETS if cfg is not None and scale.config(name) == cfg]
+    return min(same, key=len, default=run)
 
 
 def state_of(folder: Path, cfg: Config) -> State:
@@ -62,28 +75,44 @@ def state_of(folder: Path, cfg: Config) -> State:
     return State(done, cfg.train.steps, (folder / DIVERGED).is_file(), measured)
 
 
-def carry_out(need: Need, folder: Path, scale: Scale, looks: list[str], say: Callable[[str], None]) -> list[str]:
-    """Train and evaluate what is missing of one row -> what could not be measured, a line each.
+def carry_out(need: Need, folder: Path, scale: Scale, looks: list[str], say: Callable[[str], None]) -> list[Exception]:
+    """Train and evaluate what is missing of one row -> what could not be measured.
 
     A run that diverges is evaluated where its last checkpoint stands.
 
     Raises:
         Interrupted: the state is saved; the same call goes on.
-        ConfigError: another process trains it, or it was begun with other settings.
+        ConfigError: another process is at work on it, or it was begun with other settings.
         DataError, CheckpointError: its data are not there, or its state cannot be used.
     """
-    state = state_of(folder, need.cfg)
-    if state.trained:
-        check_same(folder, need.cfg, SETTLED)
-    else:
-        try:
-            train(need.cfg, folder, say)
-        except DivergedError as error:
-            write_text(folder / DIVERGED, json.dumps({"message": str(error), "environment": environment()}, indent=1) + "\n")
-            say(f"{need.run}: {error}")
+    make_folder(folder)
+    held = locked(folder, ".row.lock")
+    try:
         state = state_of(folder, need.cfg)
-    if not state.done:
-        return []  # it diverged before the first checkpoint
+        if state.trained:
+            check_same(folder, need.cfg, FILLED_IN)
+        else:
+            try:
+                train(need.cfg, folder, say)
+            except DivergedError as error:
+                message = str(error).removeprefix(f"{folder}: ")
+                write_text(folder / DIVERGED, json.dumps({"message": message}, indent=1) + "\n")
+                say(f"{need.run}: {error}")
+            state = state_of(folder, need.cfg)
+        failed = list[Exception]()
+        for call in calls_of(need, folder, scale) if state.done else ():  # else it diverged before its first checkpoint
+            try:
+                evaluate.main([*call, *looks])
+            except USERS_FAULTS as error:
+                failed.append(error)
+        return failed
+    finally:
+        if held is not None:
+            held.close()
+
+
+def calls_of(need: Need, folder: Path, scale: Scale) -> list[list[str]]:
+    """The calls of `hybvit evaluate` for a row; what is stored of them with the same settings is not measured again."""
     calls = []
     for suites, usual in scale.looks.items():
         arguments = list(usual)
@@ -93,50 +122,97 @@ def carry_out(need: Need, folder: Path, scale: Scale, looks: list[str], say: Cal
         if wanted:
             calls.append([str(folder), "--suites", ",".join(wanted), *arguments])
         if "fidelity" in suites and need.snapshots:
-            for snapshot in reversed(checkpoint.step_folders(folder / "checkpoints")):
-                out = folder / "snapshots" / snapshot.name
-                if not (out / RECORD).is_file():
-                    calls.append([str(snapshot), "--out", str(out), "--suites", ",".join(SNAPSHOT_SUITES), *arguments])
-    failed = []
-    for call in calls:
-        try:
-            evaluate.main([*call, *looks])
-        except (ConfigError, DataError, CheckpointError) as error:
-            failed.append(str(error))
-    return failed
+            for snapshot in snapshots_of(folder, need.cfg):
+                calls.append([str(snapshot), "--out", str(snapshot), "--suites", ",".join(SNAPSHOT_SUITES), *arguments])
+    return calls
 
 
-def attempt(need: Need, folder: Path, scale: Scale, looks: list[str], say: Callable[[str], None]) -> str | None:
-    """:func:`carry_out`, with what stopped it in a line: one row that cannot be done does not stop the others."""
+def snapshots_of(folder: Path, cfg: Config) -> list[Path]:
+    """The kept weights along a run, the earliest first; the last step is the run itself."""
+    found = reversed(checkpoint.step_folders(folder / "snapshots"))
+    return [path for path in found if int(path.name.removeprefix("step-")) < cfg.train.steps]
+
+
+def attempt(need: Need, folder: Path, scale: Scale, looks: list[str], say: Callable[[str], None]) -> list[Exception]:
+    """:func:`carry_out`; a row that cannot be done does not stop the others."""
     try:
-        return "; ".join(dict.fromkeys(carry_out(need, folder, scale, looks, say))) or None
-    except (ConfigError, DataError, CheckpointError) as error:
-        return str(error)
+        return carry_out(need, folder, scale, looks, say)
+    except USERS_FAULTS as error:
+        return [error]
 
 
 def record_of(run: str, folder: Path, cfg: Config) -> dict[str, Any] | None:
-    """Everything that the tables and figures need of a run, small enough to be kept in a repository."""
+    """Everything that the tables and figures need of a run, small enough to be kept in a repository.
+
+    Raises:
+        ConfigError: the run in the folder was started with other settings.
+    """
     state = state_of(folder, cfg)
+    if not (folder / "config.yaml").is_file():
+        return None
+    check_same(folder, cfg, FILLED_IN)
     if not state.trained:
         return None
-    record: dict[str, Any] = {"data": cfg.data.name, "objective": cfg.objective.kind, "seed": cfg.train.seed}
-    if state.diverged:
-        record["diverged"] = json.loads((folder / DIVERGED).read_text())["message"].partition(": ")[2]
-        record["diverged_after"] = state.done
     found = json.loads((folder / RECORD).read_text()) if (folder / RECORD).is_file() else {}
-    record["parameters"] = found.get("parameters") or cost(cfg).parameters
+    started_with = load_config(folder / "config.yaml")
+    record: dict[str, Any] = {
+        "data": cfg.data.name,
+        "network": network_in_words(cfg),
+        "objective": cfg.objective.kind,
+        "seed": started_with.train.seed,
+        "parameters": found.get("parameters") or cost(cfg).parameters,
+    }
+    if state.diverged:
+        record["diverged"] = json.loads((folder / DIVERGED).read_text())["message"]
+        record["kept_step"] = state.done
     history = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
     record["training"] = training_summary(history) | {"of_steps": cfg.train.steps, "batch_size": cfg.train.batch_size}
-    record["environment"] = found.get("environment", environment())
+    with contextlib.suppress(OSError, ValueError):
+        record["environment"] = json.loads((folder / "environment.json").read_text())
     record["metrics"] = found.get("metrics", {})
     record["tables"] = {name: value for name, value in found.get("tables", {}).items() if name in KEPT_TABLES}
     record["options"] = {name: suite["settings"] for name, suite in found.get("suites", {}).items()}
-    record["changed"] = {name: [before, now] for name, (before, now) in differences(preset(run), cfg).items()}
+    changed = differences(preset(run), started_with)
+    record["changed"] = {name: [before, now] for name, (before, now) in changed.items() if name not in FILLED_IN}
     record["snapshots"] = {
-        path.parent.name.removeprefix("step-").lstrip("0"): json.loads(path.read_text())["metrics"]
-        for path in sorted(folder.glob(f"snapshots/*/{RECORD}"))
+        str(int(path.name.removeprefix("step-"))): json.loads((path / RECORD).read_text())["metrics"]
+        for path in snapshots_of(folder, cfg)
+        if (path / RECORD).is_file()
     }
+    if record["snapshots"]:
+        record["snapshots"][str(state.done)] = record["metrics"]
     return record
+
+
+def network_in_words(cfg: Config) -> str:
+    """What was trained, short enough for a table."""
+    own = cfg.network
+    if own.name == "wide_resnet":
+        return f"WRN-{own.depth}-{own.width}"
+    if own.name == "unet":
+        return f"U-Net {'-'.join(map(str, own.channels))}"
+    if own.name == "preact_resnet18":
+        return "PreActResNet-18"
+    return f"ViT {cfg.model.depth}x{cfg.model.dim}, patch {cfg.model.patch_size}"
+
+
+def evaluation_eflop(need: Need, scale: Scale) -> float:
+    """10^18 operations of a row's evaluation, about: samples, attacks and bounds, at a third of a training step per image."""
+    price, shown = cost(need.cfg), {"vit": 1, "genvit": 1, "hybvit": 2, "jem": 2}[need.cfg.objective.kind]
+    passes = 3 * shown + (need.cfg.jem.steps * 2 if need.cfg.objective.kind == "jem" else 0)
+    forward = price.train_gflop_per_step / need.cfg.train.batch_size / passes
+    evaluations = 0.0
+    for call in calls_of(need, Path(), scale):
+        args = evaluate.build_parser().parse_args(call)
+        suites = args.suites.split(",")
+        if "fidelity" in suites or "quality" in suites:
+            evaluations += args.samples * (args.steps or 100) * (SNAPSHOTS if need.snapshots else 1)
+        if "robustness" in suites:
+            evaluations += 18 * 3 * args.attack_steps * args.attack_images  # forward and backward at eighteen radii
+        if "likelihood" in suites:
+            draws = need.cfg.diffusion.steps if args.bound_draws == "all" else int(args.bound_draws)
+            evaluations += args.bound_images * draws
+    return forward * evaluations / 1e9
 
 
 def share_of(needs: Iterable[Need], shard: int, shards: int) -> list[Need]:

@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ..config import Config, override
+from ..cost import GPU, PEAK, UTILISATION, cost
 from ..data.catalog import CATALOG
 from ..recipes import preset
-
-ViT_FAMILY = ("vit", "genvit", "hybvit")
-SNAPSHOTS = 10  # checkpoints along a run that Figures 8 and 13 look at
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,8 @@ class Scale:
         fewer_samples: of the data sets where fewer are generated.
         looks: how much `hybvit evaluate` looks at, as its own arguments; one call for each group of suites.
         outside: the paper's out-of-distribution set -> the set at this scale, where there is one.
-        device: what the estimates of time are for, and the FLOP/s that training is assumed to reach there.
+        machine: what the estimates of time are for.
+        speed: FLOP/s that are assumed there.
     """
 
     name: str
@@ -31,19 +30,14 @@ class Scale:
     config: Callable[[str], Config | None]
     looks: dict[tuple[str, ...], tuple[str, ...]]
     outside: dict[str, str]
-    device: tuple[str, float]
+    machine: str
+    speed: float
     fewer_samples: Mapping[str, int] = field(default_factory=dict)
 
-
-def full(name: str) -> Config:
-    """The preset as it is, with checkpoints along the way."""
-    return with_snapshots(preset(name))
-
-
-def with_snapshots(cfg: Config) -> Config:
-    return override(
-        cfg, train={"checkpoint_every": max(1, cfg.train.steps // SNAPSHOTS), "keep_checkpoints": SNAPSHOTS, "preview_every": 0}
-    )
+    def hours(self, cfg: Config) -> float:
+        """How long a training is expected to take."""
+        price = cost(cfg)
+        return price.gpu_hours if self.name == "full" else price.total_eflop * 1e18 / self.speed / 3600
 
 
 POCKET_STEPS, POCKET_BATCH = 3000, 64
@@ -77,7 +71,7 @@ def pocket(name: str) -> Config | None:
     cfg = override(
         replace(cfg, model=model), data={"name": data, "flip": data == "fashion_mnist", "crop_padding": info.size // 8}
     )
-    if cfg.network.name == "vit" and cfg.objective.kind in ViT_FAMILY:
+    if cfg.network.name == "vit":
         longest = preset(longest_of(name)).train.steps
         steps = round(POCKET_STEPS * min(1.0, cfg.train.steps / longest))
         cfg = override(
@@ -87,7 +81,7 @@ def pocket(name: str) -> Config | None:
         )
     else:
         cfg = smaller_baseline(cfg)
-    return with_snapshots(cfg)
+    return override(cfg, train={"checkpoint_every": max(1, cfg.train.steps // 10), "preview_every": 0})
 
 
 def longest_of(name: str) -> str:
@@ -120,16 +114,17 @@ def smaller_baseline(cfg: Config) -> Config:
 FULL = Scale(
     "full",
     "the paper's settings, on GPUs",
-    full,
+    preset,
     {
         ("accuracy", "calibration"): (),
-        ("fidelity", "quality"): ("--samples", "10000", "--sampler", "ddpm", "--steps", "1000", "--extractor", "inception"),
+        ("fidelity", "quality"): ("--samples", "10000", "--sampler", "ddpm", "--steps", "1000"),
         ("ood",): (),
         ("robustness",): ("--attack-images", "1000", "--autoattack-images", "1000"),
         ("likelihood",): ("--bound-images", "1000", "--bound-draws", "all"),
     },
     {"svhn": "svhn", "interpolation": "interpolation", "cifar100": "cifar100", "celeba": "celeba"},
-    ("one A100", 312e12 * 0.35),
+    f"one {GPU} at {UTILISATION:.0%}",
+    PEAK["bf16"] * UTILISATION,
     {"stl10": 5000},
 )
 POCKET = Scale(
@@ -140,10 +135,11 @@ POCKET = Scale(
         ("accuracy", "calibration"): (),
         ("fidelity", "quality"): ("--samples", "1000", "--sampler", "ddim", "--steps", "50"),
         ("ood",): ("--limit", "2000", "--bound-images", "64", "--bound-draws", "16"),
-        ("robustness",): ("--attack-images", "96", "--autoattack-images", "0"),
+        ("robustness",): ("--attack-images", "256", "--autoattack-images", "0"),
         ("likelihood",): ("--bound-images", "128", "--bound-draws", "32"),
     },
     {"svhn": "digits", "interpolation": "interpolation", "noise": "noise"},
-    ("two CPU cores", 6e10),
+    "two CPU cores at 60 GFLOP/s",
+    6e10,
 )
 SCALES = {scale.name: scale for scale in (FULL, POCKET)}

@@ -111,11 +111,12 @@ def run_of(name: str, group: str, model: str) -> str | None:
 
 
 def rows(name: str) -> list[Row]:
-    """Every row of a table in its order, then ours."""
+    """Every row of a table in its order, with ours at the end of their group."""
     found = [Row(row.model, row.group or "", row, run_of(name, row.group or "", row.model)) for row in tables()[name].rows]
     for (table_name, group), added in ADDED.items():
         if table_name == name:
-            found += [Row(model, group, None, run) for model, run in added.items()]
+            place = max((k + 1 for k, row in enumerate(found) if row.group == group), default=len(found))
+            found[place:place] = [Row(model, group, None, run) for model, run in added.items()]
     return found
 
 
@@ -152,8 +153,11 @@ def measured(column: str, row: Row, record: dict[str, Any] | None, scale: Scale)
     name, unit = None, 1.0
     if column == "accuracy":
         name, unit = "test/accuracy", 100.0
+    elif column == "ece":
+        name, unit = "calibration/ece_20", 100.0
     elif column.startswith("pgd_"):
-        name, unit = f"robustness/{column}", 100.0
+        norm = {"L-inf": "linf", "L2": "l2"}.get(row.group)  # a row of Table 12 is of one norm
+        name, unit = (f"robustness/{column}", 100.0) if norm is None or f"_{norm}_" in column else (None, 1.0)
     elif column == "bits_per_dim":
         name = "likelihood/bits_per_dim"
     elif column.startswith("auroc_"):
