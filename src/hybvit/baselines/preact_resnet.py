@@ -22,6 +22,11 @@ def activation(batch_norm: bool) -> nn.Module:
     return nn.ReLU() if batch_norm else nn.LeakyReLU(LEAK)
 
 
+# With fewer, the backward pass of a 1x1 convolution of stride 2 writes beyond its memory on a CPU with several threads
+# (torch 2.14.1); from 16 on it was not seen to.
+FEWEST_CHANNELS_LAST = 16
+
+
 class PreActBlock(nn.Module):
     """x + conv3x3(a(conv3x3(a(x)))) with a = ReLU o BN; where the shape changes, conv1x1(a(x)) stands for the first x."""
 
@@ -91,8 +96,10 @@ class PreActResNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] -> the last stage's channels, averaged over the image: [B, channels]."""
-        # Channels last in memory, the order that convolutions like best, from here on: a single channel would not show it.
-        return self.body(self.stem(x).contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
+        x = self.stem(x)
+        if x.shape[1] >= FEWEST_CHANNELS_LAST:  # in memory, the order that convolutions like best
+            x = x.contiguous(memory_format=torch.channels_last)
+        return self.body(x).mean(dim=(2, 3))
 
     def classify(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] -> logits [B, K] in float32 or wider."""
