@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from hybvit import checkpoint
-from hybvit.vit import HybViT, TimeEmbedding, ViTConfig, attend, patchify, unpatchify
+from hybvit.layers import TimeEmbedding, attend
+from hybvit.readouts import patchify, unpatchify
+from hybvit.vit import HybViT, ViTConfig
 
 SMALL = ViTConfig(image_size=8, patch_size=2, channels=3, num_classes=5, dim=32, depth=3, heads=4)
 VARIANTS = {
@@ -15,6 +18,14 @@ VARIANTS = {
     "adaln_zero": {"time": "adaln_zero"},
     "long skips": {"long_skips": True},
     "conv read-out": {"pixel_readout": "conv", "final_norm": True, "time": "adaln_zero"},
+    "conv stem": {"patch_embedding": "conv", "pixel_readout": "conv"},
+    "linear conv": {"pixel_readout": "linear_conv"},
+    "adaln_single": {"time": "adaln_single", "final_norm": True, "norm": "rms"},
+    "time token": {"time": "token", "registers": 2, "rope": True},
+    "llama": {"norm": "rms", "mlp": "swiglu", "rope": True, "qk_norm": True},
+    "tap": {"class_depth": 2, "long_skips": True, "time": "adaln_single"},
+    "early tap": {"class_depth": 1, "long_skips": True, "class_pool": "attention"},
+    "label": {"class_depth": 2, "label_conditioning": True, "time": "adaln_zero"},
 }
 
 
@@ -148,8 +159,102 @@ def test_long_skips_join_the_first_layers_to_the_last():
 
 def test_conv_readout_sees_the_input_image():
     net, (x, t) = build(pixel_readout="conv"), inputs()
-    z, time, noisy = net.encode(x, t)
-    assert (net.read_pixels(z, x, time, noisy) - net.read_pixels(z, x + 1, time, noisy)).abs().max() > 1e-3
+    stream = net.to_the_end(net.up_to_tap(x, t), None)
+    assert (net.read_pixels(stream) - net.read_pixels(replace(stream, pixels=x + 1))).abs().max() > 1e-3
+
+
+def test_adaln_single_is_adaln_zero_with_one_modulation_and_constants_per_layer():
+    single, (x, t) = build(time="adaln_single"), inputs()
+    zero = build(time="adaln_zero")
+    weights = dict(single.state_dict())
+    shared = weights.pop("shared_modulation.weight")
+    for k in range(3):
+        weights[f"layers.{k}.modulation.weight"] = shared
+        weights[f"layers.{k}.modulation.bias"] = weights.pop(f"layers.{k}.constants")
+    zero.load_state_dict(weights)
+    for times in (t, t * torch.tensor([1, 0, 1, 0]), None):
+        torch.testing.assert_close(single(x, times), zero(x, times), rtol=0, atol=1e-12)
+
+
+def test_labelled_images_go_no_further_than_the_tap():
+    net, (x, t) = build(class_depth=2, long_skips=True), inputs()
+    rows = []
+    for layer in net.layers:
+        layer.register_forward_hook(lambda m, i, o: rows.append(len(o)))
+    net.joint(x, x[:3], t[:3])
+    net.classify(x)
+    assert rows == [7, 7, 3, 4, 4]
+    assert net.last_shared_weight is net.layers[1].mlp[2].weight
+
+
+def test_lightly_noisy_images_are_classified_as_such():
+    net, (x, t) = build(**VARIANTS["tap"]), inputs()
+    light = torch.tensor([0, 3, 0, 9])
+    torch.testing.assert_close(net.joint(x, x, t, t_images=light).logits, net(x, light).logits, rtol=0, atol=1e-12)
+    torch.testing.assert_close(net.classify(x, light), net(x, light).logits, rtol=0, atol=1e-12)
+    assert (net.classify(x, light) - net.classify(x)).abs().max() > 1e-3
+
+
+def test_the_label_reaches_the_pixels_and_not_the_logits():
+    net, (x, t) = build(**VARIANTS["label"]), inputs()
+    y = torch.tensor([0, 1, 2, 5])
+    told, untold = net(x, t, y), net(x, t)
+    assert torch.equal(told.logits, untold.logits)
+    assert (told.eps - untold.eps).abs().amax((1, 2, 3))[:3].min() > 1e-3
+    assert torch.equal(told.eps[3], untold.eps[3])  # K stands for no label
+    torch.testing.assert_close(net.joint(x, x, t, y=y).eps, told.eps, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="label_conditioning"):
+        build().denoise(x, t, y)
+
+
+def test_rope_sees_only_the_distance_of_two_patches_and_leaves_the_prefix():
+    net = build(rope=True)
+    rope = net.layers[0].attention.rope
+    q, k = torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    turned = [rope.double()(part.expand(1, 1, 17, 8))[0, 0] for part in (q, k)]
+    assert torch.equal(turned[0][0], q)
+    products = (turned[0][1:] @ turned[1][1:].T).reshape(4, 4, 4, 4)  # row, column of q; row, column of k
+    torch.testing.assert_close(products[0, 0, 1, 2], products[2, 1, 3, 3], rtol=0, atol=1e-6)
+    torch.testing.assert_close(products[1, 2, 0, 2], products[3, 0, 2, 0], rtol=0, atol=1e-6)
+    assert (products[0, 0, 1, 2] - products[0, 0, 2, 1]).abs() > 1e-3
+    torch.testing.assert_close(turned[0].norm(dim=1), q.norm().expand(17), rtol=0, atol=1e-6)
+
+
+def test_queries_and_keys_are_normalised_per_head():
+    net = build(qk_norm=True)
+    attention = net.layers[0].attention
+    z = torch.randn(2, 17, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    before = attention(z)
+    with torch.no_grad():
+        attention.qkv.weight[:64] *= 7  # of q and k, not of v
+    torch.testing.assert_close(attention(z), before, rtol=1e-4, atol=1e-6)
+
+
+def test_swiglu_has_as_many_parameters_and_its_gate():
+    net = build(mlp="swiglu", dim=48)
+    mlp = net.layers[0].mlp
+    assert sum(p.numel() for p in mlp.parameters() if p.ndim == 2) == 2 * 48 * 96
+    z = torch.randn(2, 48, dtype=torch.float64)
+    gate, value = mlp.into(z).split(64, dim=1)
+    torch.testing.assert_close(mlp(z), mlp.out(gate * gate.sigmoid() * value), rtol=0, atol=1e-12)
+
+
+def test_attention_pool_is_a_softmax_over_the_patches():
+    net = build(class_pool="attention", registers=2, time="token")
+    pool, z = net.class_pool, torch.randn(3, 20, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    k, v = pool.kv(pool.norm(z[:, 4:])).split(32, dim=2)
+    for h in range(4):
+        part = slice(8 * h, 8 * h + 8)
+        weights = ((k[..., part] @ pool.query[0, h, 0]) / math.sqrt(8)).softmax(dim=1)
+        torch.testing.assert_close(pool(z)[:, part], (weights[..., None] * v[..., part]).sum(1), rtol=0, atol=1e-12)
+
+
+def test_linear_conv_readout_starts_as_the_linear_one():
+    torch.manual_seed(0)
+    net = HybViT(ViTConfig(**{**SMALL.__dict__, "pixel_readout": "linear_conv"}))
+    readout, tokens = net.pixel_readout, torch.randn(2, 16, 32)
+    linear = unpatchify(readout.to_pixels(tokens), 2, 3)
+    torch.testing.assert_close(readout(tokens, None, None, None), linear)
 
 
 def test_attention_is_equation_16():
@@ -209,6 +314,11 @@ def test_time_embedding_sees_t_minus_1_sine_first():
         ({"channels": -1}, "model.channels"),
         ({"time": "sinus"}, "model.time"),
         ({"dim": 33, "heads": 3}, "even"),
+        ({"class_depth": 10}, r"class_depth is 10: it must be in 1\.\.9"),
+        ({"dim": 36, "heads": 6, "rope": True}, "multiple of 4"),
+        ({"label_conditioning": True}, "class_depth below 9"),
+        ({"registers": 1}, "token_scalars"),
+        ({"registers": -1, "time": "token"}, "registers is -1"),
     ],
 )
 def test_impossible_networks_are_refused_by_field(changes, named):

@@ -18,10 +18,12 @@ from .arguments import ArgumentParser, positive
 from .config import Config, ObjectiveConfig
 from .devices import autocast, best_device, keep_freed_memory, resolve_precision
 from .diffusion import Diffusion
+from .layers import TokenScalarLayer
 from .objective import Batch, hybrid_loss
+from .readouts import patchify, unpatchify
 from .recipes import preset
 from .run_folder import environment, write_text
-from .vit import HybViT, Output, TokenScalarLayer, patchify, unpatchify
+from .vit import HybViT, Output
 
 PEAK_SIZE = 2048  # side of the square matrix product that stands for the machine's peak
 
@@ -58,7 +60,7 @@ def joint_step(net: HybViT, diffusion: Diffusion, batch: Batch, t: Tensor, noise
 
 def reference_step(net: HybViT, diffusion: Diffusion, batch: Batch, t: Tensor, noise: Tensor, precision: str) -> Tensor:
     """The same loss and gradient by two plain passes."""
-    clean, images, labels = batch
+    clean, images, labels = batch.clean, batch.images, batch.labels
     assert clean is not None
     assert images is not None
     assert labels is not None

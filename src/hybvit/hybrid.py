@@ -27,7 +27,7 @@ from .samplers import ImageNoise, Spacing, run_sampler
 from .seeds import generator, mix
 from .vit import HybViT, ViTConfig
 
-CONFIG, WEIGHTS = "config.yaml", "model"
+CONFIG, WEIGHTS, EMA = "config.yaml", "model", "ema"
 
 
 class Prediction(NamedTuple):
@@ -115,8 +115,11 @@ class HybridModel:
         logits = torch.cat([self.logits(to_x(part.to(self.device))).cpu() for part in images.split(256)] or [torch.empty(0, 1)])
         return Prediction(logits.argmax(dim=1), logits.softmax(dim=1), logits.logsumexp(dim=1))
 
-    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The predicted noise eps(x_t, t) [B, C, H, W], whatever the network was trained to predict. Differentiable.
+
+        Args:
+            y: labels int64 [B] to denoise towards, for a network with ``label_conditioning``; None for none.
 
         Raises:
             ConfigError: the network was not trained to denoise.
@@ -127,7 +130,25 @@ class HybridModel:
                 + ("be steered or score bits" if self.has_samples else "sample or score bits")
             )
         x_t, t = x_t.to(self.device), t.to(self.device)
-        return self.diffusion.to_eps(self.cfg.objective.target, self.net.denoise(x_t, t), x_t, t)
+        prediction = self.net.denoise(x_t, t) if y is None else self.net.denoise(x_t, t, y)
+        return self.diffusion.to_eps(self.cfg.objective.target, prediction, x_t, t)
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the denoiser itself was trained with labels."""
+        return self.has_denoiser and self.cfg.model.label_conditioning
+
+    def conditional(self, labels: Tensor, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
+        """A denoiser told the ``labels`` [B]; ``guidance`` w > 0: (1 + w) eps(x_t, y) - w eps(x_t) (Ho & Salimans 2021)."""
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            if not guidance:
+                return self.denoise(x_t, t, labels)
+            nobody = torch.full_like(labels, self.cfg.model.num_classes)
+            told, untold = self.denoise(x_t.repeat(2, 1, 1, 1), t.repeat(2), torch.cat((labels, nobody))).chunk(2)
+            return (1 + guidance) * told - guidance * untold
+
+        return denoise
 
     def guided(self, labels: Tensor, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
         """A denoiser steered towards ``labels`` [B] by the network's own classifier at the predicted clean image.
@@ -165,19 +186,21 @@ class HybridModel:
         Args:
             sampler: ddpm, ddim, dpmpp_2m or heun; an energy-based model (JEM) has its own, whatever is asked for.
             steps: sampler steps in 1..T; the paper takes ddpm with all T.
-            labels: class of each image, or one for all; it steers only where ``guidance`` > 0.
-            guidance: strength of the steering by the network's own classifier; costs about three times the time.
+            labels: class of each image, or one for all. A network trained with ``label_conditioning`` draws them; any other
+                is steered to them by its classifier, where ``guidance`` > 0.
+            guidance: strength of the steering: by the network's own classifier, which costs about three times the time, or
+                classifier-free with ``label_conditioning`` (twice).
             seed: image i is drawn from (seed, i).
             progress: show a progress bar, if standard error is a terminal.
 
         Raises:
-            ValueError: an argument is out of range, or only one of ``labels`` and ``guidance`` is given.
+            ValueError: an argument is out of range, or only one of ``labels`` and ``guidance`` is given where both are needed.
         """
         if n < 1 or batch_size < 1:
             raise ValueError(f"n is {n} and batch_size {batch_size}: both must be at least 1")
         if not math.isfinite(guidance):
             raise ValueError(f"guidance is {guidance}: it must be a finite number")
-        if (labels is None) != (guidance == 0):
+        if (labels is None) != (guidance == 0) and not (self.takes_labels and labels is not None):
             raise ValueError(
                 "labels and guidance belong together: this network is steered by its classifier, e.g. guidance=1.0"
             )
@@ -198,7 +221,8 @@ class HybridModel:
             if wanted is None:
                 parts.append(self.draw(indices, sampler, steps, seed, spacing))
             else:
-                denoise, to = self.guided(wanted[start : indices.stop], guidance), (self.image_shape, self.device)
+                steered = self.conditional if self.takes_labels else self.guided
+                denoise, to = steered(wanted[start : indices.stop], guidance), (self.image_shape, self.device)
                 parts.append(draw(denoise, self.diffusion, *to, indices, sampler, steps, seed, spacing))
             bar.update(len(indices))
         bar.close()
@@ -273,18 +297,24 @@ def _download(hub_id: str) -> Path:
         raise DataError(f"{hub_id}: no such folder, and the hub cannot give it ({reason})") from None
 
 
-def load(source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
+def load(source: str | os.PathLike[str], device: torch.device | str | None = None, average: str | None = None) -> HybridModel:
     """A run folder (its newest sound checkpoint, EMA weights), one of its checkpoints, an exported folder, or a hub id ->
     :class:`HybridModel`.
 
+    Args:
+        average: of a run that kept several averages of the weights, the one of this width (a value of ``train.ema_power``).
+
     Raises:
+        ConfigError: no such average was kept; those that were are named.
         DataError: nothing is there.
         CheckpointError: what is there cannot be used; the message names the file.
     """
     path = Path(source)
-    if (path / "ema.safetensors").is_file():
-        return load_checkpoint(path, device)
+    if (path / f"{EMA}.safetensors").is_file():
+        return load_checkpoint(path, device, average)
     if (path / checkpoint.MANIFEST).is_file() or not path.is_dir():
+        if average is not None:
+            raise ConfigError(f"{source}: an exported model has one set of weights; average {average} is for run folders")
         return HybridModel.from_pretrained(source, device)
     if not (path / CONFIG).is_file():
         raise DataError(f"{path}: neither a run folder nor an exported model (no {CONFIG} in it)")
@@ -294,15 +324,25 @@ def load(source: str | os.PathLike[str], device: torch.device | str | None = Non
         warnings.warn(f"an older checkpoint is used, since {complaint}", stacklevel=2)
     if newest is None:
         raise CheckpointError(f"{path}: this run has no checkpoint yet")
-    return load_checkpoint(newest, device)
+    return load_checkpoint(newest, device, average)
 
 
-def load_checkpoint(folder: Path, device: torch.device | str | None = None) -> HybridModel:
-    """The averaged (EMA) weights of one checkpoint folder of a run."""
+def name_of_average(width: float) -> str:
+    """What a checkpoint calls the power-function average of this width."""
+    return f"{EMA}-{width}"
+
+
+def load_checkpoint(folder: Path, device: torch.device | str | None = None, average: str | None = None) -> HybridModel:
+    """The averaged weights of one checkpoint folder of a run: the main ones (EMA), or those of one of ``train.ema_power``."""
     checkpoint.verify(folder)
-    cfg = load_config(folder.parent.parent / CONFIG)
+    cfg, name = load_config(folder.parent.parent / CONFIG), EMA
+    if average is not None:
+        kept = {str(width): name_of_average(width) for width in cfg.train.ema_power}
+        if average not in kept:
+            raise ConfigError(f"{folder}: average {average!r} was not kept; there is {', '.join(kept) or 'the main one only'}")
+        name = kept[average]
     net = build_network(cfg)
-    checkpoint.load_strictly(net, checkpoint.read_tensors(folder / "ema.safetensors"), folder)
+    checkpoint.load_strictly(net, checkpoint.read_tensors(folder / f"{name}.safetensors"), folder)
     return HybridModel(net, cfg, device)
 
 
