@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hybvit.diffusion import Diffusion
+from hybvit.diffusion import SCHEDULES, Diffusion
 
 
-@pytest.fixture(params=["cosine", "linear"])
+@pytest.fixture(params=["cosine", "linear", "flow"])
 def diffusion(request) -> Diffusion:
     return getattr(Diffusion, request.param)(1000)
 
@@ -56,8 +56,34 @@ def test_conversions_invert_each_other(diffusion):
     x_t = diffusion.q_sample(x0, t, noise)
     torch.testing.assert_close(diffusion.predict_x0(x_t, t, noise), x0)
     torch.testing.assert_close(diffusion.predict_eps(x_t, t, x0), noise)
-    for kind in ("eps", "x0", "v"):
-        torch.testing.assert_close(diffusion.to_eps(kind, diffusion.target(kind, x0, t, noise), x_t, t), noise)
+
+
+@pytest.mark.parametrize("kind", ["eps", "x0", "v", "flow"])
+def test_every_target_stands_for_the_noise_at_every_step(diffusion, kind):
+    t = torch.arange(1, 1001)
+    g = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(2, 1000, 1, 2, 2, generator=g, dtype=torch.float64)
+    x_t = diffusion.q_sample(x0, t, noise)
+    target = diffusion.target(kind, x0, t, noise)
+    torch.testing.assert_close(diffusion.to_eps(kind, target, x_t, t), noise, rtol=1e-7, atol=1e-7)
+    off = diffusion.to_eps(kind, target + 0.5, x_t, t) - noise  # to_eps is affine in the prediction
+    slope = diffusion.eps_per_unit(kind)[t][:, None, None, None]
+    torch.testing.assert_close(off.abs(), (0.5 * slope).expand_as(off), rtol=1e-6, atol=1e-7)
+
+
+def test_flow_is_the_straight_line_scaled_to_unit_variance():
+    diffusion, (x0, noise, t) = Diffusion.flow(1000), draw()
+    u = (t / 1001).double()[:, None, None, None]
+    line, length = (1 - u) * x0 + u * noise, ((1 - u) ** 2 + u**2).sqrt()
+    torch.testing.assert_close(diffusion.q_sample(x0, t, noise) * length, line)
+    torch.testing.assert_close(line + (1 - u) * diffusion.target("flow", x0, t, noise), noise)  # eps - x0 leads on to eps,
+    torch.testing.assert_close(line - u * diffusion.target("flow", x0, t, noise), x0)  # and back to x0
+    torch.testing.assert_close(Diffusion.flow(3).alpha_bar, torch.tensor([1, 0.9, 0.5, 0.1], dtype=torch.float64))
+    assert SCHEDULES["flow"](7).T == 7
+
+
+def test_snr_is_signal_over_noise():
+    torch.testing.assert_close(Diffusion.flow(3).snr[1:], torch.tensor([9, 1, 1 / 9], dtype=torch.float64))
 
 
 def test_velocity_is_orthogonal_to_x_t(diffusion):

@@ -19,7 +19,7 @@ import yaml
 from .data.catalog import CATALOG, OWN_IMAGES
 from .diffusion import SCHEDULES, Diffusion, Target
 from .errors import ConfigError
-from .objective import Norm
+from .objective import Balance, Norm, Times, Weighting
 from .vit import ViTConfig
 
 
@@ -83,11 +83,11 @@ class DiffusionConfig:
     """The forward process.
 
     Args:
-        schedule: cosine (default) or linear.
+        schedule: cosine (default), linear, or flow: the straight path of rectified flow, scaled to unit variance.
         steps: T, the number of diffusion steps.
     """
 
-    schedule: Literal["cosine", "linear"] = "cosine"
+    schedule: Literal["cosine", "linear", "flow"] = "cosine"
     steps: int = 1000
 
     def build(self) -> Diffusion:
@@ -101,16 +101,29 @@ class ObjectiveConfig:
     Args:
         kind: vit (cross-entropy only), genvit (denoising only), hybvit (both), or jem (cross-entropy and an energy).
         alpha: weight of the denoising loss.
-        norm: l1 as in the published runs, or l2 as in Ho et al.; the paper calls them comparable.
-        target: what the pixel read-out predicts.
+        alpha_end: alpha moves in a straight line to this until the end of the run; None keeps it.
+        balance: fixed by alpha; uncertainty: two learned log-variances weigh the losses (Kendall et al. 2018); gradient_norm:
+            the denoising gradient is kept at alpha times the norm of the other at the last weight that the two share.
+        norm: l1 as in the published runs, or l2 as in Ho et al., which the paper calls comparable; huber: l1 without its kink.
+        target: what the pixel read-out predicts: eps, x0, v, or flow, which is eps - x0.
+        times: t is drawn uniformly, or logit_normal, which favours the middle (Esser et al. 2024).
+        weighting: of the denoising loss over t: uniform, min_snr (Hang et al. 2023) or p2 (Choi et al. 2022), with mean 1.
+        class_noise: share of T up to which half of the labelled images are noised before they are classified.
         label_smoothing: share of the label given to all classes alike.
+        label_dropout: share of the images to be denoised whose label is not told, if model.label_conditioning.
     """
 
     kind: Literal["vit", "genvit", "hybvit", "jem"] = "hybvit"
     alpha: float = 100.0
+    alpha_end: float | None = None
+    balance: Balance = "fixed"
     norm: Norm = "l1"
     target: Target = "eps"
+    times: Times = "uniform"
+    weighting: Weighting = "uniform"
+    class_noise: float = 0.0
     label_smoothing: float = 0.1
+    label_dropout: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -167,30 +180,36 @@ class OptimConfig:
     """The optimiser, and its learning rate: linear warm-up, then a schedule, per step.
 
     Args:
-        name: adamw (published commands and logs) or sgd (Table 9 of the paper, with lr 0.1).
+        name: adamw (published commands and logs), sgd (Table 9 of the paper, with lr 0.1), or muon (Jordan et al. 2024): the
+            matrices of a ViT's layers are updated by orthogonalised momentum (0.95, Nesterov's form), all else by adamw.
         lr: peak learning rate.
-        weight_decay: decoupled for adamw.
-        beta1: momentum (both optimisers).
+        muon_lr: peak learning rate of muon's matrices, on the same schedule; they decay per step as much as all else does.
+        weight_decay: decoupled for adamw and muon.
+        beta1: momentum of adamw and sgd.
         beta2: of adamw.
         warmup_steps: steps of the linear warm-up from 0.
-        schedule: cosine down to ``min_lr``, or steps: times ``drop`` at each of the ``milestones``.
-        min_lr: where the cosine ends.
+        schedule: cosine down to ``min_lr``; steps: times ``drop`` at each of the ``milestones``; or cooldown: constant, then
+            linear down to ``min_lr``, so that a run can be judged before its end is chosen.
+        min_lr: where the cosine and the cooldown end.
         milestones: shares of the run, as in 0.3, 0.6, 0.8 of the wide ResNet's.
         drop: factor at a milestone.
+        cooldown: share of the run that the cooldown takes.
         nesterov: momentum of sgd in Nesterov's form.
         clip: bound on the global gradient norm; 0 for none.
     """
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
     lr: float = 1e-3
+    muon_lr: float = 0.02
     weight_decay: float = 0.05
     beta1: float = 0.9
     beta2: float = 0.999
     warmup_steps: int = 0
-    schedule: Literal["cosine", "steps"] = "cosine"
+    schedule: Literal["cosine", "steps", "cooldown"] = "cosine"
     min_lr: float = 1e-6
     milestones: tuple[float, ...] = (0.3, 0.6, 0.8)
     drop: float = 0.2
+    cooldown: float = 0.2
     nesterov: bool = False
     clip: float = 1.0
 
@@ -202,8 +221,11 @@ class TrainConfig:
     Args:
         steps: optimiser steps.
         batch_size: images in each of the two mini-batches.
+        labelled_batch_size: images in the labelled mini-batch, if not ``batch_size`` too.
         ema_decay: decay of the exponential moving average of the weights; its weights are the ones evaluated.
         ema_warmup: start the average with decay (1 + step)/(10 + step) where that is smaller.
+        ema_power: relative widths, such as 0.05 and 0.1, of power-function averages of the weights (Karras et al. 2024) that
+            are kept beside the one evaluated, to choose from later (`hybvit evaluate --average 0.05`).
         seed: decides weights, order, augmentation and noise.
         precision: auto takes bf16 where the device is faster with it, else fp32.
         log_every: steps between two lines of metrics.jsonl.
@@ -216,8 +238,10 @@ class TrainConfig:
 
     steps: int = 585_000
     batch_size: int = 128
+    labelled_batch_size: int | None = None
     ema_decay: float = 0.999
     ema_warmup: bool = False
+    ema_power: tuple[float, ...] = ()
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     log_every: int = 50
@@ -266,6 +290,25 @@ class Config:
         fitting = FITTING[self.network.name]
         if self.objective.kind not in fitting:
             raise ConfigError(f"objective.kind is {self.objective.kind}: a {self.network.name} takes {' or '.join(fitting)}")
+        if self.objective.alpha_end is not None and not self.objective.alpha_end >= 0:
+            raise ConfigError(f"objective.alpha_end is {self.objective.alpha_end}: it must be at least 0, or None")
+        for name in ("objective.class_noise", "objective.label_dropout"):
+            if not 0 <= value_of(self, name) <= 1:
+                raise ConfigError(f"{name} is {value_of(self, name)}: a share, it must be in [0, 1]")
+        if self.objective.balance != "fixed" and self.objective.kind != "hybvit":  # and a hybvit is always a vit
+            raise ConfigError(
+                f"objective.balance is {self.objective.balance}: only objective.kind hybvit, with network.name vit, has two "
+                f"losses to balance, and this is {self.objective.kind}"
+            )
+        if self.objective.class_noise > 0 and (self.network.name != "vit" or self.objective.kind == "jem"):
+            raise ConfigError(
+                f"objective.class_noise is {self.objective.class_noise}: only network.name vit is told the time of what it "
+                "classifies, and objective.kind jem has its own jem.input_noise"
+            )
+        if self.optim.name == "muon" and self.network.name != "vit":
+            raise ConfigError(f"optim.name is muon: it is for the layers of a vit, not for a {self.network.name}")
+        if self.optim.name == "muon" and not min(self.optim.lr, self.optim.muon_lr) > 0:
+            raise ConfigError(f"optim.lr is {self.optim.lr}, optim.muon_lr {self.optim.muon_lr}: muon needs both above 0")
         if not all(0 <= share <= 1 for share in self.optim.milestones):
             raise ConfigError(f"optim.milestones is {self.optim.milestones}: shares of the run, each in [0, 1]")
         for name in ("data.erasing", "data.mixing", "jem.restart"):
@@ -273,6 +316,13 @@ class Config:
                 raise ConfigError(f"{name} is {value_of(self, name)}: a probability is at most 1")
         if self.data.workers is not None and self.data.workers < 0:
             raise ConfigError(f"data.workers is {self.data.workers}: it must be at least 0")
+        if self.train.labelled_batch_size is not None and self.train.labelled_batch_size < 1:
+            raise ConfigError(f"train.labelled_batch_size is {self.train.labelled_batch_size}: it must be at least 1")
+        widths = self.train.ema_power
+        if not all(0 < width < 0.28 for width in widths) or len(set(widths)) < len(widths):
+            raise ConfigError(f"train.ema_power is {widths}: relative widths, each in (0, 0.28), no two alike")
+        if not 0 <= self.optim.cooldown <= 1:
+            raise ConfigError(f"optim.cooldown is {self.optim.cooldown}: a share of the run is in [0, 1]")
         if not 0 <= self.data.held_out <= 0.5:
             raise ConfigError(f"data.held_out is {self.data.held_out}: a share of the training images, at most 0.5")
         for name in ("objective.label_smoothing", "optim.beta1", "optim.beta2", "train.ema_decay"):
@@ -293,6 +343,12 @@ def value_of(cfg: Config, name: str) -> Any:
     """The value of ``group.field``."""
     group, leaf = name.split(".")
     return getattr(getattr(cfg, group), leaf)
+
+
+def minibatches(cfg: Config) -> tuple[int, int]:
+    """Images of one training step: (to denoise, labelled), 0 where the objective has none; those of a JEM are to model."""
+    kind, size, labelled = cfg.objective.kind, cfg.train.batch_size, cfg.train.labelled_batch_size
+    return 0 if kind == "vit" else size, 0 if kind == "genvit" else size if labelled is None else labelled
 
 
 def override(cfg: Config, **changes: Any) -> Config:

@@ -1,4 +1,4 @@
-"""The forward process and its algebra (Sec. 2.1; Ho et al. 2020; Nichol & Dhariwal 2021).
+"""The forward process and its algebra (Sec. 2.1; Ho et al. 2020; Nichol & Dhariwal 2021; Lipman et al. 2023).
 
 One tensor, abar_0..abar_T with abar_0 = 1, is the schedule; everything else is derived from it in float64.
 Shapes: x0, x_t, noise are [B, C, H, W] (any trailing shape); t is int64 [B] in 1..T; T is the number of steps.
@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Target = Literal["eps", "x0", "v"]
+Target = Literal["eps", "x0", "v", "flow"]
 
 
 class Diffusion:
@@ -52,6 +52,15 @@ class Diffusion:
         """beta from 1e-4 to 2e-2 (Ho et al. 2020), scaled by 1000/T and clipped to 0.999."""
         return cls.from_betas((torch.linspace(1e-4, 2e-2, T, dtype=torch.float64) * (1000 / T)).clamp(max=0.999))
 
+    @classmethod
+    def flow(cls, T: int = 1000) -> Diffusion:
+        """Rectified flow x_u = (1 - u) x_0 + u eps at u = t/(T + 1) (Liu et al. 2023), scaled to unit variance.
+
+        x_u / sqrt((1 - u)^2 + u^2) is Eq. 10 with abar = (1 - u)^2 / ((1 - u)^2 + u^2); u stays below 1, abar above 0.
+        """
+        u = torch.arange(T + 1, dtype=torch.float64) / (T + 1)
+        return cls((1 - u) ** 2 / ((1 - u) ** 2 + u**2))
+
     @property
     def T(self) -> int:
         return len(self.alpha_bar) - 1
@@ -68,6 +77,11 @@ class Diffusion:
     @cached_property
     def sqrt_one_minus_alpha_bar(self) -> Tensor:
         return (1 - self.alpha_bar).sqrt()
+
+    @cached_property
+    def snr(self) -> Tensor:
+        """The signal-to-noise ratio abar_t/(1 - abar_t), float64 [T + 1]; infinite at t = 0."""
+        return self.alpha_bar / (1 - self.alpha_bar)
 
     @cached_property
     def posterior_x0(self) -> Tensor:
@@ -112,9 +126,11 @@ class Diffusion:
         return self.at("sqrt_alpha_bar", t, x0) * noise - self.at("sqrt_one_minus_alpha_bar", t, x0) * x0
 
     def target(self, kind: Target, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """What the pixel read-out is trained to give: eps (Eq. 15), x0 or v."""
-        if kind not in ("eps", "x0", "v"):
-            raise ValueError(f"target is {kind!r}: it must be eps, x0 or v")
+        """What the pixel read-out is trained to give: eps (Eq. 15), x0, v, or eps - x0 (flow; Lipman et al. 2023)."""
+        if kind not in get_args(Target):
+            raise ValueError(f"target is {kind!r}: it must be one of {', '.join(get_args(Target))}")
+        if kind == "flow":
+            return noise - x0
         if kind == "eps":
             return noise
         return x0 if kind == "x0" else self.velocity(x0, t, noise)
@@ -125,7 +141,15 @@ class Diffusion:
             return prediction
         if kind == "x0":
             return self.predict_eps(x_t, t, prediction)
-        return self.at("sqrt_alpha_bar", t, x_t) * prediction + self.at("sqrt_one_minus_alpha_bar", t, x_t) * x_t
+        signal, noise = self.at("sqrt_alpha_bar", t, x_t), self.at("sqrt_one_minus_alpha_bar", t, x_t)
+        if kind == "flow":  # Eq. 10 with x_0 = eps - prediction
+            return (x_t + signal * prediction) / (signal + noise)
+        return signal * prediction + noise * x_t
+
+    def eps_per_unit(self, kind: Target) -> Tensor:
+        """|d eps / d prediction| in :meth:`to_eps`, float64 [T + 1], for t >= 1: how far an error of 1 puts eps off."""
+        signal, noise = self.sqrt_alpha_bar, self.sqrt_one_minus_alpha_bar
+        return {"eps": torch.ones_like(signal), "x0": signal / noise, "v": signal, "flow": signal / (signal + noise)}[kind]
 
     def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """q(x_{t-1}|x_t, x_0) = N(mu~_t, beta~_t I) (Eqs. 11-13) -> mean [B, C, H, W], variance [B, 1, 1, 1]."""
@@ -133,4 +157,8 @@ class Diffusion:
         return mean, self.at("posterior_variance", t, x_t)
 
 
-SCHEDULES: dict[str, Callable[[int], Diffusion]] = {"cosine": Diffusion.cosine, "linear": Diffusion.linear}
+SCHEDULES: dict[str, Callable[[int], Diffusion]] = {
+    "cosine": Diffusion.cosine,
+    "linear": Diffusion.linear,
+    "flow": Diffusion.flow,
+}

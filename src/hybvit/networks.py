@@ -36,6 +36,8 @@ def build_network(cfg: Config) -> Network:
         backbone = DenoisingUNet(shape, own.channels, own.layers, own.attention_at, own.dropout)
     else:
         backbone = HybViT(cfg.model)
+        if cfg.objective.balance == "uncertainty":  # learned, averaged and saved with the weights
+            backbone.register_parameter("log_variances", nn.Parameter(torch.zeros(2)))
     if cfg.objective.kind != "jem":
         return backbone
     settings = cfg.jem
@@ -56,8 +58,15 @@ def build_network(cfg: Config) -> Network:
     )
 
 
-def losses_of(net: Network, cfg: Config, diffusion: Diffusion, batch: Batch, generator: torch.Generator) -> Losses | JEMLosses:
-    """What a training step minimises; ``generator`` is on the CPU and decides every draw."""
+def losses_of(
+    net: Network, cfg: Config, diffusion: Diffusion, batch: Batch, generator: torch.Generator, progress: float = 0.0
+) -> Losses | JEMLosses:
+    """What a training step minimises.
+
+    Args:
+        generator: on the CPU; it decides every draw.
+        progress: share of the run that is done, in [0, 1].
+    """
     objective = cfg.objective
     if isinstance(net, JEM):
         return net.loss(batch, generator, objective.label_smoothing)
@@ -65,12 +74,23 @@ def losses_of(net: Network, cfg: Config, diffusion: Diffusion, batch: Batch, gen
         cast(Any, net),  # that it has what its objective asks of it, the configuration has checked
         diffusion,
         batch,
-        alpha=objective.alpha,
+        alpha=alpha_at(cfg, progress),
         norm=objective.norm,
         target=objective.target,
         label_smoothing=objective.label_smoothing,
+        times=objective.times,
+        weighting=objective.weighting,
+        balance=objective.balance,
+        class_noise=objective.class_noise,
+        label_dropout=objective.label_dropout,
         generator=generator,
     )
+
+
+def alpha_at(cfg: Config, progress: float) -> float:
+    """The weight of the denoising loss when ``progress``, a share in [0, 1], of the run is done."""
+    start, end = cfg.objective.alpha, cfg.objective.alpha_end
+    return start if end is None else start + (end - start) * progress
 
 
 def image_shape(cfg: Config) -> tuple[int, int, int]:

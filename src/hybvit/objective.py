@@ -1,11 +1,13 @@
-"""The joint objective L = L_CE + alpha L_simple (Eqs. 22-24) over two mini-batches (Sec. 4.2).
+"""The joint objective L = L_CE + alpha L_simple (Eqs. 22-24) over two mini-batches (Sec. 4.2), and what may vary in it.
 
-Shapes: images [Bc, C, H, W] and clean [Bd, C, H, W] in [-1, 1]; labels int64 [Bc], or class shares float [Bc, K] (MixUp).
+Shapes: images [Bc, C, H, W] and clean [Bd, C, H, W] in [-1, 1]; labels int64 [Bc], or class shares float [Bc, K] (MixUp);
+t int64 in 1..T, 0 for a clean image. Every draw is made on the CPU, so that the same ones reach every device.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+import math
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,27 +16,44 @@ from torch import Tensor
 from .diffusion import Diffusion, Target
 from .vit import Output
 
-Norm = Literal["l1", "l2"]
+Norm = Literal["l1", "l2", "huber"]
+Times = Literal["uniform", "logit_normal"]
+Weighting = Literal["uniform", "min_snr", "p2"]
+Balance = Literal["fixed", "uncertainty", "gradient_norm"]
+
+HUBER_WIDTH = 0.1  # near the L1 loss of a trained network: large errors count as in L1, small ones lose its kink
+MIN_SNR_GAMMA = 5.0  # Hang et al. 2023
+P2_K, P2_GAMMA = 1.0, 1.0  # Choi et al. 2022
+MAX_GRADIENT_RATIO = 1e4  # between the gradients of the two losses, either way: beyond it one has all but vanished
+TINY_NORM = 1e-8  # added to a gradient's norm: where both are zero, as behind a gate that starts closed, the ratio is 1
 
 
 class Batch(NamedTuple):
-    """One step's two mini-batches; which are there decides the model: ViT has no ``clean``, GenViT no ``images``."""
+    """One step's two mini-batches; which are there decides the model: ViT has no ``clean``, GenViT no ``images``.
+
+    ``clean_labels`` int64 [Bd], -1 where unknown, are there only for a network that is told the class it denoises towards.
+    """
 
     clean: Tensor | None
     images: Tensor | None
     labels: Tensor | None
+    clean_labels: Tensor | None = None
 
 
 class Network(Protocol):
-    """What the objective asks of a network; one that only classifies or only denoises has just that of it."""
+    """What the objective asks of a network; one that only classifies or only denoises has just that of it.
 
-    def classify(self, x: Tensor) -> Tensor:
-        """Clean x [B, C, H, W] -> logits [B, K]."""
+    Arguments with a default are passed only by the options that need them: t and t_images [B] in 0..T, the times of
+    ``images``, by class noise; y int64 [B] in 0..K, where K is "no label", with ``clean_labels``.
+    """
 
-    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def classify(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        """x [B, C, H, W], clean or at t -> logits [B, K]."""
+
+    def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x_t [B, C, H, W] at t int64 [B] -> the predicted target [B, C, H, W]."""
 
-    def joint(self, images: Tensor, x_t: Tensor, t: Tensor) -> Output:
+    def joint(self, images: Tensor, x_t: Tensor, t: Tensor, t_images: Tensor | None = None, y: Tensor | None = None) -> Output:
         """Both at once: the logits of ``images`` and the predicted target of ``x_t``."""
 
 
@@ -46,13 +65,6 @@ class Losses(NamedTuple):
     denoising: Tensor | None
 
 
-def denoising_loss(prediction: Tensor, target: Tensor, norm: Norm = "l1") -> Tensor:
-    """Eq. 15 as a mean over all elements: the published runs use L1, Ho et al. L2 (comparable, says Appendix B)."""
-    if norm not in ("l1", "l2"):
-        raise ValueError(f"norm is {norm!r}: it must be l1 or l2")
-    return F.l1_loss(prediction, target) if norm == "l1" else F.mse_loss(prediction, target)
-
-
 def hybrid_loss(
     net: Network,
     diffusion: Diffusion,
@@ -62,6 +74,11 @@ def hybrid_loss(
     norm: Norm = "l1",
     target: Target = "eps",
     label_smoothing: float = 0.0,
+    times: Times = "uniform",
+    weighting: Weighting = "uniform",
+    balance: Balance = "fixed",
+    class_noise: float = 0.0,
+    label_dropout: float = 0.1,
     generator: torch.Generator | None = None,
     t: Tensor | None = None,
     noise: Tensor | None = None,
@@ -69,33 +86,143 @@ def hybrid_loss(
     """Eqs. 23-24, both mini-batches in one pass of the network.
 
     Args:
-        alpha: weight of the denoising loss (the paper's 1, 10 or 100).
-        generator: CPU generator for t ~ U{1..T} and eps ~ N(0, I); the same draws reach every device.
+        alpha: weight of the denoising loss (the paper's 1, 10 or 100); what else balances the two: :func:`balanced_sum`.
+        norm, weighting: see :func:`denoising_loss` and :func:`time_weights`.
+        times: see :func:`draw_times`.
+        class_noise: share of T up to which half of the labelled images are noised before they are classified.
+        label_dropout: share of ``clean_labels``, where there are any, that the network is not told.
+        generator: CPU generator of every draw: t, then eps ~ N(0, I), then what the options need.
         t, noise: int64 [Bd] and [Bd, C, H, W], to fix the draws instead.
 
     Raises:
-        ValueError: both mini-batches are missing, or ``images`` come without ``labels``.
+        ValueError: both mini-batches are missing, ``images`` come without ``labels``, or an option has no such value.
     """
-    clean, images, labels = batch
+    clean, images, labels, clean_labels = batch
     if (images is None) != (labels is None):
         raise ValueError("`images` and `labels` come together: one of them is missing")
     if clean is None:  # ViT
         if images is None or labels is None:
             raise ValueError("the batch is empty: it needs `clean` images, labelled `images`, or both")
-        ce = F.cross_entropy(net.classify(images), labels, label_smoothing=label_smoothing)
+        if class_noise:
+            logits = net.classify(*lightly_noised(diffusion, images, class_noise, generator))
+        else:
+            logits = net.classify(images)
+        ce = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         return Losses(ce, ce, None)
 
     if t is None:
-        t = torch.randint(1, diffusion.T + 1, (len(clean),), generator=generator).to(clean.device)
+        t = draw_times(len(clean), diffusion.T, times, generator).to(clean.device)
     if noise is None:
         noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype).to(clean.device)
     x_t = diffusion.q_sample(clean, t, noise)
     wanted = diffusion.target(target, clean, t, noise)
+    weights = None if weighting == "uniform" else time_weights(diffusion, weighting, target).float().to(t.device)[t]
+    asked: dict[str, Tensor] = {}  # the arguments that the options add
+    if clean_labels is not None:
+        asked["y"] = with_dropped(clean_labels, cast(Any, net).cfg.num_classes, label_dropout, generator)
     if images is None or labels is None:  # GenViT
-        denoising = denoising_loss(net.denoise(x_t, t), wanted, norm)
+        denoising = denoising_loss(net.denoise(x_t, t, **asked), wanted, norm, weights)
         return Losses(denoising, None, denoising)
 
-    logits, prediction = net.joint(images, x_t, t)
+    if class_noise:
+        images, asked["t_images"] = lightly_noised(diffusion, images, class_noise, generator)
+    logits, prediction = net.joint(images, x_t, t, **asked)
     ce = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    denoising = denoising_loss(prediction, wanted, norm)
-    return Losses(ce + alpha * denoising, ce, denoising)
+    denoising = denoising_loss(prediction, wanted, norm, weights)
+    return Losses(balanced_sum(net, ce, denoising, alpha, balance), ce, denoising)
+
+
+def denoising_loss(prediction: Tensor, target: Tensor, norm: Norm = "l1", weights: Tensor | None = None) -> Tensor:
+    """Eq. 15 as a mean over all elements: the published runs use L1, Ho et al. L2 (comparable, says Appendix B).
+
+    Args:
+        norm: l1, l2, or huber: L1 with a parabola for its kink. Its slope beyond is that of L1, so alpha keeps its meaning.
+        weights: [B], a factor for each image's mean; None for 1.
+    """
+    if norm not in ("l1", "l2", "huber"):
+        raise ValueError(f"norm is {norm!r}: it must be l1, l2 or huber")
+    reduction = "mean" if weights is None else "none"
+    if norm == "l1":
+        loss = F.l1_loss(prediction, target, reduction=reduction)
+    elif norm == "l2":
+        loss = F.mse_loss(prediction, target, reduction=reduction)
+    else:
+        loss = F.smooth_l1_loss(prediction, target, reduction=reduction, beta=HUBER_WIDTH)
+    return loss if weights is None else (weights * loss.flatten(1).mean(dim=1)).mean()
+
+
+def draw_times(n: int, T: int, times: Times = "uniform", generator: torch.Generator | None = None) -> Tensor:
+    """int64 [n] in 1..T: uniform, or ceil(T u) for u = sigmoid(N(0, 1)), which favours the middle (Esser et al. 2024)."""
+    if times == "uniform":
+        return torch.randint(1, T + 1, (n,), generator=generator)
+    if times != "logit_normal":
+        raise ValueError(f"times is {times!r}: it must be uniform or logit_normal")
+    u = torch.randn(n, generator=generator, dtype=torch.float64).sigmoid()
+    return (T * u).ceil().long().clamp(1, T)
+
+
+def time_weights(diffusion: Diffusion, weighting: Weighting, target: Target) -> Tensor:
+    """The weight of an image's denoising loss at each t, float64 [T + 1]: 0 at t = 0, mean 1 over t = 1..T.
+
+    min_snr, min(snr, gamma)/snr (Hang et al. 2023), and p2, 1/(k + snr)^gamma (Choi et al. 2022), weigh a squared error of
+    eps. For another target they are multiplied by the squared error of eps that an error of 1 stands for, so that one and
+    the same denoiser is judged alike whatever it predicts (under l2; l1 and huber take the same weights). So min_snr is
+    min(snr, gamma) for x0, and min(snr, gamma)/(snr + 1) for v. ``uniform`` is 1 for any target, as in the paper.
+    The mean is 1 so that alpha keeps its meaning.
+    """
+    snr = diffusion.snr[1:]
+    if weighting == "uniform":
+        weights = torch.ones_like(snr)
+    elif weighting == "min_snr":
+        weights = snr.clamp(max=MIN_SNR_GAMMA) / snr * diffusion.eps_per_unit(target)[1:] ** 2
+    elif weighting == "p2":
+        weights = (P2_K + snr) ** -P2_GAMMA * diffusion.eps_per_unit(target)[1:] ** 2
+    else:
+        raise ValueError(f"weighting is {weighting!r}: it must be uniform, min_snr or p2")
+    return torch.cat((weights.new_zeros(1), weights / weights.mean()))
+
+
+def with_dropped(labels: Tensor, null: int, share: float, generator: torch.Generator | None = None) -> Tensor:
+    """labels int64 [B] with ``null`` ("no label") for a random ``share`` of them and for the unknown ones, which are -1."""
+    dropped = (torch.rand(len(labels), generator=generator) < share).to(labels.device)
+    return labels.masked_fill(dropped | (labels < 0), null)
+
+
+def lightly_noised(
+    diffusion: Diffusion, images: Tensor, bound: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """The images and their t int64 [B]: half of them, at random, stay clean (t = 0), the others get t ~ U{1..ceil(bound T)}."""
+    n = len(images)
+    t = torch.randint(1, math.ceil(bound * diffusion.T) + 1, (n,), generator=generator)
+    t[torch.randperm(n, generator=generator)[: n - n // 2]] = 0
+    noise = torch.randn(images.shape, generator=generator, dtype=images.dtype)
+    t = t.to(images.device)
+    return diffusion.q_sample(images, t, noise.to(images.device)), t
+
+
+def balanced_sum(net: Network, ce: Tensor, denoising: Tensor, alpha: float, balance: Balance = "fixed") -> Tensor:
+    """Eq. 24, or a sum that finds its own balance.
+
+    fixed: ce + alpha denoising.
+    uncertainty: exp(-s1) ce + s1 + exp(-s2) alpha denoising + s2 (Kendall et al. 2018) with s = ``net.log_variances`` [2],
+        which are learned. They settle where exp(s) is the loss, so alpha decides only where the balance starts.
+    gradient_norm: ce + w denoising with w such that at ``net.last_shared_weight`` the gradient of the second term has alpha
+        times the norm of that of the first (the adaptive weight of VQGAN, Esser et al. 2021); w counts as a constant.
+
+    Raises:
+        ValueError: there is no such balance, or the network lacks what it needs.
+    """
+    if balance not in ("fixed", "uncertainty", "gradient_norm"):
+        raise ValueError(f"balance is {balance!r}: it must be fixed, uncertainty or gradient_norm")
+    if balance == "fixed":
+        return ce + alpha * denoising
+    needed = "log_variances" if balance == "uncertainty" else "last_shared_weight"
+    own: Tensor | None = getattr(net, needed, None)
+    if own is None:
+        raise ValueError(f"balance is {balance!r}: the network has no {needed}")
+    if balance == "uncertainty":
+        s_ce, s_denoising = own
+        return (-s_ce).exp() * ce + s_ce + (-s_denoising).exp() * (alpha * denoising) + s_denoising
+    of_ce, of_denoising = (torch.autograd.grad(loss, own, retain_graph=True)[0].norm() for loss in (ce, denoising))
+    ratio = (of_ce + TINY_NORM) / (of_denoising + TINY_NORM)
+    return ce + alpha * ratio.clamp(1 / MAX_GRADIENT_RATIO, MAX_GRADIENT_RATIO) * denoising

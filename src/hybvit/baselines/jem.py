@@ -159,7 +159,7 @@ class JEM(nn.Module):
             ValueError: a mini-batch is missing, or it has more images than the replay buffer.
             DivergedError: the energies are not finite, or further apart than ``limit``.
         """
-        clean, images, labels = batch
+        clean, images, labels = batch.clean, batch.images, batch.labels
         if clean is None or images is None or labels is None:
             raise ValueError("the batch is incomplete: JEM needs `clean` images, and `images` with `labels`")
         chains = self._chains(len(clean), generator)
