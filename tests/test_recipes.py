@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from hybvit import cli, published
-from hybvit.config import Config, ConfigError, differences, override, to_dict
+from hybvit.config import Config, ConfigError, differences, minibatches, override, to_dict
 from hybvit.cost import GPU, PEAK, ROWS, UTILISATION, cost
 from hybvit.data.catalog import CATALOG
 from hybvit.networks import build_network, image_shape, losses_of, number_of_parameters
@@ -83,7 +83,7 @@ def test_it_builds_and_its_cost_is_a_number(name):
     cfg = preset(name)
     counted = cost(cfg)
     assert all(math.isfinite(figure) and figure > 0 for figure in counted)
-    assert counted.images == cfg.train.steps * cfg.train.batch_size * (2 if cfg.objective.kind in ("hybvit", "jem") else 1)
+    assert counted.images == cfg.train.steps * sum(minibatches(cfg))
     assert counted.total_eflop == pytest.approx(counted.train_gflop_per_step * cfg.train.steps / 1e9)
     with torch.device("meta"):
         assert counted.parameters == number_of_parameters(build_network(cfg))

@@ -17,7 +17,7 @@ from hybvit.checkpoint import newest, read_tensors, step_folders
 from hybvit.config import override
 from hybvit.recipes import preset
 from hybvit.run_folder import read_metrics
-from hybvit.train import build_optimizer, ema_decay, learning_rate, optimizer_tensors, restore_optimizer
+from hybvit.train import build_optimizers, ema_decay, learning_rate, optimizer_tensors, restore_optimizers
 from hybvit.vit import HybViT, ViTConfig
 
 from .conftest import TINY, hybvit
@@ -249,25 +249,26 @@ def test_ema_is_the_average_of_the_weights_after_each_step(tmp_path):
             torch.testing.assert_close(value, 0.75 * before[key] + 0.25 * weights[key])
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
 def test_optimiser_state_round_trips(name):
     cfg = override(preset("digits"), optim={"name": name}).optim
     torch.manual_seed(0)
     nets = [HybViT(ViTConfig(image_size=8, patch_size=4, dim=8, depth=1, heads=1)) for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
-    first, second = (build_optimizer(net, cfg) for net in nets)
+    first, second = (build_optimizers(net, cfg) for net in nets)
 
-    def step(net, optimizer):
-        optimizer.zero_grad()
+    def step(net, optimizers):
+        net.zero_grad()
         out = net(torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8), torch.tensor([3]))
         (out.eps.square().mean() + out.logits.square().mean()).backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
 
     step(nets[0], first)
     nets[1].load_state_dict(nets[0].state_dict())
-    restore_optimizer(second, {k: v.clone() for k, v in optimizer_tensors(first).items()})
-    for net, optimizer in zip(nets, (first, second), strict=True):
-        step(net, optimizer)
+    restore_optimizers(second, {k: v.clone() for k, v in optimizer_tensors(first).items()})
+    for net, optimizers in zip(nets, (first, second), strict=True):
+        step(net, optimizers)
     for a, b in zip(*(net.parameters() for net in nets), strict=True):
         assert torch.equal(a, b)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import NamedTuple
 
@@ -10,15 +11,15 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from .baselines.jem import JEM
-from .config import Config, ObjectiveConfig
-from .networks import build_network, image_shape, losses_of, number_of_parameters
-from .objective import Batch
+from .config import Config, ObjectiveConfig, minibatches
+from .data.batches import random_batch
+from .networks import build_network, losses_of, number_of_parameters
 from .seeds import generator
 
 GPU = "A100 (312 TFLOP/s bf16)"
 PEAK = {"bf16": 312e12, "fp32": 156e12}  # of its data sheet; a fp32 product runs in TF32
 UTILISATION = 0.35
-ROWS = 2  # images of a mini-batch that are counted: the operations are in proportion to their number
+ROWS = 2  # images of a mini-batch that are counted, if both are equal: the operations are in proportion to their number
 
 
 class Cost(NamedTuple):
@@ -42,17 +43,18 @@ class Cost(NamedTuple):
 
 def cost(cfg: Config) -> Cost:
     """What ``hybvit train`` will take; counting takes up to a second, once for all configurations that share a network."""
-    objective, batch = cfg.objective.kind, cfg.train.batch_size
-    counted = _counted(Config(cfg.model, cfg.network, objective=ObjectiveConfig(kind=objective)))
-    step = (counted.update + cfg.jem.steps * counted.langevin) * batch // ROWS
+    sizes = minibatches(cfg)
+    times = math.gcd(*sizes)  # so often the few images that are counted
+    few = (ROWS * sizes[0] // times, ROWS * sizes[1] // times)
+    counted = _counted(Config(cfg.model, cfg.network, objective=ObjectiveConfig(kind=cfg.objective.kind)), few)
+    step = (counted.update + cfg.jem.steps * counted.langevin) * times // ROWS
     total = step * cfg.train.steps
     peak = PEAK["fp32" if cfg.train.precision == "fp32" else "bf16"]
-    minibatches = 2 if objective in ("hybvit", "jem") else 1
     return Cost(
         parameters=counted.parameters,
         train_gflop_per_step=step / 1e9,
         total_eflop=total / 1e18,
-        images=minibatches * batch * cfg.train.steps,
+        images=sum(sizes) * cfg.train.steps,
         gpu_hours=total / (UTILISATION * peak) / 3600,
     )
 
@@ -64,24 +66,25 @@ class _Counted(NamedTuple):
 
 
 @cache
-def _counted(cfg: Config) -> _Counted:
-    """Operations of one Langevin step, and of the rest of a training step, for mini-batches of :data:`ROWS` images."""
-    kind, shape = cfg.objective.kind, (ROWS, *image_shape(cfg))
+def _counted(cfg: Config, sizes: tuple[int, int]) -> _Counted:
+    """Operations of one Langevin step, and of the rest of a training step, for mini-batches of these sizes."""
     with torch.device("meta"):
         net = build_network(cfg)
-        clean, images = torch.empty(shape), torch.empty(shape)
-        labels = torch.zeros(ROWS, dtype=torch.int64)
+    batch = random_batch(cfg, sizes, "meta")
     langevin = 0
     with FlopCounterMode(display=False) as counter:
         if isinstance(net, JEM):
             # JEM.loss itself looks at its energies, and a meta tensor has no numbers: these are its passes. The product with 1
             # is there because the counter's hooks on modules take no leaf inside autograd.grad.
+            clean, images, labels = batch.clean, batch.images, batch.labels
+            assert clean is not None
+            assert images is not None
+            assert labels is not None
             chains = clean.clone().requires_grad_()
             torch.autograd.grad(net.energy(chains * 1).sum(), chains)
             langevin = counter.get_total_flops()
             energies = net.energy(clean).mean() - net.energy(images).mean()
             (F.cross_entropy(net.classify(images), labels) + energies).backward()
         else:
-            batch = Batch(None if kind == "vit" else clean, *((None, None) if kind == "genvit" else (images, labels)))
             losses_of(net, cfg, cfg.diffusion.build(), batch, generator(0, "noise")).total.backward()
     return _Counted(number_of_parameters(net), langevin, counter.get_total_flops() - langevin)

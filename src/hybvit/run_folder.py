@@ -141,10 +141,10 @@ class RunFolder:
         checkpoint.write_folder(folder, tensors, {}, step=step, **environment())
         checkpoint.prune(self.path / "checkpoints", keep)
 
-    def snapshot(self, step: int, ema: dict[str, Tensor]) -> None:
+    def snapshot(self, step: int, **averages: dict[str, Tensor]) -> None:
         """Keep the averaged weights after ``step`` steps for good."""
         folder = checkpoint.step_folder(self.path / "snapshots", step)
-        checkpoint.write_folder(folder, {"ema": ema}, {}, step=step, **environment())
+        checkpoint.write_folder(folder, averages, {}, step=step, **environment())
 
     def newest(self) -> tuple[int, dict[str, dict[str, Tensor]], list[str]]:
         """(step, tensors by name, remarks): the newest sound checkpoint; step 0 and no tensors where there is none yet.

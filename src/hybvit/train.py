@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .arguments import ArgumentParser
 from .baselines.jem import JEM
-from .config import Config, OptimConfig, field_help, override, parse
+from .config import Config, OptimConfig, field_help, minibatches, override, parse
 from .data.batches import TrainingBatches, batches_of_steps, resolve_workers
 from .data.datasets import Dataset, open_dataset
 from .data.images import grid, save_image, to_x
 from .data.locate import located
 from .devices import autocast, best_device, keep_freed_memory, resolve_precision
 from .errors import ConfigError, DivergedError, Interrupted
-from .hybrid import HybridModel
+from .hybrid import HybridModel, name_of_average
 from .metrics.classification import topk_accuracy
 from .networks import Network, build_network, losses_of
 from .objective import Batch
 from .recipes import PRESETS, preset
 from .run_folder import RunFolder
 from .seeds import generator, mix
+from .vit import HybViT
 
 PREVIEW_IMAGES, PREVIEW_STEPS = 64, 20
 INFORMING_IMAGES = 10_000  # that the Gaussians of JEM++ are fitted to
 LINE_SECONDS = 10.0  # between two lines in a log
+RELATIVE_RATE = "relative_lr"  # of a parameter group: its learning rate as a multiple of the schedule's
 
 
 def say_at_once(line: str) -> None:
@@ -67,49 +72,54 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
     net = net.to(device)
     ema = HybridModel(build_network(cfg), cfg, device)
     ema.net.load_state_dict(net.state_dict())
-    optimizer = build_optimizer(net, cfg.optim)
+    averages = {"ema": Average(ema.net, net, partial(ema_decay, cfg=cfg))}
+    for width in cfg.train.ema_power:
+        decay = partial(power_decay, gamma=power_of_width(width))
+        averages[name_of_average(width)] = Average(copy.deepcopy(ema.net), net, decay)
+    optimizers = build_optimizers(net, cfg.optim)
     if done:
         net.load_state_dict(tensors["network"])
-        ema.net.load_state_dict(tensors["ema"])
-        restore_optimizer(optimizer, tensors.get("optimizer", {}))
+        for name, average in averages.items():
+            average.net.load_state_dict(tensors[name])
+        restore_optimizers(optimizers, tensors.get("optimizer", {}))
     run.forget_metrics_after(done)
     batches = TrainingBatches(data, cfg)
     workers = resolve_workers(cfg.data.workers, device)
-    averaged: list[Tensor] = list(ema.net.parameters())
     weights: list[Tensor] = list(net.parameters())
-    buffers = list(zip(ema.net.buffers(), net.buffers(), strict=True))
     parameters = sum(p.numel() for p in weights)
     say(
         f"{out}: {cfg.objective.kind} on {cfg.data.name}, {parameters:,} parameters, {device.type} {cfg.train.precision}, "
         + (f"resumed at step {done} of {cfg.train.steps}" if done else f"{cfg.train.steps} steps")
     )
 
+    def averaged() -> dict[str, dict[str, Tensor]]:
+        return {name: average.net.state_dict() for name, average in averages.items()}
+
     def save(step: int) -> None:
         for name, tensor in net.state_dict().items():
             if not bool(tensor.isfinite().all()):
                 raise diverged(out, step, name)
-        state = {"network": net.state_dict(), "ema": ema.net.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+        state = {"network": net.state_dict(), **averaged(), "optimizer": optimizer_tensors(optimizers)}
         run.save(step, cfg.train.keep_checkpoints, **state)
 
     meter = Meter(run, cfg, done, say)
     with StopSignal() as stop, meter:
         for step, batch in enumerate(batches_of_steps(batches, done, cfg.train.steps, workers), done):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, cfg)
+            set_rates(optimizers, learning_rate(step, cfg))
             batch = Batch(*(None if part is None else part.to(device, non_blocking=True) for part in batch))
             with autocast(device, cfg.train.precision):
                 try:
-                    losses = losses_of(net, cfg, ema.diffusion, batch, generator(cfg.train.seed, "noise", step))
+                    noise = generator(cfg.train.seed, "noise", step)
+                    losses = losses_of(net, cfg, ema.diffusion, batch, noise, progress=step / cfg.train.steps)
                 except DivergedError as error:
                     raise DivergedError(f"{out}: step {step + 1}: {error}") from None
             losses.total.backward()
             norm = torch.nn.utils.clip_grad_norm_(weights, cfg.optim.clip or math.inf)
-            optimizer.step()
-            optimizer.zero_grad()
-            with torch.no_grad():
-                torch._foreach_lerp_(averaged, weights, 1 - ema_decay(step, cfg))
-                for copy, buffer in buffers:  # statistics and replayed images are not averaged
-                    copy.copy_(buffer)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            for average in averages.values():
+                average.update(step)
 
             step += 1
             last, stopped = step == cfg.train.steps, stop.received
@@ -121,7 +131,7 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
             if cfg.train.preview_every and (step % cfg.train.preview_every == 0 or last):
                 meter.preview(step, ema, data)
             if cfg.train.snapshot_every and step % cfg.train.snapshot_every == 0:
-                run.snapshot(step, ema.net.state_dict())
+                run.snapshot(step, **averaged())
             if checkpoint_due:
                 save(step)
             if stopped and not last:
@@ -154,37 +164,82 @@ def prepare(net: JEM, cfg: Config, data: Dataset) -> None:
         net.informed_by(to_x(images), labels)
 
 
-def build_optimizer(net: Network, cfg: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizers(net: Network, cfg: OptimConfig) -> list[torch.optim.Optimizer]:
+    """One optimiser of all weights; for muon a second one, of the matrices inside the layers of the ViT.
+
+    Muon updates by an orthogonal matrix U V^T times sqrt(max(1, rows/columns)) (Jordan et al. 2024), at ``muon_lr``. PyTorch
+    decays weights by lr * weight_decay: here divided so that all weights decay by ``cfg.lr * cfg.weight_decay`` at the peak.
+    """
     if cfg.name == "sgd":
-        return torch.optim.SGD(
-            net.parameters(), lr=cfg.lr, momentum=cfg.beta1, weight_decay=cfg.weight_decay, nesterov=cfg.nesterov
-        )
+        return [
+            torch.optim.SGD(
+                net.parameters(), lr=cfg.lr, momentum=cfg.beta1, weight_decay=cfg.weight_decay, nesterov=cfg.nesterov
+            )
+        ]
     betas = (cfg.beta1, cfg.beta2)
-    return torch.optim.AdamW(net.parameters(), lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay, fused=True)
+    matrices = matrices_of_layers(net) if cfg.name == "muon" else []
+    # A decay would pull a learned balance of the losses towards the one that training started with.
+    undecayed = [parameter for name, parameter in net.named_parameters() if name == "log_variances"]
+    apart = set(map(id, (*matrices, *undecayed)))
+    groups: list[dict[str, Any]] = [{"params": [p for p in net.parameters() if id(p) not in apart]}]
+    if undecayed:
+        groups.append({"params": undecayed, "weight_decay": 0.0})
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay, fused=True)
+    ]
+    if matrices:
+        relative = cfg.muon_lr / cfg.lr
+        group = {"params": matrices, RELATIVE_RATE: relative}
+        optimizers.append(torch.optim.Muon([group], lr=cfg.muon_lr, weight_decay=cfg.weight_decay / relative))
+    return optimizers
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as a flat dict ``index/name`` -> tensor; its settings are in the configuration."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}/{name}": value for index, entry in state.items() for name, value in entry.items() if value is not None}
+def matrices_of_layers(net: Network) -> list[nn.Parameter]:
+    """The weights of the linear maps inside the transformer layers."""
+    layers = [module.layers for module in net.modules() if isinstance(module, HybViT)]  # a JEM holds its network
+    linear = [module for layer in layers for module in layer.modules() if isinstance(module, nn.Linear)]
+    return [cast(nn.Parameter, module.weight) for module in linear]
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
+def set_rates(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get(RELATIVE_RATE, 1.0)
+
+
+def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The optimisers' state as a flat dict -> tensor: ``index/name`` of the first, ``1/index/name`` of the second; their
+    settings are in the configuration."""
+    return {
+        f"{number}/{index}/{name}" if number else f"{index}/{name}": value
+        for number, optimizer in enumerate(optimizers)
+        for index, entry in optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+        if value is not None
+    }
+
+
+def restore_optimizers(optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for key, value in tensors.items():
-        index, name = key.split("/")
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        *number, index, name = key.split("/")
+        states[int(number[0]) if number else 0].setdefault(int(index), {})[name] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def learning_rate(step: int, cfg: Config) -> float:
-    """Linear warm-up to ``optim.lr``, then cosine, at ``optim.min_lr`` once ``train.steps`` are done, or a drop at each
-    milestone; ``step`` is from 0."""
+    """Linear warm-up to ``optim.lr``, then one of three: cosine, at ``optim.min_lr`` once ``train.steps`` are done; a drop at
+    each milestone; constant, with a linear end at ``optim.min_lr`` after ``train.steps``. ``step`` is from 0."""
     optim, warmup = cfg.optim, cfg.optim.warmup_steps
     if step < warmup:
         return optim.lr * (step + 1) / warmup
     if optim.schedule == "steps":
         return optim.lr * optim.drop ** sum(step >= share * cfg.train.steps for share in optim.milestones)
+    if optim.schedule == "cooldown":
+        start = max((1 - optim.cooldown) * cfg.train.steps, warmup)
+        progress = (step - start) / (cfg.train.steps - start) if step > start else 0.0
+        return optim.lr + (optim.min_lr - optim.lr) * progress
     progress = (step - warmup) / max(cfg.train.steps - warmup, 1)
     return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -192,6 +247,38 @@ def learning_rate(step: int, cfg: Config) -> float:
 def ema_decay(step: int, cfg: Config) -> float:
     decay = cfg.train.ema_decay
     return min(decay, (1 + step) / (10 + step)) if cfg.train.ema_warmup else decay
+
+
+def power_of_width(width: float) -> float:
+    """gamma of the average whose weights grow as t^gamma and have this standard deviation, relative to the run so far:
+    width = (gamma + 1)^(1/2) (gamma + 2)^(-1) (gamma + 3)^(-1/2) (Karras et al. 2024, Sec. 3.1)."""
+    return float(np.roots([1, 7, 16 - width**-2, 12 - width**-2]).real.max())
+
+
+def power_decay(step: int, gamma: float) -> float:
+    """beta_t = (1 - 1/t)^(gamma + 1), where t = ``step`` + 1 steps are done (Karras et al. 2024, Sec. 3.1)."""
+    return (1 - 1 / (step + 1)) ** (gamma + 1)
+
+
+class Average:
+    """A running average of the weights: after the step that is number ``step`` from 0 the old one counts ``decay(step)``.
+
+    Args:
+        net: the copy that holds the average.
+        of: the network that is trained.
+    """
+
+    def __init__(self, net: nn.Module, of: nn.Module, decay: Callable[[int], float]) -> None:
+        self.net, self.decay = net, decay
+        self.averaged: list[Tensor] = list(net.parameters())
+        self.weights: list[Tensor] = list(of.parameters())
+        self.buffers = list(zip(net.buffers(), of.buffers(), strict=True))
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        torch._foreach_lerp_(self.averaged, self.weights, 1 - self.decay(step))
+        for average, buffer in self.buffers:  # statistics and replayed images are not averaged
+            average.copy_(buffer)
 
 
 @torch.no_grad()
@@ -240,8 +327,7 @@ class Meter:
                 raise diverged(self.run.path, step, name)
         seconds = time.monotonic() - self.since - self.paused
         means = {name: value.item() / self.count for name, value in self.sums.items()}
-        minibatches = 2 if self.cfg.objective.kind in ("hybvit", "jem") else 1
-        rate = self.count * self.cfg.train.batch_size * minibatches / seconds
+        rate = self.count * sum(minibatches(self.cfg)) / seconds
         line = {"step": step, **means, "lr": lr, "seconds": seconds, "images_per_second": rate}
         self.run.log(line)
         if self.writer is not None:

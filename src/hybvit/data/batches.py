@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..config import Config
+from ..config import Config, minibatches
 from ..errors import ConfigError, DataError
 from ..objective import Batch
 from ..seeds import generator
@@ -26,6 +26,7 @@ from .own_images import Dataset
 from .shards import Shards, ShardStream
 
 IMAGES_FOR_THE_MEAN = 2048
+NO_LABEL = -1  # of an image without one, where others have theirs
 
 
 class Order:
@@ -55,7 +56,10 @@ class EndlessSequence(Protocol):
     """An endless shuffled sequence of images."""
 
     def take(self, positions: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """int64 [B] -> pixels, labels, and (epoch, image, repeat) int64 [B, 3] of these entries."""
+        """int64 [B] -> pixels, labels, and (epoch, image, repeat) int64 [B, 3] of these entries.
+
+        An image without a label has :data:`NO_LABEL`; instead of labels that are all missing there may be None.
+        """
 
 
 class ShuffledSets:
@@ -71,17 +75,20 @@ class ShuffledSets:
         if len(self.sets) == 1:
             return *self.sets[0].take(index), keys
         pixels, start = torch.empty(len(index), *self.sets[0].pixels.shape[1:], dtype=torch.uint8), 0
+        labels = torch.full_like(index, NO_LABEL)
         for images in self.sets:
             here = (index >= start) & (index < start + len(images))
             if bool(here.any()):
-                pixels[here] = images.take(index[here] - start)[0]
+                pixels[here], known = images.take(index[here] - start)
+                if known is not None:
+                    labels[here] = known
             start += len(images)
-        return pixels, None, keys
+        return pixels, labels, keys
 
 
 class TrainingBatches:
     """Step number in, :class:`Batch` out, on the CPU. The two mini-batches are shuffled independently; only ``images`` is
-    augmented.
+    augmented. A network that is conditioned on labels gets those of the denoising images too.
 
     Args:
         rank, world: of ``world`` processes that share every batch, process ``rank`` gets rows rank, rank + world, ...
@@ -91,38 +98,44 @@ class TrainingBatches:
     """
 
     def __init__(self, data: Dataset, cfg: Config, rank: int = 0, world: int = 1) -> None:
-        self.cfg, size = cfg, cfg.train.batch_size
-        if world > 1 and size % (2 * world):
-            raise ConfigError(f"train.batch_size is {size}: {world} processes need a multiple of {2 * world}")
-        self.rows = torch.arange(rank, size, world)
-        self.labelled = self._sequence([data.train], "order of labelled images", cfg.data.repeats)
+        self.cfg = cfg
+        for name in ("batch_size", "labelled_batch_size"):
+            size = getattr(cfg.train, name)
+            if world > 1 and size is not None and size % (2 * world):
+                raise ConfigError(f"train.{name} is {size}: {world} processes need a multiple of {2 * world}")
+        self.rank, self.world = rank, world
+        self.sizes = minibatches(cfg)
+        denoising, labelled = self.sizes
         clean = [images for images in (data.train, data.unlabelled) if images is not None]
-        self.clean = self._sequence(clean, "order of clean images", 1)
+        self.clean = self._sequence(clean, "order of clean images", denoising, 1)
+        self.labelled = self._sequence([data.train], "order of labelled images", labelled, cfg.data.repeats)
         strong = cfg.data.augment == "strong" and cfg.objective.kind != "genvit"
         self.mean = to_x(data.train.spread(IMAGES_FOR_THE_MEAN).in_memory).mean(dim=(0, 2, 3)) if strong else None
         self.auto_augment = auto_augment(policy_of(cfg)) if strong else None
 
-    def _sequence(self, sets: list[ImageSet], stream: str, repeats: int) -> EndlessSequence:
+    def _sequence(self, sets: list[ImageSet], stream: str, size: int, repeats: int) -> EndlessSequence:
         cfg = self.cfg
-        if isinstance(sets[0].pixels, Shards):
-            return ShardStream(sets[0].pixels, cfg.train.seed, stream, cfg.train.batch_size, cfg.data.shuffle_buffer, repeats)
+        if size and isinstance(sets[0].pixels, Shards):
+            return ShardStream(sets[0].pixels, cfg.train.seed, stream, size, cfg.data.shuffle_buffer, repeats)
         return ShuffledSets(sets, cfg.train.seed, stream, repeats)
 
     def __call__(self, step: int) -> Batch:
         data, kind, seed = self.cfg.data, self.cfg.objective.kind, self.cfg.train.seed
-        positions = step * self.cfg.train.batch_size + self.rows
-        clean = images = labels = None
+        denoising, labelled = (step * n + torch.arange(self.rank, n, self.world) for n in self.sizes)
+        clean = images = labels = clean_labels = None
         if kind != "vit":
-            pixels, _, keys = self.clean.take(positions)
+            pixels, known, keys = self.clean.take(denoising)
             if data.clean_flip:
                 pixels = flip_half(pixels, draws(seed, "flips of clean images", keys))
             clean = to_x(pixels)
+            if self.cfg.model.label_conditioning:
+                clean_labels = torch.full((len(clean),), NO_LABEL) if known is None else known
         if kind != "genvit":
-            pixels, labels, keys = self.labelled.take(positions)
+            pixels, labels, keys = self.labelled.take(labelled)
             if labels is None or bool((labels < 0).any()):
                 raise DataError(f"{data.root}: a sample without a label; train with --objective genvit")
             images, labels = self.augmented(pixels, labels, draws(seed, "augmentation", keys), step)
-        return Batch(clean, images, labels)
+        return Batch(clean, images, labels, clean_labels)
 
     def augmented(self, pixels: Tensor, labels: Tensor, u: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The labelled mini-batch as ``data.augment`` says -> x, and labels int64 [B] or class shares float [B, K]."""
@@ -133,6 +146,14 @@ class TrainingBatches:
             return to_x(pixels), labels
         x = erase(to_x(self.auto_augment.apply(pixels, u)), u, data.erasing, self.mean)
         return mix_batch(x, labels, self.cfg.model.num_classes, data.mixing, generator(self.cfg.train.seed, "mixing", step))
+
+
+def random_batch(cfg: Config, sizes: tuple[int, int], device: torch.device | str) -> Batch:
+    """Random images in the form that the objective takes, (to denoise, labelled) so many: to be timed or counted."""
+    shape = (cfg.model.channels, cfg.model.image_size, cfg.model.image_size)
+    clean, images = (torch.rand(n, *shape, device=device) * 2 - 1 if n else None for n in sizes)
+    denoised, labels = (torch.arange(n, device=device) % cfg.model.num_classes if n else None for n in sizes)
+    return Batch(clean, images, labels, denoised if cfg.model.label_conditioning else None)
 
 
 def policy_of(cfg: Config) -> str:

@@ -230,6 +230,11 @@ def build_parser() -> ArgumentParser:
         help="run folder, exported folder or hub id; or somebody else's: timm:NAME, torchvision:NAME (with @FILE for your own "
         "weights), FILE.py:FUNCTION that returns a hybvit.Adapted",
     )
+    parser.add_argument(
+        "--average",
+        metavar="WIDTH",
+        help="of a run with train.ema_power, judge the average of this width (with an --out of its own)",
+    )
     parser.add_argument("--suites", default=",".join(SUITES), help=f"comma-separated, of {', '.join(SUITES)} (all)")
     parser.add_argument("--data", help="where the data are, if not where they were in training")
     parser.add_argument("--dataset", metavar="NAME", help="the data set for somebody else's model")
@@ -278,10 +283,12 @@ def run(args: Any, suites: tuple[str, ...], rank: int, world: int) -> None:
     keep_freed_memory()
     data_root = args.data
     if is_adapter(args.model):
+        if args.average is not None:
+            raise ConfigError(f"--average {args.average}: {args.model} has one set of weights; it is for our run folders")
         model, cfg, data = open_adapted(args.model, args.dataset, data_root)
         objective, is_run = "adapted", False
     else:
-        model = hybrid.load(args.model)
+        model = hybrid.load(args.model, average=args.average)
         cfg = located(model.cfg, data_root) if data_root else model.cfg
         data = open_dataset(cfg)
         check_classes(model.cfg, data)
@@ -320,6 +327,7 @@ def run(args: Any, suites: tuple[str, ...], rank: int, world: int) -> None:
     history = read_metrics(Path(args.model) / "metrics.jsonl") if is_run else []
     record = {
         "model": Path(args.model).name,
+        "average": args.average,
         "objective": objective,
         "data": cfg.data.name,
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -11,10 +11,11 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..config import minibatches
+from ..data.batches import random_batch
 from ..devices import autocast, resolve_precision
 from ..hybrid import HybridModel
 from ..networks import build_network, losses_of
-from ..objective import Batch
 from ..seeds import generator
 from .context import Context, Metric, Result
 
@@ -55,10 +56,8 @@ def train_speed(model: HybridModel, result: Result) -> None:
     cfg = model.cfg
     torch.manual_seed(0)
     net = build_network(cfg).to(model.device)
-    size, shape = cfg.train.batch_size, model.image_shape
-    clean, images = (torch.rand(size, *shape, device=model.device) * 2 - 1 for _ in range(2))
-    labels = torch.zeros(size, dtype=torch.int64, device=model.device)
-    batch = Batch(clean if model.has_samples else None, *((images, labels) if model.has_classes else (None, None)))
+    sizes = minibatches(cfg)
+    batch = random_batch(cfg, sizes, model.device)
     precision = resolve_precision(cfg.train.precision, model.device)
 
     def step() -> None:
@@ -67,7 +66,7 @@ def train_speed(model: HybridModel, result: Result) -> None:
         loss.backward()
         net.zero_grad()
 
-    shown = size * (model.has_samples + model.has_classes)
+    shown = sum(sizes)
     result.metrics["speed/train_gflop_per_image"] = Metric(gflop(step) / shown, shown)
     result.metrics["speed/train_images_per_second"] = Metric(shown / seconds(step), REPEATS * shown)
 

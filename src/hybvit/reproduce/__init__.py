@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import html
 import json
 import re
@@ -20,9 +21,9 @@ from ..data.images import save_image
 from ..errors import ConfigError, DataError, Interrupted
 from ..extractors import extractor
 from ..recipes import PRESETS
-from ..report import STYLE, figure
+from ..report import figure
 from ..run_folder import environment, make_folder, write_text
-from . import figures, render, timing
+from . import figures, render, studies, timing
 from .runs import (
     USERS_FAULTS,
     Need,
@@ -52,8 +53,9 @@ def names_of(words: list[str]) -> list[str]:
         if word in DRAWINGS:
             raise ConfigError(f"{word} is a drawing of the network in the paper: there is nothing to reproduce")
         if word not in (*NAMES, "all"):
-            known = "table1 to table13, figure1, figure4 to figure24 without 7 and 9, or all"
-            raise ConfigError(f"{word!r} is no table or figure{did_you_mean(word, [*NAMES, 'all'])} ({known})")
+            known = "table1 to table13, figure1, figure4 to figure24 without 7 and 9, all; or ablation or v2 alone"
+            others = [*NAMES, "all", *studies.STUDIES]
+            raise ConfigError(f"{word!r} is no table, figure or study{did_you_mean(word, others)} ({known})")
     return [name for name in NAMES if name in words or "all" in words]
 
 
@@ -205,21 +207,16 @@ def write_out(
         if drawn is not None:
             write_text(folder / f"{name}.svg", drawn)
             section += figure(folder / f"{name}.svg", "published (hollow) and ours (filled, with its 95 % interval)")
-        write_text(folder / f"{name}.html", document(f"{name}, {scale.name}", [section]))
+        write_text(folder / f"{name}.html", render.document(f"{name}, {scale.name}", [section]))
         page.append(section)
         written += 1
     facts = ", ".join(f"{key} {value}" for key, value in environment().items())
     seeds = sorted({record["seed"] for record in records.values() if "seed" in record})
     hours = sum(record.get("training", {}).get("seconds", 0) for record in records.values()) / 3600
     page.append(f"<p class=sub>Seeds {seeds}; {hours:.1f} hours of training; rendered with {html.escape(facts)}.</p>")
-    write_text(folder / "index.html", document(f"hybvit, {scale.name} scale", page))
+    write_text(folder / "index.html", render.document(f"hybvit, {scale.name} scale", page))
     say(f"{folder / 'index.html'}: {written} tables and pictures from {len(records)} runs")
     return failed
-
-
-def document(title: str, sections: list[str]) -> str:
-    head = '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
-    return f"{head}<title>{html.escape(title)}</title><style>{STYLE}</style><body>{''.join(sections)}</body></html>\n"
 
 
 def save_drawn(picture: figures.Drawn, stem: Path) -> Path:
@@ -251,7 +248,13 @@ def main(arguments: list[str]) -> None:
         "several machines or on several GPUs of one (CUDA_VISIBLE_DEVICES=0 hybvit reproduce all --shard 1/2 and so on).",
         epilog="a field such as --train.seed 1 is set in every run; choose another --out for other settings",
     )
-    parser.add_argument("names", nargs="+", metavar="NAME", help="table1 to table13, figure1, figure4 to figure24, or all")
+    parser.add_argument(
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help="table1 to table13, figure1, figure4 to figure24, or all; or one study of ours: ablation (what each choice of the "
+        "v2 recipe brings) or v2 (the paper's recipe against it, and what being hybrid costs)",
+    )
     words = "; ".join(f"{scale.name}: {scale.words}" for scale in SCALES.values())
     parser.add_argument("--scale", choices=tuple(SCALES), default="pocket", help=words)
     parser.add_argument("--out", type=Path, default=Path("runs/paper"), metavar="DIR", help="where all is kept (runs/paper)")
@@ -259,6 +262,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--shard", default="1/1", metavar="i/n", help="do the i-th of n equal parts of the work")
     parser.add_argument("--dry-run", action="store_true", help="print the plan with its cost, and what is there already")
     parser.add_argument("--render", action="store_true", help="only render what is there")
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help="of a study: the training time of each of its runs")
+    parser.add_argument("--seeds", metavar="0,1", help="of a study: the seeds of its runs (0)")
     parser.add_argument(
         "--look",
         action="append",
@@ -267,13 +272,19 @@ def main(arguments: list[str]) -> None:
         help="options for `hybvit evaluate`, over the scale's",
     )
     args, fields = parser.parse_known_args(arguments)
+    if set(args.names) & set(studies.STUDIES):
+        carry_out_study(args, fields)
+        return
+    if args.budget is not None or args.seeds is not None:
+        raise ConfigError(
+            f"--budget and --seeds are for {' and '.join(studies.STUDIES)}: a table's rows have steps of their own"
+        )
     scale, names = SCALES[args.scale], names_of(args.names)
     only = set(filter(None, (args.runs or "").split(",")))
     for run in only - set(PRESETS):
         raise ConfigError(f"--runs: {run!r} is no preset{did_you_mean(run, list(PRESETS))} (`hybvit presets` lists them)")
     shard, shards = shard_of(args.shard)
-    looks = [word for look in args.look for word in shlex.split(look)]
-    evaluate.build_parser().parse_args(["MODEL", *looks])  # a fault in it is to be seen before hours of training
+    looks = looks_of(args.look)
     folder = args.out / scale.name
     work = plan(names, scale, only, fields)
     mine = share_of(work.needs, shard, shards)
@@ -304,6 +315,34 @@ def main(arguments: list[str]) -> None:
     if met:
         worst = next(kind for kind in USERS_FAULTS if any(isinstance(fault, kind) for _, fault in met))
         raise worst(f"{len(met)} parts could not be done: " + "; ".join(f"{run}: {fault}" for run, fault in met))
+
+
+def looks_of(words: list[str]) -> list[str]:
+    looks = [word for look in words for word in shlex.split(look)]
+    evaluate.build_parser().parse_args(["MODEL", *looks])  # a fault in it is to be seen before hours of training
+    return looks
+
+
+def carry_out_study(args: argparse.Namespace, fields: list[str]) -> None:
+    """
+    Raises:
+        ConfigError: an argument does not go with a study.
+    """
+    name, *others = args.names
+    if others or fields or args.scale != "pocket":
+        what = f"--scale {args.scale}" if args.scale != "pocket" else " ".join([*others, *fields])
+        raise ConfigError(
+            f"{' and '.join(studies.STUDIES)} are done one at a time and at pocket scale; {what} does not go with them"
+        )
+    seeds = (args.seeds or "0").split(",")
+    if not all(seed.isdecimal() for seed in seeds):
+        raise ConfigError(f"--seeds {args.seeds}: whole numbers with commas between them, such as 0,1")
+    if args.budget is not None and not args.budget > 0:
+        raise ConfigError(f"--budget {args.budget:g}: minutes, more than 0")
+    shard, shards = shard_of(args.shard)
+    runs = studies.runs_of(name, set(filter(None, (args.runs or "").split(","))), [int(seed) for seed in seeds])[shard::shards]
+    folder = args.out / args.scale
+    studies.main(name, folder, runs, args.budget, looks_of(args.look), args.render, args.dry_run, say_at_once)
 
 
 def say_whether_fid_can_be_had(say: Callable[[str], None]) -> None:

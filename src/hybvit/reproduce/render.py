@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import plots
 from ..published import PublishedTable, later, later_columns, tables
+from ..report import STYLE
 from .claims import CLAIMS, Claim, Verdict, verdict
 from .scales import Scale
 from .tables import BASE, TIMED, Measured, Row, measured, rows, table
@@ -326,6 +327,11 @@ def as_html(name: str, records: Records, scale: Scale) -> str:
     for text in (facts(name, records, scale), *footnotes(name, records), published.note):
         parts.append(f"<p class=sub>{html.escape(text)}</p>" if text else "")
     return "".join(parts)
+
+
+def document(title: str, sections: list[str]) -> str:
+    head = '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
+    return f"{head}<title>{html.escape(title)}</title><style>{STYLE}</style><body>{''.join(sections)}</body></html>\n"
 
 
 def html_table(heads: list[str], lines: list[list[str]]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import checkpoint, evaluate
-from ..config import Config, differences, load_config, override, parse
+from ..config import Config, differences, load_config, minibatches, override, parse
 from ..cost import cost
 from ..errors import CheckpointError, ConfigError, DataError, DivergedError
 from ..recipes import PRESETS, preset
@@ -141,8 +141,11 @@ def attempt(need: Need, folder: Path, scale: Scale, looks: list[str], say: Calla
         return [error]
 
 
-def record_of(run: str, folder: Path, cfg: Config) -> dict[str, Any] | None:
+def record_of(run: str, folder: Path, cfg: Config, base: Config | None = None) -> dict[str, Any] | None:
     """Everything that the tables and figures need of a run, small enough to be kept in a repository.
+
+    Args:
+        base: what the settings that changed are told against; None for the preset called ``run``.
 
     Raises:
         ConfigError: the run in the folder was started with other settings.
@@ -172,7 +175,7 @@ def record_of(run: str, folder: Path, cfg: Config) -> dict[str, Any] | None:
     record["metrics"] = found.get("metrics", {})
     record["tables"] = {name: value for name, value in found.get("tables", {}).items() if name in KEPT_TABLES}
     record["options"] = {name: suite["settings"] for name, suite in found.get("suites", {}).items()}
-    changed = differences(preset(run), started_with)
+    changed = differences(base or preset(run), started_with)
     record["changed"] = {name: [before, now] for name, (before, now) in changed.items() if name not in FILLED_IN}
     record["snapshots"] = {
         str(int(path.name.removeprefix("step-"))): json.loads((path / RECORD).read_text())["metrics"]
@@ -198,9 +201,9 @@ def network_in_words(cfg: Config) -> str:
 
 def evaluation_eflop(need: Need, scale: Scale) -> float:
     """10^18 operations of a row's evaluation, about: samples, attacks and bounds, at a third of a training step per image."""
-    price, shown = cost(need.cfg), {"vit": 1, "genvit": 1, "hybvit": 2, "jem": 2}[need.cfg.objective.kind]
-    passes = 3 * shown + (need.cfg.jem.steps * 2 if need.cfg.objective.kind == "jem" else 0)
-    forward = price.train_gflop_per_step / need.cfg.train.batch_size / passes
+    denoising, labelled = minibatches(need.cfg)
+    passes = 3 * (denoising + labelled) + (need.cfg.jem.steps * 2 * denoising if need.cfg.objective.kind == "jem" else 0)
+    forward = cost(need.cfg).train_gflop_per_step / passes
     evaluations = 0.0
     for call in calls_of(need, Path(), scale):
         args = evaluate.build_parser().parse_args(call)

@@ -12,46 +12,49 @@ from typing import Any
 import torch
 
 from ..baselines.jem import JEM
-from ..config import Config, override, to_yaml
+from ..config import Config, differences, minibatches, override
+from ..data.batches import random_batch
 from ..data.catalog import CATALOG
 from ..devices import autocast, best_device, keep_freed_memory, resolve_precision
-from ..networks import build_network, image_shape, losses_of, number_of_parameters
-from ..objective import Batch
+from ..networks import build_network, losses_of, number_of_parameters
 from ..recipes import STRONG
 from ..run_folder import environment
 from ..seeds import generator
-from ..train import build_optimizer
+from ..train import build_optimizers
 
 REPEATS = 5
 
 
 def epoch_images(cfg: Config) -> int:
-    """Images of one mini-batch in what the paper calls an epoch: on CIFAR-10 1170 steps of 128 for a ViT, 390 for a CNN."""
+    """Images of one mini-batch (the labelled one, if there is one) in what the paper calls an epoch: on CIFAR-10 1170 steps of
+    128 for a ViT, 390 for a CNN."""
     info = CATALOG[cfg.data.name]
     return info.splits["train"] * (STRONG.repeats if cfg.network.name == "vit" else 1)
 
 
 def one_step(cfg: Config, device: torch.device) -> Callable[[], None]:
     """A closure that takes one optimisation step on random images, at a learning rate of 0: nothing can diverge."""
-    cfg = override(cfg, optim={"lr": 0.0}, jem={"limit": math.inf})
+    cfg = override(cfg, jem={"limit": math.inf})
     torch.manual_seed(0)
-    size = cfg.train.batch_size
-    clean, images = (torch.rand(size, *image_shape(cfg), device=device) * 2 - 1 for _ in range(2))
-    labels = torch.arange(size, device=device) % cfg.model.num_classes
+    batch = random_batch(cfg, minibatches(cfg), device)
     net = build_network(cfg).to(device)
     if isinstance(net, JEM) and cfg.jem.informative:
-        net.informed_by(images, labels)
-    diffusion, optimizer = cfg.diffusion.build(), build_optimizer(net, cfg.optim)
-    kind = cfg.objective.kind
-    batch = Batch(clean if kind != "vit" else None, *((images, labels) if kind != "genvit" else (None, None)))
+        assert batch.images is not None
+        assert batch.labels is not None
+        net.informed_by(batch.images, batch.labels)
+    diffusion, optimizers = cfg.diffusion.build(), build_optimizers(net, cfg.optim)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
     precision, count = resolve_precision(cfg.train.precision, device), iter(range(10**9))
 
     def step() -> None:
         with autocast(device, precision):
             total = losses_of(net, cfg, diffusion, batch, generator(0, "noise", next(count))).total
         total.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -81,11 +84,11 @@ def measure(configs: dict[str, Config], say: Callable[[str], None], repeats: int
             times[name].append((time.perf_counter() - started) / often[name])
     found = {}
     for name, cfg in configs.items():
-        seconds = statistics.median(times[name])
+        seconds, (denoising, labelled) = statistics.median(times[name]), minibatches(cfg)
         found[name] = {
             "seconds_per_step": seconds,
             "spread": (max(times[name]) - min(times[name])) / seconds,
-            "minutes_per_epoch": seconds * epoch_images(cfg) / cfg.train.batch_size / 60,
+            "minutes_per_epoch": seconds * epoch_images(cfg) / (labelled or denoising) / 60,
             "hours": seconds * cfg.train.steps / 3600,
             "batch_size": cfg.train.batch_size,
             "configuration": digest(cfg),
@@ -96,4 +99,5 @@ def measure(configs: dict[str, Config], say: Callable[[str], None], repeats: int
 
 def digest(cfg: Config) -> str:
     """Tells whether a figure was measured with these settings."""
-    return hashlib.sha256(to_yaml(cfg).encode()).hexdigest()[:16]
+    """A name for a configuration, which a field that is added later does not change while it has its default."""
+    return hashlib.sha256(repr(sorted(differences(Config(), cfg).items())).encode()).hexdigest()[:16]

@@ -1,0 +1,385 @@
+"""`hybvit reproduce ablation | v2`: recipes of one small network against each other, each given the same wall-clock time."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..config import Config, minibatches, override
+from ..cost import cost
+from ..errors import ConfigError, Interrupted
+from ..recipes import preset
+from ..run_folder import environment, make_folder, read_metrics, write_text
+from ..train import train
+from . import render
+from .runs import Need, attempt, record_of, state_of
+from .scales import POCKET
+
+LOOKS = {  # how `hybvit evaluate` looks at every run of a study
+    ("accuracy", "calibration"): (),
+    ("fidelity",): ("--samples", "5000", "--sampler", "dpmpp_2m", "--steps", "25"),
+    ("likelihood",): ("--bound-images", "256", "--bound-draws", "32"),
+}
+TRIAL_STEPS, TRIAL_PART = 60, 15  # steps of the trial that a step's time is taken from, and of each of its parts
+CHECKPOINTS = 5
+WARMUP, AVERAGE = 1 / 20, 1 / 20  # shares of a run: of the warm-up of the learning rate, and the width of the weights' average
+BUDGET = "budget.json"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One line of a study.
+
+    Args:
+        name: of its folder and of its line.
+        words: what it changes.
+        config: its recipe, whose ``train.steps`` the budget decides.
+        fixed: keep the warm-up and the average of the recipe as they are, instead of making them shares of the run.
+    """
+
+    name: str
+    words: str
+    config: Config
+    fixed: bool = False
+
+
+class Study(NamedTuple):
+    """Variants of which one, ``base``, is what the others are held against; ``minutes`` each has unless told otherwise."""
+
+    title: str
+    minutes: float
+    base: str
+    variants: dict[str, Variant]
+
+
+def _study(title: str, minutes: float, base: str, variants: Iterable[Variant]) -> Study:
+    return Study(title, minutes, base, {variant.name: variant for variant in variants})
+
+
+PAPER = Variant("paper", "the paper's network and recipe", preset("fashion_mnist_pocket"), fixed=True)
+V2 = preset("fashion_mnist_v2")
+V2_SHORT = Variant("v2", "the `fashion_mnist_v2` recipe", V2)
+
+
+def _changed(name: str, words: str, **changes: dict[str, Any]) -> Variant:
+    return Variant(name, words, override(V2, **changes))
+
+
+ABLATION = _study(
+    "What each choice brings",
+    12.0,
+    "v2",
+    (
+        PAPER,
+        V2_SHORT,
+        # the network
+        _changed("linear_readout", "read-out: linear, as published", model={"pixel_readout": "linear"}),
+        _changed("linear_conv_readout", "read-out: linear and a 3x3 convolution", model={"pixel_readout": "linear_conv"}),
+        _changed("linear_embedding", "patch embedding: linear, as published", model={"patch_embedding": "linear"}),
+        _changed("patch4", "patches of 4 pixels", model={"patch_size": 4}),
+        _changed("token_scalars", "time: token scalars, as published", model={"time": "token_scalars"}),
+        _changed("adaln_zero", "time: a modulation of its own for every layer", model={"time": "adaln_zero"}),
+        _changed("time_token", "time: a token", model={"time": "token"}),
+        _changed("no_skips", "no long skips", model={"long_skips": False}),
+        _changed("no_final_norm", "no normalisation before the read-out", model={"final_norm": False}),
+        _changed("last_tap", "labels read after the last layer", model={"class_depth": None}),
+        _changed("early_tap", "labels read after half of the layers", model={"class_depth": V2.model.depth // 2}),
+        _changed("attention_pool", "labels read by attention over the patches", model={"class_pool": "attention"}),
+        _changed("registers", "four registers", model={"registers": 4}),
+        _changed("rms_norm", "RMSNorm", model={"norm": "rms"}),
+        _changed("swiglu", "SwiGLU", model={"mlp": "swiglu"}),
+        _changed("rope", "axial RoPE", model={"rope": True}),
+        _changed("qk_norm", "normalised queries and keys", model={"qk_norm": True}),
+        _changed("labels", "denoising told the label (9 of 10)", model={"label_conditioning": True}),
+        # the objective
+        _changed("eps", "target: eps", objective={"target": "eps"}),
+        _changed("x0", "target: x0", objective={"target": "x0"}),
+        _changed("flow", "flow matching", objective={"target": "flow"}, diffusion={"schedule": "flow"}),
+        _changed("l1", "loss: L1", objective={"norm": "l1"}),
+        _changed("huber", "loss: Huber", objective={"norm": "huber"}),
+        _changed("min_snr", "weights: min-SNR", objective={"weighting": "min_snr"}),
+        _changed("p2", "weights: P2", objective={"weighting": "p2"}),
+        _changed("logit_normal", "times: logit-normal", objective={"times": "logit_normal"}),
+        _changed("class_noise", "labels also under light noise (5 % of T)", objective={"class_noise": 0.05}),
+        _changed("alpha_1", "alpha 1", objective={"alpha": 1.0}),
+        _changed("alpha_100", "alpha 100, as published", objective={"alpha": 100.0}),
+        _changed("alpha_falls", "alpha from 20 to 1", objective={"alpha": 20.0, "alpha_end": 1.0}),
+        _changed("uncertainty", "balance: learned variances", objective={"balance": "uncertainty"}),
+        _changed("gradient_norm", "balance: equal gradient norms", objective={"balance": "gradient_norm", "alpha": 1.0}),
+        # the optimiser and the batches
+        _changed("muon", "Muon for the layers' matrices", optim={"name": "muon"}),
+        _changed("usual_betas", "AdamW with beta2 0.999", optim={"beta2": 0.999}),
+        _changed("full_labelled_batch", "as many labelled images", train={"labelled_batch_size": None}),
+        _changed("no_augmentation", "labelled images not augmented", data={"augment": "none"}),
+    ),
+)
+COMPARISON = _study(
+    "The paper's recipe and v2, and what being hybrid costs",
+    1825 / 60,
+    "v2",
+    (
+        PAPER,
+        V2_SHORT,
+        _changed("v2_vit", "the same network, labels only", objective={"kind": "vit"}),
+        _changed("v2_genvit", "the same network, images only", objective={"kind": "genvit"}),
+    ),
+)
+STUDIES = {"ablation": ABLATION, "v2": COMPARISON}
+COLUMNS = {  # heading -> how a figure is found in a record, and its decimals
+    "accuracy %": ("test/accuracy", 100.0, 2),
+    "NLL": ("test/nll", 1.0, 3),
+    "ECE %": ("calibration/ece_20", 100.0, 1),
+    "Frechet distance": ("fidelity/fd_", 1.0, 2),
+    "bits/dim": ("likelihood/bits_per_dim", 1.0, 3),
+}
+
+
+class Run(NamedTuple):
+    """A variant with a seed."""
+
+    variant: Variant
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return self.variant.name if not self.seed else f"{self.variant.name}-seed{self.seed}"
+
+
+def within(cfg: Config, minutes: float, fixed: bool) -> tuple[Config, float]:
+    """The recipe cut to the steps that fit into ``minutes`` here, as a short trial of it says -> it, and seconds per step."""
+    trial = override(
+        cfg,
+        train={
+            "steps": TRIAL_STEPS, "log_every": TRIAL_PART, "checkpoint_every": TRIAL_STEPS, "preview_every": 0,
+            "labelled_batch_size": cfg.train.labelled_batch_size,
+        },
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        train(trial, Path(folder) / "trial", lambda line: None)
+        parts = [line["seconds"] / TRIAL_PART for line in read_metrics(Path(folder) / "trial" / "metrics.jsonl")]
+    seconds = statistics.median(parts[1:])  # the first part warms up
+    return cut(cfg, max(1, round(60 * minutes / seconds)), fixed), seconds
+
+
+def cut(cfg: Config, steps: int, fixed: bool) -> Config:
+    """The recipe in so many steps, with a warm-up and an average that are shares of them."""
+    cfg = override(cfg, train={"steps": steps, "checkpoint_every": -(-steps // CHECKPOINTS), "preview_every": 0})
+    if fixed:
+        return override(cfg, optim={"warmup_steps": min(cfg.optim.warmup_steps, steps // 10)})
+    return override(
+        cfg,
+        optim={"warmup_steps": round(steps * WARMUP)},
+        train={"ema_decay": round(max(0.0, 1 - 1 / max(1.0, steps * AVERAGE)), 6), "ema_warmup": True},
+    )
+
+
+def configured(run: Run, folder: Path, minutes: float, say: Callable[[str], None]) -> Config:
+    """The run's configuration: the steps are fitted to the budget when it begins, and kept.
+
+    Raises:
+        ConfigError: it was begun with another budget.
+    """
+    cfg, kept = override(run.variant.config, train={"seed": run.seed}), folder / BUDGET
+    if not kept.is_file():
+        cfg, seconds = within(cfg, minutes, run.variant.fixed)
+        make_folder(folder)
+        found = {"minutes": minutes, "steps": cfg.train.steps, "seconds_per_step": seconds}
+        write_text(kept, json.dumps(found, indent=1) + "\n")
+        say(f"{run.name}: {cfg.train.steps} steps of {1e3 * seconds:.1f} ms fit into {minutes:g} minutes")
+        return cfg
+    found = json.loads(kept.read_text())
+    if found["minutes"] != minutes:
+        raise ConfigError(
+            f"{folder}: begun with {found['minutes']:g} minutes a run, not {minutes:g}; choose another --out, "
+            f"or --budget {found['minutes']:g}"
+        )
+    return cut(cfg, found["steps"], run.variant.fixed)
+
+
+def carry_out(
+    name: str, runs: list[Run], folder: Path, minutes: float, looks: list[str], say: Callable[[str], None]
+) -> list[Exception]:
+    """Train and measure what is missing of a study."""
+    scale, failed = replace(POCKET, looks=LOOKS), list[Exception]()
+    suites = tuple(suite for group in LOOKS for suite in group)
+    for place, run in enumerate(runs, 1):
+        home = folder / run.name
+        cfg = configured(run, home, minutes, say)
+        say(f"[{place}/{len(runs)}] {name}, {run.name}: {state_of(home, cfg).words()}")
+        faults = attempt(Need(run.name, cfg, suites, False), home, scale, looks, say)
+        for fault in faults:
+            say(f"{run.name}: left out, {fault}")
+        failed += faults
+    return failed
+
+
+def records_of(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
+    """Records of all runs of a study that are there, by the names of their folders."""
+    found = {}
+    for home in sorted(path.parent for path in folder.glob(f"*/{BUDGET}")):
+        name, _, seed = home.name.partition("-seed")
+        if name not in study.variants:
+            continue
+        budget, variant = json.loads((home / BUDGET).read_text()), study.variants[name]
+        cfg = cut(override(variant.config, train={"seed": int(seed or 0)}), budget["steps"], variant.fixed)
+        record = record_of(home.name, home, cfg, V2)
+        if record is not None:
+            images = sum(minibatches(cfg))
+            record |= {"variant": name, "budget": budget, "gflop_per_step": cost(cfg).train_gflop_per_step}
+            record["images_per_second"] = record["training"]["steps"] * images / record["training"]["seconds"]
+            found[home.name] = record
+    return found
+
+
+def value_of(record: dict[str, Any], prefix: str) -> float | None:
+    """The metric of this name, or the one whose name begins so where the extractor and the number of samples end it."""
+    metrics = record["metrics"]
+    names = [prefix] if not prefix.endswith("_") else [n for n in metrics if n.startswith(prefix) and n[-1].isdigit()]
+    return next((metrics[name]["value"] for name in names if name in metrics), None)
+
+
+def lines_of(study: Study, records: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The table: the base first, then the others by their Frechet distance; several seeds of a variant as their mean."""
+    heads = ["recipe", *COLUMNS, "parameters", "images/s", "steps", "seconds", "seeds"]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in records.values():
+        groups.setdefault(record["variant"], []).append(record)
+
+    def mean(name: str, heading: str) -> float | None:
+        metric, unit, _ = COLUMNS[heading]
+        found = [value for record in groups[name] if (value := value_of(record, metric)) is not None]
+        return unit * statistics.mean(found) if found else None
+
+    def place(name: str) -> tuple[bool, float]:
+        distance = mean(name, "Frechet distance")
+        return name != study.base, float("inf") if distance is None else distance
+
+    lines = []
+    for name in sorted(groups, key=place):
+        own = groups[name]
+        words = study.variants[name].words
+        line = [f"**{words}**" if name == study.base else words]
+        for heading, (_, _, digits) in COLUMNS.items():
+            value, base = mean(name, heading), mean(study.base, heading) if study.base in groups else None
+            text = "" if value is None else f"{value:.{digits}f}"
+            if value is not None and base is not None and name != study.base:
+                text += f" ({value - base:+.{digits}f})"
+            line.append(text)
+        diverged = [record for record in own if "diverged" in record]
+        line += [
+            f"{own[0]['parameters'] / 1e6:.3f} M",
+            f"{statistics.mean(record['images_per_second'] for record in own):,.0f}",
+            f"{own[0]['training']['steps']:,}" + (", diverged" if diverged else ""),
+            f"{statistics.mean(record['training']['seconds'] for record in own):,.0f}",
+            ", ".join(str(record["seed"]) for record in own),
+        ]
+        lines.append(line)
+    return heads, lines
+
+
+def facts(records: dict[str, dict[str, Any]]) -> str:
+    """What the figures rest on, in a line."""
+    one = next(iter(records.values()))
+    protocol = one["tables"].get("protocol", {})
+    budgets = sorted({record["budget"]["minutes"] for record in records.values()})
+    machines = ", ".join(dict.fromkeys(render.machine_of(record) for record in records.values()))
+    drawn = f"{protocol['samples']} samples, {protocol['sampler']}, {protocol['steps']} steps" if protocol else ""
+    return (
+        f"{one['data']}, {' and '.join(f'{60 * minutes:,.0f}' for minutes in budgets)} seconds of training each on {machines}; "
+        f"Frechet distance on the extractor {protocol.get('extractor', '')}, {drawn}; in brackets: against the first line."
+    )
+
+
+def as_csv(study: Study, records: dict[str, dict[str, Any]]) -> str:
+    """One line per run."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [metric.rstrip("_") for metric, _, _ in COLUMNS.values()]
+    writer.writerow(["run", "variant", "seed", *names, "parameters", "images_per_second", "steps", "seconds", "changed"])
+    for name, record in records.items():
+        values = [value_of(record, metric) for metric, _, _ in COLUMNS.values()]
+        changed = "; ".join(f"{field} {now}" for field, (_, now) in record["changed"].items())
+        training = record["training"]
+        took = [f"{record['images_per_second']:.1f}", training["steps"], f"{training['seconds']:.1f}"]
+        figures = ["" if value is None else f"{value:.6g}" for value in values]
+        writer.writerow([name, record["variant"], record["seed"], *figures, record["parameters"], *took, changed])
+    return text.getvalue()
+
+
+def write_out(name: str, folder: Path, say: Callable[[str], None]) -> None:
+    """The study's records and its table as Markdown, CSV and HTML."""
+    study = STUDIES[name]
+    records = records_of(study, folder)
+    if not records:
+        say(f"{folder}: no run of {name} is done yet")
+        return
+    found = {"study": name, "rendered_with": environment(), "runs": records}
+    write_text(folder / "records.json", json.dumps(found, indent=1) + "\n")
+    heads, lines = lines_of(study, records)
+    write_text(folder / f"{name}.md", f"### {study.title}\n\n{render.as_markdown(heads, lines)}\n\n{facts(records)}\n")
+    write_text(folder / f"{name}.csv", as_csv(study, records))
+    page = f"<h1>{html.escape(study.title)}</h1>{render.html_table(heads, lines)}<p class=sub>{html.escape(facts(records))}</p>"
+    write_text(folder / f"{name}.html", render.document(study.title, [page]))
+    say(f"{folder / name}.html: {len(records)} runs")
+
+
+def runs_of(name: str, only: set[str], seeds: list[int]) -> list[Run]:
+    """The runs of a study, or of the variants in ``only``.
+
+    Raises:
+        ConfigError: there is no such variant.
+    """
+    study = STUDIES[name]
+    for variant in only - set(study.variants):
+        raise ConfigError(f"--runs: {variant!r} is no recipe of {name} (there are {', '.join(study.variants)})")
+    return [Run(v, seed) for seed in seeds for v in study.variants.values() if not only or v.name in only]
+
+
+def dry_run(name: str, runs: list[Run], folder: Path, minutes: float) -> None:
+    print(f"{'run':<28}{'parameters':>12}{'GFLOP a step':>14}{'steps':>8}  state")
+    for run in runs:
+        price, kept = cost(run.variant.config), folder / run.name / BUDGET
+        steps = json.loads(kept.read_text())["steps"] if kept.is_file() else None
+        state = "not begun" if steps is None else state_of(kept.parent, cut(run.variant.config, steps, True)).words()
+        print(f"{run.name:<28}{price.parameters:>12,}{price.train_gflop_per_step:>14.1f}{steps or '':>8}  {state}")
+    print(f"{name}: {len(runs)} runs of {minutes:g} minutes, {len(runs) * minutes / 60:.1f} hours of training")
+
+
+def main(
+    name: str,
+    out: Path,
+    runs: list[Run],
+    minutes: float | None,
+    looks: list[str],
+    only_render: bool,
+    only_plan: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Carry out a study.
+
+    Raises:
+        Interrupted: what is done is kept.
+        ConfigError, DataError, CheckpointError: what some runs met, after the others are done.
+    """
+    folder, budget = out / name, STUDIES[name].minutes if minutes is None else minutes
+    if only_plan:
+        dry_run(name, runs, folder, budget)
+        return
+    make_folder(folder)
+    failed = list[Exception]()
+    try:
+        if not only_render:
+            failed = carry_out(name, runs, folder, budget, looks, say)
+        write_out(name, folder, say)
+    except KeyboardInterrupt:
+        raise Interrupted(f"{folder}: interrupted; what is done is kept, the same command goes on") from None
+    if failed:
+        raise failed[0]

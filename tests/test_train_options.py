@@ -1,0 +1,292 @@
+"""What the training loop may do beside the paper's set-up; each is off by default."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hybvit import load
+from hybvit.checkpoint import newest, read_tensors, step_folders
+from hybvit.config import Config, minibatches, override
+from hybvit.cost import cost
+from hybvit.errors import ConfigError
+from hybvit.evaluate.context import Result
+from hybvit.evaluate.speed import train_speed
+from hybvit.hybrid import HybridModel
+from hybvit.networks import build_network
+from hybvit.recipes import preset
+from hybvit.reproduce import timing
+from hybvit.run_folder import read_metrics
+from hybvit.train import (
+    Average,
+    build_optimizers,
+    learning_rate,
+    matrices_of_layers,
+    optimizer_tensors,
+    power_decay,
+    power_of_width,
+    set_rates,
+)
+
+from .conftest import QUICK, hybvit
+from .test_train import STEPS, assert_identical, command, final_state
+
+WIDTHS = (0.05, 0.1)
+OPTIONS = (
+    "--optim.name=muon", "--optim.schedule=cooldown", "--train.ema_power=[0.05,0.1]", "--train.labelled_batch_size=4",
+    "--train.snapshot_every=30", "--model.class_depth=1", "--model.label_conditioning=true",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A finished run with every option."""
+    out = tmp_path_factory.mktemp("options") / "whole"
+    done = hybvit(*command(out, *OPTIONS))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_killed_run_with_every_option_resumes_exactly(run, tmp_path):
+    out = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hybvit.cli", *command(out, *OPTIONS, "--train.checkpoint_every=1")], stdout=subprocess.DEVNULL
+    )
+    while not step_folders(out / "checkpoints"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert newest(out / "checkpoints")[1]["step"] < STEPS
+    resumed = hybvit(*command(out, *OPTIONS))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed at step" in resumed.stdout
+    state = final_state(run)
+    assert {key.split("/")[0] for key in state} == {"network", "ema", "ema-0.05", "ema-0.1", "optimizer"}
+    assert_identical(state, final_state(out))
+
+
+# mini-batches
+
+
+@pytest.mark.parametrize(
+    ("kind", "labelled", "sizes"),
+    [
+        ("vit", None, (0, 8)),
+        ("vit", 2, (0, 2)),
+        ("genvit", 2, (8, 0)),
+        ("hybvit", None, (8, 8)),
+        ("hybvit", 2, (8, 2)),
+        ("jem", 12, (8, 12)),
+    ],
+)
+def test_the_objective_and_two_fields_decide_the_sizes(kind, labelled, sizes):
+    cfg = override(preset("digits"), objective={"kind": kind}, train={"batch_size": 8, "labelled_batch_size": labelled})
+    assert minibatches(cfg) == sizes
+    assert cost(cfg).images == sum(sizes) * cfg.train.steps
+
+
+def test_operations_are_in_proportion_to_the_images_of_each_mini_batch():
+    def operations(denoising: int, labelled: int) -> int:
+        cfg = override(preset("digits"), train={"batch_size": denoising, "labelled_batch_size": labelled})
+        return round(cost(cfg).train_gflop_per_step * 1e9)
+
+    per_noisy = operations(9, 8) - operations(8, 8)
+    per_clean = operations(8, 9) - operations(8, 8)
+    assert per_noisy > per_clean > 0
+    assert operations(8, 8) == 8 * (per_noisy + per_clean)
+    assert operations(64, 16) == 64 * per_noisy + 16 * per_clean
+
+
+def test_the_rate_counts_the_images_of_both(run):
+    lines = [line for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
+    assert all(line["images_per_second"] * line["seconds"] == pytest.approx(5 * (8 + 4)) for line in lines)
+
+
+def test_what_is_timed_and_counted_has_both_sizes():
+    cfg = override(small()[0], train={"batch_size": 8, "labelled_batch_size": 4, "precision": "fp32"})
+    took = timing.measure({"run": cfg}, lambda line: None, repeats=1)["runs"]["run"]
+    assert took["minutes_per_epoch"] == pytest.approx(took["seconds_per_step"] * timing.epoch_images(cfg) / 4 / 60)
+    result = Result()
+    train_speed(HybridModel(build_network(cfg), cfg), result)
+    shown = result.metrics["speed/train_gflop_per_image"]
+    assert shown.n == 12
+    assert shown.value * 12 == pytest.approx(cost(cfg).train_gflop_per_step, rel=0.01)  # attention has other kernels there
+
+
+# Muon
+
+
+def small(**optim) -> tuple[Config, nn.Module]:
+    model = {"dim": 16, "depth": 2, "heads": 2}
+    cfg = override(preset("digits"), model=model, optim={"name": "muon", **optim})
+    torch.manual_seed(0)
+    return cfg, build_network(cfg)
+
+
+def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest():
+    cfg, net = small()
+    adamw, muon = build_optimizers(net, cfg.optim)
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert isinstance(muon, torch.optim.Muon)
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    by_muon, by_adamw = ({names[id(p)] for p in o.param_groups[0]["params"]} for o in (muon, adamw))
+    assert by_muon == {name for name, p in net.named_parameters() if name.startswith("layers.") and p.ndim == 2}
+    assert by_adamw | by_muon == set(names.values())
+    assert not by_adamw & by_muon
+    assert {"positions", "patch_embedding.weight", "layers.0.attention.out.bias"} <= by_adamw
+
+
+def test_muon_steps_along_an_orthogonal_matrix_and_decays_as_adamw():
+    """A step is lr sqrt(max(1, rows/columns)) times a matrix whose singular values are near 1; then weights shrink alike."""
+    cfg, net = small(lr=1e-3, muon_lr=0.02, weight_decay=0.5)
+    optimizers = build_optimizers(net, cfg.optim)
+    rate = 4e-4
+    set_rates(optimizers, rate)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    matrices = set(matrices_of_layers(net))
+    for p in net.parameters():
+        p.grad = nn.init.orthogonal_(torch.empty_like(p)) if p in matrices else torch.ones_like(p)
+    for optimizer in optimizers:
+        optimizer.step()
+    for name, p in net.named_parameters():
+        update = before[name] * (1 - rate * 0.5) - p.detach()
+        if p in matrices:
+            singular = torch.linalg.svdvals(update) / (20 * rate * max(1, p.shape[0] / p.shape[1]) ** 0.5)
+            assert 0.6 < singular.min() <= singular.max() < 1.3, name
+        else:
+            assert (update / rate - 1).abs().max() < 1e-3, name  # AdamW's first step
+
+
+def test_the_first_optimiser_keeps_the_keys_of_old_checkpoints(run):
+    keys = read_tensors(newest(run / "checkpoints")[0] / "optimizer.safetensors").keys()
+    assert {"0/exp_avg", "0/exp_avg_sq", "0/step", "1/0/momentum_buffer"} <= keys
+    assert {key.split("/")[-1] for key in keys if key.count("/") == 2} == {"momentum_buffer"}
+    cfg, net = small(name="adamw")
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    (adamw,) = build_optimizers(net, cfg.optim)
+    adamw.step()
+    assert {key.count("/") for key in optimizer_tensors([adamw])} == {1}
+
+
+def test_muon_is_for_vits():
+    with pytest.raises(ConfigError, match=r"optim\.name is muon: it is for the layers of a vit, not for a wide_resnet"):
+        override(preset("cifar10_wrn28_10"), optim={"name": "muon"})
+    with pytest.raises(ConfigError, match=r"optim\.muon_lr 0"):
+        small(muon_lr=0.0)
+
+
+def test_muon_finds_the_vit_inside_a_jem():
+    cfg, net = small()
+    jem = build_network(override(cfg, objective={"kind": "jem"}))
+    assert [m.shape for m in matrices_of_layers(jem)] == [m.shape for m in matrices_of_layers(net)]
+    assert len(build_optimizers(jem, cfg.optim)) == 2
+
+
+# power-function averages
+
+
+@pytest.mark.parametrize("width", [0.01, 0.05, 0.1, 0.2, 0.27])
+def test_gamma_is_the_root_of_the_papers_formula_and_gives_that_width(width):
+    gamma = power_of_width(width)
+    assert (gamma + 1) ** 0.5 / (gamma + 2) / (gamma + 3) ** 0.5 == pytest.approx(width, rel=1e-9)
+    t = (np.arange(200_000) + 0.5) / 200_000
+    weights = t**gamma / (t**gamma).sum()
+    assert np.sqrt((weights * t**2).sum() - (weights * t).sum() ** 2) == pytest.approx(width, rel=1e-3)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_average_weighs_step_t_by_t_to_the_gamma(width):
+    """With the unit vector e_t as the weights of step t, the average holds the weights that it gives: their sum is 1, and each
+    is the integral of (gamma + 1) u^gamma / T^(gamma + 1) over t - 1 .. t."""
+    steps, gamma = 50, power_of_width(width)
+    net, held = (nn.Linear(steps, 1, bias=False, dtype=torch.float64) for _ in range(2))
+    net.register_buffer("count", torch.zeros(()))
+    held.register_buffer("count", torch.zeros(()))
+    average = Average(held, net, lambda step: power_decay(step, gamma))
+    for step in range(steps):
+        with torch.no_grad():
+            net.weight.copy_(torch.eye(steps)[step : step + 1])
+        net.count.fill_(step)
+        average.update(step)
+    found = held.weight.detach().flatten()
+    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+    torch.testing.assert_close(found, (t ** (gamma + 1)).diff(), rtol=1e-9, atol=1e-14)
+    assert found.sum() == pytest.approx(1, abs=1e-12)
+    assert held.count == steps - 1  # buffers are taken over, not averaged
+
+
+def test_a_run_keeps_its_averages_and_load_picks_one(run):
+    folder = newest(run / "checkpoints")[0]
+    main = load(run)
+    for width in map(str, WIDTHS):
+        expected = read_tensors(folder / f"ema-{width}.safetensors")
+        for source in (run, folder, step_folders(run / "snapshots")[0]):
+            assert_identical(load(source, average=width).net.state_dict(), expected)
+        assert not torch.equal(main.net.positions.cpu(), expected["positions"])
+    assert_identical(main.net.state_dict(), read_tensors(folder / "ema.safetensors"))
+    with pytest.raises(ConfigError, match=r"average '0\.2' was not kept; there is 0\.05, 0\.1"):
+        load(run, average="0.2")
+
+
+def test_runs_and_exports_without_averages_say_so(tiny_run, tmp_path):
+    with pytest.raises(ConfigError, match=r"average '0\.05' was not kept; there is the main one only"):
+        load(tiny_run, average="0.05")
+    load(tiny_run).save_pretrained(tmp_path / "exported")
+    with pytest.raises(ConfigError, match="an exported model has one set of weights"):
+        load(tmp_path / "exported", average="0.05")
+
+
+def test_evaluate_judges_the_average_that_is_asked_for(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    arguments = ["evaluate", tmp_path / "run", *QUICK, "--suites=accuracy", "--average"]
+    done = hybvit(*arguments, "0.05", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["average"] == "0.05"
+    refused = hybvit(*arguments, "0.3")
+    assert refused.returncode == 2
+    assert "0.05, 0.1" in refused.stderr
+
+
+@pytest.mark.parametrize("widths", [(0.0,), (0.28,), (0.05, 0.05)])
+def test_widths_that_make_no_sense_are_refused(widths):
+    with pytest.raises(ConfigError, match=r"train\.ema_power"):
+        override(Config(), train={"ema_power": widths})
+
+
+# the schedule with a cooldown
+
+
+def test_the_cooldown_is_constant_then_linear_to_min_lr():
+    optim = {"lr": 0.1, "warmup_steps": 10, "min_lr": 0.02, "schedule": "cooldown", "cooldown": 0.25}
+    cfg = override(preset("digits"), optim=optim, train={"steps": 200})
+    rates = [learning_rate(step, cfg) for step in range(201)]
+    assert rates[4] == pytest.approx(0.05)
+    assert rates[9:151] == [0.1] * 142
+    assert rates[175] == pytest.approx(0.06)
+    assert rates[200] == pytest.approx(0.02)
+    assert rates[150:] == pytest.approx(np.linspace(0.1, 0.02, 51))
+    longer = override(cfg, train={"steps": 400})
+    assert [learning_rate(step, longer) for step in range(151)] == rates[:151]  # a longer run starts the same
+    assert learning_rate(200, override(cfg, optim={"cooldown": 0.0})) == 0.1
+    with pytest.raises(ConfigError, match=r"optim\.cooldown"):
+        override(cfg, optim={"cooldown": 1.5})
+
+
+def test_a_learned_balance_is_not_decayed():
+    cfg = override(preset("digits"), objective={"balance": "uncertainty"})
+    (optimizer,) = build_optimizers(build_network(cfg), cfg.optim)
+    decayed, apart = optimizer.param_groups
+    assert (decayed["weight_decay"], apart["weight_decay"]) == (cfg.optim.weight_decay, 0.0)
+    assert [list(p.shape) for p in apart["params"]] == [[2]]
+    assert len(decayed["params"]) == len(list(build_network(preset("digits")).parameters()))
