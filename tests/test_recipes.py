@@ -45,7 +45,10 @@ CLAIMS = [(name, claim) for name, (_, _, claims) in PRESETS.items() for claim in
 def shrunk(cfg: Config) -> Config:
     """The same recipe for the digits in a second: 4 patches, 2 layers, thin CNNs, 4 images, 1 step."""
     heads = cfg.model.heads
-    small = replace(cfg.model, image_size=8, patch_size=4, channels=1, num_classes=10, dim=4 * heads, depth=2, heads=heads)
+    small = replace(
+        cfg.model, image_size=8, patch_size=4, channels=1, num_classes=10, dim=4 * heads, depth=2, heads=heads,
+        class_depth=1 if cfg.model.class_depth else None,
+    )  # fmt: skip
     return override(
         replace(cfg, model=small),
         network={"depth": 10, "width": 1, "channels": (8, 16), "layers": 1, "attention_at": 4},
@@ -95,6 +98,18 @@ def test_it_builds_and_its_cost_is_a_number(name):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_it_has_exactly_the_paper_s_parameters(name):
     assert cost(preset(name)).parameters == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("_v2")])
+def test_v2_has_the_paper_s_size(name):
+    """Within 5 % of the paper's network for the same images, a thin convolutional stem and read-out added."""
+    paper = name.removesuffix("_v2") if name != "fashion_mnist_v2" else "fashion_mnist_pocket"
+    ours, theirs = preset(name), preset(paper)
+    assert 0.95 < cost(ours).parameters / cost(theirs).parameters < 1.15
+    assert ours.objective.kind == theirs.objective.kind
+    assert ours.data.name == theirs.data.name
+    pixels = override(ours, model={"patch_embedding": "linear", "pixel_readout": "linear"})
+    assert cost(pixels).parameters / cost(theirs).parameters < 1.05
 
 
 @pytest.mark.parametrize("name", SAME_NETWORK)

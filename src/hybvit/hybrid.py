@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import checkpoint
-from .config import Config, DiffusionConfig, load_config, to_yaml
+from .config import Config, DiffusionConfig, did_you_mean, load_config, to_yaml
 from .data.images import as_pixels, to_pixels, to_x
 from .devices import best_device
 from .diffusion import Diffusion
@@ -28,6 +28,7 @@ from .seeds import generator, mix
 from .vit import HybViT, ViTConfig
 
 CONFIG, WEIGHTS, EMA = "config.yaml", "model", "ema"
+BUNDLED = Path(__file__).parent / "assets" / "models"
 
 
 class Prediction(NamedTuple):
@@ -285,6 +286,10 @@ def draw(
 
 
 def _download(hub_id: str) -> Path:
+    if "/" not in hub_id:
+        known = bundled()
+        own = f"none of the package's models ({', '.join(known)}{did_you_mean(hub_id, known)})"
+        raise DataError(f"{hub_id}: no such folder, {own}, and not a hub id (OWNER/NAME)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -298,8 +303,10 @@ def _download(hub_id: str) -> Path:
 
 
 def load(source: str | os.PathLike[str], device: torch.device | str | None = None, average: str | None = None) -> HybridModel:
-    """A run folder (its newest sound checkpoint, EMA weights), one of its checkpoints, an exported folder, or a hub id ->
-    :class:`HybridModel`.
+    """A run folder (its newest sound checkpoint, EMA weights), one of its checkpoints, an exported folder, the name of a model
+    that comes with the package (:func:`bundled`), or a hub id -> :class:`HybridModel`.
+
+    A folder of that name goes before a bundled model.
 
     Args:
         average: of a run that kept several averages of the weights, the one of this width (a value of ``train.ema_power``).
@@ -310,6 +317,8 @@ def load(source: str | os.PathLike[str], device: torch.device | str | None = Non
         CheckpointError: what is there cannot be used; the message names the file.
     """
     path = Path(source)
+    if str(source) in bundled() and not path.exists():
+        source = path = BUNDLED / str(source)
     if (path / f"{EMA}.safetensors").is_file():
         return load_checkpoint(path, device, average)
     if (path / checkpoint.MANIFEST).is_file() or not path.is_dir():
@@ -325,6 +334,11 @@ def load(source: str | os.PathLike[str], device: torch.device | str | None = Non
     if newest is None:
         raise CheckpointError(f"{path}: this run has no checkpoint yet")
     return load_checkpoint(newest, device, average)
+
+
+def bundled() -> list[str]:
+    """Names of the trained models that come with the package; :func:`load` takes them without a network."""
+    return sorted(manifest.parent.name for manifest in BUNDLED.glob(f"*/{checkpoint.MANIFEST}"))
 
 
 def name_of_average(width: float) -> str:

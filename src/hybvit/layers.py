@@ -24,9 +24,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's, in the precision of its input: it has no fast kernel for a bf16 input and a float32 weight."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return F.rms_norm(z, self.normalized_shape, None if self.weight is None else self.weight.to(z.dtype), self.eps)
+
+
 def make_norm(cfg: ViTConfig, affine: bool = True) -> nn.Module:
     if cfg.norm == "rms":
-        return nn.RMSNorm(cfg.dim, eps=1e-6, elementwise_affine=affine)
+        return RMSNorm(cfg.dim, eps=1e-6, elementwise_affine=affine)
     return nn.LayerNorm(cfg.dim, elementwise_affine=affine)
 
 
@@ -38,8 +45,8 @@ class Attention(nn.Module):
         self.heads = cfg.heads
         width = cfg.dim // cfg.heads
         self.qkv = nn.Linear(cfg.dim, 3 * cfg.dim, bias=False)
-        self.q_norm = nn.RMSNorm(width, eps=1e-6) if cfg.qk_norm else None
-        self.k_norm = nn.RMSNorm(width, eps=1e-6) if cfg.qk_norm else None
+        self.q_norm = nn.LayerNorm(width, eps=1e-6, bias=False) if cfg.qk_norm else None
+        self.k_norm = nn.LayerNorm(width, eps=1e-6, bias=False) if cfg.qk_norm else None
         self.rope = AxialRoPE(cfg) if cfg.rope else None
         self.out = nn.Linear(cfg.dim, cfg.dim)
 
@@ -47,7 +54,7 @@ class Attention(nn.Module):
         b, n, d = z.shape
         q, k, v = self.qkv(z).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+            q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
             q, k = self.rope(q), self.rope(k)
         return self.out(attend(q, k, v).transpose(1, 2).reshape(b, n, d))

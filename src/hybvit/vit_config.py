@@ -29,7 +29,7 @@ class ViTConfig:
         norm: ``layer``, or ``rms`` (Zhang & Sennrich 2019), which neither centres nor shifts.
         mlp: ``gelu``, or ``swiglu`` (Shazeer 2020) with two thirds of the hidden width, so as many parameters.
         rope: turn queries and keys by the row and column of their patch (axial RoPE, Heo et al. 2024).
-        qk_norm: normalise queries and keys per head (Dehghani et al. 2023).
+        qk_norm: a LayerNorm of the queries and of the keys of each head (Dehghani et al. 2023).
         registers: further learned tokens that no read-out looks at (Darcet et al. 2024).
         class_depth: the label read-out sees what leaves this layer, 1..depth, and labelled images go no further; None is the
             last layer, as published.
