@@ -342,7 +342,7 @@ def carry_out_study(args: argparse.Namespace, fields: list[str]) -> None:
     shard, shards = shard_of(args.shard)
     runs = studies.runs_of(name, set(filter(None, (args.runs or "").split(","))), [int(seed) for seed in seeds])[shard::shards]
     folder = args.out / args.scale
-    studies.main(name, folder, runs, args.budget, looks_of(args.look), args.render, args.dry_run, say_at_once)
+    studies.main(name, folder, runs, args.budget, looks_of(args.look), shards == 1, args.render, args.dry_run, say_at_once)
 
 
 def say_whether_fid_can_be_had(say: Callable[[str], None]) -> None:

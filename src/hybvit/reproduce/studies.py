@@ -19,7 +19,7 @@ from ..errors import ConfigError, Interrupted
 from ..recipes import preset
 from ..run_folder import environment, make_folder, read_metrics, write_text
 from ..train import train
-from . import render
+from . import render, timing
 from .runs import Need, attempt, record_of, state_of
 from .scales import POCKET
 
@@ -31,7 +31,7 @@ LOOKS = {  # how `hybvit evaluate` looks at every run of a study
 TRIAL_STEPS, TRIAL_PART = 60, 15  # steps of the trial that a step's time is taken from, and of each of its parts
 CHECKPOINTS = 5
 WARMUP, AVERAGE = 1 / 20, 1 / 20  # shares of a run: of the warm-up of the learning rate, and the width of the weights' average
-BUDGET = "budget.json"
+BUDGET, TIMING, RECORDS = "budget.json", "timing.json", "records.json"
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,23 @@ class Variant:
 
 
 class Study(NamedTuple):
-    """Variants of which one, ``base``, is what the others are held against; ``minutes`` each has unless told otherwise."""
+    """Recipes against each other.
+
+    Attributes:
+        minutes: of training that each has unless told otherwise.
+        base: the variant that the others are held against.
+        costs: names of variants whose joint step is timed beside a denoising-only step of the same batch.
+    """
 
     title: str
     minutes: float
     base: str
     variants: dict[str, Variant]
+    costs: tuple[str, ...] = ()
 
 
-def _study(title: str, minutes: float, base: str, variants: Iterable[Variant]) -> Study:
-    return Study(title, minutes, base, {variant.name: variant for variant in variants})
+def _study(title: str, minutes: float, base: str, variants: Iterable[Variant], costs: tuple[str, ...] = ()) -> Study:
+    return Study(title, minutes, base, {variant.name: variant for variant in variants}, costs)
 
 
 PAPER = Variant("paper", "the paper's network and recipe", preset("fashion_mnist_pocket"), fixed=True)
@@ -132,6 +139,7 @@ COMPARISON = _study(
         _changed("v2_vit", "the same network, labels only", objective={"kind": "vit"}),
         _changed("v2_genvit", "the same network, images only", objective={"kind": "genvit"}),
     ),
+    costs=("paper", "v2"),
 )
 STUDIES = {"ablation": ABLATION, "v2": COMPARISON}
 COLUMNS = {  # heading -> how a figure is found in a record, and its decimals
@@ -240,6 +248,26 @@ def records_of(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def time_steps(study: Study, folder: Path, say: Callable[[str], None]) -> None:
+    """Time the joint steps and the denoising-only steps of ``study.costs`` in turn, unless that is done."""
+    if not study.costs or (folder / TIMING).is_file():
+        return
+    together: dict[str, Config] = {}
+    for name in study.costs:
+        cfg = study.variants[name].config
+        together |= {name: cfg, f"{name}, images only": override(cfg, objective={"kind": "genvit"})}
+    say(f"timing the steps of {' and '.join(study.costs)} in turn ...")
+    write_text(folder / TIMING, json.dumps(timing.measure(together, say), indent=1) + "\n")
+
+
+def costs_of(study: Study, folder: Path) -> dict[str, float]:
+    """Variant -> what its joint step takes, as a multiple of the denoising-only step of the same batch."""
+    if not study.costs or not (folder / TIMING).is_file():
+        return {}
+    took = {run: found["seconds_per_step"] for run, found in json.loads((folder / TIMING).read_text())["runs"].items()}
+    return {name: took[name] / took[f"{name}, images only"] for name in study.costs}
+
+
 def value_of(record: dict[str, Any], prefix: str) -> float | None:
     """The metric of this name, or the one whose name begins so where the extractor and the number of samples end it."""
     metrics = record["metrics"]
@@ -322,14 +350,29 @@ def write_out(name: str, folder: Path, say: Callable[[str], None]) -> None:
     if not records:
         say(f"{folder}: no run of {name} is done yet")
         return
-    found = {"study": name, "rendered_with": environment(), "runs": records}
-    write_text(folder / "records.json", json.dumps(found, indent=1) + "\n")
-    heads, lines = lines_of(study, records)
-    write_text(folder / f"{name}.md", f"### {study.title}\n\n{render.as_markdown(heads, lines)}\n\n{facts(records)}\n")
+    costs = costs_of(study, folder)
+    found = {"study": name, "rendered_with": environment(), "joint_over_denoising": costs, "runs": records}
+    write_text(folder / RECORDS, json.dumps(found, indent=1) + "\n")
+    write_text(folder / f"{name}.md", f"### {study.title}\n\n{markdown(name, found)}\n")
     write_text(folder / f"{name}.csv", as_csv(study, records))
-    page = f"<h1>{html.escape(study.title)}</h1>{render.html_table(heads, lines)}<p class=sub>{html.escape(facts(records))}</p>"
+    below = "".join(f"<p class=sub>{html.escape(text)}</p>" for text in notes(study, found))
+    page = f"<h1>{html.escape(study.title)}</h1>{render.html_table(*lines_of(study, records))}{below}"
     write_text(folder / f"{name}.html", render.document(study.title, [page]))
     say(f"{folder / name}.html: {len(records)} runs")
+
+
+def markdown(name: str, found: dict[str, Any]) -> str:
+    """The table and its notes from the content of records.json."""
+    study = STUDIES[name]
+    return "\n\n".join([render.as_markdown(*lines_of(study, found["runs"])), *notes(study, found)])
+
+
+def notes(study: Study, found: dict[str, Any]) -> list[str]:
+    costs = [f"{study.variants[name].words}: {ratio:.2f} times" for name, ratio in found["joint_over_denoising"].items()]
+    cost_of_both = [
+        "What a joint step takes over a denoising-only one of the same batch, timed in turn: " + "; ".join(costs) + "."
+    ]
+    return [facts(found["runs"]), *(cost_of_both if costs else [])]
 
 
 def runs_of(name: str, only: set[str], seeds: list[int]) -> list[Run]:
@@ -360,11 +403,15 @@ def main(
     runs: list[Run],
     minutes: float | None,
     looks: list[str],
+    alone: bool,
     only_render: bool,
     only_plan: bool,
     say: Callable[[str], None],
 ) -> None:
     """Carry out a study.
+
+    Args:
+        alone: no other process has a part of it, so that steps can be timed.
 
     Raises:
         Interrupted: what is done is kept.
@@ -378,6 +425,8 @@ def main(
     failed = list[Exception]()
     try:
         if not only_render:
+            if alone:
+                time_steps(STUDIES[name], folder, say)
             failed = carry_out(name, runs, folder, budget, looks, say)
         write_out(name, folder, say)
     except KeyboardInterrupt:

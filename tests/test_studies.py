@@ -1,0 +1,156 @@
+"""The studies: equal time for every recipe, kept and resumed, and a table of what came out."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from hybvit import cli
+from hybvit.config import override
+from hybvit.errors import ConfigError
+from hybvit.recipes import preset
+from hybvit.reproduce import studies
+from hybvit.reproduce.studies import (
+    ABLATION,
+    COMPARISON,
+    STUDIES,
+    Run,
+    Study,
+    Variant,
+    costs_of,
+    cut,
+    lines_of,
+    runs_of,
+    within,
+)
+
+SMALL = override(preset("digits"), train={"batch_size": 16})
+VARIANTS = {
+    "small": Variant("small", "the small recipe", SMALL),
+    "labels": Variant("labels", "labels only", override(SMALL, objective={"kind": "vit"})),
+    "paper": Variant("paper", "as published", preset("digits_paper"), fixed=True),
+}
+STUDY = Study("A study of digits", 0.02, "small", VARIANTS, ("small",))
+LOOK = "--look=--limit 50"
+
+
+@pytest.fixture
+def small_study(monkeypatch):
+    monkeypatch.setitem(STUDIES, "ablation", STUDY)
+    monkeypatch.setattr(studies, "LOOKS", {("accuracy", "calibration"): (), ("fidelity",): ("--samples", "20", "--steps", "2")})
+    monkeypatch.setattr(studies, "TRIAL_STEPS", 8)
+    monkeypatch.setattr(studies, "TRIAL_PART", 2)
+
+
+def test_a_study_is_carried_out_kept_and_rendered(small_study, tmp_path, capsys):
+    call = ["reproduce", "ablation", "--out", str(tmp_path), LOOK]
+    assert cli.main([*call, "--runs", "small,labels"]) == 0
+    folder = tmp_path / "pocket" / "ablation"
+    budgets = {run: json.loads((folder / run / "budget.json").read_text()) for run in ("small", "labels")}
+    for budget in budgets.values():
+        assert budget["steps"] == max(1, round(1.2 / budget["seconds_per_step"]))
+    newest = {run: (folder / run / "checkpoints").iterdir() for run in budgets}
+    assert {run: max(path.name for path in paths) for run, paths in newest.items()} == {
+        run: f"step-{budget['steps']:08d}" for run, budget in budgets.items()
+    }
+    rows = list(csv.DictReader((folder / "ablation.csv").read_text().splitlines()))
+    by_run = {row["run"]: row for row in rows}
+    assert set(by_run) == {"small", "labels"}
+    assert "objective.kind vit" in by_run["labels"]["changed"]
+    assert by_run["labels"]["fidelity/fd"] == ""  # it has no samples
+    measured = json.loads((folder / "small" / "results.json").read_text())["metrics"]["test/accuracy"]["value"]
+    assert float(by_run["small"]["test/accuracy"]) == pytest.approx(measured, rel=1e-5)
+    took = json.loads((folder / "timing.json").read_text())["runs"]
+    text = (folder / "ablation.md").read_text()
+    assert f"{took['small']['seconds_per_step'] / took['small, images only']['seconds_per_step']:.2f} times" in text
+    assert text.index("**the small recipe**") < text.index("labels only")
+
+    capsys.readouterr()
+    stored = folder / "small" / "evaluation" / "fidelity" / "result.json"
+    before = stored.stat().st_mtime_ns
+    assert cli.main([*call, "--runs", "small"]) == 0  # nothing is done again
+    assert "small: trained" in capsys.readouterr().out
+    assert stored.stat().st_mtime_ns == before
+    assert cli.main([*call, "--runs", "small", "--budget", "3"]) == 2
+    assert "begun with 0.02 minutes" in capsys.readouterr().err
+    assert cli.main([*call, "--dry-run"]) == 0
+    assert "3 runs of 0.02 minutes" in capsys.readouterr().out
+
+
+def test_steps_fit_into_the_time(small_study):
+    cfg, seconds = within(SMALL, 0.05, fixed=False)
+    assert cfg.train.steps == max(1, round(3 / seconds))
+    assert 1e-3 < seconds < 3
+
+
+def test_warm_up_and_average_are_shares_of_the_run_unless_fixed():
+    for steps in (40, 900, 16_000):
+        cfg = cut(preset("fashion_mnist_v2"), steps, fixed=False)
+        assert cfg.optim.warmup_steps == steps // 20
+        assert cfg.train.ema_decay == pytest.approx(1 - 20 / steps, abs=1e-6)
+        assert -(-steps // cfg.train.checkpoint_every) == 5
+    paper = preset("fashion_mnist_pocket")
+    assert cut(paper, 4000, fixed=True).train.ema_decay == paper.train.ema_decay
+    assert cut(paper, 4000, fixed=True).optim == paper.optim
+
+
+def test_every_variant_is_v2_with_what_its_name_says():
+    for study in (ABLATION, COMPARISON):
+        assert study.base in study.variants
+        configs = [variant.config for variant in study.variants.values()]
+        assert len({repr(cfg) for cfg in configs}) == len(configs), "a variant that changes nothing"
+    assert set(COMPARISON.costs) <= set(COMPARISON.variants)
+
+
+def test_a_table_has_means_over_seeds_and_differences_to_the_base():
+    def record(variant, seed, accuracy, distance):
+        return {
+            "variant": variant, "seed": seed, "parameters": 1000, "images_per_second": 10.0,
+            "training": {"steps": 7, "seconds": 5.0},
+            "metrics": {"test/accuracy": {"value": accuracy}, "fidelity/fd_cnn_5000": {"value": distance}},
+        }  # fmt: skip
+
+    records = {
+        "small": record("small", 0, 0.8, 5.0),
+        "small-seed1": record("small", 1, 0.9, 7.0),
+        "labels": record("labels", 0, 0.7, 4.0),
+    }
+    heads, lines = lines_of(STUDY, records)
+    table = {line[0]: dict(zip(heads, line, strict=True)) for line in lines}
+    assert list(table) == ["**the small recipe**", "labels only"]
+    assert table["**the small recipe**"]["accuracy %"] == "85.00"
+    assert table["**the small recipe**"]["seeds"] == "0, 1"
+    assert table["labels only"]["accuracy %"] == "70.00 (-15.00)"
+    assert table["labels only"]["Frechet distance"] == "4.00 (-2.00)"
+    assert table["labels only"]["NLL"] == ""
+
+
+def test_nothing_is_claimed_of_costs_that_were_not_timed(tmp_path):
+    assert costs_of(STUDY, tmp_path) == {}
+    assert costs_of(ABLATION, tmp_path) == {}
+
+
+def test_seeds_and_names_of_runs():
+    assert [run.name for run in runs_of("v2", {"paper", "v2"}, [0, 3])] == ["paper", "v2", "paper-seed3", "v2-seed3"]
+    assert Run(VARIANTS["small"], 0).name == "small"
+    with pytest.raises(ConfigError, match="'nobody' is no recipe of v2"):
+        runs_of("v2", {"nobody"}, [0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ablation", "table1"], "one at a time"),
+        (["ablation", "--scale", "full"], "--scale full does not go with them"),
+        (["v2", "--train.seed", "1"], "--train.seed 1 does not go with them"),
+        (["v2", "--seeds", "a"], "--seeds a"),
+        (["v2", "--budget", "0"], "--budget 0"),
+        (["table1", "--budget", "3"], "--budget and --seeds are for ablation and v2"),
+        (["ablatoin"], "did you mean ablation"),
+    ],
+)
+def test_what_does_not_go_with_a_study_is_said(arguments, said, capsys, tmp_path):
+    assert cli.main(["reproduce", *arguments, "--out", str(tmp_path), "--dry-run"]) == 2
+    assert said in capsys.readouterr().err
