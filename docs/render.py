@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+MODELS = sorted(path.stem.removeprefix("model_") for path in (ROOT / "results").glob("model_*.json"))
 
 
 def result(name: str) -> dict[str, Any]:
@@ -116,9 +117,9 @@ def datasets() -> str:
     return "\n".join(lines)
 
 
-def evaluation() -> str:
-    """Every metric of the pocket model but the attack curves, which the report draws."""
-    record = result("fashion_mnist_pocket")
+def evaluation(name: str = "fashion_mnist_pocket") -> str:
+    """Every metric of a model but the attack curves, which the report draws."""
+    record = result(name)
     options = record["options"]
     lines = ["| metric | value | 95 % interval | n |", "|---|---|---|---|"]
     for name, metric in record["metrics"].items():
@@ -137,6 +138,48 @@ def evaluation() -> str:
         f"{record['environment']['threads']} threads, not alone on the machine.",
     ]
     return "\n".join(lines)
+
+
+def card(name: str) -> str:
+    """The figures of a model that comes with the package."""
+    record = result(f"model_{name}")
+    training = record["training"]
+    facts = training["environment"]
+    labelled = training["labelled_batch_size"] or training["batch_size"]
+    return "\n".join(
+        [
+            f"{record['parameters']:,} parameters; trained for {training['steps']:,} steps of {training['batch_size']} denoising and "
+            f"{labelled} labelled images, {training['seconds'] / 3600:.2f} hours on {facts['threads']} thread(s) of {facts['machine']}, "
+            f"seed {record['seed']}, torch {facts['torch']}.",
+            "",
+            evaluation(f"model_{name}"),
+        ]
+    )
+
+
+def study(name: str) -> str:
+    """A study's table, as it was measured."""
+    from hybvit.reproduce.studies import markdown
+
+    return markdown(name, result(f"study_{name}"))
+
+
+def v2_costs() -> str:
+    """What a preset of the v2 family costs beside the paper's for the same images."""
+    from hybvit.cost import GPU, UTILISATION, cost
+    from hybvit.recipes import PRESETS, preset
+
+    lines = ["| preset | parameters | paper's | steps | GFLOP a step | GPU hours | paper's |", "|---|---|---|---|---|---|---|"]
+    for name in PRESETS:
+        if not name.endswith("_v2"):
+            continue
+        paper = name.removesuffix("_v2") if name != "fashion_mnist_v2" else "fashion_mnist_pocket"
+        ours, theirs = cost(preset(name)), cost(preset(paper))
+        lines.append(
+            f"| `{name}` | {ours.parameters / 1e6:.2f} M | {theirs.parameters / 1e6:.2f} M | {preset(name).train.steps:,} "
+            f"| {ours.train_gflop_per_step:,.0f} | {ours.gpu_hours:.2g} | {theirs.gpu_hours:.2g} |"
+        )
+    return "\n".join([*lines, "", f"On one {GPU}, at an assumed {UTILISATION:.0%} of its peak; counted, not run."])
 
 
 def paper_records() -> dict[str, Any]:
@@ -204,13 +247,21 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "evaluation": evaluation,
     "paper_runs": paper_runs,
     "paper_verdicts": paper_verdicts,
+    "v2_costs": v2_costs,
+    **{f"study_{name}": partial(study, name) for name in ("ablation", "v2")},
+    **{f"card_{name}": partial(card, name) for name in MODELS},
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
 }
-PAGES = ("README.md", "docs/data.md", "docs/evaluation.md", "docs/reproduction.md")
+PAGES = (
+    "README.md", "docs/data.md", "docs/evaluation.md", "docs/reproduction.md", "docs/v2.md",
+    *(f"src/hybvit/assets/models/{name}/README.md" for name in MODELS),
+)  # fmt: skip
 
 
 def render(text: str) -> str:
     for name, block in BLOCKS.items():
+        if f"<!-- begin {name} -->" not in text:
+            continue
         pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
         text = pattern.sub(lambda match, block=block: match[1] + block() + "\n" + match[2], text)
     return text

@@ -66,7 +66,7 @@ class LinearReadout(nn.Module):
         self.to_pixels = nn.Linear(cfg.dim, cfg.patch_size**2 * cfg.channels)
 
     def forward(self, tokens: Tensor, pixels: Tensor, time: Tensor | None, noisy: Tensor | None) -> Tensor:
-        """tokens [B, N, D], pixels [B, C + stem's, H, W] what the patches were cut from, the input first -> [B, C, H, W]."""
+        """tokens [B, N, D], pixels [B, C or stem_width, H, W] what the patches were cut from -> [B, C, H, W]."""
         return unpatchify(self.to_pixels(tokens), self.patch_size, self.channels)
 
 
@@ -82,13 +82,13 @@ class LinearConvReadout(LinearReadout):
 
 
 class ConvReadout(nn.Module):
-    """Tokens become ``readout_width`` features per pixel; three 3x3 convolutions refine them beside the input's pixels."""
+    """Tokens become ``readout_width`` features per pixel, which three 3x3 convolutions refine beside the pixels at hand."""
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
         self.patch_size, width = cfg.patch_size, cfg.readout_width
         self.width = width
-        beside = cfg.channels + (cfg.stem_width if cfg.patch_embedding == "conv" else 0)
+        beside = cfg.stem_width if cfg.patch_embedding == "conv" else cfg.channels
         self.to_pixels = nn.Linear(cfg.dim, cfg.patch_size**2 * width)
         self.modulation = FiLM(cfg.time_width, width)
         self.mix = nn.Conv2d(width + beside, width, 3, padding=1)

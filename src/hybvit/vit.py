@@ -40,7 +40,7 @@ class Stream:
 
     Attributes:
         z: the tokens [B, n, D].
-        pixels: what the patches were cut from, for the pixel read-out: x, with a ``conv`` patch embedding also its features.
+        pixels: what the patches were cut from, for the pixel read-out: x, or the features of a ``conv`` patch embedding.
         time: the embedding A of Eq. 21 [B, h], or None when every row is clean.
         noisy: [B, 1], 1 where t > 0 and 0 for a clean row, or None when every row is clean.
         condition: what the layers get of the time: A itself, or the modulation that all layers share [B, 6 D].
@@ -160,8 +160,6 @@ class HybViT(nn.Module):
             condition = time if self.shared_modulation is None else self.shared_modulation(F.silu(time) * noisy)
         pixels = x if self.stem is None else self.stem(x, time, noisy)
         patches = self.patch_embedding(patchify(pixels, self.cfg.patch_size))
-        if self.stem is not None:
-            pixels = torch.cat((x.to(pixels.dtype), pixels), dim=1)
         # The residual stream has the precision of the products (bf16 under autocast), which halves its memory traffic.
         token, positions = self.class_token.to(patches.dtype), self.positions.to(patches.dtype)
         z = torch.cat((token.expand(len(x), -1, -1), patches), dim=1) + positions

@@ -39,7 +39,7 @@ class ViTConfig:
         stem_width: features per pixel of the ``conv`` patch embedding.
         pixel_readout: ``linear`` maps each token to its patch (the paper); ``linear_conv`` adds a 3x3 convolution (U-ViT);
             ``conv`` maps each token to ``readout_width`` features per pixel, which three 3x3 convolutions, modulated by
-            the time, refine beside the input image (and the features of a ``conv`` patch embedding).
+            the time, refine beside the input image, or beside the features of a ``conv`` patch embedding.
         readout_width: features per pixel of the ``conv`` read-out.
         final_norm: a normalisation of the patch tokens before the pixel read-out.
         label_conditioning: add an embedding of the label to the tokens of a noisy image where the label read-out has been
