@@ -145,16 +145,15 @@ def card(name: str) -> str:
     record = result(f"model_{name}")
     training = record["training"]
     facts = training["environment"]
-    labelled = training["labelled_batch_size"] or training["batch_size"]
-    return "\n".join(
-        [
-            f"{record['parameters']:,} parameters; trained for {training['steps']:,} steps of {training['batch_size']} denoising and "
-            f"{labelled} labelled images, {training['seconds'] / 3600:.2f} hours on {facts['threads']} thread(s) of {facts['machine']}, "
-            f"seed {record['seed']}, torch {facts['torch']}.",
-            "",
-            evaluation(f"model_{name}"),
-        ]
+    batches = (
+        f"{training['batch_size']} denoising and {training['labelled_batch_size'] or training['batch_size']} labelled images"
     )
+    hours, threads = training["seconds"] / 3600, facts["threads"]
+    trained = (
+        f"{record['parameters']:,} parameters; trained for {training['steps']:,} steps of {batches}, {hours:.2f} hours on "
+        f"{threads} thread(s) of {facts['machine']}, seed {record['seed']}, torch {facts['torch']}."
+    )
+    return f"{trained}\n\n{evaluation(f'model_{name}')}"
 
 
 def study(name: str) -> str:

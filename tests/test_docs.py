@@ -64,7 +64,8 @@ def test_the_commands_run(tmp_path, monkeypatch):
     Image.new("RGB", (64, 64)).save(tmp_path / "new.jpg")
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"^ {4}hybvit (.+)$", README, re.MULTILINE)
-    assert [command.split()[0] for command in commands] == ["train", "evaluate", "classify", "sample", *["reproduce"] * 4]
+    verbs = ["train", "evaluate", "classify", "sample", *["reproduce"] * 4, "train", "show", "reproduce", "reproduce"]
+    assert [command.split()[0] for command in commands] == verbs
     quick = {
         "train": ["--train.steps=2", "--train.batch_size=4"],
         "evaluate": [*QUICK, "--samples=4"],
