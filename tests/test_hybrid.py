@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 import hybvit
+from hybvit import hybrid
 from hybvit.config import Config, DiffusionConfig, ObjectiveConfig, override
 from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.hybrid import HybridModel
@@ -166,3 +167,26 @@ def test_every_preset_builds_and_reloads(tmp_path):
     assert preset("digits_paper").model.time == "token_scalars"
     assert preset("digits_paper").objective == ObjectiveConfig()
     assert preset("digits_paper").diffusion == DiffusionConfig()
+
+
+def test_a_bundled_model_is_loaded_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hybrid, "BUNDLED", tmp_path / "assets")
+    m = model()
+    m.save_pretrained(tmp_path / "assets" / "tiny")
+    assert hybrid.bundled() == ["tiny"]
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(hybvit.load("tiny", "cpu").logits(x), m.logits(x))
+    with pytest.raises(DataError, match=r"none of the package's models \(tiny: did you mean tiny\?\)"):
+        hybvit.load("tyny")
+    other = model(override(CFG, model={"depth": 1}))
+    other.save_pretrained(tmp_path / "tiny")  # a folder of that name goes first
+    assert torch.equal(hybvit.load("tiny", "cpu").logits(x), other.logits(x))
+
+
+@pytest.mark.parametrize("name", hybrid.bundled())
+def test_every_bundled_model_is_sound(name):
+    m = hybvit.load(name, "cpu")
+    assert m.cfg.data.root is None
+    assert m.sample(2, steps=2).shape == (2, *m.image_shape)
+    assert len(m.classes) == m.cfg.model.num_classes
