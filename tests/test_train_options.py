@@ -35,6 +35,7 @@ from hybvit.train import (
     power_decay,
     power_of_width,
     set_rates,
+    train,
 )
 
 from .conftest import QUICK, hybvit
@@ -290,3 +291,32 @@ def test_a_learned_balance_is_not_decayed():
     assert (decayed["weight_decay"], apart["weight_decay"]) == (cfg.optim.weight_decay, 0.0)
     assert [list(p.shape) for p in apart["params"]] == [[2]]
     assert len(decayed["params"]) == len(list(build_network(preset("digits")).parameters()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_run_is_the_plain_one_and_resumes_exactly(tmp_path):
+    plain = override(
+        preset("digits"),
+        model={"depth": 2, "dim": 32, "readout_width": 16},
+        train={"steps": 6, "batch_size": 8, "checkpoint_every": 3, "preview_every": 0, "precision": "fp32"},
+    )
+    cfg = override(plain, train={"compile": True})
+    train(cfg, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-00000006")
+    train(cfg, tmp_path / "resumed")
+    train(plain, tmp_path / "plain")
+    whole, resumed, eager = (load(tmp_path / name, "cpu").net.state_dict() for name in ("whole", "resumed", "plain"))
+    for name, weight in whole.items():
+        assert torch.equal(weight, resumed[name]), name
+        torch.testing.assert_close(weight, eager[name], rtol=1e-3, atol=1e-3)
+
+
+def test_compiling_needs_a_compiler_and_no_langevin_chains(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match="finds no no-such-compiler"):
+        train(override(preset("digits"), train={"compile": True}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match=r"train\.compile does not go with"):
+        override(preset("cifar10_jem"), train={"compile": True})

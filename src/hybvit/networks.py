@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, cast
 
 import torch
@@ -91,6 +92,14 @@ def alpha_at(cfg: Config, progress: float) -> float:
     """The weight of the denoising loss when ``progress``, a share in [0, 1], of the run is done."""
     start, end = cfg.objective.alpha, cfg.objective.alpha_end
     return start if end is None else start + (end - start) * progress
+
+
+def compile_calls(net: Network) -> None:
+    """Compile what the objective calls of a network; its weights and its state stay where they are."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # else it tells every CPU user that CUDA is missing
+    for name in ("classify", "denoise", "joint"):
+        if hasattr(net, name):
+            setattr(net, name, torch.compile(getattr(net, name), dynamic=False))
 
 
 def image_shape(cfg: Config) -> tuple[int, int, int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import shutil
 import signal
 import sys
 import time
@@ -29,7 +31,7 @@ from .devices import autocast, best_device, keep_freed_memory, resolve_precision
 from .errors import ConfigError, DivergedError, Interrupted
 from .hybrid import HybridModel, name_of_average
 from .metrics.classification import topk_accuracy
-from .networks import Network, build_network, losses_of
+from .networks import Network, build_network, compile_calls, losses_of
 from .objective import Batch
 from .recipes import PRESETS, preset
 from .run_folder import RunFolder
@@ -102,6 +104,8 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
         state = {"network": net.state_dict(), **averaged(), "optimizer": optimizer_tensors(optimizers)}
         run.save(step, cfg.train.keep_checkpoints, **state)
 
+    if cfg.train.compile:
+        compile_calls(net)
     meter = Meter(run, cfg, done, say)
     with StopSignal() as stop, meter:
         for step, batch in enumerate(batches_of_steps(batches, done, cfg.train.steps, workers), done):
@@ -150,6 +154,9 @@ def settle(cfg: Config, data: Dataset, device: torch.device) -> Config:
     """Fill in what only the data and the machine decide: the classes and the precision."""
     if len(data.classes) == 1 and cfg.objective.kind != "genvit":
         raise ConfigError(f"{cfg.data.root}: only one class, {data.classes[0]!r}: nothing to tell apart; --objective genvit")
+    compiler = os.environ.get("CXX", "g++")
+    if cfg.train.compile and device.type == "cpu" and shutil.which(compiler) is None:
+        raise ConfigError(f"train.compile needs a C++ compiler and finds no {compiler}; install one, or --train.compile false")
     precision = resolve_precision(cfg.train.precision, device)
     classes = {"num_classes": len(data.classes)} if data.classes else {}  # images without labels leave the read-out as it is
     return override(cfg, model=classes, data={"classes": data.classes}, train={"precision": precision})
