@@ -12,19 +12,8 @@ from hybvit.config import override
 from hybvit.errors import ConfigError
 from hybvit.recipes import preset
 from hybvit.reproduce import studies
-from hybvit.reproduce.studies import (
-    ABLATION,
-    COMPARISON,
-    STUDIES,
-    Run,
-    Study,
-    Variant,
-    costs_of,
-    cut,
-    lines_of,
-    runs_of,
-    within,
-)
+from hybvit.reproduce.studies import Run, costs_of, cut, lines_of, runs_of, within
+from hybvit.reproduce.variants import ABLATION, COMPARISON, STUDIES, Study, Variant
 
 SMALL = override(preset("digits"), train={"batch_size": 16})
 VARIANTS = {

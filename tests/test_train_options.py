@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from hybvit import load
 from hybvit.checkpoint import newest, read_tensors, step_folders
 from hybvit.config import Config, minibatches, override
 from hybvit.cost import cost
-from hybvit.errors import ConfigError
+from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.evaluate.context import Result
 from hybvit.evaluate.speed import train_speed
 from hybvit.hybrid import HybridModel
@@ -320,3 +321,38 @@ def test_compiling_needs_a_compiler_and_no_langevin_chains(monkeypatch, tmp_path
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match=r"train\.compile does not go with"):
         override(preset("cifar10_jem"), train={"compile": True})
+
+
+def test_a_run_starts_from_a_model_of_other_classes(tmp_path):
+    cfg = override(
+        preset("digits"),
+        model={"depth": 1, "dim": 16, "readout_width": 8},
+        train={"steps": 1, "batch_size": 4, "preview_every": 0, "ema_decay": 0.5},
+    )
+    first = override(cfg, train={"seed": 5})
+    train(first, tmp_path / "first")
+    given = load(tmp_path / "first", "cpu").net.state_dict()
+    still = override(cfg, optim={"lr": 0.0, "min_lr": 0.0}, train={"init": str(tmp_path / "first")})
+    train(still, tmp_path / "second")
+    for name, weight in load(tmp_path / "second", "cpu").net.state_dict().items():
+        assert torch.equal(weight, given[name]), name
+
+    for shade in ("dark", "light"):
+        (tmp_path / "photos" / shade).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (8, 8), 200 * (shade == "light") + i).save(tmp_path / "photos" / shade / f"{i}.png")
+    said: list[str] = []
+    own = override(still, data={"name": "folder", "root": str(tmp_path / "photos"), "held_out": 0.0})
+    moved = train(own, tmp_path / "third", said.append).net.state_dict()
+    assert moved["class_readout.1.weight"].shape == (2, 16)
+    assert [line for line in said if "is new" in line] == [
+        f"class_readout.1.{part} is new: {tmp_path / 'first'} has other classes" for part in ("weight", "bias")
+    ]
+    assert torch.equal(moved["patch_embedding.weight"], given["patch_embedding.weight"])
+
+    with pytest.raises(DataError, match="no such folder"):
+        train(override(still, train={"init": "nobody"}), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    wider = override(still, model={"dim": 32})
+    with pytest.raises(CheckpointError, match="has shape"):
+        train(wider, tmp_path / "fourth")

@@ -233,6 +233,8 @@ class TrainConfig:
         checkpoint_every: steps between two checkpoints; one is always written at the end.
         keep_checkpoints: how many of the newest are kept.
         snapshot_every: steps between two copies of the averaged weights that are kept, to be looked at later; 0 for none.
+        init: a model (what `hybvit.load` takes) whose averaged weights the run starts from; of another number of classes, all
+            but its label read-out.
         compile: let torch.compile fuse the network's operations: a minute or more at the start of a run, faster steps then. On
             a CPU it needs a C++ compiler.
         tensorboard: also write TensorBoard events to the run folder (extra `track`).
@@ -251,6 +253,7 @@ class TrainConfig:
     checkpoint_every: int = 5000
     keep_checkpoints: int = 2
     snapshot_every: int = 0
+    init: str | None = None
     compile: bool = False
     tensorboard: bool = False
 

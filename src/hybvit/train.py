@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from . import checkpoint
 from .arguments import ArgumentParser
 from .baselines.jem import JEM
 from .config import Config, OptimConfig, field_help, minibatches, override, parse
@@ -29,7 +30,7 @@ from .data.images import grid, save_image, to_x
 from .data.locate import located
 from .devices import autocast, best_device, keep_freed_memory, resolve_precision
 from .errors import ConfigError, DivergedError, Interrupted
-from .hybrid import HybridModel, name_of_average
+from .hybrid import HybridModel, load, name_of_average
 from .metrics.classification import topk_accuracy
 from .networks import Network, build_network, compile_calls, losses_of
 from .objective import Batch
@@ -40,6 +41,7 @@ from .vit import HybViT
 
 PREVIEW_IMAGES, PREVIEW_STEPS = 64, 20
 INFORMING_IMAGES = 10_000  # that the Gaussians of JEM++ are fitted to
+OF_CLASSES = ("class_readout.1.", "label_embedding.")  # weights that have a row per class
 LINE_SECONDS = 10.0  # between two lines in a log
 RELATIVE_RATE = "relative_lr"  # of a parameter group: its learning rate as a multiple of the schedule's
 
@@ -62,6 +64,8 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
     keep_freed_memory()
     data = open_dataset(cfg)
     cfg = settle(cfg, data, device)
+    fresh = not checkpoint.step_folders(out / "checkpoints")
+    start = load(cfg.train.init, "cpu") if cfg.train.init and fresh else None  # before a folder is made for nothing
     run = RunFolder(out, cfg)
     done, tensors, remarks = run.newest()
     for remark in remarks:
@@ -71,6 +75,8 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
     net = build_network(cfg)
     if isinstance(net, JEM) and not done:
         prepare(net, cfg, data)
+    if start is not None:
+        begin_from(start, net, cfg, say)
     net = net.to(device)
     ema = HybridModel(build_network(cfg), cfg, device)
     ema.net.load_state_dict(net.state_dict())
@@ -160,6 +166,20 @@ def settle(cfg: Config, data: Dataset, device: torch.device) -> Config:
     precision = resolve_precision(cfg.train.precision, device)
     classes = {"num_classes": len(data.classes)} if data.classes else {}  # images without labels leave the read-out as it is
     return override(cfg, model=classes, data={"classes": data.classes}, train={"precision": precision})
+
+
+def begin_from(start: HybridModel, net: Network, cfg: Config, say: Callable[[str], None]) -> None:
+    """Take over a model's weights; what has the shape of another number of classes stays at its random start.
+
+    Raises:
+        CheckpointError: the model's network is another one; the message names the weight.
+    """
+    own, found, source = net.state_dict(), start.net.state_dict(), str(cfg.train.init)
+    for name in found:
+        if name.startswith(OF_CLASSES) and name in own and found[name].shape != own[name].shape:
+            found[name] = own[name]
+            say(f"{name} is new: {source} has other classes")
+    checkpoint.load_strictly(net, found, Path(source))
 
 
 def prepare(net: JEM, cfg: Config, data: Dataset) -> None:

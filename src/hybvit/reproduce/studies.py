@@ -8,20 +8,20 @@ import io
 import json
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config import Config, minibatches, override
 from ..cost import cost
 from ..errors import ConfigError, Interrupted
-from ..recipes import preset
 from ..run_folder import environment, make_folder, read_metrics, write_text
 from ..train import train
 from . import render, timing
 from .runs import Need, attempt, record_of, state_of
 from .scales import POCKET
+from .variants import STUDIES, V2, Study, Variant
 
 LOOKS = {  # how `hybvit evaluate` looks at every run of a study
     ("accuracy", "calibration"): (),
@@ -34,119 +34,6 @@ WARMUP, AVERAGE = 1 / 20, 1 / 20  # shares of a run: of the warm-up of the learn
 BUDGET, TIMING, RECORDS = "budget.json", "timing.json", "records.json"
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One line of a study.
-
-    Args:
-        name: of its folder and of its line.
-        words: what it changes.
-        config: its recipe, whose ``train.steps`` the budget decides.
-        fixed: keep the warm-up and the average of the recipe as they are, instead of making them shares of the run.
-    """
-
-    name: str
-    words: str
-    config: Config
-    fixed: bool = False
-
-
-class Study(NamedTuple):
-    """Recipes against each other.
-
-    Attributes:
-        minutes: of training that each has unless told otherwise.
-        base: the variant that the others are held against.
-        costs: names of variants whose joint step is timed beside a denoising-only step of the same batch.
-    """
-
-    title: str
-    minutes: float
-    base: str
-    variants: dict[str, Variant]
-    costs: tuple[str, ...] = ()
-
-
-def _study(title: str, minutes: float, base: str, variants: Iterable[Variant], costs: tuple[str, ...] = ()) -> Study:
-    return Study(title, minutes, base, {variant.name: variant for variant in variants}, costs)
-
-
-PAPER = Variant(  # with its average of 1,000 steps begun at the first one: else a run of minutes is judged by its random start
-    "paper",
-    "the paper's network and recipe",
-    override(preset("fashion_mnist_pocket"), train={"ema_warmup": True}),
-    fixed=True,
-)
-V2 = preset("fashion_mnist_v2")
-V2_SHORT = Variant("v2", "the `fashion_mnist_v2` recipe", V2)
-
-
-def _changed(name: str, words: str, **changes: dict[str, Any]) -> Variant:
-    return Variant(name, words, override(V2, **changes))
-
-
-ABLATION = _study(
-    "What each choice brings",
-    12.0,
-    "v2",
-    (
-        PAPER,
-        V2_SHORT,
-        # the network
-        _changed("linear_readout", "read-out: linear, as published", model={"pixel_readout": "linear"}),
-        _changed("linear_conv_readout", "read-out: linear and a 3x3 convolution", model={"pixel_readout": "linear_conv"}),
-        _changed("linear_embedding", "patch embedding: linear, as published", model={"patch_embedding": "linear"}),
-        _changed("patch4", "patches of 4 pixels", model={"patch_size": 4}),
-        _changed("token_scalars", "time: token scalars, as published", model={"time": "token_scalars"}),
-        _changed("adaln_zero", "time: a modulation of its own for every layer", model={"time": "adaln_zero"}),
-        _changed("time_token", "time: a token", model={"time": "token"}),
-        _changed("no_skips", "no long skips", model={"long_skips": False}),
-        _changed("last_tap", "labels read after the last layer, as published", model={"class_depth": None}),
-        _changed("early_tap", "labels read after half of the layers", model={"class_depth": V2.model.depth // 2}),
-        _changed("attention_pool", "labels read by attention over the patches", model={"class_pool": "attention"}),
-        _changed("registers", "four registers", model={"registers": 4}),
-        _changed("gelu", "GELU, as published", model={"mlp": "gelu"}),
-        _changed("no_rope", "no RoPE, as published", model={"rope": False}),
-        _changed("rms_norm", "RMSNorm", model={"norm": "rms"}),
-        _changed("no_qk_norm", "queries and keys not normalised, as published", model={"qk_norm": False}),
-        _changed("labels", "denoising told the label (9 of 10)", model={"label_conditioning": True}),
-        # the objective
-        _changed("eps", "target: eps, as published", objective={"target": "eps"}),
-        _changed("x0", "target: x0", objective={"target": "x0"}),
-        _changed("flow", "flow matching", objective={"target": "flow"}, diffusion={"schedule": "flow"}),
-        _changed("l1", "loss: L1, as published", objective={"norm": "l1"}),
-        _changed("huber", "loss: Huber", objective={"norm": "huber"}),
-        _changed("min_snr", "weights: min-SNR", objective={"weighting": "min_snr"}),
-        _changed("p2", "weights: P2", objective={"weighting": "p2"}),
-        _changed("logit_normal", "times: logit-normal", objective={"times": "logit_normal"}),
-        _changed("class_noise", "labels also under light noise (5 % of T)", objective={"class_noise": 0.05}),
-        _changed("alpha_1", "alpha 1", objective={"alpha": 1.0}),
-        _changed("alpha_100", "alpha 100, as published", objective={"alpha": 100.0}),
-        _changed("alpha_falls", "alpha from 20 to 1", objective={"alpha": 20.0, "alpha_end": 1.0}),
-        _changed("uncertainty", "balance: learned variances", objective={"balance": "uncertainty"}),
-        _changed("gradient_norm", "balance: equal gradient norms", objective={"balance": "gradient_norm", "alpha": 1.0}),
-        # the optimiser and the batches
-        _changed("adamw", "AdamW for all weights, as published", optim={"name": "adamw"}),
-        _changed("usual_betas", "beta2 0.999", optim={"beta2": 0.999}),
-        _changed("half_batches", "batches of 64 and 32", train={"batch_size": 64, "labelled_batch_size": 32}),
-        _changed("full_labelled_batch", "as many labelled images, as published", train={"labelled_batch_size": None}),
-        _changed("no_augmentation", "labelled images not augmented", data={"augment": "none"}),
-        _changed("flipped", "all images mirrored half of the time", data={"flip": True, "clean_flip": True}),
-    ),
-)
-COMPARISON = _study(
-    "The paper's recipe and v2, and what being hybrid costs",
-    1825 / 60,
-    "v2",
-    (
-        PAPER,
-        V2_SHORT,
-        _changed("v2_vit", "the same network, labels only", objective={"kind": "vit"}),
-        _changed("v2_genvit", "the same network, images only", objective={"kind": "genvit"}),
-    ),
-    costs=("paper", "v2"),
-)
-STUDIES = {"ablation": ABLATION, "v2": COMPARISON}
 COLUMNS = {  # heading -> how a figure is found in a record, and its decimals
     "accuracy %": ("test/accuracy", 100.0, 2),
     "NLL": ("test/nll", 1.0, 3),
