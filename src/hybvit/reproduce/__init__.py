@@ -329,8 +329,8 @@ def carry_out_study(args: argparse.Namespace, fields: list[str]) -> None:
         ConfigError: an argument does not go with a study.
     """
     name, *others = args.names
-    if others or fields or args.scale != "pocket":
-        what = f"--scale {args.scale}" if args.scale != "pocket" else " ".join([*others, *fields])
+    if others or args.scale != "pocket":
+        what = f"--scale {args.scale}" if args.scale != "pocket" else " ".join(others)
         raise ConfigError(
             f"{' and '.join(studies.STUDIES)} are done one at a time and at pocket scale; {what} does not go with them"
         )
@@ -342,7 +342,9 @@ def carry_out_study(args: argparse.Namespace, fields: list[str]) -> None:
     shard, shards = shard_of(args.shard)
     runs = studies.runs_of(name, set(filter(None, (args.runs or "").split(","))), [int(seed) for seed in seeds])[shard::shards]
     folder = args.out / args.scale
-    studies.main(name, folder, runs, args.budget, looks_of(args.look), shards == 1, args.render, args.dry_run, say_at_once)
+    studies.main(
+        name, folder, runs, fields, args.budget, looks_of(args.look), shards == 1, args.render, args.dry_run, say_at_once
+    )
 
 
 def say_whether_fid_can_be_had(say: Callable[[str], None]) -> None:

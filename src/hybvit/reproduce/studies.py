@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import Config, minibatches, override
+from ..config import Config, minibatches, override, parse
 from ..cost import cost
 from ..errors import ConfigError, Interrupted
 from ..run_folder import environment, make_folder, read_metrics, write_text
@@ -55,7 +55,10 @@ class Run(NamedTuple):
 
 
 def within(cfg: Config, minutes: float, fixed: bool) -> tuple[Config, float]:
-    """The recipe cut to the steps that fit into ``minutes`` here, as a short trial of it says -> it, and seconds per step."""
+    """The recipe cut to the steps that fit into ``minutes`` here, as a short trial of it says -> it, and seconds per step.
+
+    What the first steps take longer (compiling, mostly) counts too.
+    """
     trial = override(
         cfg,
         train={
@@ -65,9 +68,10 @@ def within(cfg: Config, minutes: float, fixed: bool) -> tuple[Config, float]:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         train(trial, Path(folder) / "trial", lambda line: None)
-        parts = [line["seconds"] / TRIAL_PART for line in read_metrics(Path(folder) / "trial" / "metrics.jsonl")]
-    seconds = statistics.median(parts[1:])  # the first part warms up
-    return cut(cfg, max(1, round(60 * minutes / seconds)), fixed), seconds
+        first, *parts = [line["seconds"] for line in read_metrics(Path(folder) / "trial" / "metrics.jsonl")]
+    part = statistics.median(parts)
+    seconds = part / TRIAL_PART
+    return cut(cfg, max(1, round((60 * minutes - max(0.0, first - part)) / seconds)), fixed), seconds
 
 
 def cut(cfg: Config, steps: int, fixed: bool) -> Config:
@@ -82,17 +86,22 @@ def cut(cfg: Config, steps: int, fixed: bool) -> Config:
     )
 
 
-def configured(run: Run, folder: Path, minutes: float, say: Callable[[str], None]) -> Config:
+def recipe(variant: Variant, seed: int, fields: list[str]) -> Config:
+    """A variant's recipe with fields from the command line, as if without a limit of time."""
+    return override(parse(fields, variant.config), train={"seed": seed})
+
+
+def configured(run: Run, fields: list[str], folder: Path, minutes: float, say: Callable[[str], None]) -> Config:
     """The run's configuration: the steps are fitted to the budget when it begins, and kept.
 
     Raises:
-        ConfigError: it was begun with another budget.
+        ConfigError: it was begun with another budget or other fields.
     """
-    cfg, kept = override(run.variant.config, train={"seed": run.seed}), folder / BUDGET
+    cfg, kept = recipe(run.variant, run.seed, fields), folder / BUDGET
     if not kept.is_file():
         cfg, seconds = within(cfg, minutes, run.variant.fixed)
         make_folder(folder)
-        found = {"minutes": minutes, "steps": cfg.train.steps, "seconds_per_step": seconds}
+        found = {"minutes": minutes, "fields": fields, "steps": cfg.train.steps, "seconds_per_step": seconds}
         write_text(kept, json.dumps(found, indent=1) + "\n")
         say(f"{run.name}: {cfg.train.steps} steps of {1e3 * seconds:.1f} ms fit into {minutes:g} minutes")
         return cfg
@@ -102,18 +111,21 @@ def configured(run: Run, folder: Path, minutes: float, say: Callable[[str], None
             f"{folder}: begun with {found['minutes']:g} minutes a run, not {minutes:g}; choose another --out, "
             f"or --budget {found['minutes']:g}"
         )
+    if found["fields"] != fields:
+        begun = " ".join(found["fields"]) or "no fields"
+        raise ConfigError(f"{folder}: begun with {begun}, not {' '.join(fields) or 'none'}; choose another --out")
     return cut(cfg, found["steps"], run.variant.fixed)
 
 
 def carry_out(
-    name: str, runs: list[Run], folder: Path, minutes: float, looks: list[str], say: Callable[[str], None]
+    name: str, runs: list[Run], fields: list[str], folder: Path, minutes: float, looks: list[str], say: Callable[[str], None]
 ) -> list[Exception]:
     """Train and measure what is missing of a study."""
     scale, failed = replace(POCKET, looks=LOOKS), list[Exception]()
     suites = tuple(suite for group in LOOKS for suite in group)
     for place, run in enumerate(runs, 1):
         home = folder / run.name
-        cfg = configured(run, home, minutes, say)
+        cfg = configured(run, fields, home, minutes, say)
         say(f"[{place}/{len(runs)}] {name}, {run.name}: {state_of(home, cfg).words()}")
         faults = attempt(Need(run.name, cfg, suites, False), home, scale, looks, say)
         for fault in faults:
@@ -130,7 +142,7 @@ def records_of(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
         if name not in study.variants:
             continue
         budget, variant = json.loads((home / BUDGET).read_text()), study.variants[name]
-        cfg = cut(override(variant.config, train={"seed": int(seed or 0)}), budget["steps"], variant.fixed)
+        cfg = cut(recipe(variant, int(seed or 0), budget["fields"]), budget["steps"], variant.fixed)
         record = record_of(home.name, home, cfg, V2)
         if record is not None:
             images = sum(minibatches(cfg))
@@ -140,13 +152,13 @@ def records_of(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def time_steps(study: Study, folder: Path, say: Callable[[str], None]) -> None:
+def time_steps(study: Study, fields: list[str], folder: Path, say: Callable[[str], None]) -> None:
     """Time the joint steps and the denoising-only steps of ``study.costs`` in turn, unless that is done."""
     if not study.costs or (folder / TIMING).is_file():
         return
     together: dict[str, Config] = {}
     for name in study.costs:
-        cfg = study.variants[name].config
+        cfg = parse(fields, study.variants[name].config)
         together |= {name: cfg, f"{name}, images only": override(cfg, objective={"kind": "genvit"})}
     say(f"timing the steps of {' and '.join(study.costs)} in turn ...")
     write_text(folder / TIMING, json.dumps(timing.measure(together, say), indent=1) + "\n")
@@ -279,12 +291,13 @@ def runs_of(name: str, only: set[str], seeds: list[int]) -> list[Run]:
     return [Run(v, seed) for seed in seeds for v in study.variants.values() if not only or v.name in only]
 
 
-def dry_run(name: str, runs: list[Run], folder: Path, minutes: float) -> None:
+def dry_run(name: str, runs: list[Run], fields: list[str], folder: Path, minutes: float) -> None:
     print(f"{'run':<28}{'parameters':>12}{'GFLOP a step':>14}{'steps':>8}  state")
     for run in runs:
-        price, kept = cost(run.variant.config), folder / run.name / BUDGET
+        cfg, kept = recipe(run.variant, run.seed, fields), folder / run.name / BUDGET
+        price = cost(cfg)
         steps = json.loads(kept.read_text())["steps"] if kept.is_file() else None
-        state = "not begun" if steps is None else state_of(kept.parent, cut(run.variant.config, steps, True)).words()
+        state = "not begun" if steps is None else state_of(kept.parent, cut(cfg, steps, True)).words()
         print(f"{run.name:<28}{price.parameters:>12,}{price.train_gflop_per_step:>14.1f}{steps or '':>8}  {state}")
     print(f"{name}: {len(runs)} runs of {minutes:g} minutes, {len(runs) * minutes / 60:.1f} hours of training")
 
@@ -293,6 +306,7 @@ def main(
     name: str,
     out: Path,
     runs: list[Run],
+    fields: list[str],
     minutes: float | None,
     looks: list[str],
     alone: bool,
@@ -303,6 +317,7 @@ def main(
     """Carry out a study.
 
     Args:
+        fields: settings of all runs, as on the command line.
         alone: no other process has a part of it, so that steps can be timed.
 
     Raises:
@@ -311,15 +326,15 @@ def main(
     """
     folder, budget = out / name, STUDIES[name].minutes if minutes is None else minutes
     if only_plan:
-        dry_run(name, runs, folder, budget)
+        dry_run(name, runs, fields, folder, budget)
         return
     make_folder(folder)
     failed = list[Exception]()
     try:
         if not only_render:
             if alone:
-                time_steps(STUDIES[name], folder, say)
-            failed = carry_out(name, runs, folder, budget, looks, say)
+                time_steps(STUDIES[name], fields, folder, say)
+            failed = carry_out(name, runs, fields, folder, budget, looks, say)
         write_out(name, folder, say)
     except KeyboardInterrupt:
         raise Interrupted(f"{folder}: interrupted; what is done is kept, the same command goes on") from None
