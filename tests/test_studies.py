@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import pytest
 
@@ -67,6 +68,9 @@ def test_a_study_is_carried_out_kept_and_rendered(small_study, tmp_path, capsys)
     assert "begun with 0.02 minutes" in capsys.readouterr().err
     assert cli.main([*call[:-2], "--runs", "small"]) == 2
     assert "begun with --optim.lr 1e-3, not none" in capsys.readouterr().err
+    shutil.rmtree(folder / "labels")  # its record stays
+    assert cli.main([*call, "--render"]) == 0
+    assert {row["run"] for row in csv.DictReader((folder / "ablation.csv").read_text().splitlines())} == {"small", "labels"}
     assert cli.main([*call, "--dry-run"]) == 0
     assert "3 runs of 0.02 minutes" in capsys.readouterr().out
 

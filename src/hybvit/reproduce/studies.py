@@ -135,8 +135,10 @@ def carry_out(
 
 
 def records_of(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
-    """Records of all runs of a study that are there, by the names of their folders."""
-    found = {}
+    """Records of all runs that are done, by the names of their folders; one whose folder is gone keeps its record."""
+    stored = folder / RECORDS
+    found = json.loads(stored.read_text())["runs"] if stored.is_file() else {}
+    found = {name: record for name, record in found.items() if record["variant"] in study.variants}
     for home in sorted(path.parent for path in folder.glob(f"*/{BUDGET}")):
         name, _, seed = home.name.partition("-seed")
         if name not in study.variants:
