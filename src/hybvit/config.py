@@ -359,6 +359,12 @@ def minibatches(cfg: Config) -> tuple[int, int]:
     return 0 if kind == "vit" else size, 0 if kind == "genvit" else size if labelled is None else labelled
 
 
+def batch_in_words(cfg: Config) -> str:
+    """``128``, or ``128 + 64`` where the labelled mini-batch has another size."""
+    denoising, labelled = minibatches(cfg)
+    return f"{denoising} + {labelled}" if denoising and labelled and denoising != labelled else str(denoising or labelled)
+
+
 def override(cfg: Config, **changes: Any) -> Config:
     """``override(cfg, optim={"lr": 1e-4})``: a copy with some fields of some groups changed."""
     return replace(cfg, **{group: replace(getattr(cfg, group), **fields) for group, fields in changes.items()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import published
 from .arguments import ArgumentParser
-from .config import Config
+from .config import Config, batch_in_words
 from .recipes import PRESETS, Claim
 
 
@@ -13,7 +13,8 @@ def network_in_words(cfg: Config) -> str:
     parts = [f"{m.image_size}x{m.image_size}x{m.channels}"]
     if own.name == "vit":
         parts += [f"patch {m.patch_size}", f"dim {m.dim}", f"depth {m.depth}", m.time.replace("_", " ")]
-        parts += ["long skips"] * m.long_skips + ["conv read-out"] * (m.pixel_readout == "conv")
+        parts += ["long skips"] * m.long_skips + ["conv stem"] * (m.patch_embedding == "conv")
+        parts += ["conv read-out"] * (m.pixel_readout == "conv")
     elif own.name == "wide_resnet":
         parts += [f"wide ResNet {own.depth}-{own.width}"] + ["no batch norm"] * (not own.batch_norm)
     elif own.name == "preact_resnet18":
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> None:
     width = max(map(len, PRESETS)) + 2
     for name, (cfg, summary, claims) in PRESETS.items():
         print(f"{name:<{width}}{summary}")
-        print(f"{'':<{width}}{network_in_words(cfg)}; {cfg.train.steps:,} steps of batch {cfg.train.batch_size}")
+        print(f"{'':<{width}}{network_in_words(cfg)}; {cfg.train.steps:,} steps of batch {batch_in_words(cfg)}")
         if claims:
             print(f"{'':<{width}}paper: {claim_in_words(claims[0])}")
         if args.cost:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import plots
-from .config import Config, to_yaml
+from .config import Config, batch_in_words, to_yaml
 from .run_folder import write_text
 
 # Pattern of a metric's name -> what it means and in which direction it is better; the first that matches.
@@ -163,7 +163,7 @@ def heading(record: dict[str, Any], cfg: Config | None) -> tuple[str, str]:
     m = cfg.model
     sub = (
         f"{m.image_size}x{m.image_size}x{m.channels}, patch {m.patch_size}, dim {m.dim}, depth {m.depth}, {m.time}; "
-        f"{record['parameters']:,} parameters; {cfg.train.steps:,} steps of batch {cfg.train.batch_size}, seed {cfg.train.seed}"
+        f"{record['parameters']:,} parameters; {cfg.train.steps:,} steps of batch {batch_in_words(cfg)}, seed {cfg.train.seed}"
     )
     return f"{record['objective']} on {record['data']}", sub
 
