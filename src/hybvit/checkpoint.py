@@ -6,6 +6,7 @@ then renamed. safetensors has no checksum of its own, so nothing is loaded whose
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import CheckpointError, DataError
-from .vit import HybViT
+from .vit import HybViT, ViTConfig
 
 MANIFEST = "manifest.json"
 STEP_FOLDER = re.compile(r"step-(\d+)")
@@ -157,6 +158,10 @@ def load_strictly(net: torch.nn.Module, tensors: Mapping[str, Tensor], source: P
     net.load_state_dict(dict(tensors))
 
 
+# In which a network of the paper's form may differ from its network for CIFAR-10.
+OWN_SIZES = {
+    "image_size", "patch_size", "channels", "num_classes", "dim", "depth", "heads", "mlp_ratio", "ffn_time", "position_std",
+}  # fmt: skip
 # The published names of our weights; K is the layer.
 PUBLISHED = {
     "patch_embedding": "to_patch_embedding.1",
@@ -228,13 +233,8 @@ def load_published_weights(net: HybViT, path: str | os.PathLike[str]) -> Tensor 
     Raises:
         CheckpointError: names the published key that is missing, unknown, or of another shape.
     """
-    for name, published in (
-        ("time", "token_scalars"),
-        ("pixel_readout", "linear"),
-        ("long_skips", False),
-        ("final_norm", False),
-    ):
-        if getattr(net.cfg, name) != published:
+    for name, published in dataclasses.asdict(ViTConfig()).items():
+        if name not in OWN_SIZES and getattr(net.cfg, name) != published:
             raise CheckpointError(f"{path}: published weights need model.{name} = {published}, not {getattr(net.cfg, name)}")
     tensors = read_published(path)
     own = net.state_dict()

@@ -315,6 +315,10 @@ class Config:
             raise ConfigError(f"optim.name is muon: it is for the layers of a vit, not for a {self.network.name}")
         if self.optim.name == "muon" and not min(self.optim.lr, self.optim.muon_lr) > 0:
             raise ConfigError(f"optim.lr is {self.optim.lr}, optim.muon_lr {self.optim.muon_lr}: muon needs both above 0")
+        if self.train.compile and self.objective.balance == "gradient_norm":
+            raise ConfigError("train.compile does not go with objective.balance gradient_norm, which goes back twice")
+        if self.model.label_conditioning and self.network.name != "vit":
+            raise ConfigError(f"model.label_conditioning is for network.name vit, not for a {self.network.name}")
         if self.train.compile and self.objective.kind == "jem":
             raise ConfigError("train.compile does not go with objective.kind jem, whose steps are Langevin chains")
         if not all(0 <= share <= 1 for share in self.optim.milestones):

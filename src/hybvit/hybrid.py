@@ -87,7 +87,7 @@ class HybridModel:
         return list(self.net.state_dict().values())
 
     def features(self, x: Tensor) -> Tensor:
-        """What the label read-out sees, [B, D]: of a ViT the class token after the last layer; x float [B, C, H, W] in
+        """What the label read-out sees, [B, D]: of a ViT the class token, or the pooled patches; x float [B, C, H, W] in
         [-1, 1], clean. Differentiable."""
         return self.net.features(x.to(self.device))
 
@@ -302,7 +302,9 @@ def _download(hub_id: str) -> Path:
         raise DataError(f"{hub_id}: no such folder, and the hub cannot give it ({reason})") from None
 
 
-def load(source: str | os.PathLike[str], device: torch.device | str | None = None, average: str | None = None) -> HybridModel:
+def load(
+    source: str | os.PathLike[str], device: torch.device | str | None = None, average: str | float | None = None
+) -> HybridModel:
     """A run folder (its newest sound checkpoint, EMA weights), one of its checkpoints, an exported folder, the name of a model
     that comes with the package (:func:`bundled`), or a hub id -> :class:`HybridModel`.
 
@@ -346,15 +348,19 @@ def name_of_average(width: float) -> str:
     return f"{EMA}-{width}"
 
 
-def load_checkpoint(folder: Path, device: torch.device | str | None = None, average: str | None = None) -> HybridModel:
+def load_checkpoint(folder: Path, device: torch.device | str | None = None, average: str | float | None = None) -> HybridModel:
     """The averaged weights of one checkpoint folder of a run: the main ones (EMA), or those of one of ``train.ema_power``."""
     checkpoint.verify(folder)
     cfg, name = load_config(folder.parent.parent / CONFIG), EMA
     if average is not None:
-        kept = {str(width): name_of_average(width) for width in cfg.train.ema_power}
-        if average not in kept:
-            raise ConfigError(f"{folder}: average {average!r} was not kept; there is {', '.join(kept) or 'the main one only'}")
-        name = kept[average]
+        try:
+            kept = [width for width in cfg.train.ema_power if width == float(average)]
+        except ValueError:
+            raise ConfigError(f"average {average!r} is no number: a width such as 0.05 is meant") from None
+        if not kept:
+            known = ", ".join(map(str, cfg.train.ema_power)) or "the main one only"
+            raise ConfigError(f"{folder}: average {average} was not kept; there is {known}")
+        name = name_of_average(kept[0])
     net = build_network(cfg)
     checkpoint.load_strictly(net, checkpoint.read_tensors(folder / f"{name}.safetensors"), folder)
     return HybridModel(net, cfg, device)

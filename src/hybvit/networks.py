@@ -96,6 +96,7 @@ def alpha_at(cfg: Config, progress: float) -> float:
 
 def compile_calls(net: Network) -> None:
     """Compile what the objective calls of a network; its weights and its state stay where they are."""
+    torch.compiler.reset()  # it gives up on a function that was compiled for many networks before
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # else it tells every CPU user that CUDA is missing
     for name in ("classify", "denoise", "joint"):
         if hasattr(net, name):

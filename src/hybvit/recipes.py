@@ -108,7 +108,9 @@ def _v2(paper: Config, *, tokens_per_side: int, tap: int, **model: Any) -> Confi
         ),
         data=replace(paper.data, clean_flip=natural),
         optim=OptimConfig(name="muon", lr=2e-3, beta2=0.99, warmup_steps=paper.train.steps // 20),
-        train=replace(paper.train, labelled_batch_size=V2_LABELLED, ema_decay=0.9999, ema_warmup=True),
+        train=replace(
+            paper.train, labelled_batch_size=V2_LABELLED, ema_decay=round(1 - 20 / paper.train.steps, 6), ema_warmup=True
+        ),
     )
 
 

@@ -23,13 +23,13 @@ from tqdm import tqdm
 from . import checkpoint
 from .arguments import ArgumentParser
 from .baselines.jem import JEM
-from .config import Config, OptimConfig, field_help, minibatches, override, parse
+from .config import Config, OptimConfig, differences, field_help, minibatches, override, parse
 from .data.batches import TrainingBatches, batches_of_steps, resolve_workers
 from .data.datasets import Dataset, open_dataset
 from .data.images import grid, save_image, to_x
 from .data.locate import located
 from .devices import autocast, best_device, keep_freed_memory, resolve_precision
-from .errors import ConfigError, DivergedError, Interrupted
+from .errors import CheckpointError, ConfigError, DivergedError, Interrupted
 from .hybrid import HybridModel, load, name_of_average
 from .metrics.classification import topk_accuracy
 from .networks import Network, build_network, compile_calls, losses_of
@@ -160,7 +160,7 @@ def settle(cfg: Config, data: Dataset, device: torch.device) -> Config:
     """Fill in what only the data and the machine decide: the classes and the precision."""
     if len(data.classes) == 1 and cfg.objective.kind != "genvit":
         raise ConfigError(f"{cfg.data.root}: only one class, {data.classes[0]!r}: nothing to tell apart; --objective genvit")
-    compiler = os.environ.get("CXX", "g++")
+    compiler = os.environ.get("CXX", "g++").split()[0]
     if cfg.train.compile and device.type == "cpu" and shutil.which(compiler) is None:
         raise ConfigError(f"train.compile needs a C++ compiler and finds no {compiler}; install one, or --train.compile false")
     precision = resolve_precision(cfg.train.precision, device)
@@ -175,6 +175,12 @@ def begin_from(start: HybridModel, net: Network, cfg: Config, say: Callable[[str
         CheckpointError: the model's network is another one; the message names the weight.
     """
     own, found, source = net.state_dict(), start.net.state_dict(), str(cfg.train.init)
+    theirs = override(start.cfg, model={"num_classes": cfg.model.num_classes})
+    for name, (before, now) in differences(theirs, cfg).items():
+        if name.startswith(("model.", "network.")):
+            raise CheckpointError(f"{source}: its {name} is {before}, this run's {now}: its weights mean something else")
+        if name in ("objective.target", "diffusion.schedule"):
+            say(f"warning: {source} was trained with {name} {before}, this run with {now}")
     for name in found:
         if name.startswith(OF_CLASSES) and name in own and found[name].shape != own[name].shape:
             found[name] = own[name]

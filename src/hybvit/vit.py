@@ -176,6 +176,8 @@ class HybViT(nn.Module):
     def to_the_end(self, stream: Stream, y: Tensor | None) -> Stream:
         """The layers after the tap, told the label where the network takes one."""
         if self.label_embedding is not None:
+            if y is not None and (y.shape != stream.z.shape[:1] or y.is_floating_point()):
+                raise ValueError(f"y has shape {list(y.shape)}, type {y.dtype}: it must be int64 [{len(stream.z)}] of labels")
             if y is None:
                 y = torch.full((len(stream.z),), self.cfg.num_classes, device=stream.z.device)
             stream = replace(stream, z=stream.z + self.label_embedding(y)[:, None].to(stream.z.dtype))

@@ -121,7 +121,7 @@ class TrainingBatches:
 
     def __call__(self, step: int) -> Batch:
         data, kind, seed = self.cfg.data, self.cfg.objective.kind, self.cfg.train.seed
-        denoising, labelled = (step * n + torch.arange(self.rank, n, self.world) for n in self.sizes)
+        denoising, labelled = (step * n + torch.arange(n)[self.rank :: self.world] for n in self.sizes)
         clean = images = labels = clean_labels = None
         if kind != "vit":
             pixels, known, keys = self.clean.take(denoising)

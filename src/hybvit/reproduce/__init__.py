@@ -246,7 +246,7 @@ def main(arguments: list[str]) -> None:
         description="Train what a table or figure of the paper needs, evaluate it and render it beside the published figures. "
         "The same command again goes on where it stopped; several with other --shard share the work and the folder, on "
         "several machines or on several GPUs of one (CUDA_VISIBLE_DEVICES=0 hybvit reproduce all --shard 1/2 and so on).",
-        epilog="a field such as --train.seed 1 is set in every run; choose another --out for other settings",
+        epilog="a field such as --optim.lr 1e-3 is set in every run; choose another --out for other settings",
     )
     parser.add_argument(
         "names",
@@ -341,6 +341,7 @@ def carry_out_study(args: argparse.Namespace, fields: list[str]) -> None:
         raise ConfigError(f"--budget {args.budget:g}: minutes, more than 0")
     shard, shards = shard_of(args.shard)
     runs = studies.runs_of(name, set(filter(None, (args.runs or "").split(","))), [int(seed) for seed in seeds])[shard::shards]
+    studies.check_fields(studies.STUDIES[name], runs, fields)
     folder = args.out / args.scale
     studies.main(
         name, folder, runs, fields, args.budget, looks_of(args.look), shards == 1, args.render, args.dry_run, say_at_once

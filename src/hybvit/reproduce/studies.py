@@ -13,15 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import Config, minibatches, override, parse
+from ..config import Config, differences, minibatches, override, parse
 from ..cost import cost
-from ..errors import ConfigError, Interrupted
+from ..errors import ConfigError, DivergedError, Interrupted
 from ..run_folder import environment, make_folder, read_metrics, write_text
 from ..train import train
 from . import render, timing
-from .runs import Need, attempt, record_of, state_of
+from .runs import USERS_FAULTS, Need, attempt, record_of, state_of
 from .scales import POCKET
-from .variants import STUDIES, V2, Study, Variant
+from .variants import STUDIES, Study, Variant
 
 LOOKS = {  # how `hybvit evaluate` looks at every run of a study
     ("accuracy", "calibration"): (),
@@ -31,6 +31,10 @@ LOOKS = {  # how `hybvit evaluate` looks at every run of a study
 TRIAL_STEPS, TRIAL_PART = 60, 15  # steps of the trial that a step's time is taken from, and of each of its parts
 CHECKPOINTS = 5
 WARMUP, AVERAGE = 1 / 20, 1 / 20  # shares of a run: of the warm-up of the learning rate, and the width of the weights' average
+SET_BY_STUDY = {
+    "train.seed", "train.steps", "train.checkpoint_every", "train.preview_every", "train.ema_decay", "train.ema_warmup",
+    "optim.warmup_steps",
+}  # fmt: skip
 BUDGET, TIMING, RECORDS = "budget.json", "timing.json", "records.json"
 
 
@@ -63,7 +67,6 @@ def within(cfg: Config, minutes: float, fixed: bool) -> tuple[Config, float]:
         cfg,
         train={
             "steps": TRIAL_STEPS, "log_every": TRIAL_PART, "checkpoint_every": TRIAL_STEPS, "preview_every": 0,
-            "labelled_batch_size": cfg.train.labelled_batch_size,
         },
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -117,6 +120,21 @@ def configured(run: Run, fields: list[str], folder: Path, minutes: float, say: C
     return cut(cfg, found["steps"], run.variant.fixed)
 
 
+def check_fields(study: Study, runs: list[Run], fields: list[str]) -> None:
+    """
+    Raises:
+        ConfigError: a field is the study's own to set, or would undo what a variant changes.
+    """
+    given = {word.removeprefix("--").split("=")[0] for word in fields if word.startswith("--")}
+    for name in given & SET_BY_STUDY:
+        raise ConfigError(f"--{name} is the study's own: --budget and --seeds decide it")
+    base = study.variants[study.base].config
+    for run in runs:
+        undone = given & set(differences(base, run.variant.config)) if not run.variant.fixed else set()
+        for name in undone:
+            raise ConfigError(f"--{name} would undo what {run.variant.name} changes: choose other recipes by --runs")
+
+
 def carry_out(
     name: str, runs: list[Run], fields: list[str], folder: Path, minutes: float, looks: list[str], say: Callable[[str], None]
 ) -> list[Exception]:
@@ -125,9 +143,13 @@ def carry_out(
     suites = tuple(suite for group in LOOKS for suite in group)
     for place, run in enumerate(runs, 1):
         home = folder / run.name
-        cfg = configured(run, fields, home, minutes, say)
-        say(f"[{place}/{len(runs)}] {name}, {run.name}: {state_of(home, cfg).words()}")
-        faults = attempt(Need(run.name, cfg, suites, False), home, scale, looks, say)
+        faults: list[Exception]
+        try:
+            cfg = configured(run, fields, home, minutes, say)
+            say(f"[{place}/{len(runs)}] {name}, {run.name}: {state_of(home, cfg).words()}")
+            faults = attempt(Need(run.name, cfg, suites, False), home, scale, looks, say)
+        except (*USERS_FAULTS, DivergedError) as error:  # in the trial that the budget is measured by
+            faults = [error]
         for fault in faults:
             say(f"{run.name}: left out, {fault}")
         failed += faults
@@ -145,11 +167,13 @@ def records_of(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
             continue
         budget, variant = json.loads((home / BUDGET).read_text()), study.variants[name]
         cfg = cut(recipe(variant, int(seed or 0), budget["fields"]), budget["steps"], variant.fixed)
-        record = record_of(home.name, home, cfg, V2)
+        record = record_of(home.name, home, cfg, study.variants[study.base].config)
         if record is not None:
             images = sum(minibatches(cfg))
             record |= {"variant": name, "budget": budget, "gflop_per_step": cost(cfg).train_gflop_per_step}
-            record["images_per_second"] = record["training"]["steps"] * images / record["training"]["seconds"]
+            training = {"steps": 0, "seconds": 0.0} | record["training"]  # of a run that diverged at once
+            record["training"] = training
+            record["images_per_second"] = training["steps"] * images / max(training["seconds"], 1e-9)
             found[home.name] = record
     return found
 
@@ -223,7 +247,7 @@ def lines_of(study: Study, records: dict[str, dict[str, Any]]) -> tuple[list[str
 def facts(records: dict[str, dict[str, Any]]) -> str:
     """What the figures rest on, in a line."""
     one = next(iter(records.values()))
-    protocol = one["tables"].get("protocol", {})
+    protocol: dict[str, Any] = next((r["tables"]["protocol"] for r in records.values() if "protocol" in r["tables"]), {})
     budgets = sorted({record["budget"]["minutes"] for record in records.values()})
     machines = ", ".join(dict.fromkeys(render.machine_of(record) for record in records.values()))
     drawn = f"{protocol['samples']} samples, {protocol['sampler']}, {protocol['steps']} steps" if protocol else ""
@@ -334,6 +358,8 @@ def main(
     failed = list[Exception]()
     try:
         if not only_render:
+            if not alone:
+                say("budgets are of one process per machine, and steps are not timed beside others: once more without --shard")
             if alone:
                 time_steps(STUDIES[name], fields, folder, say)
             failed = carry_out(name, runs, fields, folder, budget, looks, say)

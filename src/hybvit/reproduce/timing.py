@@ -100,6 +100,5 @@ def measure(configs: dict[str, Config], say: Callable[[str], None], repeats: int
 
 
 def digest(cfg: Config) -> str:
-    """Tells whether a figure was measured with these settings."""
-    """A name for a configuration, which a field that is added later does not change while it has its default."""
+    """Tells whether a figure was measured with these settings; a field added later does not change it at its default."""
     return hashlib.sha256(repr(sorted(differences(Config(), cfg).items())).encode()).hexdigest()[:16]

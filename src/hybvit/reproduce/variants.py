@@ -49,7 +49,7 @@ def _study(title: str, minutes: float, base: str, variants: Iterable[Variant], c
 
 PAPER = Variant(  # with its average of 1,000 steps begun at the first one: else a run of minutes is judged by its random start
     "paper",
-    "the paper's network and recipe",
+    "the paper's network and recipe (images padded to 32x32: its bits/dim are of more, black pixels)",
     override(preset("fashion_mnist_pocket"), train={"ema_warmup": True}),
     fixed=True,
 )
@@ -85,7 +85,7 @@ ABLATION = _study(
         _changed("no_rope", "no RoPE, as published", model={"rope": False}),
         _changed("rms_norm", "RMSNorm", model={"norm": "rms"}),
         _changed("no_qk_norm", "queries and keys not normalised, as published", model={"qk_norm": False}),
-        _changed("labels", "denoising told the label (9 of 10)", model={"label_conditioning": True}),
+        _changed("labels", "denoising told the label of 9 in 10; drawn without one", model={"label_conditioning": True}),
         # the objective
         _changed("eps", "target: eps, as published", objective={"target": "eps"}),
         _changed("x0", "target: x0", objective={"target": "x0"}),
