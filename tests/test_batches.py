@@ -224,3 +224,16 @@ def test_the_policy_is_the_data_sets_own():
     assert policy_of(override(preset("cifar10"), data={"name": "svhn"})) == "svhn"
     assert policy_of(preset("paper_32")) == "imagenet"
     assert policy_of(override(preset("paper_32"), data={"policy": "svhn"})) == "svhn"
+
+
+@pytest.mark.parametrize("kind", ["vit", "genvit", "hybvit"])
+def test_two_processes_share_every_batch(kind):
+    cfg = override(config("weak", 8), objective={"kind": kind})
+    whole = TrainingBatches(colours(), cfg)(5)
+    parts = [TrainingBatches(colours(), cfg, rank, 2)(5) for rank in (0, 1)]
+    for name, together in whole._asdict().items():
+        halves = [getattr(part, name) for part in parts]
+        if together is None:
+            assert halves == [None, None], name
+        else:
+            assert torch.equal(torch.stack(halves, dim=1).flatten(0, 1), together), name
