@@ -131,7 +131,7 @@ def test_the_full_scale_is_the_preset():
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_pocket_scale_shrinks_what_it_has_data_for(name):
     small = POCKET.config(name)
-    if preset(name).data.name not in scales.STAND_INS:
+    if preset(name).data.name not in scales.STAND_INS or not PRESETS[name].published:
         assert small is None
         return
     assert small.data.name in ("fashion_mnist", "digits")
