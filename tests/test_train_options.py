@@ -346,7 +346,7 @@ def test_a_run_starts_from_a_model_of_other_classes(tmp_path):
     moved = train(own, tmp_path / "third", said.append).net.state_dict()
     assert moved["class_readout.1.weight"].shape == (2, 16)
     assert [line for line in said if "is new" in line] == [
-        f"class_readout.1.{part} is new: {tmp_path / 'first'} has other classes" for part in ("weight", "bias")
+        f"class_readout.1.{part} is new: the model of train.init has other classes" for part in ("weight", "bias")
     ]
     assert torch.equal(moved["patch_embedding.weight"], given["patch_embedding.weight"])
 
@@ -356,3 +356,4 @@ def test_a_run_starts_from_a_model_of_other_classes(tmp_path):
     wider = override(still, model={"dim": 32})
     with pytest.raises(CheckpointError, match=r"its model\.dim is 16, this run's 32"):
         train(wider, tmp_path / "fourth")
+    assert not (tmp_path / "fourth").exists()

@@ -81,7 +81,7 @@ def _genvit(cfg: Config) -> Config:
     return override(cfg, objective={"kind": "genvit"})
 
 
-V2_LABELLED = 64  # of 128 denoising images: a joint step then takes a quarter longer than a denoising one
+V2_LABELLED = 64  # of 128 denoising images: a joint step then has a quarter more operations than a denoising one
 
 
 def _v2(paper: Config, *, tokens_per_side: int, tap: int, **model: Any) -> Config:
@@ -238,7 +238,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "fashion_mnist_v2": Preset(
         FASHION_MNIST_V2,
-        "Fashion-MNIST with our recipe at pocket size, half an hour on two CPU cores",
+        "Fashion-MNIST with our recipe at pocket size, about half an hour on two CPU cores",
     ),
     "cifar10_v2": Preset(_v2_natural(CIFAR10), "CIFAR-10 with our recipe"),
     "cifar100_v2": Preset(_v2_natural(CIFAR100), "CIFAR-100 with our recipe"),

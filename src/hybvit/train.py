@@ -65,7 +65,7 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
     data = open_dataset(cfg)
     cfg = settle(cfg, data, device)
     fresh = not checkpoint.step_folders(out / "checkpoints")
-    start = load(cfg.train.init, "cpu") if cfg.train.init and fresh else None  # before a folder is made for nothing
+    start = start_of(cfg, say) if cfg.train.init and fresh else None  # before a folder is made for nothing
     run = RunFolder(out, cfg)
     done, tensors, remarks = run.newest()
     for remark in remarks:
@@ -76,7 +76,7 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
     if isinstance(net, JEM) and not done:
         prepare(net, cfg, data)
     if start is not None:
-        begin_from(start, net, cfg, say)
+        begin_from(start, net, say)
     net = net.to(device)
     ema = HybridModel(build_network(cfg), cfg, device)
     ema.net.load_state_dict(net.state_dict())
@@ -168,24 +168,35 @@ def settle(cfg: Config, data: Dataset, device: torch.device) -> Config:
     return override(cfg, model=classes, data={"classes": data.classes}, train={"precision": precision})
 
 
-def begin_from(start: HybridModel, net: Network, cfg: Config, say: Callable[[str], None]) -> None:
-    """Take over a model's weights; what has the shape of another number of classes stays at its random start.
+def start_of(cfg: Config, say: Callable[[str], None]) -> HybridModel:
+    """The model of ``train.init``.
 
     Raises:
-        CheckpointError: the model's network is another one; the message names the weight.
+        DataError, CheckpointError: it is not there, or its network is another one; the message names the field.
     """
-    own, found, source = net.state_dict(), start.net.state_dict(), str(cfg.train.init)
+    source = str(cfg.train.init)
+    start = load(source, "cpu")
     theirs = override(start.cfg, model={"num_classes": cfg.model.num_classes})
     for name, (before, now) in differences(theirs, cfg).items():
         if name.startswith(("model.", "network.")):
             raise CheckpointError(f"{source}: its {name} is {before}, this run's {now}: its weights mean something else")
         if name in ("objective.target", "diffusion.schedule"):
             say(f"warning: {source} was trained with {name} {before}, this run with {now}")
+    return start
+
+
+def begin_from(start: HybridModel, net: Network, say: Callable[[str], None]) -> None:
+    """Take over a model's weights; what has the shape of another number of classes stays at its random start.
+
+    Raises:
+        CheckpointError: a weight is missing, unknown, or of another shape.
+    """
+    own, found = net.state_dict(), start.net.state_dict()
     for name in found:
         if name.startswith(OF_CLASSES) and name in own and found[name].shape != own[name].shape:
             found[name] = own[name]
-            say(f"{name} is new: {source} has other classes")
-    checkpoint.load_strictly(net, found, Path(source))
+            say(f"{name} is new: the model of train.init has other classes")
+    checkpoint.load_strictly(net, found, Path("train.init"))
 
 
 def prepare(net: JEM, cfg: Config, data: Dataset) -> None:

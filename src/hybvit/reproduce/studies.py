@@ -63,12 +63,8 @@ def within(cfg: Config, minutes: float, fixed: bool) -> tuple[Config, float]:
 
     What the first steps take longer (compiling, mostly) counts too.
     """
-    trial = override(
-        cfg,
-        train={
-            "steps": TRIAL_STEPS, "log_every": TRIAL_PART, "checkpoint_every": TRIAL_STEPS, "preview_every": 0,
-        },
-    )  # fmt: skip
+    steps = {"steps": TRIAL_STEPS, "log_every": TRIAL_PART, "checkpoint_every": TRIAL_STEPS, "preview_every": 0}
+    trial = override(cfg, train=steps)
     with tempfile.TemporaryDirectory() as folder:
         train(trial, Path(folder) / "trial", lambda line: None)
         first, *parts = [line["seconds"] for line in read_metrics(Path(folder) / "trial" / "metrics.jsonl")]
@@ -302,7 +298,25 @@ def notes(study: Study, found: dict[str, Any]) -> list[str]:
     cost_of_both = [
         "What a joint step takes over a denoising-only one of the same batch, timed in turn: " + "; ".join(costs) + "."
     ]
-    return [facts(found["runs"]), *(cost_of_both if costs else [])]
+    return [facts(found["runs"]), *between_seeds(study, found["runs"]), *(cost_of_both if costs else [])]
+
+
+def between_seeds(study: Study, records: dict[str, dict[str, Any]]) -> list[str]:
+    """How far the seeds of a variant lie apart: what is closer than that is no difference."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in records.values():
+        groups.setdefault(record["variant"], []).append(record)
+    said = []
+    for name, own in groups.items():
+        spans = []
+        for heading in ("accuracy %", "Frechet distance"):
+            metric, unit, digits = COLUMNS[heading]
+            values = [unit * value for record in own if (value := value_of(record, metric)) is not None]
+            if len(values) > 1:
+                spans.append(f"{heading} {min(values):.{digits}f} to {max(values):.{digits}f}")
+        if spans:
+            said.append(f"{study.variants[name].words}: {', '.join(spans)}")
+    return [f"Between seeds: {'; '.join(said)}."] if said else []
 
 
 def runs_of(name: str, only: set[str], seeds: list[int]) -> list[Run]:
