@@ -202,6 +202,9 @@ def test_a_conditioned_network_is_told_the_labels_of_the_denoising_images():
     )
     assert alone(0).clean_labels.tolist() == [-1] * 16
     assert TrainingBatches(data, override(conditioned(cfg), objective={"kind": "vit"}))(0).clean_labels is None
+    noisy = override(cfg, objective={"noisy_labels": 0.5})
+    assert same(TrainingBatches(data, noisy)(3), TrainingBatches(data, conditioned(cfg))(3))
+    assert TrainingBatches(data, override(noisy, objective={"kind": "genvit"}))(3).clean_labels is None
 
 
 @pytest.mark.parametrize("kind", ["vit", "genvit", "hybvit"])

@@ -55,6 +55,7 @@ OPTIONS = {
     "weighting": "min_snr",
     "balance": "gradient_norm",
     "class_noise": 0.5,
+    "noisy_labels": 0.5,
 }
 
 
@@ -63,9 +64,10 @@ def test_every_option_reaches_the_objective(name):
     option = {name: OPTIONS[name]}
     cfg, plain = config(**{"label_smoothing": 0.0, **option}), config(label_smoothing=0.0)
     net, diffusion = built(cfg), cfg.diffusion.build()
-    losses = losses_of(net, cfg, diffusion, batch(), seeded())
-    assert torch.equal(losses.total, hybrid_loss(net, diffusion, batch(), generator=seeded(), **option).total)
-    assert losses.total != losses_of(net, plain, diffusion, batch(), seeded()).total
+    told = batch()._replace(clean_labels=torch.tensor([0, 0, 0, 2, 2, -1]))
+    losses = losses_of(net, cfg, diffusion, told, seeded())
+    assert torch.equal(losses.total, hybrid_loss(net, diffusion, told, generator=seeded(), **option).total)
+    assert losses.total != losses_of(net, plain, diffusion, told, seeded()).total
 
 
 def test_a_network_that_is_told_labels_learns_from_them():

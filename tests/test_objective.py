@@ -155,7 +155,7 @@ class Stub(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         g = torch.Generator().manual_seed(7)
-        self.cfg = SimpleNamespace(num_classes=4)
+        self.cfg = SimpleNamespace(num_classes=4, label_conditioning=False)
         self.last_shared_weight = nn.Parameter(torch.randn(64, 64, generator=g, dtype=torch.float64) / 8)
         self.to_class = nn.Parameter(torch.randn(64, 4, generator=g, dtype=torch.float64) / 8)
         self.to_pixels = nn.Parameter(torch.randn(64, 64, generator=g, dtype=torch.float64) / 8)
@@ -174,7 +174,8 @@ class Stub(nn.Module):
 
     def joint(self, images, x_t, t, **options):
         self.asked.append((images, x_t, t, options))
-        return Output(self.features(images) @ self.to_class, (self.features(x_t) @ self.to_pixels).reshape(x_t.shape))
+        labelled = torch.cat((images, x_t)) if options.get("label_all") else images
+        return Output(self.features(labelled) @ self.to_class, (self.features(x_t) @ self.to_pixels).reshape(x_t.shape))
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -356,6 +357,7 @@ def test_the_network_is_told_the_label_it_denoises_towards(labelled):
     clean, images, labels, _ = batch()
     told = Batch(clean, *((images, labels) if labelled else (None, None)), CLEAN_LABELS)
     net, plain = Stub(), Stub()
+    net.cfg.label_conditioning = True
     for share, expected in ((0.0, [0, 1, 2, 3, 4, 4]), (1.0, [4] * 6)):
         hybrid_loss(net, COSINE, told, label_dropout=share, generator=seeded())
         assert list(net.asked[-1][-1]) == ["y"]
@@ -400,6 +402,25 @@ def test_class_noise_reaches_both_ways_of_classifying():
     assert both.ce != without.ce
 
 
+def test_noisy_images_are_labelled_by_what_is_left_of_them():
+    net, (clean, images, labels, _), t = Stub(), batch(), torch.tensor([1, 100, 300, 500, 900, 2])
+    told = Batch(clean, images, labels, CLEAN_LABELS)
+    with_it, without = (hybrid_loss(net, COSINE, told, noisy_labels=w, t=t, generator=seeded(), alpha=3.0) for w in (0.5, 0.0))
+    assert with_it.ce == without.ce
+    assert with_it.denoising == without.denoising
+    seen, x_t, _, options = net.asked[0]
+    assert list(options) == ["label_all"]
+    assert torch.equal(seen, images)
+    log_p = (net.features(x_t) @ net.to_class).log_softmax(dim=1)
+    known = CLEAN_LABELS >= 0
+    of_each = -log_p[torch.arange(6), CLEAN_LABELS.clamp(min=0)] * known
+    expected = (COSINE.alpha_bar[t] * of_each).sum() / 6
+    assert expected > 0.1
+    torch.testing.assert_close(with_it.total - without.total, 0.5 * expected, rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="needs `clean_labels`"):
+        hybrid_loss(net, COSINE, told._replace(clean_labels=None), noisy_labels=0.5)
+
+
 # the same options in a configuration
 
 
@@ -408,6 +429,7 @@ def test_class_noise_reaches_both_ways_of_classifying():
     [
         ({"alpha_end": -1.0}, r"objective\.alpha_end is -1\.0: it must be at least 0"),
         ({"class_noise": 1.5}, r"objective\.class_noise is 1\.5: .*\[0, 1\]"),
+        ({"noisy_labels": -1.0}, r"objective\.noisy_labels is -1\.0: it must be at least 0"),
         ({"class_noise": -0.1}, r"objective\.class_noise is -0\.1"),
         ({"label_dropout": math.nan}, r"objective\.label_dropout is nan"),
         ({"kind": "vit", "balance": "uncertainty"}, r"objective\.balance is uncertainty: .* hybvit"),
@@ -433,10 +455,12 @@ def test_a_network_without_time_takes_no_class_noise():
 def test_options_survive_the_file(tmp_path):
     objective = ObjectiveConfig(
         alpha_end=1.0, balance="gradient_norm", norm="huber", target="flow", times="logit_normal", weighting="p2",
-        class_noise=0.1, label_dropout=0.2,
+        class_noise=0.1, label_dropout=0.2, noisy_labels=1.0,
     )  # fmt: skip
     cfg = Config(objective=objective, diffusion=DiffusionConfig("flow", 100))
     (tmp_path / "config.yaml").write_text(to_yaml(cfg))
     assert load_config(tmp_path / "config.yaml") == cfg
     assert cfg.diffusion.build().alpha_bar[50] == Diffusion.flow(100).alpha_bar[50]
-    assert ObjectiveConfig() == ObjectiveConfig("hybvit", 100.0, None, "fixed", "l1", "eps", "uniform", "uniform", 0, 0.1, 0.1)
+    assert ObjectiveConfig() == ObjectiveConfig(
+        "hybvit", 100.0, None, "fixed", "l1", "eps", "uniform", "uniform", 0, 0, 0.1, 0.1
+    )

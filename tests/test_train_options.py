@@ -252,9 +252,11 @@ def test_runs_and_exports_without_averages_say_so(tiny_run, tmp_path):
 def test_evaluate_judges_the_average_that_is_asked_for(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     arguments = ["evaluate", tmp_path / "run", *QUICK, "--suites=accuracy", "--average"]
-    done = hybvit(*arguments, "0.05", "--out", tmp_path / "out")
+    done = hybvit(*arguments, "0.05")
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["average"] == "0.05"
+    found = tmp_path / "run" / "average-0.05" / "results.json"  # beside those of the main average
+    assert json.loads(found.read_text())["average"] == "0.05"
+    assert not (tmp_path / "run" / "results.json").exists()
     refused = hybvit(*arguments, "0.3")
     assert refused.returncode == 2
     assert "0.05, 0.1" in refused.stderr

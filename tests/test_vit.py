@@ -101,6 +101,9 @@ def test_one_joint_pass_equals_two_passes(changes):
     joint = net.joint(x, x.flip(0), t)
     torch.testing.assert_close(joint.logits, net(x).logits, rtol=0, atol=1e-12)
     torch.testing.assert_close(joint.eps, net(x.flip(0), t).eps, rtol=0, atol=1e-12)
+    both = net.joint(x, x.flip(0), t, label_all=True)
+    torch.testing.assert_close(both.logits, torch.cat((joint.logits, net(x.flip(0), t).logits)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(both.eps, joint.eps, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)

@@ -109,6 +109,8 @@ class ObjectiveConfig:
         times: t is drawn uniformly, or logit_normal, which favours the middle (Esser et al. 2024).
         weighting: of the denoising loss over t: uniform, min_snr (Hang et al. 2023) or p2 (Choi et al. 2022), with mean 1.
         class_noise: share of T up to which half of the labelled images are noised before they are classified.
+        noisy_labels: weight of the cross-entropy of the images being denoised, each at its own t and weighed by abar_t: their
+            labels are read at the tap on the way, which costs nothing.
         label_smoothing: share of the label given to all classes alike.
         label_dropout: share of the images to be denoised whose label is not told, if model.label_conditioning.
     """
@@ -122,6 +124,7 @@ class ObjectiveConfig:
     times: Times = "uniform"
     weighting: Weighting = "uniform"
     class_noise: float = 0.0
+    noisy_labels: float = 0.0
     label_smoothing: float = 0.1
     label_dropout: float = 0.1
 
@@ -288,7 +291,7 @@ class Config:
             "train.keep_checkpoints": 1,
             "train.snapshot_every": 0, "network.width": 1, "network.layers": 1, "network.dropout": 0, "jem.steps": 1,
             "jem.step_size": 0, "jem.noise": 0, "jem.replay": 1, "jem.restart": 0, "jem.input_noise": 0, "jem.weight": 0,
-            "jem.proximal": 0, "jem.limit": 0, "optim.drop": 0,
+            "jem.proximal": 0, "jem.limit": 0, "optim.drop": 0, "objective.noisy_labels": 0,
         }  # fmt: skip
         for name, low in at_least.items():
             if not value_of(self, name) >= low:

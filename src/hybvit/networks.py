@@ -83,6 +83,7 @@ def losses_of(
         weighting=objective.weighting,
         balance=objective.balance,
         class_noise=objective.class_noise,
+        noisy_labels=objective.noisy_labels,
         label_dropout=objective.label_dropout,
         generator=generator,
     )

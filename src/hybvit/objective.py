@@ -31,7 +31,8 @@ TINY_NORM = 1e-8  # added to a gradient's norm: where both are zero, as behind a
 class Batch(NamedTuple):
     """One step's two mini-batches; which are there decides the model: ViT has no ``clean``, GenViT no ``images``.
 
-    ``clean_labels`` int64 [Bd], -1 where unknown, are there only for a network that is told the class it denoises towards.
+    ``clean_labels`` int64 [Bd], -1 where unknown, are there only for a network that is told the class it denoises towards, or
+    that labels noisy images too.
     """
 
     clean: Tensor | None
@@ -44,7 +45,7 @@ class Network(Protocol):
     """What the objective asks of a network; one that only classifies or only denoises has just that of it.
 
     Arguments with a default are passed only by the options that need them: t and t_images [B] in 0..T, the times of
-    ``images``, by class noise; y int64 [B] in 0..K, where K is "no label", with ``clean_labels``.
+    ``images``, by class noise; y int64 [B] in 0..K, where K is "no label", by label conditioning; label_all by noisy labels.
     """
 
     def classify(self, x: Tensor, t: Tensor | None = None) -> Tensor:
@@ -53,8 +54,16 @@ class Network(Protocol):
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x_t [B, C, H, W] at t int64 [B] -> the predicted target [B, C, H, W]."""
 
-    def joint(self, images: Tensor, x_t: Tensor, t: Tensor, t_images: Tensor | None = None, y: Tensor | None = None) -> Output:
-        """Both at once: the logits of ``images`` and the predicted target of ``x_t``."""
+    def joint(
+        self,
+        images: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        t_images: Tensor | None = None,
+        y: Tensor | None = None,
+        label_all: bool = False,
+    ) -> Output:
+        """Both at once: the logits of ``images``, followed with label_all by those of x_t, and the predicted target of x_t."""
 
 
 class Losses(NamedTuple):
@@ -78,6 +87,7 @@ def hybrid_loss(
     weighting: Weighting = "uniform",
     balance: Balance = "fixed",
     class_noise: float = 0.0,
+    noisy_labels: float = 0.0,
     label_dropout: float = 0.1,
     generator: torch.Generator | None = None,
     t: Tensor | None = None,
@@ -90,7 +100,8 @@ def hybrid_loss(
         norm, weighting: see :func:`denoising_loss` and :func:`time_weights`.
         times: see :func:`draw_times`.
         class_noise: share of T up to which half of the labelled images are noised before they are classified.
-        label_dropout: share of ``clean_labels``, where there are any, that the network is not told.
+        noisy_labels: weight of the cross-entropy of the noisy images against ``clean_labels``: see :func:`noisy_cross_entropy`.
+        label_dropout: share of ``clean_labels`` that a network with ``label_conditioning`` is not told.
         generator: CPU generator of every draw: t, then eps ~ N(0, I), then what the options need.
         t, noise: int64 [Bd] and [Bd, C, H, W], to fix the draws instead.
 
@@ -118,7 +129,7 @@ def hybrid_loss(
     wanted = diffusion.target(target, clean, t, noise)
     weights = None if weighting == "uniform" else time_weights(diffusion, weighting, target).float().to(t.device)[t]
     asked: dict[str, Tensor] = {}  # the arguments that the options add
-    if clean_labels is not None:
+    if clean_labels is not None and cast(Any, net).cfg.label_conditioning:
         asked["y"] = with_dropped(clean_labels, cast(Any, net).cfg.num_classes, label_dropout, generator)
     if images is None or labels is None:  # GenViT
         denoising = denoising_loss(net.denoise(x_t, t, **asked), wanted, norm, weights)
@@ -126,10 +137,29 @@ def hybrid_loss(
 
     if class_noise:
         images, asked["t_images"] = lightly_noised(diffusion, images, class_noise, generator)
-    logits, prediction = net.joint(images, x_t, t, **asked)
+    if noisy_labels:
+        if clean_labels is None:
+            raise ValueError("noisy_labels needs `clean_labels`")
+        (logits, prediction), rows = net.joint(images, x_t, t, **asked, label_all=True), len(images)
+        logits, of_noisy = logits[:rows], logits[rows:]
+        extra = noisy_labels * noisy_cross_entropy(diffusion, of_noisy, clean_labels, t, label_smoothing)
+    else:
+        (logits, prediction), extra = net.joint(images, x_t, t, **asked), None
     ce = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     denoising = denoising_loss(prediction, wanted, norm, weights)
-    return Losses(balanced_sum(net, ce, denoising, alpha, balance), ce, denoising)
+    labelling = ce if extra is None else ce + extra
+    return Losses(balanced_sum(net, labelling, denoising, alpha, balance), ce, denoising)
+
+
+def noisy_cross_entropy(
+    diffusion: Diffusion, logits: Tensor, labels: Tensor, t: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """mean of abar_t CE(p(y | x_t), y): what is left of the image decides how much its label counts.
+
+    logits [Bd, K] of x_t at t int64 [Bd]; labels int64 [Bd], those of unlabelled images (-1) count 0.
+    """
+    losses = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none", ignore_index=-1)
+    return (diffusion.alpha_bar.float().to(t.device)[t] * losses).mean()
 
 
 def denoising_loss(prediction: Tensor, target: Tensor, norm: Norm = "l1", weights: Tensor | None = None) -> Tensor:

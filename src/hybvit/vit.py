@@ -133,15 +133,24 @@ class HybViT(nn.Module):
         """x_t [B, C, H, W] at t int64 [B] in 1..T -> what the pixel read-out predicts [B, C, H, W]: see :class:`Output`."""
         return self.read_pixels(self.to_the_end(self.up_to_tap(x_t, t), y))
 
-    def joint(self, images: Tensor, x_t: Tensor, t: Tensor, t_images: Tensor | None = None, y: Tensor | None = None) -> Output:
+    def joint(
+        self,
+        images: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        t_images: Tensor | None = None,
+        y: Tensor | None = None,
+        label_all: bool = False,
+    ) -> Output:
         """Both mini-batches of Sec. 4.2 in one pass: the logits of ``images``, the noise in ``x_t``.
 
         images [Bc, C, H, W] clean, or at ``t_images`` [Bc]; x_t [Bd, C, H, W] noisy at t [Bd] -> Output(logits [Bc, K], eps
-        [Bd, C, H, W]). The images leave the batch where their labels are read.
+        [Bd, C, H, W]). With ``label_all`` the logits of x_t follow: [Bc + Bd, K]. The images leave the batch where their labels
+        are read.
         """
         rows = len(images)
         stream = self.up_to_tap(torch.cat((images, x_t)), torch.cat((t.new_zeros(rows) if t_images is None else t_images, t)))
-        logits = self.read_class(stream.z[:rows])
+        logits = self.read_class(stream.z if label_all else stream.z[:rows])
         return Output(logits, self.read_pixels(self.to_the_end(stream.without_first(rows), y)))
 
     @property

@@ -88,7 +88,7 @@ class ShuffledSets:
 
 class TrainingBatches:
     """Step number in, :class:`Batch` out, on the CPU. The two mini-batches are shuffled independently; only ``images`` is
-    augmented. A network that is conditioned on labels gets those of the denoising images too.
+    augmented. What is conditioned on labels, or labels noisy images too, gets those of the denoising images.
 
     Args:
         rank, world: of ``world`` processes that share every batch, process ``rank`` gets rows rank, rank + world, ...
@@ -128,7 +128,7 @@ class TrainingBatches:
             if data.clean_flip:
                 pixels = flip_half(pixels, draws(seed, "flips of clean images", keys))
             clean = to_x(pixels)
-            if self.cfg.model.label_conditioning:
+            if labels_of_clean(self.cfg):
                 clean_labels = torch.full((len(clean),), NO_LABEL) if known is None else known
         if kind != "genvit":
             pixels, labels, keys = self.labelled.take(labelled)
@@ -153,7 +153,12 @@ def random_batch(cfg: Config, sizes: tuple[int, int], device: torch.device | str
     shape = (cfg.model.channels, cfg.model.image_size, cfg.model.image_size)
     clean, images = (torch.rand(n, *shape, device=device) * 2 - 1 if n else None for n in sizes)
     denoised, labels = (torch.arange(n, device=device) % cfg.model.num_classes if n else None for n in sizes)
-    return Batch(clean, images, labels, denoised if cfg.model.label_conditioning else None)
+    return Batch(clean, images, labels, denoised if labels_of_clean(cfg) else None)
+
+
+def labels_of_clean(cfg: Config) -> bool:
+    """Whether the objective takes the labels of the images to be denoised."""
+    return cfg.model.label_conditioning or (cfg.objective.kind == "hybvit" and cfg.objective.noisy_labels > 0)
 
 
 def policy_of(cfg: Config) -> str:

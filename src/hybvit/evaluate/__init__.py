@@ -233,7 +233,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--average",
         metavar="WIDTH",
-        help="of a run with train.ema_power, judge the average of this width (with an --out of its own)",
+        help="of a run with train.ema_power, judge the average of this width",
     )
     parser.add_argument("--suites", default=",".join(SUITES), help=f"comma-separated, of {', '.join(SUITES)} (all)")
     parser.add_argument("--data", help="where the data are, if not where they were in training")
@@ -259,7 +259,9 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--inception", metavar="PATH", help="the canonical Inception weights, for FID")
     parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--out", type=Path, help="folder for the results (the run folder, else ./evaluated)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the results (the run folder, in it average-WIDTH with --average, else ./evaluated)"
+    )
     parser.add_argument("--report", action="store_true", help="write report.html and report.md too")
     parser.add_argument("--again", action="store_true", help="measure anew what is stored with the same settings")
     return parser
@@ -294,7 +296,8 @@ def run(args: Any, suites: tuple[str, ...], rank: int, world: int) -> None:
         check_classes(model.cfg, data)
         objective = cfg.objective.kind
         is_run = (Path(args.model) / "config.yaml").is_file() and not (Path(args.model) / MANIFEST).is_file()
-    out = args.out or (Path(args.model) if is_run else Path("evaluated"))
+    own = Path(args.model) if is_run else Path("evaluated")
+    out = args.out or (own if args.average is None else own / f"average-{args.average}")
     make_folder(out)
     if args.steps is not None and args.steps > model.diffusion.T:
         raise ConfigError(f"--steps {args.steps}: the model's diffusion has {model.diffusion.T} steps")
