@@ -2,7 +2,8 @@
 
     python benchmarks/ship.py NAME RUN [options of `hybvit evaluate`]
 
-Then `make readme` renders the card. The figures are measured on the exported model, loaded by its name.
+Then `make readme` renders the card. The figures are measured on the exported model, loaded by its name. A run that began from
+the shipped model of that name (`--train.init NAME`) is a further leg of its training, and the card counts all of them.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def ship(name: str, run: Path, options: list[str]) -> None:
     if code:
         sys.exit(code)
     record = json.loads((out / "results.json").read_text())
-    cfg = load_config(run / "config.yaml")
+    cfg, stored = load_config(run / "config.yaml"), ROOT / "results" / f"model_{name}.json"
+    legs = json.loads(stored.read_text())["legs"] if cfg.train.init == name else []
     record["training"] = training_summary(read_metrics(run / "metrics.jsonl")) | {
         "of_steps": cfg.train.steps,
         "batch_size": cfg.train.batch_size,
@@ -78,7 +80,8 @@ def ship(name: str, run: Path, options: list[str]) -> None:
         "init": cfg.train.init,
         "environment": json.loads((run / "environment.json").read_text()),
     }
-    (ROOT / "results" / f"model_{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    record["legs"] = [*legs, record["training"]]
+    stored.write_text(json.dumps(record, indent=1) + "\n")
     shutil.copy(out / "evaluation" / "fidelity" / "samples.png", ROOT / "docs" / f"model_{name}.png")
     print(f"{BUNDLED / name}: {size:.1f} MB with the others; now `make readme`, and look at docs/model_{name}.png")
 

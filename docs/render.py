@@ -143,16 +143,15 @@ def evaluation(name: str = "fashion_mnist_pocket") -> str:
 def card(name: str) -> str:
     """The figures of a model that comes with the package."""
     record = result(f"model_{name}")
-    training = record["training"]
-    facts = training["environment"]
-    batches = (
-        f"{training['batch_size']} denoising and {training['labelled_batch_size'] or training['batch_size']} labelled images"
-    )
-    hours, threads = training["seconds"] / 3600, facts["threads"]
-    trained = (
-        f"{record['parameters']:,} parameters; trained for {training['steps']:,} steps of {batches}, {hours:.2f} hours on "
-        f"{threads} thread(s) of {facts['machine']}, seed {record['seed']}, torch {facts['torch']}."
-    )
+    legs = []
+    for leg in record["legs"]:
+        batches = f"{leg['batch_size']} denoising and {leg['labelled_batch_size'] or leg['batch_size']} labelled images"
+        facts, hours = leg["environment"], leg["seconds"] / 3600
+        legs.append(
+            f"{leg['steps']:,} steps of {batches}, {hours:.2f} hours on {facts['threads']} thread(s) of {facts['machine']}, "
+            f"torch {facts['torch']}"
+        )
+    trained = f"{record['parameters']:,} parameters; trained for {'; then for '.join(legs)}; seed {record['seed']}."
     return f"{trained}\n\n{evaluation(f'model_{name}')}"
 
 
@@ -160,7 +159,7 @@ def study(name: str) -> str:
     """A study's table, as it was measured."""
     from hybvit.reproduce.studies import markdown
 
-    return markdown(name, result(f"study_{name}"))
+    return markdown(name.split("_")[0], result(f"study_{name}"))
 
 
 def v2_costs() -> str:
@@ -250,7 +249,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "paper_runs": paper_runs,
     "paper_verdicts": paper_verdicts,
     "v2_costs": v2_costs,
-    **{f"study_{name}": partial(study, name) for name in ("ablation", "v2")},
+    **{f"study_{name}": partial(study, name) for name in ("ablation_first", "ablation", "v2")},
     **{f"card_{name}": partial(card, name) for name in MODELS},
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
 }

@@ -34,7 +34,7 @@ def small_study(monkeypatch):
     monkeypatch.setattr(studies, "TRIAL_PART", 2)
 
 
-def test_a_study_is_carried_out_kept_and_rendered(small_study, tmp_path, capsys):
+def test_a_study_is_carried_out_kept_and_rendered(small_study, tmp_path, capsys, monkeypatch):
     call = ["reproduce", "ablation", "--out", str(tmp_path), LOOK, "--optim.lr", "1e-3"]
     assert cli.main([*call, "--runs", "small,labels"]) == 0
     folder = tmp_path / "pocket" / "ablation"
@@ -71,6 +71,14 @@ def test_a_study_is_carried_out_kept_and_rendered(small_study, tmp_path, capsys)
     shutil.rmtree(folder / "labels")  # its record stays
     assert cli.main([*call, "--render"]) == 0
     assert {row["run"] for row in csv.DictReader((folder / "ablation.csv").read_text().splitlines())} == {"small", "labels"}
+    monkeypatch.setitem(
+        VARIANTS, "labels", Variant("labels", "labels only", override(VARIANTS["labels"].config, model={"depth": 2}))
+    )
+    capsys.readouterr()
+    assert cli.main([*call, "--render"]) == 0  # but not in the table once its recipe is another
+    assert "labels: of recipes that have changed since" in capsys.readouterr().out
+    kept = json.loads((folder / "records.json").read_text())
+    assert (set(kept["runs"]), set(kept["outdated"])) == ({"small"}, {"labels"})
     assert cli.main([*call, "--dry-run"]) == 0
     assert "3 runs of 0.02 minutes" in capsys.readouterr().out
 
@@ -106,7 +114,7 @@ def test_every_variant_is_v2_with_what_its_name_says():
 def test_a_table_has_means_over_seeds_and_differences_to_the_base():
     def record(variant, seed, accuracy, distance):
         return {
-            "variant": variant, "seed": seed, "parameters": 1000, "images_per_second": 10.0,
+            "variant": variant, "words": VARIANTS[variant].words, "seed": seed, "parameters": 1000, "images_per_second": 10.0,
             "training": {"steps": 7, "seconds": 5.0},
             "metrics": {"test/accuracy": {"value": accuracy}, "fidelity/fd_cnn_5000": {"value": distance}},
         }  # fmt: skip

@@ -128,7 +128,7 @@ def hybrid_loss(
     x_t = diffusion.q_sample(clean, t, noise)
     wanted = diffusion.target(target, clean, t, noise)
     weights = None if weighting == "uniform" else time_weights(diffusion, weighting, target).float().to(t.device)[t]
-    asked: dict[str, Tensor] = {}  # the arguments that the options add
+    asked: dict[str, Any] = {}  # the arguments that the options add
     if clean_labels is not None and cast(Any, net).cfg.label_conditioning:
         asked["y"] = with_dropped(clean_labels, cast(Any, net).cfg.num_classes, label_dropout, generator)
     if images is None or labels is None:  # GenViT

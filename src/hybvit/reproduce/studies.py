@@ -152,26 +152,34 @@ def carry_out(
     return failed
 
 
-def records_of(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
-    """Records of all runs that are done, by the names of their folders; one whose folder is gone keeps its record."""
-    stored = folder / RECORDS
-    found = json.loads(stored.read_text())["runs"] if stored.is_file() else {}
-    found = {name: record for name, record in found.items() if record["variant"] in study.variants}
+def records_of(study: Study, folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Records of all runs that are done, by the names of their folders, and those of recipes that have changed since.
+
+    A record stays when the folder of its run is gone.
+    """
+    stored = json.loads((folder / RECORDS).read_text()) if (folder / RECORDS).is_file() else {"runs": {}, "outdated": {}}
+    found, outdated = dict[str, dict[str, Any]](), stored["outdated"]
+    for name, record in stored["runs"].items():
+        variant = study.variants.get(record["variant"])
+        now = variant and timing.digest(recipe(variant, record["seed"], record["budget"]["fields"]))
+        (found if record["recipe"] == now else outdated)[name] = record
     for home in sorted(path.parent for path in folder.glob(f"*/{BUDGET}")):
         name, _, seed = home.name.partition("-seed")
         if name not in study.variants:
             continue
         budget, variant = json.loads((home / BUDGET).read_text()), study.variants[name]
-        cfg = cut(recipe(variant, int(seed or 0), budget["fields"]), budget["steps"], variant.fixed)
+        whole = recipe(variant, int(seed or 0), budget["fields"])
+        cfg = cut(whole, budget["steps"], variant.fixed)
         record = record_of(home.name, home, cfg, study.variants[study.base].config)
         if record is not None:
             images = sum(minibatches(cfg))
-            record |= {"variant": name, "budget": budget, "gflop_per_step": cost(cfg).train_gflop_per_step}
+            record |= {"variant": name, "words": variant.words, "recipe": timing.digest(whole)}
+            record |= {"budget": budget, "gflop_per_step": cost(cfg).train_gflop_per_step}
             training = {"steps": 0, "seconds": 0.0} | record["training"]  # of a run that diverged at once
             record["training"] = training
             record["images_per_second"] = training["steps"] * images / max(training["seconds"], 1e-9)
             found[home.name] = record
-    return found
+    return found, outdated
 
 
 def time_steps(study: Study, fields: list[str], folder: Path, say: Callable[[str], None]) -> None:
@@ -220,7 +228,7 @@ def lines_of(study: Study, records: dict[str, dict[str, Any]]) -> tuple[list[str
     lines = []
     for name in sorted(groups, key=place):
         own = groups[name]
-        words = study.variants[name].words
+        words = own[0]["words"]
         line = [f"**{words}**" if name == study.base else words]
         for heading, (_, _, digits) in COLUMNS.items():
             value, base = mean(name, heading), mean(study.base, heading) if study.base in groups else None
@@ -272,12 +280,20 @@ def as_csv(study: Study, records: dict[str, dict[str, Any]]) -> str:
 def write_out(name: str, folder: Path, say: Callable[[str], None]) -> None:
     """The study's records and its table as Markdown, CSV and HTML."""
     study = STUDIES[name]
-    records = records_of(study, folder)
+    records, outdated = records_of(study, folder)
+    if outdated:
+        say(f"{folder / RECORDS}: {', '.join(outdated)}: of recipes that have changed since, kept there but not in the table")
     if not records:
         say(f"{folder}: no run of {name} is done yet")
         return
     costs = costs_of(study, folder)
-    found = {"study": name, "rendered_with": environment(), "joint_over_denoising": costs, "runs": records}
+    found = {
+        "study": name,
+        "rendered_with": environment(),
+        "joint_over_denoising": costs,
+        "runs": records,
+        "outdated": outdated,
+    }
     write_text(folder / RECORDS, json.dumps(found, indent=1) + "\n")
     write_text(folder / f"{name}.md", f"### {study.title}\n\n{markdown(name, found)}\n")
     write_text(folder / f"{name}.csv", as_csv(study, records))
@@ -298,10 +314,10 @@ def notes(study: Study, found: dict[str, Any]) -> list[str]:
     cost_of_both = [
         "What a joint step takes over a denoising-only one of the same batch, timed in turn: " + "; ".join(costs) + "."
     ]
-    return [facts(found["runs"]), *between_seeds(study, found["runs"]), *(cost_of_both if costs else [])]
+    return [facts(found["runs"]), *between_seeds(found["runs"]), *(cost_of_both if costs else [])]
 
 
-def between_seeds(study: Study, records: dict[str, dict[str, Any]]) -> list[str]:
+def between_seeds(records: dict[str, dict[str, Any]]) -> list[str]:
     """How far the seeds of a variant lie apart: what is closer than that is no difference."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records.values():
@@ -315,7 +331,7 @@ def between_seeds(study: Study, records: dict[str, dict[str, Any]]) -> list[str]
             if len(values) > 1:
                 spans.append(f"{heading} {min(values):.{digits}f} to {max(values):.{digits}f}")
         if spans:
-            said.append(f"{study.variants[name].words}: {', '.join(spans)}")
+            said.append(f"{own[0]['words']}: {', '.join(spans)}")
     return [f"Between seeds: {'; '.join(said)}."] if said else []
 
 
