@@ -187,8 +187,8 @@ class HybridModel:
         Args:
             sampler: ddpm, ddim, dpmpp_2m or heun; an energy-based model (JEM) has its own, whatever is asked for.
             steps: sampler steps in 1..T; the paper takes ddpm with all T.
-            labels: class of each image, or one for all. A network trained with ``label_conditioning`` draws them; any other
-                is steered to them by its classifier, where ``guidance`` > 0.
+            labels: class of each image, or one for all. A network trained with ``label_conditioning`` draws them, by itself
+                random ones; any other is steered to them by its classifier, where ``guidance`` > 0.
             guidance: strength of the steering: by the network's own classifier, which costs about three times the time, or
                 classifier-free with ``label_conditioning`` (twice).
             seed: image i is drawn from (seed, i).
@@ -230,10 +230,18 @@ class HybridModel:
         return torch.cat(parts)
 
     def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int, spacing: Spacing | None = None) -> Tensor:
-        """The images of these numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU."""
+        """The images of these numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU.
+
+        A network that takes labels is told a random one for each, every class alike.
+        """
         if self.own_sampler:
             return self.net.draw(indices, steps, seed)
-        return draw(self.denoise, self.diffusion, self.image_shape, self.device, indices, sampler, steps, seed, spacing)
+        denoise: Callable[[Tensor, Tensor], Tensor] = self.denoise
+        if self.takes_labels:
+            classes = self.cfg.model.num_classes
+            labels = torch.tensor([mix(seed, "labels of samples", i) % classes for i in indices], device=self.device)
+            denoise = self.conditional(labels, 0.0)
+        return draw(denoise, self.diffusion, self.image_shape, self.device, indices, sampler, steps, seed, spacing)
 
     @torch.no_grad()
     def bits_per_dim(self, x: Tensor, seed: int = 0) -> Tensor:

@@ -16,6 +16,7 @@ STREAMS = {
     "order of clean images, in a buffer": 8,
     "mixing": 9,
     "flips of clean images": 10,
+    "labels of samples": 11,
 }
 
 

@@ -85,7 +85,7 @@ ABLATION = _study(
         _changed("no_rope", "no RoPE, as published", model={"rope": False}),
         _changed("rms_norm", "RMSNorm", model={"norm": "rms"}),
         _changed("no_qk_norm", "queries and keys not normalised, as published", model={"qk_norm": False}),
-        _changed("labels", "denoising told the label of 9 in 10; drawn without one", model={"label_conditioning": True}),
+        _changed("labels", "denoising told the label of 9 in 10; drawn with random ones", model={"label_conditioning": True}),
         # the objective
         _changed("eps", "target: eps, as published", objective={"target": "eps"}),
         _changed("x0", "target: x0", objective={"target": "x0"}),
