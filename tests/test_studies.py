@@ -105,7 +105,7 @@ def test_every_variant_is_v2_with_what_its_name_says():
         assert study.base in study.variants
         changes = {name: set(differences(V2, variant.config)) for name, variant in study.variants.items() if not variant.fixed}
         assert changes.pop("v2") == set()
-        two = {"flow", "alpha_falls", "gradient_norm", "half_batches", "flipped"}
+        two = {"last_tap", "flow", "alpha_falls", "gradient_norm", "half_batches", "flipped", "v2_genvit"}
         assert {name for name, fields in changes.items() if len(fields) == 2} == two & set(changes)
         assert {len(changes[name]) for name in set(changes) - two} == {1}
     assert set(COMPARISON.costs) <= set(COMPARISON.variants)

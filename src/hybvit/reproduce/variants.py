@@ -76,8 +76,12 @@ ABLATION = _study(
         _changed("token_scalars", "time: token scalars, as published", model={"time": "token_scalars"}),
         _changed("adaln_zero", "time: a modulation of its own for every layer", model={"time": "adaln_zero"}),
         _changed("time_token", "time: a token", model={"time": "token"}),
-        _changed("no_skips", "no long skips", model={"long_skips": False}),
-        _changed("last_tap", "labels read after the last layer, as published", model={"class_depth": None}),
+        _changed("skips", "long skips", model={"long_skips": True}),
+        _changed(
+            "last_tap",
+            "labels read after the last layer and not told, as published",
+            model={"class_depth": None, "label_conditioning": False},
+        ),
         _changed("early_tap", "labels read after half of the layers", model={"class_depth": V2.model.depth // 2}),
         _changed("attention_pool", "labels read by attention over the patches", model={"class_pool": "attention"}),
         _changed("registers", "four registers", model={"registers": 4}),
@@ -85,7 +89,7 @@ ABLATION = _study(
         _changed("no_rope", "no RoPE, as published", model={"rope": False}),
         _changed("rms_norm", "RMSNorm", model={"norm": "rms"}),
         _changed("no_qk_norm", "queries and keys not normalised, as published", model={"qk_norm": False}),
-        _changed("labels", "denoising told the label of 9 in 10; drawn with random ones", model={"label_conditioning": True}),
+        _changed("untold", "denoising not told the labels, as published", model={"label_conditioning": False}),
         # the objective
         _changed("eps", "target: eps, as published", objective={"target": "eps"}),
         _changed("x0", "target: x0", objective={"target": "x0"}),
@@ -96,9 +100,11 @@ ABLATION = _study(
         _changed("p2", "weights: P2", objective={"weighting": "p2"}),
         _changed("logit_normal", "times: logit-normal", objective={"times": "logit_normal"}),
         _changed("class_noise", "labels also under light noise (5 % of T)", objective={"class_noise": 0.05}),
-        _changed("alpha_1", "alpha 1", objective={"alpha": 1.0}),
+        _changed("no_noisy_labels", "noisy images not labelled, as published", objective={"noisy_labels": 0.0}),
+        _changed("noisy_labels_1", "noisy images labelled with weight 1", objective={"noisy_labels": 1.0}),
+        _changed("alpha_5", "alpha 5", objective={"alpha": 5.0}),
         _changed("alpha_100", "alpha 100, as published", objective={"alpha": 100.0}),
-        _changed("alpha_falls", "alpha from 20 to 1", objective={"alpha": 20.0, "alpha_end": 1.0}),
+        _changed("alpha_falls", "alpha from 40 to 5", objective={"alpha": 40.0, "alpha_end": 5.0}),
         _changed("uncertainty", "balance: learned variances", objective={"balance": "uncertainty"}),
         _changed("gradient_norm", "balance: equal gradient norms", objective={"balance": "gradient_norm", "alpha": 1.0}),
         # the optimiser and the batches
@@ -118,7 +124,10 @@ COMPARISON = _study(
         PAPER,
         V2_SHORT,
         _changed("v2_vit", "the same network, labels only", objective={"kind": "vit"}),
-        _changed("v2_genvit", "the same network, images only", objective={"kind": "genvit"}),
+        _changed(
+            "v2_genvit", "the same network, images only", objective={"kind": "genvit"}, model={"label_conditioning": False}
+        ),
+        _changed("v2_told", "the same network, images only, told their labels", objective={"kind": "genvit"}),
     ),
     costs=("paper", "v2"),
 )
