@@ -86,17 +86,19 @@ def test_guidance_raises_the_probability_of_the_label():
 
 
 def test_a_network_that_takes_labels_draws_them_with_and_without_guidance():
-    m = model(override(CFG, model={"class_depth": 1, "label_conditioning": True}))
+    told = override(CFG, model={"class_depth": 1, "label_conditioning": True})
+    m, unlabelled = model(override(told, data={"classes": tuple("abcd")})), model(told)
 
     def denoise(x_t, t, y=None):  # the images of class y are flat, y / 4 bright; without a label they are black
         x0 = torch.full_like(x_t, -1.0) if y is None else torch.where(y == 4, -1.0, y / 4)[:, None, None, None].expand_as(x_t)
         return m.diffusion.predict_eps(x_t, t, x0)
 
-    m.denoise = denoise
+    m.denoise = unlabelled.denoise = denoise
     assert m.sample(2, steps=5, labels=[0, 2]).float().mean((1, 2, 3)).tolist() == pytest.approx([127.5, 191.25], abs=0.5)
     drawn = m.sample(40, steps=5).float().mean((1, 2, 3))  # each with a random label, the same ones for the same seed
     assert set((4 * (2 * drawn / 255 - 1)).round().tolist()) == {0.0, 1.0, 2.0, 3.0}
     assert torch.equal(m.sample(8, steps=5).float().mean((1, 2, 3)), drawn[:8])
+    assert unlabelled.sample(2, steps=5).float().mean() == 0
     x_t, t, y = torch.randn(2, 1, 8, 8), torch.tensor([30, 700]), torch.tensor([1, 3])
     guided = m.conditional(y, 2.0)(x_t, t)
     expected = 3 * denoise(x_t, t, y) - 2 * denoise(x_t, t)

@@ -232,13 +232,13 @@ class HybridModel:
     def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int, spacing: Spacing | None = None) -> Tensor:
         """The images of these numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU.
 
-        A network that takes labels is told a random one for each, every class alike.
+        A network that takes labels is told a random one for each, every class alike; none if its own images had none.
         """
         if self.own_sampler:
             return self.net.draw(indices, steps, seed)
         denoise: Callable[[Tensor, Tensor], Tensor] = self.denoise
-        if self.takes_labels:
-            classes = self.cfg.model.num_classes
+        if self.takes_labels and self.cfg.data.classes:
+            classes = len(self.cfg.data.classes)
             labels = torch.tensor([mix(seed, "labels of samples", i) % classes for i in indices], device=self.device)
             denoise = self.conditional(labels, 0.0)
         return draw(denoise, self.diffusion, self.image_shape, self.device, indices, sampler, steps, seed, spacing)
