@@ -47,6 +47,7 @@ def test_progress_reaches_the_loss():
         torch.testing.assert_close(total, ce + alpha * denoising)
 
 
+CLEAN_LABELS = torch.tensor([0, 0, 0, 2, 2, -1])
 OPTIONS = {
     "norm": "huber",
     "target": "flow",
@@ -64,7 +65,7 @@ def test_every_option_reaches_the_objective(name):
     option = {name: OPTIONS[name]}
     cfg, plain = config(**{"label_smoothing": 0.0, **option}), config(label_smoothing=0.0)
     net, diffusion = built(cfg), cfg.diffusion.build()
-    told = batch()._replace(clean_labels=torch.tensor([0, 0, 0, 2, 2, -1]))
+    told = batch()._replace(clean_labels=CLEAN_LABELS)
     losses = losses_of(net, cfg, diffusion, told, seeded())
     assert torch.equal(losses.total, hybrid_loss(net, diffusion, told, generator=seeded(), **option).total)
     assert losses.total != losses_of(net, plain, diffusion, told, seeded()).total
@@ -74,7 +75,7 @@ def test_a_network_that_is_told_labels_learns_from_them():
     cfg = config(label_dropout=0.0)
     cfg = replace(cfg, model=replace(SMALL, label_conditioning=True, class_depth=1))
     net, diffusion = built(cfg), cfg.diffusion.build()
-    told = batch()._replace(clean_labels=torch.tensor([0, 0, 0, 2, 2, -1]))
+    told = batch()._replace(clean_labels=CLEAN_LABELS)
     losses_of(net, cfg, diffusion, told, seeded()).total.backward()
     used = net.label_embedding.weight.grad.abs().sum(1) > 0
     assert used.tolist() == [True, False, True, False, True]
@@ -107,7 +108,7 @@ def test_all_options_train_together(balance, time):
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
     first = last = None
     for step in range(30):
-        losses = losses_of(net, cfg, diffusion, batch(), seeded(step % 3))
+        losses = losses_of(net, cfg, diffusion, batch()._replace(clean_labels=CLEAN_LABELS), seeded(step % 3))
         losses.total.backward()
         optimizer.step()
         optimizer.zero_grad()
