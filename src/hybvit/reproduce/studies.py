@@ -158,11 +158,11 @@ def records_of(study: Study, folder: Path) -> tuple[dict[str, dict[str, Any]], d
     A record stays when the folder of its run is gone.
     """
     stored = json.loads((folder / RECORDS).read_text()) if (folder / RECORDS).is_file() else {"runs": {}, "outdated": {}}
-    found, outdated = dict[str, dict[str, Any]](), stored["outdated"]
+    found, outdated = dict[str, dict[str, Any]](), stored.get("outdated", {})
     for name, record in stored["runs"].items():
         variant = study.variants.get(record["variant"])
         now = variant and timing.digest(recipe(variant, record["seed"], record["budget"]["fields"]))
-        (found if record["recipe"] == now else outdated)[name] = record
+        (found if record.get("recipe") == now else outdated)[name] = record
     for home in sorted(path.parent for path in folder.glob(f"*/{BUDGET}")):
         name, _, seed = home.name.partition("-seed")
         if name not in study.variants:
