@@ -99,6 +99,7 @@ def test_a_network_that_takes_labels_draws_them_with_and_without_guidance():
     assert set((4 * (2 * drawn / 255 - 1)).round().tolist()) == {0.0, 1.0, 2.0, 3.0}
     assert torch.equal(m.sample(8, steps=5).float().mean((1, 2, 3)), drawn[:8])
     assert unlabelled.sample(2, steps=5).float().mean() == 0
+    assert (m.draws_by_label, unlabelled.draws_by_label) == (True, False)
     x_t, t, y = torch.randn(2, 1, 8, 8), torch.tensor([30, 700]), torch.tensor([1, 3])
     guided = m.conditional(y, 2.0)(x_t, t)
     expected = 3 * denoise(x_t, t, y) - 2 * denoise(x_t, t)

@@ -47,6 +47,9 @@ class Evaluable(Protocol):
     @property
     def own_sampler(self) -> str | None: ...
 
+    @property
+    def draws_by_label(self) -> bool: ...
+
     def logits(self, x: Tensor) -> Tensor:
         """[B, K], differentiable."""
 
@@ -141,6 +144,10 @@ class Adapted:
     @property
     def own_sampler(self) -> str | None:
         return None
+
+    @property
+    def draws_by_label(self) -> bool:
+        return False
 
     def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int) -> Tensor:
         return draw(self.denoise, self.diffusion, self.image_shape, self.device, indices, sampler, steps, seed)

@@ -139,6 +139,11 @@ class HybridModel:
         """Whether the denoiser itself was trained with labels."""
         return self.has_denoiser and self.cfg.model.label_conditioning
 
+    @property
+    def draws_by_label(self) -> bool:
+        """Whether :meth:`draw` tells the denoiser a random label for each image."""
+        return self.takes_labels and bool(self.cfg.data.classes)
+
     def conditional(self, labels: Tensor, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
         """A denoiser told the ``labels`` [B]; ``guidance`` w > 0: (1 + w) eps(x_t, y) - w eps(x_t) (Ho & Salimans 2021)."""
 
@@ -237,7 +242,7 @@ class HybridModel:
         if self.own_sampler:
             return self.net.draw(indices, steps, seed)
         denoise: Callable[[Tensor, Tensor], Tensor] = self.denoise
-        if self.takes_labels and self.cfg.data.classes:
+        if self.draws_by_label:
             classes = len(self.cfg.data.classes)
             labels = torch.tensor([mix(seed, "labels of samples", i) % classes for i in indices], device=self.device)
             denoise = self.conditional(labels, 0.0)

@@ -48,7 +48,8 @@ def run(ctx: Context) -> Result:
         result.notes.append(f"No Frechet distance: {error}")
     samples = ctx.samples
     scale = max(1, 32 // samples.shape[-1])
-    caption = f"Generated: {ctx.model.own_sampler or o.sampler}, {o.steps} steps, seed {o.seed}"
+    told = ", each of a random class" if ctx.model.draws_by_label else ""
+    caption = f"Generated: {ctx.model.own_sampler or o.sampler}, {o.steps} steps, seed {o.seed}{told}"
     result.pictures["samples"] = Picture(grid(samples[:GRID_IMAGES], columns=10, scale=scale), caption)
     real = ctx.data.train.spread(GRID_IMAGES).in_memory
     result.pictures["training_images"] = Picture(grid(real, columns=10, scale=scale), "Real")
@@ -90,6 +91,7 @@ def distances(ctx: Context, eye: Extractor, samples: Tensor, result: Result) -> 
     result.tables["protocol"] = {
         "extractor": eye.name, "feature_size": real.shape[1], "reference": f"{reference} training images", "samples": n,
         "sampler": ctx.model.own_sampler or ctx.options.sampler, "steps": ctx.options.steps, "seed": ctx.options.seed,
+        "told": "a random label for each" if ctx.model.draws_by_label else "no labels",
         "weights": "as given" if ctx.objective == "adapted" else "EMA",
         "kid_subsets": f"{KID_SUBSETS} of {subset}", "neighbours": NEIGHBOURS, "score_splits": SPLITS,
     }  # fmt: skip

@@ -23,6 +23,7 @@ from ..seeds import generator
 from ..train import build_optimizers
 
 REPEATS = 5
+WARM_UP = 3  # steps: a compiled network is not yet as fast as it gets in its second one
 
 
 def epoch_images(cfg: Config) -> int:
@@ -73,7 +74,8 @@ def measure(configs: dict[str, Config], say: Callable[[str], None], repeats: int
     steps, times = {name: one_step(cfg, device) for name, cfg in configs.items()}, {name: list[float]() for name in configs}
     often = {}
     for name, step in steps.items():
-        step()  # warms up
+        for _ in range(WARM_UP):
+            step()
         started = time.perf_counter()
         step()
         often[name] = max(1, round(1.0 / (time.perf_counter() - started)))
