@@ -25,7 +25,8 @@ def value(record: dict[str, Any], name: str, percent: bool = True) -> str:
         return "-"
     scale, digits = (100, 1) if percent else (1, 2)
     shown = f"{scale * metric['value']:.{digits}f}" + (" %" if percent else "")
-    return shown + (f" ({scale * metric['low']:.1f} to {scale * metric['high']:.1f})" if "low" in metric else "")
+    low, high = (f"{scale * metric[end]:.{digits}f}" if end in metric else "" for end in ("low", "high"))
+    return shown + (f" ({low} to {high})" if low else "")
 
 
 def table() -> str:
@@ -158,6 +159,45 @@ def card(name: str) -> str:
     return f"{trained}\n\n{evaluation(f'model_{name}')}"
 
 
+def shipped() -> str:
+    """The models that come with the package, beside each other."""
+    from hybvit.reproduce.studies import value_of
+
+    records = {name: result(f"model_{name}") for name in MODELS}
+
+    def threads(record: dict[str, Any]) -> int:
+        return record["legs"][-1]["environment"]["threads"]
+
+    def distance(record: dict[str, Any]) -> str:
+        protocol = record["tables"]["protocol"]
+        return f"{value_of(record, 'fidelity/fd_'):.2f} (on `{protocol['extractor']}`)"
+
+    rows: dict[str, Callable[[dict[str, Any]], str]] = {
+        "parameters": lambda r: f"{r['parameters']:,}",
+        "training": lambda r: f"{sum(leg['seconds'] for leg in r['legs']) / 60:,.0f} minutes on {threads(r)} CPU threads",
+        "test accuracy": lambda r: value(r, "test/accuracy"),
+        "labels' NLL, nats": lambda r: value(r, "test/nll", percent=False),
+        "bits per dimension, at most": lambda r: value(r, "likelihood/bits_per_dim", percent=False),
+        "Frechet distance of samples": distance,
+    }
+    lines = ["| | " + " | ".join(f"`{name}`" for name in records) + " |", "|---|" + "---|" * len(records)]
+    lines += [f"| {name} | " + " | ".join(cell(record) for record in records.values()) + " |" for name, cell in rows.items()]
+    drawn = "; ".join(
+        f"`{n}`: {(o := r['options'])['samples']:,}, {o['sampler']}, {o['steps']} steps" for n, r in records.items()
+    )
+    return "\n".join([*lines, "", f"In brackets 95 % intervals. Samples of {drawn}."])
+
+
+def comparison() -> str:
+    """The study of v2, its columns that matter most."""
+    from hybvit.reproduce.render import as_markdown
+    from hybvit.reproduce.studies import STUDIES, lines_of
+
+    heads, lines = lines_of(STUDIES["v2"], result("study_v2")["runs"])
+    shown = [heads.index(name) for name in ("recipe", "accuracy %", "Frechet distance", "bits/dim", "parameters", "seconds")]
+    return as_markdown([heads[i] for i in shown], [[line[i] for i in shown] for line in lines])
+
+
 def study(name: str) -> str:
     """A study's table, as it was measured."""
     from hybvit.reproduce.studies import markdown
@@ -253,6 +293,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "paper_verdicts": paper_verdicts,
     "v2_costs": v2_costs,
     **{f"study_{name}": partial(study, name) for name in ("ablation_first", "ablation", "v2")},
+    "shipped": shipped,
+    "comparison": comparison,
     **{f"card_{name}": partial(card, name) for name in MODELS},
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
 }

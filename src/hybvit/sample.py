@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> None:
     parser = ArgumentParser(
         prog="hybvit sample", description="Generate images into one picture (or single ones, with --folder)."
     )
-    parser.add_argument("model", metavar="MODEL", help="run folder, exported folder or hub id")
+    parser.add_argument("model", metavar="MODEL", help="run folder, exported folder, hub id, or a model of the package")
     parser.add_argument("-n", type=positive, default=64, help="number of images (64)")
     parser.add_argument("--sampler", choices=tuple(SAMPLERS), default="dpmpp_2m", help="the paper takes ddpm with all steps")
     parser.add_argument("--steps", type=positive, default=20, help="sampler steps (20)")

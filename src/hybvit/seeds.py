@@ -17,6 +17,7 @@ STREAMS = {
     "mixing": 9,
     "flips of clean images": 10,
     "labels of samples": 11,
+    "shifts of clean images": 12,
 }
 
 
