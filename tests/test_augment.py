@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from hybvit.data.augment import DRAWS, FLIP, POLICY, auto_augment, draws, erase, flip_half, mix_batch, shifted, weak
+from hybvit.data.augment import DRAWS, FLIP, POLICY, auto_augment, draws, erase, flip_half, mix_batch, weak
 
 STREAM = "augmentation"
 
@@ -65,24 +65,6 @@ def test_colour_channels_are_cropped_together():
     out = weak(pixels, draws(0, STREAM, keys(64)), 4, True)
     assert torch.equal(out[:, 0], out[:, 1])
     assert torch.equal(out[:, 0], out[:, 2])
-
-
-def test_moved_images_and_how_far():
-    pixels = torch.arange(1, 37, dtype=torch.uint8).reshape(1, 1, 6, 6).repeat(500, 1, 1, 1)
-    moved, shift = shifted(pixels, draws(0, "shifts of clean images", keys(500)), 2)
-    for image, (down, right) in zip(moved[:, 0], (2 * shift).tolist(), strict=True):
-        down, right = int(down), int(right)
-        expected = torch.zeros(6, 6, dtype=torch.uint8)
-        for row in range(6):
-            for column in range(6):
-                if 0 <= row + down < 6 and 0 <= column + right < 6:
-                    expected[row + down, column + right] = pixels[0, 0, row, column]
-        assert torch.equal(image, expected)
-    counts = torch.zeros(5, 5)
-    for down, right in (2 * shift).long().tolist():
-        counts[down + 2, right + 2] += 1
-    assert counts.min() >= 5  # 20 of each expected
-    assert shift.dtype == torch.float32
 
 
 def test_flips_of_clean_images():

@@ -58,9 +58,7 @@ def test_repeats_show_each_image_three_times_in_an_epoch():
     assert taken[:, 2].tolist() == [0, 1, 2] * 5
 
 
-@pytest.mark.parametrize(
-    ("kind", "present"), [("vit", (0, 1, 1, 0, 0)), ("genvit", (1, 0, 0, 0, 0)), ("hybvit", (1, 1, 1, 0, 0))]
-)
+@pytest.mark.parametrize(("kind", "present"), [("vit", (0, 1, 1, 0)), ("genvit", (1, 0, 0, 0)), ("hybvit", (1, 1, 1, 0))])
 def test_the_objective_decides_the_mini_batches(kind, present):
     cfg = override(preset("digits"), objective={"kind": kind})
     batch = TrainingBatches(datasets.open_dataset(cfg), cfg)(3)
@@ -209,31 +207,10 @@ def test_a_conditioned_network_is_told_the_labels_of_the_denoising_images():
     assert TrainingBatches(data, override(noisy, objective={"kind": "genvit"}))(3).clean_labels is None
 
 
-def test_moved_images_are_those_of_the_unmoved_batch():
-    data, cfg = colours(), config("none")
-    batches = TrainingBatches(data, override(cfg, model={"shift_conditioning": True}, data={"clean_shift": 2}))
-    for step in range(3):
-        plain, batch = TrainingBatches(data, cfg)(step), batches(step)
-        for before, after, shift in zip(plain.clean, batch.clean, (2 * batch.clean_shift).int().tolist(), strict=True):
-            expected = before.clone()
-            for axis, s in zip((1, 2), shift, strict=True):
-                expected = expected.roll(s, axis)
-                expected.narrow(axis, 0 if s > 0 else expected.shape[axis] + s, abs(s)).fill_(-1.0)
-            assert torch.equal(after, expected)
-        assert same(batch._replace(clean=plain.clean, clean_shift=None), plain)
-    assert batches(0).clean_shift.unique().tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
-
-
 @pytest.mark.parametrize("kind", ["vit", "genvit", "hybvit"])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_random_batch_has_the_form_of_a_real_one(kind, device):
-    cfg = override(
-        conditioned(config(mixing=0.0)),
-        model={"shift_conditioning": True},
-        objective={"kind": kind},
-        data={"clean_shift": 1},
-        train={"labelled_batch_size": 6},
-    )
+    cfg = override(conditioned(config(mixing=0.0)), objective={"kind": kind}, train={"labelled_batch_size": 6})
     made, real = random_batch(cfg, minibatches(cfg), device), TrainingBatches(colours(), cfg)(0)
     form = lambda batch: [part if part is None else (part.shape, part.dtype) for part in batch]  # noqa: E731
     assert form(made) == form(real)

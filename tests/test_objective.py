@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from statistics import NormalDist
 from types import SimpleNamespace
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hybvit import checkpoint
-from hybvit.config import Config, DataConfig, DiffusionConfig, NetworkConfig, ObjectiveConfig, load_config, to_yaml
+from hybvit.config import Config, DiffusionConfig, NetworkConfig, ObjectiveConfig, load_config, to_yaml
 from hybvit.diffusion import Diffusion
 from hybvit.errors import ConfigError
 from hybvit.objective import (
@@ -51,7 +50,7 @@ def test_golden_losses(golden, golden_config, golden_file, norm):
 
 
 def test_hybvit_is_cross_entropy_plus_alpha_times_denoising():
-    net, (clean, images, labels, *_) = HybViT(SMALL), batch()
+    net, (clean, images, labels, _) = HybViT(SMALL), batch()
     t, noise = (
         torch.tensor([1, 10, 100, 500, 900, 1000]),
         torch.randn(clean.shape, generator=torch.Generator().manual_seed(1)),
@@ -65,7 +64,7 @@ def test_hybvit_is_cross_entropy_plus_alpha_times_denoising():
 
 
 def test_vit_and_genvit_minimise_one_term():
-    net, (clean, images, labels, *_) = HybViT(SMALL), batch()
+    net, (clean, images, labels, _) = HybViT(SMALL), batch()
     vit = hybrid_loss(net, COSINE, Batch(None, images, labels))
     assert vit.denoising is None
     assert vit.total is vit.ce
@@ -103,7 +102,7 @@ def test_norms():
 
 
 def test_label_smoothing_and_class_shares():
-    net, (_, images, labels, *_) = HybViT(SMALL), batch()
+    net, (_, images, labels, _) = HybViT(SMALL), batch()
     log_p = net(images).logits.log_softmax(1)
     smoothed = hybrid_loss(net, COSINE, Batch(None, images, labels), label_smoothing=0.1).ce
     target = torch.nn.functional.one_hot(labels, 4) * 0.9 + 0.1 / 4
@@ -135,7 +134,7 @@ def test_draws_follow_the_generator_and_cover_all_steps():
 
 
 def test_incomplete_batches_are_refused():
-    net, (clean, images, labels, *_) = HybViT(SMALL), batch()
+    net, (clean, images, labels, _) = HybViT(SMALL), batch()
     with pytest.raises(ValueError, match="empty"):
         hybrid_loss(net, COSINE, Batch(None, None, None))
     with pytest.raises(ValueError, match="come together"):
@@ -185,7 +184,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_without_options_nothing_but_the_paper_is_computed_and_drawn(norm):
-    net, (clean, images, labels, *_), g, reference = Stub(), batch(), seeded(), seeded()
+    net, (clean, images, labels, _), g, reference = Stub(), batch(), seeded(), seeded()
     losses = hybrid_loss(net, COSINE, Batch(clean, images, labels), norm=norm, generator=g)
     t = torch.randint(1, 1001, (6,), generator=reference)
     noise = torch.randn(clean.shape, generator=reference)
@@ -355,7 +354,7 @@ def test_labels_are_dropped_by_share_and_unknown_ones_always():
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_the_network_is_told_the_label_it_denoises_towards(labelled):
-    clean, images, labels, *_ = batch()
+    clean, images, labels, _ = batch()
     told = Batch(clean, *((images, labels) if labelled else (None, None)), CLEAN_LABELS)
     net, plain = Stub(), Stub()
     net.cfg.label_conditioning = True
@@ -366,16 +365,6 @@ def test_the_network_is_told_the_label_it_denoises_towards(labelled):
     hybrid_loss(plain, COSINE, told._replace(clean_labels=None), generator=seeded())
     assert torch.equal(net.asked[-1][-3], plain.asked[-1][-3])  # the same x_t: t and eps are drawn before
     assert torch.equal(net.asked[-1][-2], plain.asked[-1][-2])
-
-
-@pytest.mark.parametrize("labelled", [True, False])
-def test_the_network_is_told_how_far_its_images_were_moved(labelled):
-    clean, images, labels, *_ = batch()
-    moved = Batch(clean, *((images, labels) if labelled else (None, None)), clean_shift=torch.randn(6, 2))
-    net = Stub()
-    hybrid_loss(net, COSINE, moved, generator=seeded())
-    assert list(net.asked[-1][-1]) == ["shift"]
-    assert net.asked[-1][-1]["shift"] is moved.clean_shift
 
 
 def test_half_of_the_labelled_images_are_lightly_noised():
@@ -394,7 +383,7 @@ def test_half_of_the_labelled_images_are_lightly_noised():
 
 
 def test_class_noise_reaches_both_ways_of_classifying():
-    clean, images, labels, *_ = batch()
+    clean, images, labels, _ = batch()
     net, plain = Stub(), Stub()
     vit = hybrid_loss(net, COSINE, Batch(None, images, labels), class_noise=0.2, generator=seeded())
     noisy, t = lightly_noised(COSINE, images, 0.2, seeded())
@@ -414,7 +403,7 @@ def test_class_noise_reaches_both_ways_of_classifying():
 
 
 def test_noisy_images_are_labelled_by_what_is_left_of_them():
-    net, (clean, images, labels, *_), t = Stub(), batch(), torch.tensor([1, 100, 300, 500, 900, 2])
+    net, (clean, images, labels, _), t = Stub(), batch(), torch.tensor([1, 100, 300, 500, 900, 2])
     told = Batch(clean, images, labels, CLEAN_LABELS)
     with_it, without = (hybrid_loss(net, COSINE, told, noisy_labels=w, t=t, generator=seeded(), alpha=3.0) for w in (0.5, 0.0))
     assert with_it.ce == without.ce
@@ -461,22 +450,6 @@ def test_a_network_without_time_takes_no_class_noise():
     Config(network=network, objective=ObjectiveConfig(kind="vit"))
     with pytest.raises(ConfigError, match=r"objective\.class_noise is 0\.1: only network\.name vit"):
         Config(network=network, objective=ObjectiveConfig(kind="vit", class_noise=0.1))
-
-
-def test_a_network_that_sees_moved_images_is_told_how_far():
-    told, moved = replace(SMALL, shift_conditioning=True), DataConfig(clean_shift=2)
-    Config(model=told, data=moved)
-    for fields, words in (
-        ({"model": told}, r"data\.clean_shift is 0 and model\.shift_conditioning True"),
-        ({"data": moved}, r"data\.clean_shift is 2 and model\.shift_conditioning False"),
-        ({"data": DataConfig(clean_shift=-1)}, r"data\.clean_shift is -1: it must be at least 0"),
-        (
-            {"model": told, "data": moved, "network": NetworkConfig("unet"), "objective": ObjectiveConfig("genvit")},
-            r"model\.shift_conditioning is for network\.name vit",
-        ),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            Config(**fields)
 
 
 def test_options_survive_the_file(tmp_path):

@@ -46,7 +46,6 @@ WIDTHS = (0.05, 0.1)
 OPTIONS = (
     "--optim.name=muon", "--optim.schedule=cooldown", "--train.ema_power=[0.05,0.1]", "--train.labelled_batch_size=4",
     "--train.snapshot_every=30", "--model.class_depth=1", "--model.label_conditioning=true",
-    "--data.clean_shift=1", "--model.shift_conditioning=true",
 )  # fmt: skip
 
 

@@ -26,7 +26,6 @@ VARIANTS = {
     "tap": {"class_depth": 2, "long_skips": True, "time": "adaln_single"},
     "early tap": {"class_depth": 1, "long_skips": True, "class_pool": "attention"},
     "label": {"class_depth": 2, "label_conditioning": True, "time": "adaln_zero"},
-    "shift": {"class_depth": 2, "shift_conditioning": True, "time": "adaln_single", "patch_embedding": "conv"},
 }
 
 
@@ -117,8 +116,7 @@ def test_the_time_reaches_the_output(changes):
 def test_every_parameter_is_trained_by_the_joint_pass():
     for changes in VARIANTS.values():
         net, (x, t) = build(**changes), inputs()
-        shift = {"shift": x[:, 0, 0, :2]} if net.cfg.shift_conditioning else {}
-        out = net.joint(x, x, t, **shift)
+        out = net.joint(x, x, t)
         (out.logits.square().sum() + out.eps.square().sum()).backward()
         untouched = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
         assert untouched == []
@@ -210,21 +208,6 @@ def test_the_label_reaches_the_pixels_and_not_the_logits():
     torch.testing.assert_close(net.joint(x, x, t, y=y).eps, told.eps, rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="label_conditioning"):
         build().denoise(x, t, y)
-
-
-@pytest.mark.parametrize("variant", [{}, VARIANTS["shift"]])
-def test_the_shift_reaches_the_noisy_rows_alone_and_none_means_unmoved(variant):
-    net, (x, t) = build(**{**variant, "shift_conditioning": True}), inputs()
-    shift = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-0.5, 0.5]], dtype=torch.float64)
-    plain, moved = net.denoise(x, t), net.denoise(x, t, shift=shift)
-    torch.testing.assert_close(moved[0], plain[0], rtol=0, atol=1e-12)
-    assert (moved - plain).abs().amax((1, 2, 3))[1:].min() > 1e-3
-    assert (moved[1] - net.denoise(x, t, shift=shift.flip(1))[1]).abs().max() > 1e-3  # down is not right
-    both = net.joint(x, x, t, shift=shift)
-    torch.testing.assert_close(both.eps, moved, rtol=0, atol=1e-12)
-    torch.testing.assert_close(both.logits, net.classify(x), rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match="shift_conditioning"):
-        build().denoise(x, t, shift=shift)
 
 
 def test_rope_sees_only_the_distance_of_two_patches_and_leaves_the_prefix():

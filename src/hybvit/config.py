@@ -147,9 +147,7 @@ class DataConfig:
         erasing: probability of random erasing, if strong.
         mixing: probability that a batch is mixed by MixUp or CutMix, if strong.
         repeats: repeated augmentation: each image appears this often in an epoch (3 in the published runs).
-        clean_flip: mirror half of the denoising mini-batch.
-        clean_shift: pixels by which the images of the denoising mini-batch are moved at most, along both axes; the network is
-            told how far (model.shift_conditioning), and draws unmoved ones (non-leaky augmentation, Karras et al. 2022).
+        clean_flip: mirror half of the denoising mini-batch, which is not augmented otherwise.
         held_out: share of the training images that are kept from training, to calibrate the probabilities on.
         unlabelled: denoise the data set's unlabelled images too (STL-10, Tiny-ImageNet).
         max_bad_files: unreadable image files that are left out, each by name, before the run stops.
@@ -171,7 +169,6 @@ class DataConfig:
     mixing: float = 0.5
     repeats: int = 1
     clean_flip: bool = False
-    clean_shift: int = 0
     held_out: float = 0.0
     unlabelled: bool = False
     max_bad_files: int = 0
@@ -294,7 +291,7 @@ class Config:
             "train.keep_checkpoints": 1,
             "train.snapshot_every": 0, "network.width": 1, "network.layers": 1, "network.dropout": 0, "jem.steps": 1,
             "jem.step_size": 0, "jem.noise": 0, "jem.replay": 1, "jem.restart": 0, "jem.input_noise": 0, "jem.weight": 0,
-            "jem.proximal": 0, "jem.limit": 0, "optim.drop": 0, "objective.noisy_labels": 0, "data.clean_shift": 0,
+            "jem.proximal": 0, "jem.limit": 0, "optim.drop": 0, "objective.noisy_labels": 0,
         }  # fmt: skip
         for name, low in at_least.items():
             if not value_of(self, name) >= low:
@@ -323,14 +320,8 @@ class Config:
             raise ConfigError(f"optim.lr is {self.optim.lr}, optim.muon_lr {self.optim.muon_lr}: muon needs both above 0")
         if self.train.compile and self.objective.balance == "gradient_norm":
             raise ConfigError("train.compile does not go with objective.balance gradient_norm, which goes back twice")
-        for name in ("label_conditioning", "shift_conditioning"):
-            if getattr(self.model, name) and self.network.name != "vit":
-                raise ConfigError(f"model.{name} is for network.name vit, not for a {self.network.name}")
-        if (self.data.clean_shift > 0) != self.model.shift_conditioning:
-            raise ConfigError(
-                f"data.clean_shift is {self.data.clean_shift} and model.shift_conditioning {self.model.shift_conditioning}: a "
-                "network that sees moved images must be told how far, or it draws moved ones"
-            )
+        if self.model.label_conditioning and self.network.name != "vit":
+            raise ConfigError(f"model.label_conditioning is for network.name vit, not for a {self.network.name}")
         if self.train.compile and self.objective.kind == "jem":
             raise ConfigError("train.compile does not go with objective.kind jem, whose steps are Langevin chains")
         if not all(0 <= share <= 1 for share in self.optim.milestones):

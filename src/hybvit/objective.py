@@ -32,29 +32,26 @@ class Batch(NamedTuple):
     """One step's two mini-batches; which are there decides the model: ViT has no ``clean``, GenViT no ``images``.
 
     ``clean_labels`` int64 [Bd], -1 where unknown, are there only for a network that is told the class it denoises towards, or
-    that labels noisy images too. ``clean_shift`` float [Bd, 2] is how far ``clean`` were moved (down, right) as shares of
-    ``data.clean_shift``, in [-1, 1].
+    that labels noisy images too.
     """
 
     clean: Tensor | None
     images: Tensor | None
     labels: Tensor | None
     clean_labels: Tensor | None = None
-    clean_shift: Tensor | None = None
 
 
 class Network(Protocol):
     """What the objective asks of a network; one that only classifies or only denoises has just that of it.
 
     Arguments with a default are passed only by the options that need them: t and t_images [B] in 0..T, the times of
-    ``images``, by class noise; y int64 [B] in 0..K, where K is "no label", by label conditioning; shift float [B, 2] by moved
-    images; label_all by noisy labels.
+    ``images``, by class noise; y int64 [B] in 0..K, where K is "no label", by label conditioning; label_all by noisy labels.
     """
 
     def classify(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         """x [B, C, H, W], clean or at t -> logits [B, K]."""
 
-    def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x_t [B, C, H, W] at t int64 [B] -> the predicted target [B, C, H, W]."""
 
     def joint(
@@ -64,7 +61,6 @@ class Network(Protocol):
         t: Tensor,
         t_images: Tensor | None = None,
         y: Tensor | None = None,
-        shift: Tensor | None = None,
         label_all: bool = False,
     ) -> Output:
         """Both at once: the logits of ``images``, followed with label_all by those of x_t, and the predicted target of x_t."""
@@ -112,7 +108,7 @@ def hybrid_loss(
     Raises:
         ValueError: both mini-batches are missing, ``images`` come without ``labels``, or an option has no such value.
     """
-    clean, images, labels, clean_labels, clean_shift = batch
+    clean, images, labels, clean_labels = batch
     if (images is None) != (labels is None):
         raise ValueError("`images` and `labels` come together: one of them is missing")
     if clean is None:  # ViT
@@ -135,8 +131,6 @@ def hybrid_loss(
     asked: dict[str, Any] = {}  # the arguments that the options add
     if clean_labels is not None and cast(Any, net).cfg.label_conditioning:
         asked["y"] = with_dropped(clean_labels, cast(Any, net).cfg.num_classes, label_dropout, generator)
-    if clean_shift is not None:
-        asked["shift"] = clean_shift
     if images is None or labels is None:  # GenViT
         denoising = denoising_loss(net.denoise(x_t, t, **asked), wanted, norm, weights)
         return Losses(denoising, None, denoising)

@@ -17,7 +17,6 @@ STREAMS = {
     "mixing": 9,
     "flips of clean images": 10,
     "labels of samples": 11,
-    "shifts of clean images": 12,
 }
 
 

@@ -77,7 +77,6 @@ class HybViT(nn.Module):
         self.positions = nn.Parameter(torch.empty(1, cfg.num_patches + 1, cfg.dim))
         self.registers = nn.Parameter(torch.empty(1, cfg.registers, cfg.dim)) if cfg.registers else None
         self.time_embedding = TimeEmbedding(cfg.dim, cfg.time_width)
-        self.shift_embedding = nn.Linear(2, cfg.time_width, bias=False) if cfg.shift_conditioning else None
         self.clean_time = nn.Parameter(torch.empty(1, 1, cfg.dim)) if cfg.time == "token" else None
         self.shared_modulation = nn.Linear(cfg.dim, 6 * cfg.dim, bias=False) if cfg.time == "adaln_single" else None
         self.layers = nn.ModuleList(LAYERS[cfg.time](cfg) for _ in range(cfg.depth))
@@ -130,12 +129,9 @@ class HybViT(nn.Module):
         """x float [B, C, H, W] in [-1, 1], clean -> what the label read-out sees [B, D]: the class token, or the pool."""
         return self.class_pool(self.up_to_tap(x, None).z)
 
-    def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """x_t [B, C, H, W] at t int64 [B] in 1..T -> what the pixel read-out predicts [B, C, H, W]: see :class:`Output`.
-
-        ``shift`` float [B, 2] is for a network with ``shift_conditioning``: see :class:`hybvit.objective.Batch`.
-        """
-        return self.read_pixels(self.to_the_end(self.up_to_tap(x_t, t, shift), y))
+    def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """x_t [B, C, H, W] at t int64 [B] in 1..T -> what the pixel read-out predicts [B, C, H, W]: see :class:`Output`."""
+        return self.read_pixels(self.to_the_end(self.up_to_tap(x_t, t), y))
 
     def joint(
         self,
@@ -144,19 +140,16 @@ class HybViT(nn.Module):
         t: Tensor,
         t_images: Tensor | None = None,
         y: Tensor | None = None,
-        shift: Tensor | None = None,
         label_all: bool = False,
     ) -> Output:
         """Both mini-batches of Sec. 4.2 in one pass: the logits of ``images``, the noise in ``x_t``.
 
-        images [Bc, C, H, W] clean, or at ``t_images`` [Bc]; x_t [Bd, C, H, W] noisy at t [Bd], moved by ``shift`` [Bd, 2] ->
-        Output(logits [Bc, K], eps [Bd, C, H, W]). With ``label_all`` the logits of x_t follow: [Bc + Bd, K]. The images leave
-        the batch where their labels are read.
+        images [Bc, C, H, W] clean, or at ``t_images`` [Bc]; x_t [Bd, C, H, W] noisy at t [Bd] -> Output(logits [Bc, K], eps
+        [Bd, C, H, W]). With ``label_all`` the logits of x_t follow: [Bc + Bd, K]. The images leave the batch where their labels
+        are read.
         """
         rows = len(images)
-        times = torch.cat((t.new_zeros(rows) if t_images is None else t_images, t))
-        shifts = None if shift is None else torch.cat((shift.new_zeros(rows, 2), shift))
-        stream = self.up_to_tap(torch.cat((images, x_t)), times, shifts)
+        stream = self.up_to_tap(torch.cat((images, x_t)), torch.cat((t.new_zeros(rows) if t_images is None else t_images, t)))
         logits = self.read_class(stream.z if label_all else stream.z[:rows])
         return Output(logits, self.read_pixels(self.to_the_end(stream.without_first(rows), y)))
 
@@ -166,16 +159,12 @@ class HybViT(nn.Module):
         layer = cast(PlainLayer, self.layers[self.cfg.tap - 1])
         return [p for p in layer.mlp.parameters() if p.ndim == 2][-1]
 
-    def up_to_tap(self, x: Tensor, t: Tensor | None, shift: Tensor | None = None) -> Stream:
+    def up_to_tap(self, x: Tensor, t: Tensor | None) -> Stream:
         """Eqs. 17-21 up to the layer that the label read-out sees."""
         self.check_input(x, t)
-        if shift is not None and self.shift_embedding is None:
-            raise ValueError("shift is given, but this network was built without model.shift_conditioning")
         time = noisy = condition = None
         if t is not None:
             time = self.time_embedding(t)
-            if self.shift_embedding is not None and shift is not None:
-                time = time + self.shift_embedding(shift)
             noisy = (t > 0).to(time.dtype)[:, None]
             condition = time if self.shared_modulation is None else self.shared_modulation(F.silu(time) * noisy)
         pixels = x if self.stem is None else self.stem(x, time, noisy)

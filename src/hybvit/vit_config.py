@@ -44,8 +44,6 @@ class ViTConfig:
         final_norm: a normalisation of the patch tokens before the pixel read-out.
         label_conditioning: add an embedding of the label to the tokens of a noisy image where the label read-out has been
             passed; it needs a ``class_depth`` below ``depth``.
-        shift_conditioning: add a linear map of how far a noisy image was moved (``data.clean_shift``) to the time embedding;
-            unless told otherwise the network takes an image for unmoved.
         position_std: standard deviation of the initial positional embedding and class token (published: 1).
     """
 
@@ -73,7 +71,6 @@ class ViTConfig:
     readout_width: int = 16
     final_norm: bool = False
     label_conditioning: bool = False
-    shift_conditioning: bool = False
     position_std: float = 1.0
 
     def __post_init__(self) -> None:

@@ -47,15 +47,6 @@ def flip_half(pixels: Tensor, u: Tensor) -> Tensor:
     return torch.where((u[:, FLIP] < 0.5)[:, None, None, None], pixels.flip(3), pixels)
 
 
-def shifted(pixels: Tensor, u: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Images moved by -most..most pixels along both axes, black where they were -> them, and (down, right) / most [B, 2].
-
-    uint8 [B, C, H, W], draws [B, DRAWS] -> the same shape, float32 in [-1, 1].
-    """
-    start = (u[:, (TOP, LEFT)] * (2 * most + 1)).long()  # of the crop that :func:`weak` takes: a later one moves the image back
-    return weak(pixels, u, most, flip=False), (most - start).float() / most
-
-
 def weak(pixels: Tensor, u: Tensor, padding: int, flip: bool) -> Tensor:
     """Random crop of the original size after padding with black, and a mirror image with probability 1/2 if ``flip``.
 

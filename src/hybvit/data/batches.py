@@ -18,7 +18,7 @@ from ..config import Config, minibatches
 from ..errors import ConfigError, DataError
 from ..objective import Batch
 from ..seeds import generator
-from .augment import auto_augment, draws, erase, flip_half, mix_batch, shifted, weak
+from .augment import auto_augment, draws, erase, flip_half, mix_batch, weak
 from .catalog import CATALOG
 from .image_set import ImageSet
 from .images import to_x
@@ -87,9 +87,8 @@ class ShuffledSets:
 
 
 class TrainingBatches:
-    """Step number in, :class:`Batch` out, on the CPU. The two mini-batches are shuffled independently; ``images`` is augmented,
-    ``clean`` mirrored and moved at most. What is conditioned on labels, or labels noisy images too, gets those of the denoising
-    images.
+    """Step number in, :class:`Batch` out, on the CPU. The two mini-batches are shuffled independently; only ``images`` is
+    augmented. What is conditioned on labels, or labels noisy images too, gets those of the denoising images.
 
     Args:
         rank, world: of ``world`` processes that share every batch, process ``rank`` gets rows rank, rank + world, ...
@@ -123,13 +122,11 @@ class TrainingBatches:
     def __call__(self, step: int) -> Batch:
         data, kind, seed = self.cfg.data, self.cfg.objective.kind, self.cfg.train.seed
         denoising, labelled = (step * n + torch.arange(n)[self.rank :: self.world] for n in self.sizes)
-        clean = images = labels = clean_labels = clean_shift = None
+        clean = images = labels = clean_labels = None
         if kind != "vit":
             pixels, known, keys = self.clean.take(denoising)
             if data.clean_flip:
                 pixels = flip_half(pixels, draws(seed, "flips of clean images", keys))
-            if data.clean_shift:
-                pixels, clean_shift = shifted(pixels, draws(seed, "shifts of clean images", keys), data.clean_shift)
             clean = to_x(pixels)
             if labels_of_clean(self.cfg):
                 clean_labels = torch.full((len(clean),), NO_LABEL) if known is None else known
@@ -138,7 +135,7 @@ class TrainingBatches:
             if labels is None or bool((labels < 0).any()):
                 raise DataError(f"{data.root}: a sample without a label; train with --objective genvit")
             images, labels = self.augmented(pixels, labels, draws(seed, "augmentation", keys), step)
-        return Batch(clean, images, labels, clean_labels, clean_shift)
+        return Batch(clean, images, labels, clean_labels)
 
     def augmented(self, pixels: Tensor, labels: Tensor, u: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The labelled mini-batch as ``data.augment`` says -> x, and labels int64 [B] or class shares float [B, K]."""
@@ -156,8 +153,7 @@ def random_batch(cfg: Config, sizes: tuple[int, int], device: torch.device | str
     shape = (cfg.model.channels, cfg.model.image_size, cfg.model.image_size)
     clean, images = (torch.rand(n, *shape, device=device) * 2 - 1 if n else None for n in sizes)
     denoised, labels = (torch.arange(n, device=device) % cfg.model.num_classes if n else None for n in sizes)
-    unmoved = torch.zeros(len(clean), 2, device=device) if clean is not None and cfg.data.clean_shift else None
-    return Batch(clean, images, labels, denoised if labels_of_clean(cfg) else None, unmoved)
+    return Batch(clean, images, labels, denoised if labels_of_clean(cfg) else None)
 
 
 def labels_of_clean(cfg: Config) -> bool:
