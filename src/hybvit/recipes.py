@@ -106,11 +106,11 @@ def _v2(paper: Config, *, tokens_per_side: int, tap: int, **model: Any) -> Confi
         ),
         objective=ObjectiveConfig(
             paper.objective.kind,
-            alpha=20.0 if natural else 5.0,
+            alpha=20.0 if natural else 2.0,
             norm="l2",
             target="v",
             label_smoothing=0.1 if natural else 0.0,
-            noisy_labels=0.0 if natural else 6.0,
+            noisy_labels=0.0 if natural else 1.0,
         ),
         data=replace(paper.data, clean_flip=natural),
         optim=OptimConfig(name="muon", lr=2e-3, beta2=0.99, warmup_steps=paper.train.steps // 20),
