@@ -165,8 +165,9 @@ def shipped() -> str:
 
     records = {name: result(f"model_{name}") for name in MODELS}
 
-    def threads(record: dict[str, Any]) -> int:
-        return record["legs"][-1]["environment"]["threads"]
+    def threads(record: dict[str, Any]) -> str:
+        count = record["legs"][-1]["environment"]["threads"]
+        return f"{count} CPU thread{'s' if count > 1 else ''}"
 
     def distance(record: dict[str, Any]) -> str:
         protocol = record["tables"]["protocol"]
@@ -174,7 +175,7 @@ def shipped() -> str:
 
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "parameters": lambda r: f"{r['parameters']:,}",
-        "training": lambda r: f"{sum(leg['seconds'] for leg in r['legs']) / 60:,.0f} minutes on {threads(r)} CPU threads",
+        "training": lambda r: f"{sum(leg['seconds'] for leg in r['legs']) / 60:,.0f} minutes on {threads(r)}",
         "test accuracy": lambda r: value(r, "test/accuracy"),
         "labels' NLL, nats": lambda r: value(r, "test/nll", percent=False),
         "bits per dimension, at most": lambda r: value(r, "likelihood/bits_per_dim", percent=False),
