@@ -15,10 +15,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hybvit import load
-from hybvit.config import load_config, override
+from hybvit import checkpoint, load
+from hybvit.config import Config, differences, load_config, override
 from hybvit.data.catalog import CATALOG
 from hybvit.hybrid import BUNDLED
+from hybvit.recipes import PRESETS
 from hybvit.run_folder import read_metrics, training_summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +27,7 @@ LARGEST_MB = 12  # of all models in the package together
 CARD = """---
 license: apache-2.0
 library_name: hybvit
-tags: [image-classification, unconditional-image-generation, diffusion, vit]
+tags: [image-classification, {kind}-image-generation, diffusion, vit]
 ---
 
 # {name}
@@ -36,10 +37,13 @@ and tells how likely an image is. It comes with the package:
 
 ```python
 import hybvit
-model = hybvit.load("{name}")           # no network needed
-images = model.sample(64, steps=20)     # uint8 [64, {channels}, {size}, {size}]
+
+model = hybvit.load("{name}")  # no network needed
+images = model.sample(64, steps=20)  # uint8 [64, {channels}, {size}, {size}]
 labels, probabilities, score = model.predict(images)
 ```
+
+![100 images that it drew](../../../../../docs/model_{name}.png)
 
 It is meant for trying the package, for teaching, and as a start for other images of that size (`--train.init {name}`). It has
 seen nothing but this data set: its labels for other pictures mean nothing, and its robustness to attacks is measured below, not
@@ -48,6 +52,15 @@ promised.
 <!-- begin card_{name} -->
 <!-- end card_{name} -->
 """
+
+
+def command(cfg: Config) -> str:
+    """What trained it: the nearest preset, and what was set otherwise."""
+    changed = {name: differences(entry.config, cfg) for name, entry in PRESETS.items()}
+    nearest = min(changed, key=lambda name: len(changed[name]))
+    own_places = ("data.root", "data.test_root", "data.classes")
+    words = [f"--{field} {now}" for field, (_, now) in changed[nearest].items() if field not in own_places]
+    return " ".join(["hybvit train", nearest, *words])
 
 
 def ship(name: str, run: Path, options: list[str]) -> None:
@@ -62,7 +75,15 @@ def ship(name: str, run: Path, options: list[str]) -> None:
             sys.exit(f"{name}: with the other models {size:.1f} MB of weights, at most {LARGEST_MB}")
     model.save_pretrained(BUNDLED / name)
     info = CATALOG[model.cfg.data.name]
-    facts = {"title": info.title, "source": info.source, "licence": info.licence, "channels": info.channels, "size": info.size}
+    kind = "conditional" if model.takes_labels else "unconditional"
+    facts = {
+        "kind": kind,
+        "title": info.title,
+        "source": info.source,
+        "licence": info.licence,
+        "channels": info.channels,
+        "size": info.size,
+    }
     (BUNDLED / name / "README.md").write_text(CARD.format(name=name, **facts))
 
     out = Path("runs/shipped") / name
@@ -77,9 +98,10 @@ def ship(name: str, run: Path, options: list[str]) -> None:
         "of_steps": cfg.train.steps,
         "batch_size": cfg.train.batch_size,
         "labelled_batch_size": cfg.train.labelled_batch_size,
-        "init": cfg.train.init,
+        "command": command(cfg),
         "environment": json.loads((run / "environment.json").read_text()),
     }
+    record["sha256"] = checkpoint.verify(BUNDLED / name)["sha256"]
     record["legs"] = [*legs, record["training"]]
     stored.write_text(json.dumps(record, indent=1) + "\n")
     shutil.copy(out / "evaluation" / "fidelity" / "samples.png", ROOT / "docs" / f"model_{name}.png")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from hybvit import cli
+from hybvit import checkpoint, cli, hybrid
 from hybvit.config import Config, value_of
 
 from .conftest import QUICK
@@ -75,6 +76,16 @@ def test_the_commands_run(tmp_path, monkeypatch):
         assert cli.main([verb, *words, *quick.get(verb, [])]) == 0
     assert (tmp_path / "runs" / "photos" / "report.html").is_file()
     assert (tmp_path / "grid.png").is_file()
+
+
+def test_the_bundled_models_are_those_that_were_measured():
+    names = hybrid.bundled()
+    assert names == ["digits", "fashion-mnist"]
+    assert sum(path.stat().st_size for path in hybrid.BUNDLED.rglob("*") if path.is_file()) < 12e6
+    for name in names:
+        record = json.loads((ROOT / "results" / f"model_{name}.json").read_text())
+        assert record["sha256"] == checkpoint.verify(hybrid.BUNDLED / name)["sha256"]
+        assert record["metrics"]["test/accuracy"]["value"] > {"digits": 0.97, "fashion-mnist": 0.93}[name]
 
 
 @pytest.mark.parametrize("target", re.findall(r"(?:`|^ {4})make (\w+)", README, re.MULTILINE))

@@ -81,7 +81,9 @@ def _genvit(cfg: Config) -> Config:
     return override(cfg, objective={"kind": "genvit"})
 
 
-V2_LABELLED = 64  # beside 128 (96 at pocket scale) to denoise: a joint step then takes a quarter more time than a denoising one
+V2_LABELLED = (
+    64  # beside 128 (96 at pocket scale) to denoise: a joint step then has a third more operations than a denoising one
+)
 
 
 def _v2(paper: Config, *, tokens_per_side: int, tap: int, **model: Any) -> Config:
