@@ -156,8 +156,7 @@ def card(name: str) -> str:
             f"{facts['machine']}, torch {facts['torch']}"
         )
     trained = f"{record['parameters']:,} parameters; trained for {'; then for '.join(legs)}; seed {record['seed']}."
-    # Of a set that was left out, why is a matter of the machine.
-    notes = [note.partition(":")[0] + "." if "left out" in note else note for part in record["notes"].values() for note in part]
+    notes = [note for suite in record["notes"].values() for note in suite]
     return "\n\n".join([trained, evaluation(f"model_{name}"), *notes])
 
 
