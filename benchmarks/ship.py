@@ -2,7 +2,7 @@
 
     python benchmarks/ship.py NAME RUN [options of `hybvit evaluate`]
 
-Then `make readme` renders the card. The figures are measured on the exported model, loaded by its name. A run that began from
+Then `make readme` renders the card. The figures are measured on the exported model. A run that began from
 the shipped model of that name (`--train.init NAME`) is a further leg of its training, and the card counts all of them.
 """
 
@@ -12,7 +12,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from hybvit import checkpoint, load
@@ -67,33 +66,20 @@ def ship(name: str, run: Path, options: list[str]) -> None:
     model = load(run)
     # Where images and first weights were is nobody else's place.
     model.cfg = override(model.cfg, data={"root": None, "test_root": None}, train={"init": None})
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(Path(folder) / name)
-        others = [path for path in BUNDLED.rglob("*.safetensors") if path.parent.name != name]
-        size = sum(path.stat().st_size for path in (*others, *Path(folder).rglob("*.safetensors"))) / 1e6
-        if size > LARGEST_MB:
-            sys.exit(f"{name}: with the other models {size:.1f} MB of weights, at most {LARGEST_MB}")
-    model.save_pretrained(BUNDLED / name)
-    info = CATALOG[model.cfg.data.name]
-    kind = "conditional" if model.takes_labels else "unconditional"
-    facts = {
-        "kind": kind,
-        "title": info.title,
-        "source": info.source,
-        "licence": info.licence,
-        "channels": info.channels,
-        "size": info.size,
-    }
-    (BUNDLED / name / "README.md").write_text(CARD.format(name=name, **facts))
-
     out = Path("runs/shipped") / name
-    call = [sys.executable, "-m", "hybvit.cli", "evaluate", name, "--out", str(out), "--report", *options]
+    export = out / "model"
+    model.save_pretrained(export)
+    others = [path for path in BUNDLED.rglob("*.safetensors") if path.parent.name != name]
+    size = sum(path.stat().st_size for path in (*others, *export.glob("*.safetensors"))) / 1e6
+    if size > LARGEST_MB:
+        sys.exit(f"{name}: with the other models {size:.1f} MB of weights, at most {LARGEST_MB}")
+
+    call = [sys.executable, "-m", "hybvit.cli", "evaluate", str(export), "--out", str(out), "--report", *options]
     code = subprocess.run(call).returncode
     if code:
         sys.exit(code)
-    record = json.loads((out / "results.json").read_text())
+    record = json.loads((out / "results.json").read_text()) | {"model": name}
     cfg, stored = load_config(run / "config.yaml"), ROOT / "results" / f"model_{name}.json"
-    legs = json.loads(stored.read_text())["legs"] if cfg.train.init == name else []
     record["training"] = training_summary(read_metrics(run / "metrics.jsonl")) | {
         "of_steps": cfg.train.steps,
         "batch_size": cfg.train.batch_size,
@@ -103,8 +89,23 @@ def ship(name: str, run: Path, options: list[str]) -> None:
     }
     for suite, notes in record["notes"].items():  # why a set was left out is a matter of the machine
         record["notes"][suite] = [note.partition(":")[0] + "." if "left out" in note else note for note in notes]
-    record["sha256"] = checkpoint.verify(BUNDLED / name)["sha256"]
-    record["legs"] = [*legs, record["training"]]
+    record["sha256"] = checkpoint.verify(export)["sha256"]
+    earlier = json.loads(stored.read_text())["legs"] if cfg.train.init == name else []
+    record["legs"] = [*(leg for leg in earlier if leg != record["training"]), record["training"]]
+
+    info = CATALOG[model.cfg.data.name]
+    card = CARD.format(
+        name=name,
+        kind="conditional" if model.takes_labels else "unconditional",
+        title=info.title,
+        source=info.source,
+        licence=info.licence,
+        channels=info.channels,
+        size=info.size,
+    )
+    # Everything at once and only now: an evaluation that fails leaves the old model with its old figures.
+    shutil.copytree(export, BUNDLED / name, dirs_exist_ok=True)
+    (BUNDLED / name / "README.md").write_text(card)
     stored.write_text(json.dumps(record, indent=1) + "\n")
     shutil.copy(out / "evaluation" / "fidelity" / "samples.png", ROOT / "docs" / f"model_{name}.png")
     print(f"{BUNDLED / name}: {size:.1f} MB with the others; now `make readme`, and look at docs/model_{name}.png")

@@ -132,6 +132,7 @@ def evaluation(name: str = "fashion_mnist_pocket") -> str:
         interval = f"{metric['low']:.4f} to {metric['high']:.4f}" if "low" in metric else ""
         lines.append(f"| `{name}` | {shown} | {interval} | {metric['n']:,} |")
     seconds = sum(suite["seconds"] for suite in record["suites"].values())
+    counts = sorted({suite["environment"]["threads"] for suite in record["suites"].values()})
     protocol = record.get("tables", {}).get("protocol", {})
     told = f", told {protocol['told']}" if "told" in protocol else ""
     lines += [
@@ -140,7 +141,7 @@ def evaluation(name: str = "fashion_mnist_pocket") -> str:
         f"{options['bound_images']} images for the bound with {options['bound_draws']} times each, "
         f"{options['attack_images']} attacked by PGD and {options['autoattack_images']} by AutoAttack, seed {options['seed']}; "
         f"{seconds:.0f} s on "
-        f"{record['environment']['threads']} threads, not alone on the machine.",
+        f"{' or '.join(map(str, counts))} threads, not alone on the machine.",
     ]
     return "\n".join(lines)
 
