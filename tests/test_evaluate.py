@@ -20,6 +20,7 @@ from hybvit.errors import ConfigError, DataError
 from hybvit.evaluate import SUITES, evaluate
 from hybvit.evaluate.context import Context, Options
 from hybvit.evaluate.robustness import speaks_against
+from hybvit.hybrid import load
 from hybvit.recipes import preset
 from hybvit.report import WORDS, meaning
 
@@ -278,6 +279,17 @@ def test_a_set_that_is_not_here_is_left_out_with_a_line_or_refused_where_it_was_
     asked = Options(**{**FAST.__dict__, "out_of_distribution": ("celeba",)})
     with pytest.raises(DataError, match="celeba: not found"):
         evaluate(context(linear, tmp_path, asked), ("ood",), quiet)
+
+
+def test_the_record_says_whether_samples_were_told_labels(tmp_path, monkeypatch):
+    model = load("digits", "cpu")
+    for told, words in ((False, "no labels"), (True, "a random label for each")):
+        monkeypatch.setattr(type(model), "draws_by_label", told)
+        monkeypatch.setattr(model, "draw", lambda indices, *_: torch.zeros(len(indices), 1, 8, 8, dtype=torch.uint8))
+        record = evaluate(context(model, tmp_path / str(told)), ("fidelity",), quiet)
+        assert record["tables"]["protocol"]["told"] == words
+        page = json.loads((tmp_path / str(told) / "evaluation" / "fidelity" / "result.json").read_text())
+        assert ("each of a random class" in json.dumps(page)) == told
 
 
 def test_models_that_lack_something_get_the_suites_that_make_sense(linear, tmp_path):
