@@ -23,6 +23,7 @@ from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.evaluate.context import Result
 from hybvit.evaluate.speed import train_speed
 from hybvit.hybrid import HybridModel
+from hybvit.muon import BatchedMuon
 from hybvit.networks import build_network
 from hybvit.recipes import preset
 from hybvit.reproduce import timing
@@ -167,6 +168,27 @@ def test_muon_steps_along_an_orthogonal_matrix_and_decays_as_adamw():
             assert 0.6 < singular.min() <= singular.max() < 1.3, name
         else:
             assert (update / rate - 1).abs().max() < 1e-3, name  # AdamW's first step
+
+
+def test_batched_muon_is_torchs_for_tall_wide_and_square_matrices():
+    torch.manual_seed(0)
+    shapes = [(48, 16), (16, 16), (16, 32), (48, 16), (16, 32)]
+    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    start = [p.detach().clone() for p in ours]
+    unused = nn.Parameter(torch.ones(16, 16))
+    batched = BatchedMuon([{"params": [*ours, unused]}], lr=0.02, weight_decay=0.1)
+    single = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1)
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        batched.step()
+        single.step()
+    for a, b, origin in zip(ours, theirs, start, strict=True):
+        assert torch.equal(batched.state[a]["momentum_buffer"], single.state[b]["momentum_buffer"])
+        assert (a - b).norm() < 0.01 * (b - origin).norm()  # products of bfloat16, summed in another order
+    assert torch.equal(unused, torch.ones(16, 16))  # without a gradient: neither moved nor decayed
 
 
 def test_the_first_optimiser_keeps_the_keys_of_old_checkpoints(run):

@@ -32,6 +32,7 @@ from .devices import autocast, best_device, keep_freed_memory, resolve_precision
 from .errors import CheckpointError, ConfigError, DivergedError, Interrupted
 from .hybrid import HybridModel, load, name_of_average
 from .metrics.classification import topk_accuracy
+from .muon import BatchedMuon
 from .networks import Network, build_network, compile_calls, losses_of
 from .objective import Batch
 from .recipes import PRESETS, preset
@@ -234,7 +235,7 @@ def build_optimizers(net: Network, cfg: OptimConfig) -> list[torch.optim.Optimiz
     if matrices:
         relative = cfg.muon_lr / cfg.lr
         group = {"params": matrices, RELATIVE_RATE: relative}
-        optimizers.append(torch.optim.Muon([group], lr=cfg.muon_lr, weight_decay=cfg.weight_decay / relative))
+        optimizers.append(BatchedMuon([group], lr=cfg.muon_lr, weight_decay=cfg.weight_decay / relative))
     return optimizers
 
 
