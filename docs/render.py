@@ -203,6 +203,18 @@ def study(name: str) -> str:
     return markdown(name.split("_")[0], result(f"study_{name}"))
 
 
+def comparison() -> str:
+    """The columns of the study `v2` that the README shows."""
+    from hybvit.reproduce.render import as_markdown
+    from hybvit.reproduce.studies import STUDIES, facts, lines_of
+
+    runs = result("study_v2")["runs"]
+    heads, lines = lines_of(STUDIES["v2"], runs)
+    shown = [heads.index(head) for head in ("recipe", "accuracy %", "Frechet distance", "bits/dim", "parameters", "steps")]
+    table = as_markdown([heads[i] for i in shown], [[line[i] for i in shown] for line in lines])
+    return "\n\n".join([table, facts(runs)])
+
+
 def v2_costs() -> str:
     """What a preset of the v2 family costs beside the paper's for the same images."""
     from hybvit.config import override
@@ -295,6 +307,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "evaluation": evaluation,
     "paper_runs": paper_runs,
     "paper_verdicts": paper_verdicts,
+    "comparison": comparison,
     "v2_costs": v2_costs,
     **{f"study_{name}": partial(study, name) for name in ("ablation_first", "ablation", "v2")},
     "shipped": shipped,

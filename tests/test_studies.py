@@ -154,7 +154,7 @@ def test_seeds_and_names_of_runs():
         (["ablation", "--scale", "full"], "--scale full does not go with them"),
         (["v2", "--train.sed", "1"], "did you mean --train.seed"),
         (["v2", "--train.seed", "1"], "--train.seed is the study's own"),
-        (["ablation", "--objective.alpha", "7"], "would undo what alpha_5 changes"),
+        (["ablation", "--objective.alpha", "7"], "would undo what alpha_10 changes"),
         (["v2", "--seeds", "a"], "--seeds a"),
         (["v2", "--budget", "0"], "--budget 0"),
         (["table1", "--budget", "3"], "--budget and --seeds are for ablation and v2"),

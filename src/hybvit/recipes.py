@@ -106,8 +106,8 @@ def _v2(paper: Config, *, tokens_per_side: int, tap: int, **model: Any) -> Confi
         ),
         objective=ObjectiveConfig(
             paper.objective.kind,
-            alpha=20.0 if natural else 10.0,
-            alpha_end=2.0 if natural else 1.0,
+            alpha=20.0 if natural else 5.0,
+            alpha_end=2.0 if natural else 0.5,
             norm="l2",
             target="v",
             label_smoothing=0.1 if natural else 0.0,
