@@ -210,7 +210,9 @@ def comparison() -> str:
 
     runs = result("study_v2")["runs"]
     heads, lines = lines_of(STUDIES["v2"], runs)
-    shown = [heads.index(head) for head in ("recipe", "accuracy %", "Frechet distance", "bits/dim", "parameters", "steps")]
+    shown = [
+        heads.index(head) for head in ("recipe", "accuracy %", "Frechet distance", "bits/dim", "parameters", "steps", "seconds")
+    ]
     table = as_markdown([heads[i] for i in shown], [[line[i] for i in shown] for line in lines])
     return "\n\n".join([table, facts(runs)])
 

@@ -30,7 +30,7 @@ LOOK = "--look=--limit 50"
 def small_study(monkeypatch):
     monkeypatch.setitem(STUDIES, "ablation", STUDY)
     monkeypatch.setattr(studies, "LOOKS", {("accuracy", "calibration"): (), ("fidelity",): ("--samples", "20", "--steps", "2")})
-    monkeypatch.setattr(studies, "TRIAL_STEPS", 8)
+    monkeypatch.setattr(studies, "TRIAL_PARTS", 4)
     monkeypatch.setattr(studies, "TRIAL_PART", 2)
 
 
@@ -87,6 +87,21 @@ def test_steps_fit_into_the_time(small_study):
     cfg, seconds = within(SMALL, 0.05, fixed=False)
     assert 1 <= cfg.train.steps <= round(3 / seconds)
     assert 1e-3 < seconds < 3
+
+
+def test_a_trial_of_a_share_of_the_budget_decides(monkeypatch):
+    asked = []
+
+    def parts(cfg, steps):
+        asked.append(steps)
+        pace = 0.2 if len(asked) == 1 else 0.1  # the machine is disturbed at first
+        return [30 + steps * pace, *[steps * pace] * 11]
+
+    monkeypatch.setattr(studies, "trial_parts", parts)
+    cfg, seconds = within(SMALL, 30, fixed=False)
+    assert asked == [15, round(30 * 60 / 20 / 0.2 / 12)]
+    assert seconds == pytest.approx(0.1)
+    assert cfg.train.steps == (30 * 60 - 30) * 10  # compiling takes 30 seconds off the budget
 
 
 def test_warm_up_and_average_are_shares_of_the_run_unless_fixed():

@@ -28,7 +28,8 @@ LOOKS = {  # how `hybvit evaluate` looks at every run of a study
     ("fidelity",): ("--samples", "5000", "--sampler", "dpmpp_2m", "--steps", "25"),
     ("likelihood",): ("--bound-images", "256", "--bound-draws", "32"),
 }
-TRIAL_STEPS, TRIAL_PART = 60, 15  # steps of the trial that a step's time is taken from, and of each of its parts
+TRIAL_PARTS, TRIAL_PART = 12, 15  # of the trial that a step's time is taken from: parts, and steps of each at least
+TRIAL_SHARE = 1 / 20  # of the budget: a machine that others use too is slower for seconds at a time
 CHECKPOINTS = 5
 WARMUP, AVERAGE = 1 / 20, 1 / 20  # shares of a run: of the warm-up of the learning rate, and the width of the weights' average
 SET_BY_STUDY = {
@@ -63,14 +64,21 @@ def within(cfg: Config, minutes: float, fixed: bool) -> tuple[Config, float]:
 
     What the first steps take longer (compiling, mostly) counts too.
     """
-    steps = {"steps": TRIAL_STEPS, "log_every": TRIAL_PART, "checkpoint_every": TRIAL_STEPS, "preview_every": 0}
-    trial = override(cfg, train=steps)
+    first, *parts = trial_parts(cfg, TRIAL_PART)
+    seconds = statistics.median(parts) / TRIAL_PART
+    late = max(0.0, first - seconds * TRIAL_PART)
+    longer = round(60 * minutes * TRIAL_SHARE / seconds / TRIAL_PARTS)
+    if longer > TRIAL_PART:
+        seconds = statistics.median(trial_parts(cfg, longer)[1:]) / longer
+    return cut(cfg, max(1, round((60 * minutes - late) / seconds)), fixed), seconds
+
+
+def trial_parts(cfg: Config, steps: int) -> list[float]:
+    """Seconds that the first ``TRIAL_PARTS`` parts of a training take, each of so many steps."""
+    whole = {"steps": TRIAL_PARTS * steps, "log_every": steps, "checkpoint_every": TRIAL_PARTS * steps, "preview_every": 0}
     with tempfile.TemporaryDirectory() as folder:
-        train(trial, Path(folder) / "trial", lambda line: None)
-        first, *parts = [line["seconds"] for line in read_metrics(Path(folder) / "trial" / "metrics.jsonl")]
-    part = statistics.median(parts)
-    seconds = part / TRIAL_PART
-    return cut(cfg, max(1, round((60 * minutes - max(0.0, first - part)) / seconds)), fixed), seconds
+        train(override(cfg, train=whole), Path(folder) / "trial", lambda line: None)
+        return [line["seconds"] for line in read_metrics(Path(folder) / "trial" / "metrics.jsonl")]
 
 
 def cut(cfg: Config, steps: int, fixed: bool) -> Config:
@@ -234,7 +242,7 @@ def lines_of(study: Study, records: dict[str, dict[str, Any]]) -> tuple[list[str
             value, base = mean(name, heading), mean(study.base, heading) if study.base in groups else None
             text = "" if value is None else f"{value:.{digits}f}"
             if value is not None and base is not None and name != study.base:
-                text += f" ({value - base:+.{digits}f})"
+                text += f" ({round(value - base, digits) + 0.0:+.{digits}f})"  # no -0.0
             line.append(text)
         diverged = [record for record in own if "diverged" in record]
         line += [
@@ -252,11 +260,11 @@ def facts(records: dict[str, dict[str, Any]]) -> str:
     """What the figures rest on, in a line."""
     one = next(iter(records.values()))
     protocol: dict[str, Any] = next((r["tables"]["protocol"] for r in records.values() if "protocol" in r["tables"]), {})
-    budgets = sorted({record["budget"]["minutes"] for record in records.values()})
+    budgets = " and ".join(f"{60 * minutes:,.0f}" for minutes in sorted({r["budget"]["minutes"] for r in records.values()}))
     machines = ", ".join(dict.fromkeys(render.machine_of(record) for record in records.values()))
     drawn = f"{protocol['samples']} samples, {protocol['sampler']}, {protocol['steps']} steps" if protocol else ""
     return (
-        f"{one['data']}, {' and '.join(f'{60 * minutes:,.0f}' for minutes in budgets)} seconds of training each on {machines}; "
+        f"{one['data']}, as many steps as a trial fitted into {budgets} seconds on {machines}; "
         f"Frechet distance on the extractor {protocol.get('extractor', '')}, {drawn}; in brackets: against the first line."
     )
 
