@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from hybvit import checkpoint, cli, hybrid
-from hybvit.config import Config, value_of
+from hybvit.config import Config, differences, load_config, parse, value_of
+from hybvit.recipes import preset
 
 from .conftest import QUICK
 
@@ -86,6 +87,12 @@ def test_the_bundled_models_are_those_that_were_measured():
         record = json.loads((ROOT / "results" / f"model_{name}.json").read_text())
         assert record["sha256"] == checkpoint.verify(hybrid.BUNDLED / name)["sha256"]
         assert record["metrics"]["test/accuracy"]["value"] > {"digits": 0.97, "fashion-mnist": 0.93}[name]
+        preset_name, *words = record["training"]["command"].split()[2:]  # still the command, though its preset may have changed
+        trained_by = parse(words, preset(preset_name))
+        assert set(differences(load_config(hybrid.BUNDLED / name / "config.yaml"), trained_by)) <= {
+            "data.classes",
+            "train.init",
+        }
 
 
 @pytest.mark.parametrize("target", re.findall(r"(?:`|^ {4})make (\w+)", README, re.MULTILINE))
