@@ -9,11 +9,12 @@ import hybvit
 
 SOURCE = Path(hybvit.__file__).parent
 FLOORS = [
-    {"errors", "seeds", "vit_config", "layers", "readouts", "vit", "diffusion", "samplers", "objective", "muon"},
+    {"errors", "seeds", "vit_config", "layers", "readouts", "vit", "diffusion", "samplers", "objective"},
     {"metrics"},
     {
         "config",
         "devices",
+        "muon",
         "data",
         "checkpoint",
         "run_folder",

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, as published
-ITERATIONS = 5
-EPS = 1e-7
 
-
-def orthogonalise(matrices: Tensor) -> Tensor:
+def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], iterations: int, eps: float) -> Tensor:
     """Newton-Schulz: [n, rows, columns] -> about U V^T of every matrix U S V^T, in bfloat16.
 
-    The singular values end between 0.7 and 1.2, not at 1: the published coefficients trade that for few iterations.
+    The singular values end near 1, not at it: the published coefficients trade that for few iterations.
     """
-    a, b, c = COEFFICIENTS
+    a, b, c = coefficients
     wide = matrices.shape[1] <= matrices.shape[2]
     x = (matrices if wide else matrices.mT).bfloat16()
-    x = x / x.flatten(1).norm(dim=1).clamp(min=EPS)[:, None, None]
-    for _ in range(ITERATIONS):
+    x = x / x.flatten(1).norm(dim=1).clamp(min=eps)[:, None, None]
+    for _ in range(iterations):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x if wide else x.mT
@@ -40,7 +36,7 @@ class BatchedMuon(torch.optim.Muon):
         super().__init__(params, lr=lr, weight_decay=weight_decay)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             shapes: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = {}
@@ -53,7 +49,8 @@ class BatchedMuon(torch.optim.Muon):
                 shapes.setdefault(matrix.shape, []).append((matrix, matrix.grad, average))
             for (rows, columns), found in shapes.items():
                 matrices, grads, averages = zip(*found, strict=True)
-                updates = orthogonalise(torch.stack(grads).lerp(torch.stack(averages), momentum))
+                directions = torch.stack(grads).lerp(torch.stack(averages), momentum)
+                updates = orthogonalise(directions, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 for matrix, update in zip(matrices, updates, strict=True):
                     matrix.mul_(1 - lr * group["weight_decay"])
                     matrix.add_(update, alpha=-lr * math.sqrt(max(1, rows / columns)))
