@@ -13,11 +13,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from hybvit import checkpoint, load
-from hybvit.config import Config, differences, load_config, override
+from hybvit.config import Config, as_typed, differences, load_config, override
 from hybvit.data.catalog import CATALOG
-from hybvit.hybrid import BUNDLED
+from hybvit.hybrid import BUNDLED, HybridModel
 from hybvit.recipes import PRESETS
 from hybvit.run_folder import read_metrics, training_summary
 
@@ -58,8 +61,25 @@ def command(cfg: Config) -> str:
     changed = {name: differences(entry.config, cfg) for name, entry in PRESETS.items()}
     nearest = min(changed, key=lambda name: len(changed[name]))
     own_places = ("data.root", "data.test_root", "data.classes")
-    words = [f"--{field} {now}" for field, (_, now) in changed[nearest].items() if field not in own_places]
+    words = [f"--{field} {as_typed(now)}" for field, (_, now) in changed[nearest].items() if field not in own_places]
     return " ".join(["hybvit train", nearest, *words])
+
+
+def legs_of(cfg: Config, name: str, earlier: list[dict[str, Any]], newest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The trainings behind a model, the newest last: those of the shipped model count where the newest began from it."""
+    if cfg.train.init not in (None, name):
+        sys.exit(f"{name}: the run began from {cfg.train.init}, whose training its card could not tell; begin it from {name}")
+    return [*(leg for leg in earlier if cfg.train.init and leg != newest), newest]
+
+
+def answers(model: HybridModel) -> dict[str, list[list[float]]]:
+    """What the model says to four fixed pictures of noise: its logits, and a row of the noise it sees in each, told a label."""
+    x = 2 * torch.rand((4, *model.image_shape), generator=torch.Generator().manual_seed(0)) - 1
+    t = torch.tensor([1, 200, 500, 900])
+    y = torch.tensor([0, 3, 5, 8]) if model.takes_labels else None
+    with torch.no_grad():
+        noise = model.denoise(x, t, y)[:, 0, model.image_shape[1] // 2]
+        return {"logits": model.logits(x).tolist(), "noise": noise.tolist()}
 
 
 def ship(name: str, run: Path, options: list[str]) -> None:
@@ -74,24 +94,25 @@ def ship(name: str, run: Path, options: list[str]) -> None:
     if size > LARGEST_MB:
         sys.exit(f"{name}: with the other models {size:.1f} MB of weights, at most {LARGEST_MB}")
 
-    call = [sys.executable, "-m", "hybvit.cli", "evaluate", str(export), "--out", str(out), "--report", *options]
-    code = subprocess.run(call).returncode
-    if code:
-        sys.exit(code)
-    record = json.loads((out / "results.json").read_text()) | {"model": name}
     cfg, stored = load_config(run / "config.yaml"), ROOT / "results" / f"model_{name}.json"
-    record["training"] = training_summary(read_metrics(run / "metrics.jsonl")) | {
+    training = training_summary(read_metrics(run / "metrics.jsonl")) | {
         "of_steps": cfg.train.steps,
         "batch_size": cfg.train.batch_size,
         "labelled_batch_size": cfg.train.labelled_batch_size,
         "command": command(cfg),
         "environment": json.loads((run / "environment.json").read_text()),
     }
+    legs = legs_of(cfg, name, json.loads(stored.read_text())["legs"] if stored.is_file() else [], training)
+
+    call = [sys.executable, "-m", "hybvit.cli", "evaluate", str(export), "--out", str(out), "--report", *options]
+    code = subprocess.run(call).returncode
+    if code:
+        sys.exit(code)
+    record = json.loads((out / "results.json").read_text())
+    record |= {"model": name, "training": training, "legs": legs, "answers": answers(load(export, "cpu"))}
     for suite, notes in record["notes"].items():  # why a set was left out is a matter of the machine
         record["notes"][suite] = [note.partition(":")[0] + "." if "left out" in note else note for note in notes]
     record["sha256"] = checkpoint.verify(export)["sha256"]
-    earlier = json.loads(stored.read_text())["legs"] if cfg.train.init == name else []
-    record["legs"] = [*(leg for leg in earlier if leg != record["training"]), record["training"]]
 
     info = CATALOG[model.cfg.data.name]
     card = CARD.format(

@@ -87,6 +87,20 @@ BAD = {
         "a-0.tar: no such shard",
     ),
     "show-data of nothing": (["show-data", "paper_32", "--data", "{tmp}/none"], 3, "none: no such folder"),
+    "a list": (
+        ["train", "digits", "--train.ema_power", "0.05"],
+        2,
+        "train.ema_power is 0.05: it must be a list such as [0.05,0.1]",
+    ),
+    "a choice": (["train", "digits", "--objective.norm", "l3"], 2, "objective.norm is l3: it must be one of l1, l2, huber"),
+    "a number or none": (["train", "digits", "--objective.alpha_end", "x"], 2, "it must be a number or null"),
+    "guidance of the untold": (["sample", "{run}", "--guidance", "2"], 2, "belong together"),
+    "judged with guidance": (
+        ["evaluate", "{run}", "--guidance", "2", "--out", "{tmp}"],
+        2,
+        "network with model.label_conditioning",
+    ),
+    "no such average": (["sample", "{run}", "--average", "0.1"], 2, "average 0.1 was not kept"),
     "broken config": (["evaluate", "{tmp}/badrun"], 2, "model.dimm: did you mean dim"),
 }
 
@@ -104,6 +118,19 @@ def test_bad_input_is_one_line_with_the_right_code(case, tmp_path, tiny_run, cap
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert named in error
+
+
+def test_fields_that_do_nothing_are_named(tmp_path, capsys):
+    idle = ["--objective.class_noise=0.1", "--optim.beta2=0.99", "--optim.drop=0.5", "--jem.steps=3", "--network.width=4"]
+    run = ["train", "digits", "--objective", "genvit", "--out", str(tmp_path / "run"), *TINY, "--train.steps=1"]
+    assert cli.main([*run, *idle]) == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert warnings == [
+        "warning: --objective.class_noise does nothing with objective.kind genvit",
+        "warning: --optim.drop does nothing with optim.schedule cosine",
+        "warning: --jem.steps does nothing with objective.kind genvit",
+        "warning: --network.width does nothing with network.name vit",
+    ]
 
 
 def test_a_fault_of_ours_exits_1_and_debug_shows_where(monkeypatch, capsys):

@@ -8,10 +8,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from hybvit import checkpoint, cli, hybrid
-from hybvit.config import Config, differences, load_config, parse, value_of
+from hybvit.config import Config, differences, load_config, override, parse, value_of
 from hybvit.recipes import preset
 
 from .conftest import QUICK
@@ -20,11 +21,15 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def renderer():
-    spec = importlib.util.spec_from_file_location("render", ROOT / "docs" / "render.py")
+def script(path):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def renderer():
+    return script("docs/render.py")
 
 
 @pytest.mark.parametrize("page", renderer().PAGES)
@@ -93,6 +98,25 @@ def test_the_bundled_models_are_those_that_were_measured():
             "data.classes",
             "train.init",
         }
+
+
+@pytest.mark.parametrize("name", hybrid.bundled())
+def test_a_bundled_model_still_answers_as_when_it_was_shipped(name):
+    recorded = json.loads((ROOT / "results" / f"model_{name}.json").read_text())["answers"]
+    found = script("benchmarks/ship.py").answers(hybrid.load(name, "cpu"))
+    assert found.keys() == recorded.keys()
+    for key, values in found.items():
+        torch.testing.assert_close(torch.tensor(values), torch.tensor(recorded[key]), rtol=1e-3, atol=1e-3)
+
+
+def test_only_legs_from_the_shipped_model_are_counted(tmp_path):
+    ship, run = script("benchmarks/ship.py"), override(preset("digits"), train={"init": "digits"})
+    first, second = {"steps": 5}, {"steps": 7}
+    assert ship.legs_of(run, "digits", [first], second) == [first, second]
+    assert ship.legs_of(run, "digits", [first, second], second) == [first, second]  # shipped again
+    assert ship.legs_of(preset("digits"), "digits", [first], second) == [second]
+    with pytest.raises(SystemExit, match="began from runs/other"):
+        ship.legs_of(override(run, train={"init": "runs/other"}), "digits", [first], second)
 
 
 @pytest.mark.parametrize("target", re.findall(r"(?:`|^ {4})make (\w+)", README, re.MULTILINE))

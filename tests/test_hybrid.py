@@ -100,6 +100,10 @@ def test_a_network_that_takes_labels_draws_them_with_and_without_guidance():
     assert torch.equal(m.sample(8, steps=5).float().mean((1, 2, 3)), drawn[:8])
     assert unlabelled.sample(2, steps=5).float().mean() == 0
     assert (m.draws_by_label, unlabelled.draws_by_label) == (True, False)
+    wished = m.sample(8, steps=5, guidance=0.1).float().mean((1, 2, 3))  # the same labels, a little beyond the label's image
+    torch.testing.assert_close(wished, (1.1 * drawn[:8]).clamp(max=255), rtol=0, atol=1)
+    with pytest.raises(ValueError, match="belong together"):
+        unlabelled.sample(1, guidance=1.0)
     x_t, t, y = torch.randn(2, 1, 8, 8), torch.tensor([30, 700]), torch.tensor([1, 3])
     guided = m.conditional(y, 2.0)(x_t, t)
     expected = 3 * denoise(x_t, t, y) - 2 * denoise(x_t, t)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -155,7 +154,7 @@ class Stub(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         g = torch.Generator().manual_seed(7)
-        self.cfg = SimpleNamespace(num_classes=4, label_conditioning=False)
+        self.null_label: int | None = None
         self.last_shared_weight = nn.Parameter(torch.randn(64, 64, generator=g, dtype=torch.float64) / 8)
         self.to_class = nn.Parameter(torch.randn(64, 4, generator=g, dtype=torch.float64) / 8)
         self.to_pixels = nn.Parameter(torch.randn(64, 64, generator=g, dtype=torch.float64) / 8)
@@ -297,12 +296,14 @@ def test_uncertainty_learns_the_logarithm_of_each_loss():
     net = Stub()
     net.log_variances = nn.Parameter(torch.tensor([0.3, -0.7], dtype=torch.float64))
     ce, denoising = torch.tensor(2.0, dtype=torch.float64), torch.tensor(0.2, dtype=torch.float64)
-    total = balanced_sum(net, ce, denoising, 10.0, "uncertainty")
+    total, weight = balanced_sum(net, ce, denoising, 10.0, "uncertainty")
+    assert weight.item() == pytest.approx(10 * math.exp(0.7) / math.exp(-0.3))
+    assert not weight.requires_grad
     assert total.item() == pytest.approx(2 * math.exp(-0.3) + 0.3 + 2 * math.exp(0.7) - 0.7)
     total.backward()
     assert net.log_variances.grad.tolist() == pytest.approx([1 - 2 * math.exp(-0.3), 1 - 2 * math.exp(0.7)])
     net.log_variances = nn.Parameter(torch.tensor([2.0, 2.0]).log())  # where each is at its best
-    balanced_sum(net, ce, denoising, 10.0, "uncertainty").backward()
+    balanced_sum(net, ce, denoising, 10.0, "uncertainty")[0].backward()
     torch.testing.assert_close(net.log_variances.grad, torch.zeros(2))
     with pytest.raises(ValueError, match="has no log_variances"):
         balanced_sum(Stub(), ce, denoising, 10.0, "uncertainty")
@@ -315,14 +316,14 @@ def gradient(loss, *weights):
 @pytest.mark.parametrize("alpha", [0.5, 3.0])
 def test_gradient_norm_keeps_the_ratio_of_the_two_gradients(alpha):
     net = Stub()
-    total, ce, denoising = hybrid_loss(
-        net, COSINE, batch(), alpha=alpha, target="v", balance="gradient_norm", generator=seeded()
-    )
+    losses = hybrid_loss(net, COSINE, batch(), alpha=alpha, target="v", balance="gradient_norm", generator=seeded())
+    total, ce, denoising = losses.total, losses.ce, losses.denoising
     (of_ce,), (of_total,) = (gradient(loss, net.last_shared_weight) for loss in (ce, total))
     assert (of_total - of_ce).norm().item() == pytest.approx(alpha * of_ce.norm().item(), rel=1e-5)
     of_denoising, pixels = gradient(denoising, net.last_shared_weight, net.to_pixels)
     weight = alpha * of_ce.norm() / of_denoising.norm()
     torch.testing.assert_close(total, ce + weight * denoising, rtol=1e-6, atol=0)
+    torch.testing.assert_close(losses.denoising_weight, weight, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradient(total, net.to_pixels)[0], weight * pixels, rtol=1e-6, atol=1e-12)  # w is a constant
 
 
@@ -332,10 +333,10 @@ def test_gradient_norm_stays_bounded_and_starts_at_alpha():
     weight = MAX_GRADIENT_RATIO * 2.0
     for small, factor in ((ce, weight), (1e-30 * ce, 2.0 / MAX_GRADIENT_RATIO)):
         scale = 1e-12 if small is ce else 1.0
-        total = balanced_sum(net, small, scale * denoising, 2.0, "gradient_norm")
+        total, _ = balanced_sum(net, small, scale * denoising, 2.0, "gradient_norm")
         torch.testing.assert_close(total, small + factor * scale * denoising)
     closed = 0 * denoising  # neither gradient is there yet
-    assert balanced_sum(net, closed + 1, closed + 1, 2.0, "gradient_norm").item() == pytest.approx(3)
+    assert balanced_sum(net, closed + 1, closed + 1, 2.0, "gradient_norm")[0].item() == pytest.approx(3)
 
 
 def test_labels_are_dropped_by_share_and_unknown_ones_always():
@@ -357,7 +358,7 @@ def test_the_network_is_told_the_label_it_denoises_towards(labelled):
     clean, images, labels, _ = batch()
     told = Batch(clean, *((images, labels) if labelled else (None, None)), CLEAN_LABELS)
     net, plain = Stub(), Stub()
-    net.cfg.label_conditioning = True
+    net.null_label = 4
     for share, expected in ((0.0, [0, 1, 2, 3, 4, 4]), (1.0, [4] * 6)):
         hybrid_loss(net, COSINE, told, label_dropout=share, generator=seeded())
         assert list(net.asked[-1][-1]) == ["y"]

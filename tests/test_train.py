@@ -15,6 +15,7 @@ import torch
 
 from hybvit.checkpoint import newest, read_tensors, step_folders
 from hybvit.config import override
+from hybvit.networks import build_network
 from hybvit.recipes import preset
 from hybvit.run_folder import read_metrics
 from hybvit.train import build_optimizers, ema_decay, learning_rate, optimizer_tensors, restore_optimizers
@@ -247,6 +248,32 @@ def test_ema_is_the_average_of_the_weights_after_each_step(tmp_path):
     for (_, before), (weights, after) in zip(states, states[1:], strict=False):
         for key, value in after.items():
             torch.testing.assert_close(value, 0.75 * before[key] + 0.25 * weights[key])
+
+
+def test_alpha_falls_over_the_run_and_every_term_is_logged(tmp_path):
+    out = tmp_path / "falls"
+    balance = ("--objective.alpha=8", "--objective.alpha_end=0", "--objective.noisy_labels=0.5", "--train.log_every=1")
+    assert hybvit("train", "digits", "--out", out, *TINY, "--train.steps=4", *balance).returncode == 0
+    lines = read_metrics(out / "metrics.jsonl")
+    assert [line["denoising_weight"] for line in lines] == [8, 6, 4, 2]
+    for line in lines:
+        total = line["ce"] + 0.5 * line["noisy_ce"] + line["denoising_weight"] * line["denoising"]
+        assert line["loss"] == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_a_learned_balance_is_not_decayed(name):
+    cfg = override(preset("digits"), objective={"balance": "uncertainty"}, optim={"name": name})
+    net = build_network(cfg)
+    decay = {
+        id(p): group["weight_decay"]
+        for o in build_optimizers(net, cfg.optim)
+        for group in o.param_groups
+        for p in group["params"]
+    }
+    assert decay.keys() == set(map(id, net.parameters()))
+    assert decay.pop(id(net.log_variances)) == 0
+    assert min(decay.values()) > 0
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])

@@ -8,7 +8,7 @@ import torch
 
 from hybvit import checkpoint
 from hybvit.layers import TimeEmbedding, attend
-from hybvit.readouts import patchify, unpatchify
+from hybvit.readouts import FiLM, patchify, unpatchify
 from hybvit.vit import HybViT, ViTConfig
 
 SMALL = ViTConfig(image_size=8, patch_size=2, channels=3, num_classes=5, dim=32, depth=3, heads=4)
@@ -158,6 +158,40 @@ def test_long_skips_join_the_first_layers_to_the_last():
     assert len(net.skips) == 1
     torch.testing.assert_close(seen["in1"], seen["out0"])
     torch.testing.assert_close(seen["in2"], net.skips[0](torch.cat((seen["out1"], seen["out0"]), dim=-1)))
+
+
+def test_of_several_long_skips_the_last_kept_comes_back_first():
+    net, (x, t) = build(depth=5, long_skips=True), inputs()
+    seen = {}
+    for k, layer in enumerate(net.layers):
+        layer.register_forward_hook(lambda m, i, o, k=k: seen.update({f"in{k}": i[0], f"out{k}": o}))
+    net(x, t)
+    for k, (last, first) in enumerate(((2, 1), (3, 0))):
+        joined = net.skips[k](torch.cat((seen[f"out{last}"], seen[f"out{first}"]), dim=-1))
+        torch.testing.assert_close(seen[f"in{last + 1}"], joined)
+
+
+def test_film_scales_and_shifts_each_channel():
+    film, features, time = FiLM(6, 3), torch.randn(2, 3, 4, 4), torch.randn(2, 6)
+    noisy = torch.tensor([[1.0], [0.0]])
+    torch.nn.init.normal_(film.bias)
+    scale, shift = (film.weight @ torch.nn.functional.silu(time[0]) + film.bias).chunk(2)
+    found = film.modulate(features, time, noisy)
+    torch.testing.assert_close(found[0], features[0] * (1 + scale)[:, None, None] + shift[:, None, None])
+    torch.testing.assert_close(found[1], film.modulate(features, None, None)[1])  # a clean row sees the bias alone
+
+
+def test_what_v2_adds_starts_where_it_does_not_disturb():
+    torch.manual_seed(0)
+    parts = {"time": "adaln_single", "patch_embedding": "conv", "pixel_readout": "conv", "final_norm": True}
+    net = HybViT(replace(SMALL, class_depth=2, label_conditioning=True, num_classes=200, **parts)).double()
+    x, t = inputs()
+    for layer in net.layers:
+        layer.register_forward_hook(lambda m, i, o: torch.testing.assert_close(o, i[0], rtol=0, atol=0))
+    stream = net.up_to_tap(x, t)
+    assert torch.equal(stream.z, net.up_to_tap(x, t + 300).z)  # the time is not seen yet, in the stem neither
+    assert torch.equal(net.read_pixels(stream), net.read_pixels(replace(stream, time=1 + stream.time)))
+    assert net.label_embedding.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 def test_conv_readout_sees_the_input_image():

@@ -59,8 +59,11 @@ class Evaluable(Protocol):
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The noise eps in x_t [B, C, H, W] at times t int64 [B] in 1..T."""
 
-    def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int) -> Tensor:
-        """The generated images of these numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU."""
+    def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int, guidance: float = 0.0) -> Tensor:
+        """The generated images of these numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU.
+
+        With ``guidance`` only where the model ``draws_by_label``.
+        """
 
     def parameters(self) -> list[Tensor]: ...
 
@@ -149,7 +152,9 @@ class Adapted:
     def draws_by_label(self) -> bool:
         return False
 
-    def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int) -> Tensor:
+    def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int, guidance: float = 0.0) -> Tensor:
+        if guidance:
+            raise ConfigError(f"guidance {guidance}: this model's denoiser takes no labels")
         return draw(self.denoise, self.diffusion, self.image_shape, self.device, indices, sampler, steps, seed)
 
     def parameters(self) -> list[Tensor]:

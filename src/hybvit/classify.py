@@ -16,10 +16,11 @@ def main(arguments: list[str]) -> None:
     parser = ArgumentParser(prog="hybvit classify", description="Label image files of any format and size.")
     parser.add_argument("model", metavar="MODEL", help="run folder, exported folder, hub id, or a model of the package")
     parser.add_argument("images", metavar="IMAGE", nargs="+")
+    parser.add_argument("--average", metavar="WIDTH", help="of a run with train.ema_power, the average of this width")
     parser.add_argument("--top", type=positive, default=3, help="labels shown per image (3)")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     args = parser.parse_args(arguments)
-    model = load(args.model)
+    model = load(args.model, average=args.average)
     if model.cfg.objective.kind == "genvit":
         raise ConfigError(f"{args.model} was trained with objective genvit: it has no labels to give")
     pixels = torch.stack([read_image(path, model.cfg.model.channels, model.cfg.model.image_size) for path in args.images])

@@ -10,6 +10,7 @@ import difflib
 import inspect
 import re
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -31,7 +32,8 @@ class NetworkConfig:
 
     Args:
         name: vit, wide_resnet (Zagoruyko & Komodakis 2016), preact_resnet18 (He et al. 2016), or unet (DDPM, Ho et al. 2020).
-        depth, width: of the wide ResNet: layers, and channels as a multiple of 16.
+        depth: of the wide ResNet: layers.
+        width: of the wide ResNet: channels as a multiple of 16.
         dropout: inside the blocks of the wide ResNet and the U-Net.
         batch_norm: of the wide ResNet; JEM goes without.
         channels: of the U-Net: one number per level, each half as large as the one before.
@@ -351,6 +353,42 @@ FITTING = {  # network -> the objectives that it can be trained for
     "preact_resnet18": ("vit", "jem"),
     "unet": ("genvit",),
 }
+USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {  # field -> the field that decides whether it does anything, and when
+    **{f"objective.{name}": ("objective.kind", ("hybvit",)) for name in ("alpha", "alpha_end", "noisy_labels")},
+    **{f"objective.{name}": ("objective.kind", ("genvit", "hybvit")) for name in ("norm", "target", "times", "weighting")},
+    **{f"objective.{name}": ("objective.kind", ("vit", "hybvit", "jem")) for name in ("class_noise", "label_smoothing")},
+    "objective.label_dropout": ("model.label_conditioning", (True,)),
+    "diffusion.schedule": ("objective.kind", ("genvit", "hybvit")),
+    "train.labelled_batch_size": ("objective.kind", ("vit", "hybvit", "jem")),
+    "data.augment": ("objective.kind", ("vit", "hybvit", "jem")),
+    "data.flip": ("data.augment", ("weak", "strong")),
+    "data.crop_padding": ("data.augment", ("weak", "strong")),
+    **{f"data.{name}": ("data.augment", ("strong",)) for name in ("policy", "erasing", "mixing")},
+    "data.clean_flip": ("objective.kind", ("genvit", "hybvit", "jem")),
+    "optim.muon_lr": ("optim.name", ("muon",)),
+    "optim.beta2": ("optim.name", ("adamw", "muon")),
+    "optim.nesterov": ("optim.name", ("sgd",)),
+    "optim.milestones": ("optim.schedule", ("steps",)),
+    "optim.drop": ("optim.schedule", ("steps",)),
+    "optim.cooldown": ("optim.schedule", ("cooldown",)),
+    "optim.min_lr": ("optim.schedule", ("cosine", "cooldown")),
+    "model.stem_width": ("model.patch_embedding", ("conv",)),
+    "model.readout_width": ("model.pixel_readout", ("conv",)),
+    "model.ffn_time": ("model.time", ("token_scalars",)),
+    **{f"jem.{f.name}": ("objective.kind", ("jem",)) for f in dataclasses.fields(JEMConfig)},
+    **{
+        f"network.{name}": ("network.name", networks)
+        for name, networks in (
+            ("depth", ("wide_resnet",)),
+            ("width", ("wide_resnet",)),
+            ("batch_norm", ("wide_resnet",)),
+            ("dropout", ("wide_resnet", "unet")),
+            ("channels", ("unet",)),
+            ("layers", ("unet",)),
+            ("attention_at", ("unet",)),
+        )
+    },
+}
 GROUPS = {f.name: f.default_factory for f in dataclasses.fields(Config)}
 
 
@@ -381,6 +419,21 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     """Field name -> (value in a, value in b) for every field in which two configurations differ."""
     names = [f"{group}.{f.name}" for group in GROUPS for f in dataclasses.fields(getattr(a, group))]
     return {name: (value_of(a, name), value_of(b, name)) for name in names if value_of(a, name) != value_of(b, name)}
+
+
+def without_effect(cfg: Config, given: Iterable[str]) -> list[str]:
+    """A line for each of the fields ``given`` that does nothing as the others are."""
+    said = []
+    for name in given:
+        decisive, values = USED_WITH.get(name, (name, (value_of(cfg, name),)))
+        if value_of(cfg, decisive) not in values:
+            said.append(f"--{name} does nothing with {decisive} {value_of(cfg, decisive)}")
+    return said
+
+
+def fields_in(arguments: list[str]) -> list[str]:
+    """The names in ``["--optim.lr", "1e-4", "--train.steps=7"]``."""
+    return [word.removeprefix("--").split("=")[0] for word in arguments if word.startswith("--")]
 
 
 def parse(arguments: list[str], base: Config) -> Config:
@@ -447,11 +500,21 @@ def field_help(base: Config) -> str:
         settings = getattr(base, group)
         text = inspect.getdoc(type(settings)) or ""
         for f in dataclasses.fields(settings):
-            found = re.search(rf"^    {f.name}: (.*?)(?=\n    \w+: |\Z)", text, re.DOTALL | re.MULTILINE)
+            entry = rf"^    (?:\w+, )*{f.name}(?:, \w+)*: (.*?)(?=\n    \w+(?:, \w+)*: |\Z)"
+            found = re.search(entry, text, re.DOTALL | re.MULTILINE)
             words = " ".join(found[1].split()).replace("``", "") if found else ""
-            lines.append(f"  --{group}.{f.name} {getattr(settings, f.name)}")
+            lines.append(f"  --{group}.{f.name} {as_typed(getattr(settings, f.name))}")
             lines += textwrap.wrap(words, 100, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
+
+
+def as_typed(value: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, tuple):
+        return f"[{','.join(map(str, value))}]"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return str(value)
 
 
 def _parser(base: Config) -> Any:
@@ -472,7 +535,27 @@ def _build(parse_into_namespace: Any, parser: Any) -> Config:
     except ConfigError:
         raise
     except (ArgumentError, ValueError, TypeError) as error:
-        raise ConfigError(" ".join(str(error).split())) from None
+        text = " ".join(str(error).split())
+        unfit = re.search(r'Parser key "(\w+)\.(\w+)":.* (?:Got value|Given value): (.*)', text)
+        if unfit and unfit[1] in GROUPS:
+            kind = get_type_hints(type(getattr(Config(), unfit[1])))[unfit[2]]
+            text = f"{unfit[1]}.{unfit[2]} is {unfit[3]}: it must be {in_words(kind)}"
+        raise ConfigError(text) from None
+
+
+def in_words(kind: Any) -> str:
+    """What a field of this type takes on the command line."""
+    simple = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    if kind in simple:
+        return simple[kind]
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) is tuple:
+        return f"a list such as {LISTS[get_args(kind)[0]]}"
+    return " or ".join(map(in_words, get_args(kind)))
+
+
+LISTS = {float: "[0.05,0.1]", int: "[128,256]", str: "[cat,dog]"}
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

@@ -194,21 +194,23 @@ class HybridModel:
             steps: sampler steps in 1..T; the paper takes ddpm with all T.
             labels: class of each image, or one for all. A network trained with ``label_conditioning`` draws them, by itself
                 random ones; any other is steered to them by its classifier, where ``guidance`` > 0.
-            guidance: strength of the steering: by the network's own classifier, which costs about three times the time, or
-                classifier-free with ``label_conditioning`` (twice).
+            guidance: strength of the steering: classifier-free with ``label_conditioning`` (twice the time), or by the
+                network's own classifier (about three times).
             seed: image i is drawn from (seed, i).
             progress: show a progress bar, if standard error is a terminal.
 
         Raises:
-            ValueError: an argument is out of range, or only one of ``labels`` and ``guidance`` is given where both are needed.
+            ValueError: an argument is out of range, or only one of ``labels`` and ``guidance`` is given to a network that does
+                not draw by label.
         """
         if n < 1 or batch_size < 1:
             raise ValueError(f"n is {n} and batch_size {batch_size}: both must be at least 1")
         if not math.isfinite(guidance):
             raise ValueError(f"guidance is {guidance}: it must be a finite number")
-        if (labels is None) != (guidance == 0) and not (self.takes_labels and labels is not None):
+        if (labels is None) != (guidance == 0) and not (self.draws_by_label if labels is None else self.takes_labels):
             raise ValueError(
-                "labels and guidance belong together: this network is steered by its classifier, e.g. guidance=1.0"
+                "labels and guidance belong together: this network's denoiser was not trained with labels, so its classifier "
+                "steers it, e.g. labels=3, guidance=1.0"
             )
         wanted = None
         if labels is not None:
@@ -225,7 +227,7 @@ class HybridModel:
         for start in range(0, n, batch_size):
             indices = range(start, min(start + batch_size, n))
             if wanted is None:
-                parts.append(self.draw(indices, sampler, steps, seed, spacing))
+                parts.append(self.draw(indices, sampler, steps, seed, guidance, spacing))
             else:
                 steered = self.conditional if self.takes_labels else self.guided
                 denoise, to = steered(wanted[start : indices.stop], guidance), (self.image_shape, self.device)
@@ -234,18 +236,34 @@ class HybridModel:
         bar.close()
         return torch.cat(parts)
 
-    def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int, spacing: Spacing | None = None) -> Tensor:
+    def draw(
+        self,
+        indices: Sequence[int],
+        sampler: str,
+        steps: int,
+        seed: int,
+        guidance: float = 0.0,
+        spacing: Spacing | None = None,
+    ) -> Tensor:
         """The images of these numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU.
 
         A network that takes labels is told a random one for each, every class alike; none if its own images had none.
+
+        Args:
+            guidance: classifier-free, for a network that ``draws_by_label``.
+
+        Raises:
+            ConfigError: guidance without labels to guide to.
         """
+        if guidance and not self.draws_by_label:
+            raise ConfigError(f"guidance {guidance}: this model's denoiser was not trained with labels to draw at random")
         if self.own_sampler:
             return self.net.draw(indices, steps, seed)
         denoise: Callable[[Tensor, Tensor], Tensor] = self.denoise
         if self.draws_by_label:
             classes = len(self.cfg.data.classes)
             labels = torch.tensor([mix(seed, "labels of samples", i) % classes for i in indices], device=self.device)
-            denoise = self.conditional(labels, 0.0)
+            denoise = self.conditional(labels, guidance)
         return draw(denoise, self.diffusion, self.image_shape, self.device, indices, sampler, steps, seed, spacing)
 
     @torch.no_grad()

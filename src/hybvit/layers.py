@@ -167,11 +167,21 @@ class TokenScalarLayer(PlainLayer):
         return z if scale is None or shift is None else torch.addcmul(z + shift, z, scale)
 
 
-class AdaLNZeroLayer(PlainLayer):
-    """One layer with adaLN-zero: z <- z + gate * f(LN(z) (1 + scale) + shift) for f = MSA, then MLP; gates start at 0.
+class AdaLNLayer(PlainLayer):
+    """One layer with adaLN: z <- z + gate * f(LN(z) (1 + scale) + shift) for f = MSA, then MLP; gates start at 0.
 
-    A clean row sees the bias of the modulation alone, which is learned: classification has its own fixed condition.
+    A clean row sees learned constants alone: classification has its own fixed condition.
     """
+
+    def modulated(self, z: Tensor, modulation: Tensor) -> Tensor:
+        """modulation [B or 1, 6 D]."""
+        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = modulation.unsqueeze(1).chunk(6, dim=-1)
+        z = z + gate_a * self.attention(torch.addcmul(shift_a, self.norm_attention(z), 1 + scale_a))
+        return z + gate_m * self.mlp(torch.addcmul(shift_m, self.norm_mlp(z), 1 + scale_m))
+
+
+class AdaLNZeroLayer(AdaLNLayer):
+    """adaLN with a modulation of its own for every layer; the constants are its bias."""
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__(cfg, affine=False, modulation=nn.Linear(cfg.time_width, 6 * cfg.dim))
@@ -181,18 +191,12 @@ class AdaLNZeroLayer(PlainLayer):
             return self.modulated(z, self.modulation.bias.to(z.dtype)[None])
         return self.modulated(z, self.modulation(F.silu(time) * noisy))
 
-    def modulated(self, z: Tensor, modulation: Tensor) -> Tensor:
-        """modulation [B or 1, 6 D]."""
-        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = modulation.unsqueeze(1).chunk(6, dim=-1)
-        z = z + gate_a * self.attention(torch.addcmul(shift_a, self.norm_attention(z), 1 + scale_a))
-        return z + gate_m * self.mlp(torch.addcmul(shift_m, self.norm_mlp(z), 1 + scale_m))
 
-
-class AdaLNSingleLayer(AdaLNZeroLayer):
-    """The same, with a modulation that the network computes once for all layers, and constants of this layer's own."""
+class AdaLNSingleLayer(AdaLNLayer):
+    """adaLN with a modulation that the network computes once for all layers, and constants of this layer's own."""
 
     def __init__(self, cfg: ViTConfig) -> None:
-        PlainLayer.__init__(self, cfg, affine=False)
+        super().__init__(cfg, affine=False)
         self.constants = nn.Parameter(torch.zeros(6 * cfg.dim))
 
     def forward(self, z: Tensor, time: Tensor | None, noisy: Tensor | None) -> Tensor:

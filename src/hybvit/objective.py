@@ -7,7 +7,7 @@ t int64 in 1..T, 0 for a clean image. Every draw is made on the CPU, so that the
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     clean_labels: Tensor | None = None
 
 
-class Network(Protocol):
+class TwoTaskNetwork(Protocol):
     """What the objective asks of a network; one that only classifies or only denoises has just that of it.
 
     Arguments with a default are passed only by the options that need them: t and t_images [B] in 0..T, the times of
@@ -67,15 +67,26 @@ class Network(Protocol):
 
 
 class Losses(NamedTuple):
-    """Scalars; a term whose mini-batch is missing is None. ``total`` is what is minimised."""
+    """Scalars; a term that the objective or the batch has not is None.
+
+    Attributes:
+        total: what is minimised.
+        ce: of the labelled mini-batch.
+        denoising: of the other one.
+        noisy_ce: the cross-entropy of the images being denoised, unweighted: see :func:`noisy_cross_entropy`.
+        denoising_weight: what ``denoising`` is multiplied by in ``total`` where the cross-entropy counts 1: alpha, or what the
+            balance found.
+    """
 
     total: Tensor
-    ce: Tensor | None
-    denoising: Tensor | None
+    ce: Tensor | None = None
+    denoising: Tensor | None = None
+    noisy_ce: Tensor | None = None
+    denoising_weight: Tensor | None = None
 
 
 def hybrid_loss(
-    net: Network,
+    net: TwoTaskNetwork,
     diffusion: Diffusion,
     batch: Batch,
     *,
@@ -119,7 +130,7 @@ def hybrid_loss(
         else:
             logits = net.classify(images)
         ce = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        return Losses(ce, ce, None)
+        return Losses(ce, ce)
 
     if t is None:
         t = draw_times(len(clean), diffusion.T, times, generator).to(clean.device)
@@ -129,26 +140,29 @@ def hybrid_loss(
     wanted = diffusion.target(target, clean, t, noise)
     weights = None if weighting == "uniform" else time_weights(diffusion, weighting, target).float().to(t.device)[t]
     asked: dict[str, Any] = {}  # the arguments that the options add
-    if clean_labels is not None and cast(Any, net).cfg.label_conditioning:
-        asked["y"] = with_dropped(clean_labels, cast(Any, net).cfg.num_classes, label_dropout, generator)
+    null = getattr(net, "null_label", None)
+    if clean_labels is not None and null is not None:
+        asked["y"] = with_dropped(clean_labels, null, label_dropout, generator)
     if images is None or labels is None:  # GenViT
         denoising = denoising_loss(net.denoise(x_t, t, **asked), wanted, norm, weights)
-        return Losses(denoising, None, denoising)
+        return Losses(denoising, denoising=denoising)
 
     if class_noise:
         images, asked["t_images"] = lightly_noised(diffusion, images, class_noise, generator)
+    noisy_ce = None
     if noisy_labels:
         if clean_labels is None:
             raise ValueError("noisy_labels needs `clean_labels`")
         (logits, prediction), rows = net.joint(images, x_t, t, **asked, label_all=True), len(images)
         logits, of_noisy = logits[:rows], logits[rows:]
-        extra = noisy_labels * noisy_cross_entropy(diffusion, of_noisy, clean_labels, t, label_smoothing)
+        noisy_ce = noisy_cross_entropy(diffusion, of_noisy, clean_labels, t, label_smoothing)
     else:
-        (logits, prediction), extra = net.joint(images, x_t, t, **asked), None
+        logits, prediction = net.joint(images, x_t, t, **asked)
     ce = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     denoising = denoising_loss(prediction, wanted, norm, weights)
-    labelling = ce if extra is None else ce + extra
-    return Losses(balanced_sum(net, labelling, denoising, alpha, balance), ce, denoising)
+    labelling = ce if noisy_ce is None else ce + noisy_labels * noisy_ce
+    total, weight = balanced_sum(net, labelling, denoising, alpha, balance)
+    return Losses(total, ce, denoising, noisy_ce, weight)
 
 
 def noisy_cross_entropy(
@@ -230,14 +244,16 @@ def lightly_noised(
     return diffusion.q_sample(images, t, noise.to(images.device)), t
 
 
-def balanced_sum(net: Network, ce: Tensor, denoising: Tensor, alpha: float, balance: Balance = "fixed") -> Tensor:
-    """Eq. 24, or a sum that finds its own balance.
+def balanced_sum(
+    net: TwoTaskNetwork, labelling: Tensor, denoising: Tensor, alpha: float, balance: Balance = "fixed"
+) -> tuple[Tensor, Tensor]:
+    """Eq. 24, or a sum that finds its own balance -> it, and the weight of ``denoising`` where ``labelling`` counts 1.
 
-    fixed: ce + alpha denoising.
-    uncertainty: exp(-s1) ce + s1 + exp(-s2) alpha denoising + s2 (Kendall et al. 2018) with s = ``net.log_variances`` [2],
-        which are learned. They settle where exp(s) is the loss, so alpha decides only where the balance starts.
-    gradient_norm: ce + w denoising with w such that at ``net.last_shared_weight`` the gradient of the second term has alpha
-        times the norm of that of the first (the adaptive weight of VQGAN, Esser et al. 2021); w counts as a constant.
+    fixed: labelling + alpha denoising.
+    uncertainty: exp(-s1) labelling + s1 + exp(-s2) alpha denoising + s2 (Kendall et al. 2018) with s = ``net.log_variances``
+        [2], which are learned. They settle where exp(s) is the loss, so alpha decides only where the balance starts.
+    gradient_norm: labelling + w denoising with w such that at ``net.last_shared_weight`` the gradient of the second term has
+        alpha times the norm of that of the first (the adaptive weight of VQGAN, Esser et al. 2021); w counts as a constant.
 
     Raises:
         ValueError: there is no such balance, or the network lacks what it needs.
@@ -245,14 +261,18 @@ def balanced_sum(net: Network, ce: Tensor, denoising: Tensor, alpha: float, bala
     if balance not in ("fixed", "uncertainty", "gradient_norm"):
         raise ValueError(f"balance is {balance!r}: it must be fixed, uncertainty or gradient_norm")
     if balance == "fixed":
-        return ce + alpha * denoising
+        return labelling + alpha * denoising, denoising.new_tensor(alpha)
     needed = "log_variances" if balance == "uncertainty" else "last_shared_weight"
     own: Tensor | None = getattr(net, needed, None)
     if own is None:
         raise ValueError(f"balance is {balance!r}: the network has no {needed}")
     if balance == "uncertainty":
-        s_ce, s_denoising = own
-        return (-s_ce).exp() * ce + s_ce + (-s_denoising).exp() * (alpha * denoising) + s_denoising
-    of_ce, of_denoising = (torch.autograd.grad(loss, own, retain_graph=True)[0].norm() for loss in (ce, denoising))
-    ratio = (of_ce + TINY_NORM) / (of_denoising + TINY_NORM)
-    return ce + alpha * ratio.clamp(1 / MAX_GRADIENT_RATIO, MAX_GRADIENT_RATIO) * denoising
+        s_labelling, s_denoising = own
+        total = (-s_labelling).exp() * labelling + s_labelling + (-s_denoising).exp() * (alpha * denoising) + s_denoising
+        return total, alpha * (s_labelling - s_denoising).detach().exp()
+    of_labelling, of_denoising = (
+        torch.autograd.grad(loss, own, retain_graph=True)[0].norm() for loss in (labelling, denoising)
+    )
+    ratio = (of_labelling + TINY_NORM) / (of_denoising + TINY_NORM)
+    weight = alpha * ratio.clamp(1 / MAX_GRADIENT_RATIO, MAX_GRADIENT_RATIO)
+    return labelling + weight * denoising, weight

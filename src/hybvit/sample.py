@@ -18,17 +18,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("-n", type=positive, default=64, help="number of images (64)")
     parser.add_argument("--sampler", choices=tuple(SAMPLERS), default="dpmpp_2m", help="the paper takes ddpm with all steps")
     parser.add_argument("--steps", type=positive, default=20, help="sampler steps (20)")
-    parser.add_argument("--label", help="draw this class, by name or number; most models need --guidance too")
+    parser.add_argument("--average", metavar="WIDTH", help="of a run with train.ema_power, the average of this width")
+    parser.add_argument("--label", help="draw this class, by name or number; models not trained so need --guidance too")
     parser.add_argument("--guidance", type=float, default=0.0, help="strength of the steering (0; try 2)")
     parser.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (0)")
     parser.add_argument("--batch-size", type=positive, default=128, help="images at a time (128)")
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="the picture to write (grid.png)")
     parser.add_argument("--folder", type=Path, help="write single images 000000.png ... here instead")
     args = parser.parse_args(arguments)
-    model = load(args.model)
+    model = load(args.model, average=args.average)
     label = None
-    if (args.label is None) != (args.guidance == 0) and not (model.takes_labels and args.label):
-        parser.error("--label and --guidance belong together, e.g. --label 3 --guidance 2")
+    if (args.label is None) != (args.guidance == 0) and not (model.takes_labels if args.label else model.draws_by_label):
+        parser.error("--label and --guidance belong together for this model, e.g. --label 3 --guidance 2")
     if args.label is not None:
         if args.label not in model.classes and not (args.label.isdecimal() and int(args.label) < len(model.classes)):
             parser.error(f"--label {args.label!r} is none of the model's classes: {', '.join(model.classes)}")

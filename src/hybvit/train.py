@@ -23,7 +23,7 @@ from tqdm import tqdm
 from . import checkpoint
 from .arguments import ArgumentParser
 from .baselines.jem import JEM
-from .config import Config, OptimConfig, differences, field_help, minibatches, override, parse
+from .config import Config, OptimConfig, differences, field_help, fields_in, minibatches, override, parse, without_effect
 from .data.batches import TrainingBatches, batches_of_steps, resolve_workers
 from .data.datasets import Dataset, open_dataset
 from .data.images import grid, save_image, to_x
@@ -215,13 +215,6 @@ def build_optimizers(net: Network, cfg: OptimConfig) -> list[torch.optim.Optimiz
     Muon updates by an orthogonal matrix U V^T times sqrt(max(1, rows/columns)) (Jordan et al. 2024), at ``muon_lr``. PyTorch
     decays weights by lr * weight_decay: here divided so that all weights decay by ``cfg.lr * cfg.weight_decay`` at the peak.
     """
-    if cfg.name == "sgd":
-        return [
-            torch.optim.SGD(
-                net.parameters(), lr=cfg.lr, momentum=cfg.beta1, weight_decay=cfg.weight_decay, nesterov=cfg.nesterov
-            )
-        ]
-    betas = (cfg.beta1, cfg.beta2)
     matrices = matrices_of_layers(net) if cfg.name == "muon" else []
     # A decay would pull a learned balance of the losses towards the one that training started with.
     undecayed = [parameter for name, parameter in net.named_parameters() if name == "log_variances"]
@@ -229,6 +222,10 @@ def build_optimizers(net: Network, cfg: OptimConfig) -> list[torch.optim.Optimiz
     groups: list[dict[str, Any]] = [{"params": [p for p in net.parameters() if id(p) not in apart]}]
     if undecayed:
         groups.append({"params": undecayed, "weight_decay": 0.0})
+    if cfg.name == "sgd":
+        momentum, nesterov = cfg.beta1, cfg.nesterov
+        return [torch.optim.SGD(groups, lr=cfg.lr, momentum=momentum, weight_decay=cfg.weight_decay, nesterov=nesterov)]
+    betas = (cfg.beta1, cfg.beta2)
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(groups, lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay, fused=True)
     ]
@@ -447,6 +444,8 @@ def main(arguments: list[str]) -> None:
         cfg = override(cfg, objective={"kind": args.objective})
     if args.data:
         cfg = located(cfg, args.data)
+    for line in without_effect(cfg, fields_in(fields)):
+        say_at_once(f"warning: {line}")
     out = args.out or Path("runs") / (args.preset + (f"-{args.objective}" if args.objective else ""))
     train(cfg, out)
     print(f"{out}: done; next: hybvit evaluate {out} --report, hybvit sample {out}")

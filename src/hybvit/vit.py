@@ -103,7 +103,7 @@ class HybViT(nn.Module):
         for module in self.modules():
             if isinstance(module, FiLM):
                 nn.init.zeros_(module.weight)
-            if isinstance(module, AdaLNZeroLayer) and hasattr(module, "modulation"):
+            if isinstance(module, AdaLNZeroLayer):
                 nn.init.zeros_(module.modulation.weight)
             if isinstance(module, LinearConvReadout):
                 nn.init.dirac_(module.smooth.weight)
@@ -152,6 +152,11 @@ class HybViT(nn.Module):
         stream = self.up_to_tap(torch.cat((images, x_t)), torch.cat((t.new_zeros(rows) if t_images is None else t_images, t)))
         logits = self.read_class(stream.z if label_all else stream.z[:rows])
         return Output(logits, self.read_pixels(self.to_the_end(stream.without_first(rows), y)))
+
+    @property
+    def null_label(self) -> int | None:
+        """What stands for "no label" in ``y``; None for a network that takes no labels."""
+        return self.cfg.num_classes if self.cfg.label_conditioning else None
 
     @property
     def last_shared_weight(self) -> nn.Parameter:

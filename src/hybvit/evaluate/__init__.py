@@ -34,7 +34,7 @@ from . import accuracy, calibration, fidelity, likelihood, ood, quality, robustn
 from .context import Context, Options, Picture, Result, Suite, lacking
 
 ALWAYS = ("limit", "seed", "batch_size")
-SAMPLING = ("samples", "sampler", "steps")
+SAMPLING = ("samples", "sampler", "steps", "guidance")
 SUITES: dict[str, Suite] = {
     "accuracy": Suite("How often the labels are right", frozenset({"classes", "labels"}), (), accuracy.run),
     "calibration": Suite("Whether a probability means what it says", frozenset({"classes", "labels"}), (), calibration.run),
@@ -227,8 +227,8 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="run folder, exported folder or hub id; or somebody else's: timm:NAME, torchvision:NAME (with @FILE for your own "
-        "weights), FILE.py:FUNCTION that returns a hybvit.Adapted",
+        help="run folder, exported folder, hub id or a model of the package; or somebody else's: timm:NAME, torchvision:NAME "
+        "(with @FILE for your own weights), FILE.py:FUNCTION that returns a hybvit.Adapted",
     )
     parser.add_argument(
         "--average",
@@ -243,6 +243,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--samples", type=positive, default=default.samples, help=f"generated images ({default.samples})")
     parser.add_argument("--sampler", choices=tuple(SAMPLERS), default=default.sampler, help=f"({default.sampler})")
     parser.add_argument("--steps", type=positive, help=f"sampler steps ({default.steps}; the paper takes all 1000)")
+    parser.add_argument("--guidance", type=float, default=default.guidance, help="classifier-free, of networks told labels (0)")
     for name, words in (
         ("bound-images", "images whose likelihood is bounded"),
         ("attack-images", "images that PGD attacks"),
@@ -301,6 +302,8 @@ def run(args: Any, suites: tuple[str, ...], rank: int, world: int) -> None:
     make_folder(out)
     if args.steps is not None and args.steps > model.diffusion.T:
         raise ConfigError(f"--steps {args.steps}: the model's diffusion has {model.diffusion.T} steps")
+    if args.guidance and not (math.isfinite(args.guidance) and model.draws_by_label):
+        raise ConfigError(f"--guidance {args.guidance}: a finite number, for a network with model.label_conditioning")
     options = Options(
         limit=args.limit,
         seed=args.seed,
@@ -314,6 +317,7 @@ def run(args: Any, suites: tuple[str, ...], rank: int, world: int) -> None:
         samples=args.samples,
         sampler=args.sampler,
         steps=args.steps or min(Options().steps, model.diffusion.T),
+        guidance=args.guidance,
         extractor=args.extractor,
         inception=args.inception,
     )

@@ -66,7 +66,8 @@ class Options:
         bound_images, bound_draws: images whose likelihood is bounded, and the diffusion times drawn for each; 0 takes all.
         attack_images, autoattack_images: images that are attacked, by PGD and by AutoAttack.
         attack_steps: steps of PGD (the paper's 50).
-        samples, sampler, steps: how many images are generated, and how.
+        samples, sampler, steps, guidance: how many images are generated, and how; guidance (classifier-free) is for networks
+            that draw by label.
         extractor, inception: what a Frechet distance is measured with.
     """
 
@@ -82,6 +83,7 @@ class Options:
     samples: int = 1000
     sampler: str = "ddpm"
     steps: int = 100
+    guidance: float = 0.0
     extractor: str | None = None
     inception: str | None = None
 

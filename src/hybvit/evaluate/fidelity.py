@@ -49,6 +49,7 @@ def run(ctx: Context) -> Result:
     samples = ctx.samples
     scale = max(1, 32 // samples.shape[-1])
     told = ", each of a random class" if ctx.model.draws_by_label else ""
+    told += f", guidance {o.guidance:g}" if o.guidance else ""
     caption = f"Generated: {ctx.model.own_sampler or o.sampler}, {o.steps} steps, seed {o.seed}{told}"
     result.pictures["samples"] = Picture(grid(samples[:GRID_IMAGES], columns=10, scale=scale), caption)
     real = ctx.data.train.spread(GRID_IMAGES).in_memory
@@ -91,7 +92,7 @@ def distances(ctx: Context, eye: Extractor, samples: Tensor, result: Result) -> 
     result.tables["protocol"] = {
         "extractor": eye.name, "feature_size": real.shape[1], "reference": f"{reference} training images", "samples": n,
         "sampler": ctx.model.own_sampler or ctx.options.sampler, "steps": ctx.options.steps, "seed": ctx.options.seed,
-        "told": "a random label for each" if ctx.model.draws_by_label else "no labels",
+        "told": "a random label for each" if ctx.model.draws_by_label else "no labels", "guidance": ctx.options.guidance,
         "weights": "as given" if ctx.objective == "adapted" else "EMA",
         "kid_subsets": f"{KID_SUBSETS} of {subset}", "neighbours": NEIGHBOURS, "score_splits": SPLITS,
     }  # fmt: skip

@@ -19,9 +19,9 @@ SHARD = 256
 
 
 def folder_of(ctx: Context) -> Path:
-    """One folder per (model, sampler, steps, seed): what is in it can be used again."""
+    """One folder per (model, sampler, steps, seed, guidance): what is in it can be used again."""
     o = ctx.options
-    key = hashlib.sha256(json.dumps([ctx.fingerprint, o.sampler, o.steps, o.seed]).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps([ctx.fingerprint, o.sampler, o.steps, o.seed, o.guidance]).encode()).hexdigest()[:12]
     return ctx.folder / "samples" / f"{o.sampler}-{o.steps}-seed{o.seed}-{key}"
 
 
@@ -46,7 +46,7 @@ def sampled(ctx: Context) -> Tensor:
         path = folder / f"{int(index[0]):08d}-{int(index[-1]) + 1:08d}.safetensors"
         if path.is_file():
             return load_file(path)["pixels"]
-        pixels = ctx.model.draw(index.tolist(), o.sampler, o.steps, o.seed)
+        pixels = ctx.model.draw(index.tolist(), o.sampler, o.steps, o.seed, o.guidance)
         part = temporary_name(path)
         save_file({"pixels": pixels}, part)
         part.replace(path)

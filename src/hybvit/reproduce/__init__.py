@@ -39,7 +39,7 @@ from .scales import SCALES, Scale
 from .tables import FIGURES, NAMES, TIMED, rows, runs_of, suites_of
 from .tables import table as table_of
 
-TIMING, RECORDS = "timing.json", "records.json"
+RECORDS = "records.json"
 DRAWINGS = ("figure2", "figure3", "figure7", "figure9")
 
 
@@ -125,18 +125,14 @@ def in_hours(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
-def stored_timings(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / TIMING).read_text()) if (folder / TIMING).is_file() else {"runs": {}}
-
-
 def take_times(timed: dict[str, Config], folder: Path, scale: Scale, fields: list[str], say: Callable[[str], None]) -> None:
     """Time the steps of what is not timed yet, with everything that is: only what was measured in one go can be compared."""
-    known = {run: took["configuration"] for run, took in stored_timings(folder)["runs"].items()}
-    if all(known.get(run) == timing.digest(cfg) for run, cfg in timed.items()):
+    known = timing.stored(folder)
+    if timing.covers(known, timed):
         return
-    together = {run: cfg for run in {**known, **timed} if (cfg := configuration(run, scale, fields)) is not None}
+    together = {run: cfg for run in {**known["runs"], **timed} if (cfg := configuration(run, scale, fields)) is not None}
     say(f"timing {len(together)} systems side by side ...")
-    write_text(folder / TIMING, json.dumps(timing.measure(together, say), indent=1) + "\n")
+    write_text(folder / timing.FILE, json.dumps(timing.measure(together, say), indent=1) + "\n")
 
 
 def collect(folder: Path, scale: Scale, fields: list[str]) -> dict[str, dict[str, Any]]:
@@ -145,13 +141,13 @@ def collect(folder: Path, scale: Scale, fields: list[str]) -> dict[str, dict[str
     Raises:
         ConfigError: a run was started with other settings than ``fields`` say.
     """
-    timings = stored_timings(folder)
+    timings = timing.stored(folder)
     found: dict[str, dict[str, Any]] = {}
     for run in PRESETS:
         cfg = configuration(run, scale, fields)
         record = record_of(run, folder / home_of(run, scale), cfg) if cfg is not None else None
         took = timings["runs"].get(run)
-        if took is not None and cfg is not None and took["configuration"] == timing.digest(cfg):
+        if took is not None and cfg is not None and timing.covers(timings, {run: cfg}):
             record = record or {"parameters": took["parameters"], "metrics": {}, "snapshots": {}}
             record["timing"] = took | {"environment": timings["environment"]}
         if record is not None:

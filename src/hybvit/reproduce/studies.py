@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import Config, differences, minibatches, override, parse
+from ..config import Config, differences, fields_in, minibatches, override, parse
 from ..cost import cost
 from ..errors import ConfigError, DivergedError, Interrupted
 from ..run_folder import environment, make_folder, read_metrics, write_text
@@ -36,7 +36,7 @@ SET_BY_STUDY = {
     "train.seed", "train.steps", "train.checkpoint_every", "train.preview_every", "train.ema_decay", "train.ema_warmup",
     "optim.warmup_steps",
 }  # fmt: skip
-BUDGET, TIMING, RECORDS = "budget.json", "timing.json", "records.json"
+BUDGET, RECORDS = "budget.json", "records.json"
 
 
 COLUMNS = {  # heading -> how a figure is found in a record, and its decimals
@@ -129,7 +129,7 @@ def check_fields(study: Study, runs: list[Run], fields: list[str]) -> None:
     Raises:
         ConfigError: a field is the study's own to set, or would undo what a variant changes.
     """
-    given = {word.removeprefix("--").split("=")[0] for word in fields if word.startswith("--")}
+    given = set(fields_in(fields))
     for name in given & SET_BY_STUDY:
         raise ConfigError(f"--{name} is the study's own: --budget and --seeds decide it")
     base = study.variants[study.base].config
@@ -190,24 +190,29 @@ def records_of(study: Study, folder: Path) -> tuple[dict[str, dict[str, Any]], d
     return found, outdated
 
 
-def time_steps(study: Study, fields: list[str], folder: Path, say: Callable[[str], None]) -> None:
-    """Time the joint steps and the denoising-only steps of ``study.costs`` in turn, unless that is done."""
-    if not study.costs or (folder / TIMING).is_file():
-        return
+def to_be_timed(study: Study, fields: list[str]) -> dict[str, Config]:
+    """The joint steps of ``study.costs``, each with the denoising-only step of the same batch."""
     together: dict[str, Config] = {}
     for name in study.costs:
         cfg = parse(fields, study.variants[name].config)
         together |= {name: cfg, f"{name}, images only": override(cfg, objective={"kind": "genvit"})}
+    return together
+
+
+def time_steps(study: Study, fields: list[str], folder: Path, say: Callable[[str], None]) -> None:
+    """Time these steps in turn, unless that is done with the recipes as they are now."""
+    together = to_be_timed(study, fields)
+    if timing.covers(timing.stored(folder), together):
+        return
     say(f"timing the steps of {' and '.join(study.costs)} in turn ...")
-    write_text(folder / TIMING, json.dumps(timing.measure(together, say), indent=1) + "\n")
+    write_text(folder / timing.FILE, json.dumps(timing.measure(together, say) | {"fields": fields}, indent=1) + "\n")
 
 
-def costs_of(study: Study, folder: Path) -> dict[str, float]:
-    """Variant -> what its joint step takes, as a multiple of the denoising-only step of the same batch."""
-    if not study.costs or not (folder / TIMING).is_file():
-        return {}
-    took = {run: found["seconds_per_step"] for run, found in json.loads((folder / TIMING).read_text())["runs"].items()}
-    return {name: took[name] / took[f"{name}, images only"] for name in study.costs}
+def costs_of(study: Study, folder: Path) -> dict[str, Any]:
+    """What :func:`time_steps` measured; empty where the recipes have changed since."""
+    found = timing.stored(folder)
+    timed = study.costs and timing.covers(found, to_be_timed(study, found.get("fields", [])))
+    return found if timed else {}
 
 
 def value_of(record: dict[str, Any], prefix: str) -> float | None:
@@ -294,11 +299,10 @@ def write_out(name: str, folder: Path, say: Callable[[str], None]) -> None:
     if not records:
         say(f"{folder}: no run of {name} is done yet")
         return
-    costs = costs_of(study, folder)
     found = {
         "study": name,
         "rendered_with": environment(),
-        "joint_over_denoising": costs,
+        "step_times": costs_of(study, folder),
         "runs": records,
         "outdated": outdated,
     }
@@ -318,11 +322,26 @@ def markdown(name: str, found: dict[str, Any]) -> str:
 
 
 def notes(study: Study, found: dict[str, Any]) -> list[str]:
-    costs = [f"{study.variants[name].words}: {ratio:.2f} times" for name, ratio in found["joint_over_denoising"].items()]
-    cost_of_both = [
-        "What a joint step takes over a denoising-only one of the same batch, timed in turn: " + "; ".join(costs) + "."
-    ]
-    return [facts(found["runs"]), *between_seeds(found["runs"]), *(cost_of_both if costs else [])]
+    """The lines below the table."""
+    times = found["step_times"]
+    said = [facts(found["runs"]), *between_seeds(found["runs"])]
+    if times:
+        each = "; ".join(f"{study.variants[name].words}: {ratio_of_steps(times, name)}" for name in study.costs)
+        said.append(
+            "What a joint step takes over a denoising-only one of the same batch, in turn, "
+            f"{times['repeats']} repeats of about a second each on {render.machine_of(times)}: {each}."
+        )
+    return said
+
+
+def ratio_of_steps(times: dict[str, Any], name: str) -> str:
+    """``1.20 times (120 and 100 ms, repeats within 3 and 5 %)``"""
+    both = [times["runs"][name], times["runs"][f"{name}, images only"]]
+    seconds, spreads = ([run[key] for run in both] for key in ("seconds_per_step", "spread"))
+    took, within = (
+        " and ".join(f"{factor * value:.0f}" for value in values) for factor, values in ((1e3, seconds), (100, spreads))
+    )
+    return f"{seconds[0] / seconds[1]:.2f} times ({took} ms, repeats within {within} %)"
 
 
 def between_seeds(records: dict[str, dict[str, Any]]) -> list[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from ..run_folder import environment
 from ..seeds import generator
 from ..train import build_optimizers
 
+FILE = "timing.json"
 REPEATS = 5
 WARM_UP = 3  # steps: a compiled network is not yet as fast as it gets in its second one
 
@@ -99,6 +102,16 @@ def measure(configs: dict[str, Config], say: Callable[[str], None], repeats: int
             "parameters": number_of_parameters(build_network(cfg)),
         }
     return {"runs": found, "repeats": repeats, "device": device.type, "environment": environment()}
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """What :func:`measure` gave when it was last written to this folder."""
+    return json.loads((folder / FILE).read_text()) if (folder / FILE).is_file() else {"runs": {}}
+
+
+def covers(found: dict[str, Any], configs: dict[str, Config]) -> bool:
+    """Whether all of these were measured as they are."""
+    return all(found["runs"].get(name, {}).get("configuration") == digest(cfg) for name, cfg in configs.items())
 
 
 def digest(cfg: Config) -> str:
