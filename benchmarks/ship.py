@@ -47,7 +47,8 @@ labels, probabilities, score = model.predict(images)
 
 ![100 images that it drew](../../../../../docs/model_{name}.png)
 
-It is meant for trying the package, for teaching, and as a start for other images of that size (`--train.init {name}`). It has
+It is meant for trying the package, for teaching, and as a start for other images of that size and as many channels (its `model`
+fields with `--train.init {name}`). It has
 seen nothing but this data set: its labels for other pictures mean nothing, and its robustness to attacks is measured below, not
 promised.
 

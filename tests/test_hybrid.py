@@ -93,7 +93,9 @@ def test_a_network_that_takes_labels_draws_them_with_and_without_guidance():
         x0 = torch.full_like(x_t, -1.0) if y is None else torch.where(y == 4, -1.0, y / 4)[:, None, None, None].expand_as(x_t)
         return m.diffusion.predict_eps(x_t, t, x0)
 
+    real = model(override(told, data={"classes": tuple("abcd")}))
     m.denoise = unlabelled.denoise = denoise
+    m.net.denoise_with_and_without = lambda x_t, t, y: (denoise(x_t, t, y), denoise(x_t, t))  # its target is eps
     assert m.sample(2, steps=5, labels=[0, 2]).float().mean((1, 2, 3)).tolist() == pytest.approx([127.5, 191.25], abs=0.5)
     drawn = m.sample(40, steps=5).float().mean((1, 2, 3))  # each with a random label, the same ones for the same seed
     assert set((4 * (2 * drawn / 255 - 1)).round().tolist()) == {0.0, 1.0, 2.0, 3.0}
@@ -105,9 +107,10 @@ def test_a_network_that_takes_labels_draws_them_with_and_without_guidance():
     with pytest.raises(ValueError, match="belong together"):
         unlabelled.sample(1, guidance=1.0)
     x_t, t, y = torch.randn(2, 1, 8, 8), torch.tensor([30, 700]), torch.tensor([1, 3])
-    guided = m.conditional(y, 2.0)(x_t, t)
-    expected = 3 * denoise(x_t, t, y) - 2 * denoise(x_t, t)
-    torch.testing.assert_close(guided, expected)
+    for target in ("eps", "v"):
+        real.cfg = override(real.cfg, objective={"target": target})
+        expected = 3 * real.denoise(x_t, t, y) - 2 * real.denoise(x_t, t)
+        torch.testing.assert_close(real.conditional(y, 2.0)(x_t, t), expected)
 
 
 def test_sampling_arguments_are_checked():

@@ -8,7 +8,6 @@ import torch
 
 from .arguments import ArgumentParser, positive
 from .data.images import read_image
-from .errors import ConfigError
 from .hybrid import load
 
 
@@ -21,8 +20,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     args = parser.parse_args(arguments)
     model = load(args.model, average=args.average)
-    if model.cfg.objective.kind == "genvit":
-        raise ConfigError(f"{args.model} was trained with objective genvit: it has no labels to give")
     pixels = torch.stack([read_image(path, model.cfg.model.channels, model.cfg.model.image_size) for path in args.images])
     labels, probabilities, scores = model.predict(pixels)
     width = max(map(len, args.images))

@@ -112,7 +112,7 @@ class ObjectiveConfig:
         weighting: of the denoising loss over t: uniform, min_snr (Hang et al. 2023) or p2 (Choi et al. 2022), with mean 1.
         class_noise: share of T up to which half of the labelled images are noised before they are classified.
         noisy_labels: weight of the cross-entropy of the images being denoised, each at its own t and weighed by abar_t: their
-            labels are read at the tap on the way, which costs nothing.
+            labels are read where the label read-out sits (``model.class_depth``), at almost no cost.
         label_smoothing: share of the label given to all classes alike.
         label_dropout: share of the images to be denoised whose label is not told, if model.label_conditioning.
     """
@@ -225,7 +225,7 @@ class TrainConfig:
 
     Args:
         steps: optimiser steps.
-        batch_size: images in each of the two mini-batches.
+        batch_size: images to denoise per step, and labelled ones unless ``labelled_batch_size`` says otherwise.
         labelled_batch_size: images in the labelled mini-batch, if not ``batch_size`` too.
         ema_decay: decay of the exponential moving average of the weights; its weights are the ones evaluated.
         ema_warmup: start the average with decay (1 + step)/(10 + step) where that is smaller.
@@ -238,8 +238,8 @@ class TrainConfig:
         checkpoint_every: steps between two checkpoints; one is always written at the end.
         keep_checkpoints: how many of the newest are kept.
         snapshot_every: steps between two copies of the averaged weights that are kept, to be looked at later; 0 for none.
-        init: a model (what `hybvit.load` takes) whose averaged weights the run starts from; of another number of classes, all
-            but its label read-out.
+        init: a model (what `hybvit.load` takes) whose averaged weights the run starts from. Its ``model`` fields must be this
+            run's; with another number of classes, label read-out and label embedding start anew.
         compile: let torch.compile fuse the network's operations: a minute or more at the start of a run, faster steps then. On
             a CPU it needs a C++ compiler.
         tensorboard: also write TensorBoard events to the run folder (extra `track`).

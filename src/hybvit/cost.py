@@ -23,7 +23,7 @@ ROWS = 2  # images of a mini-batch that are counted, if both are equal: the oper
 
 
 class Cost(NamedTuple):
-    """A product of matrices n x k and k x m counts as 2nkm operations; what is not a product, or a convolution, counts nothing.
+    """A product of matrices n x k and k x m counts as 2nkm operations; anything but products and convolutions counts nothing.
 
     Attributes:
         parameters: of the network.
@@ -46,7 +46,9 @@ def cost(cfg: Config) -> Cost:
     sizes = minibatches(cfg)
     times = math.gcd(*sizes)  # so often the few images that are counted
     few = (ROWS * sizes[0] // times, ROWS * sizes[1] // times)
-    counted = _counted(Config(cfg.model, cfg.network, objective=ObjectiveConfig(kind=cfg.objective.kind)), few)
+    asked = cfg.objective  # what of it decides the operations
+    objective = ObjectiveConfig(kind=asked.kind, balance=asked.balance, noisy_labels=float(asked.noisy_labels > 0))
+    counted = _counted(Config(cfg.model, cfg.network, objective=objective), few)
     step = (counted.update + cfg.jem.steps * counted.langevin) * times // ROWS
     total = step * cfg.train.steps
     peak = PEAK["fp32" if cfg.train.precision == "fp32" else "bf16"]

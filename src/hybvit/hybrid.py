@@ -92,7 +92,10 @@ class HybridModel:
         return self.net.features(x.to(self.device))
 
     def log_density(self, x: Tensor) -> Tensor:
-        """log p(x) up to a constant, [B]: logsumexp of the logits (Tables 3 and 11); higher = more in-distribution."""
+        """logsumexp of the logits, [B], which the paper takes for log p(x) (Tables 3 and 11); higher = more in-distribution.
+
+        A score: cross-entropy does not change if a function of x is added to all logits. JEM trains it as a density.
+        """
         return self.logits(x).logsumexp(dim=1)
 
     @torch.no_grad()
@@ -103,7 +106,10 @@ class HybridModel:
 
         Raises:
             ValueError: pixels of another shape or type.
+            ConfigError: the network was not trained to classify.
         """
+        if not self.has_classes:
+            raise ConfigError("this model was trained with objective genvit: it has no labels to give")
         if isinstance(images, Image.Image):
             images = [images]
         if not isinstance(images, Tensor) and not images:
@@ -120,10 +126,11 @@ class HybridModel:
         """The predicted noise eps(x_t, t) [B, C, H, W], whatever the network was trained to predict. Differentiable.
 
         Args:
-            y: labels int64 [B] to denoise towards, for a network with ``label_conditioning``; None for none.
+            y: labels int64 [B] to denoise towards, K standing for none, for a network with ``label_conditioning``; or None.
 
         Raises:
             ConfigError: the network was not trained to denoise.
+            ValueError: y is given to a network that takes no labels.
         """
         if not self.has_denoiser:
             raise ConfigError(
@@ -150,8 +157,8 @@ class HybridModel:
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             if not guidance:
                 return self.denoise(x_t, t, labels)
-            nobody = torch.full_like(labels, self.cfg.model.num_classes)
-            told, untold = self.denoise(x_t.repeat(2, 1, 1, 1), t.repeat(2), torch.cat((labels, nobody))).chunk(2)
+            both = self.net.denoise_with_and_without(x_t, t, labels)
+            told, untold = (self.diffusion.to_eps(self.cfg.objective.target, prediction, x_t, t) for prediction in both)
             return (1 + guidance) * told - guidance * untold
 
         return denoise
@@ -192,16 +199,20 @@ class HybridModel:
         Args:
             sampler: ddpm, ddim, dpmpp_2m or heun; an energy-based model (JEM) has its own, whatever is asked for.
             steps: sampler steps in 1..T; the paper takes ddpm with all T.
-            labels: class of each image, or one for all. A network trained with ``label_conditioning`` draws them, by itself
-                random ones; any other is steered to them by its classifier, where ``guidance`` > 0.
-            guidance: strength of the steering: classifier-free with ``label_conditioning`` (twice the time), or by the
-                network's own classifier (about three times).
+            labels: class of each image, or one for all. With ``label_conditioning`` they condition the denoiser, and None means
+                random classes. Any other network needs ``guidance`` too, and is steered by its own classifier.
+            guidance: strength of the steering: classifier-free with ``label_conditioning``, at the price of a second pass of
+                the layers after the label read-out, or by the network's own classifier (about three times the time). A negative
+                one steers away.
             seed: image i is drawn from (seed, i).
+            spacing: which of the T times the steps stand at; None takes the sampler's own.
+            batch_size: images that are drawn at a time.
             progress: show a progress bar, if standard error is a terminal.
 
         Raises:
             ValueError: an argument is out of range, or only one of ``labels`` and ``guidance`` is given to a network that does
                 not draw by label.
+            ConfigError: the network was not trained to denoise, or not to classify, which guidance by its classifier needs.
         """
         if n < 1 or batch_size < 1:
             raise ValueError(f"n is {n} and batch_size {batch_size}: both must be at least 1")
@@ -219,6 +230,8 @@ class HybridModel:
                 raise ValueError(
                     f"labels are {wanted.dtype} {list(wanted.shape)}: give one whole number, or one for each of n = {n}"
                 )
+            if not (self.takes_labels or self.has_classes):
+                raise ConfigError("this model was trained with objective genvit: it has no classifier to steer to labels")
             wanted = wanted.long().expand(n)
             if not bool(((wanted >= 0) & (wanted < self.cfg.model.num_classes)).all()):
                 raise ValueError(f"labels must be in 0..{self.cfg.model.num_classes - 1}")
@@ -247,13 +260,13 @@ class HybridModel:
     ) -> Tensor:
         """The images of these numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU.
 
-        A network that takes labels is told a random one for each, every class alike; none if its own images had none.
+        A network that takes labels is told a random one for each, every class alike; none if it was trained on images without.
 
         Args:
             guidance: classifier-free, for a network that ``draws_by_label``.
 
         Raises:
-            ConfigError: guidance without labels to guide to.
+            ConfigError: guidance without labels to guide to, or a network that was not trained to generate.
         """
         if guidance and not self.draws_by_label:
             raise ConfigError(f"guidance {guidance}: this model's denoiser was not trained with labels to draw at random")
@@ -268,11 +281,18 @@ class HybridModel:
 
     @torch.no_grad()
     def bits_per_dim(self, x: Tensor, seed: int = 0) -> Tensor:
-        """The full variational bound on -log2 p(x) per dimension, [B]; x float [B, C, H, W] in [-1, 1]. Costs T evaluations."""
+        """The full variational bound on -log2 p(x) per dimension, [B], by the denoiser without a label. Costs T evaluations.
+
+        x float [B, C, H, W] in [-1, 1]. Raises ConfigError where the network was not trained to denoise.
+        """
         return variational_bound(self.denoise, self.diffusion, x.to(self.device), generator(seed, "bound"))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write weights (safetensors), config.yaml and a manifest of SHA-256 sums, all or nothing."""
+        """Write weights (safetensors), config.yaml and a manifest of SHA-256 sums, all or nothing.
+
+        Raises:
+            ConfigError: the folder is there and no exported model.
+        """
         path = Path(folder)
         if path.exists() and not (path / checkpoint.MANIFEST).is_file():
             raise ConfigError(f"{path}: exists and is not an exported model; choose another folder")

@@ -17,7 +17,7 @@ ROPE_BASE = 100.0  # of the frequencies: positions are rows and columns of patch
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v (Eq. 16) for q, k, v of shape [B, heads, N + 1, d]: the one place that picks a kernel."""
+    """softmax(q k^T / sqrt(d)) v (Eq. 16), q [B, heads, m, d], k and v [B, heads, n, d]: the one place that picks a kernel."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
         # The fused kernel's bf16 backward on CPU is several times slower than three plain products (`hybvit bench`).
         return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1, dtype=q.dtype) @ v

@@ -107,8 +107,11 @@ def hybrid_loss(
     """Eqs. 23-24, both mini-batches in one pass of the network.
 
     Args:
-        alpha: weight of the denoising loss (the paper's 1, 10 or 100); what else balances the two: :func:`balanced_sum`.
+        alpha, balance: weight of the denoising loss (the paper's 1, 10 or 100), and what else balances the two:
+            :func:`balanced_sum`. They do nothing with one mini-batch, nor does ``noisy_labels``.
         norm, weighting: see :func:`denoising_loss` and :func:`time_weights`.
+        target: what the network predicts of x_t: see :meth:`hybvit.Diffusion.target`.
+        label_smoothing: share of every label that is given to all classes alike.
         times: see :func:`draw_times`.
         class_noise: share of T up to which half of the labelled images are noised before they are classified.
         noisy_labels: weight of the cross-entropy of the noisy images against ``clean_labels``: see :func:`noisy_cross_entropy`.
@@ -117,7 +120,8 @@ def hybrid_loss(
         t, noise: int64 [Bd] and [Bd, C, H, W], to fix the draws instead.
 
     Raises:
-        ValueError: both mini-batches are missing, ``images`` come without ``labels``, or an option has no such value.
+        ValueError: both mini-batches are missing, ``images`` come without ``labels`` (or the other way round), ``noisy_labels``
+            without ``clean_labels``, or an option has no such value or needs what the network lacks.
     """
     clean, images, labels, clean_labels = batch
     if (images is None) != (labels is None):
@@ -253,7 +257,8 @@ def balanced_sum(
     uncertainty: exp(-s1) labelling + s1 + exp(-s2) alpha denoising + s2 (Kendall et al. 2018) with s = ``net.log_variances``
         [2], which are learned. They settle where exp(s) is the loss, so alpha decides only where the balance starts.
     gradient_norm: labelling + w denoising with w such that at ``net.last_shared_weight`` the gradient of the second term has
-        alpha times the norm of that of the first (the adaptive weight of VQGAN, Esser et al. 2021); w counts as a constant.
+        alpha times the norm of that of the first (the adaptive weight of VQGAN, Esser et al. 2021), between alpha /
+        :data:`MAX_GRADIENT_RATIO` and alpha times it; w counts as a constant.
 
     Raises:
         ValueError: there is no such balance, or the network lacks what it needs.

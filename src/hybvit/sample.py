@@ -19,7 +19,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--sampler", choices=tuple(SAMPLERS), default="dpmpp_2m", help="the paper takes ddpm with all steps")
     parser.add_argument("--steps", type=positive, default=20, help="sampler steps (20)")
     parser.add_argument("--average", metavar="WIDTH", help="of a run with train.ema_power, the average of this width")
-    parser.add_argument("--label", help="draw this class, by name or number; models not trained so need --guidance too")
+    parser.add_argument(
+        "--label", help="draw this class, by name or number; a model without label conditioning needs --guidance too"
+    )
     parser.add_argument("--guidance", type=float, default=0.0, help="strength of the steering (0; try 2)")
     parser.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (0)")
     parser.add_argument("--batch-size", type=positive, default=128, help="images at a time (128)")

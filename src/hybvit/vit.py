@@ -90,8 +90,8 @@ class HybViT(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier normal weights and zero biases, N(0, position_std^2) positions and tokens; modulations start at zero, and
-        what is added to the published network where it does not disturb."""
+        """Xavier normal weights and zero biases, N(0, position_std^2) positions and tokens, as published; the weights of adaLN
+        and FiLM start at zero, the smoothing convolution as the identity, label embeddings N(0, 0.02^2)."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_normal_(module.weight)
@@ -132,6 +132,13 @@ class HybViT(nn.Module):
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x_t [B, C, H, W] at t int64 [B] in 1..T -> what the pixel read-out predicts [B, C, H, W]: see :class:`Output`."""
         return self.read_pixels(self.to_the_end(self.up_to_tap(x_t, t), y))
+
+    def denoise_with_and_without(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`denoise` told the label and not told it, as guidance needs both: the layers up to the tap, which are not told
+        anyway, see the images once."""
+        stream = self.up_to_tap(x_t, t)
+        told, untold = (self.read_pixels(self.to_the_end(stream, label)) for label in (y, None))
+        return told, untold
 
     def joint(
         self,

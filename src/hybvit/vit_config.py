@@ -44,7 +44,10 @@ class ViTConfig:
         final_norm: a normalisation of the patch tokens before the pixel read-out.
         label_conditioning: add an embedding of the label to the tokens of a noisy image where the label read-out has been
             passed; it needs a ``class_depth`` below ``depth``.
-        position_std: standard deviation of the initial positional embedding and class token (published: 1).
+        position_std: standard deviation of the initial positional embedding and of all learned tokens (published: 1).
+
+    Raises:
+        ValueError: a field is out of range, or does not go with another one; the message names both.
     """
 
     image_size: int = 32

@@ -110,7 +110,7 @@ def configured(run: Run, fields: list[str], folder: Path, minutes: float, say: C
         make_folder(folder)
         found = {"minutes": minutes, "fields": fields, "steps": cfg.train.steps, "seconds_per_step": seconds}
         write_text(kept, json.dumps(found, indent=1) + "\n")
-        say(f"{run.name}: {cfg.train.steps} steps of {1e3 * seconds:.1f} ms fit into {minutes:g} minutes")
+        say(f"{run.name}: {cfg.train.steps} steps of {1e3 * seconds:.1f} ms fit into {minutes:.4g} minutes")
         return cfg
     found = json.loads(kept.read_text())
     if found["minutes"] != minutes:
@@ -125,7 +125,8 @@ def configured(run: Run, fields: list[str], folder: Path, minutes: float, say: C
 
 
 def check_fields(study: Study, runs: list[Run], fields: list[str]) -> None:
-    """
+    """Refuse fields that the studies set themselves.
+
     Raises:
         ConfigError: a field is the study's own to set, or would undo what a variant changes.
     """
@@ -142,7 +143,7 @@ def check_fields(study: Study, runs: list[Run], fields: list[str]) -> None:
 def carry_out(
     name: str, runs: list[Run], fields: list[str], folder: Path, minutes: float, looks: list[str], say: Callable[[str], None]
 ) -> list[Exception]:
-    """Train and measure what is missing of a study."""
+    """Train and measure what is missing of a study -> the faults that left runs out."""
     scale, failed = replace(POCKET, looks=LOOKS), list[Exception]()
     suites = tuple(suite for group in LOOKS for suite in group)
     for place, run in enumerate(runs, 1):
@@ -223,7 +224,7 @@ def value_of(record: dict[str, Any], prefix: str) -> float | None:
 
 
 def lines_of(study: Study, records: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """The table: the base first, then the others by their Frechet distance; several seeds of a variant as their mean."""
+    """The table: the base first, then the others by their Frechet distance; figures of several seeds as their mean."""
     heads = ["recipe", *COLUMNS, "parameters", "images/s", "steps", "seconds", "seeds"]
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records.values():
@@ -380,9 +381,9 @@ def dry_run(name: str, runs: list[Run], fields: list[str], folder: Path, minutes
         cfg, kept = recipe(run.variant, run.seed, fields), folder / run.name / BUDGET
         price = cost(cfg)
         steps = json.loads(kept.read_text())["steps"] if kept.is_file() else None
-        state = "not begun" if steps is None else state_of(kept.parent, cut(cfg, steps, True)).words()
+        state = "not begun" if steps is None else state_of(kept.parent, cut(cfg, steps, run.variant.fixed)).words()
         print(f"{run.name:<28}{price.parameters:>12,}{price.train_gflop_per_step:>14.1f}{steps or '':>8}  {state}")
-    print(f"{name}: {len(runs)} runs of {minutes:g} minutes, {len(runs) * minutes / 60:.1f} hours of training")
+    print(f"{name}: {len(runs)} runs of {minutes:.4g} minutes, {len(runs) * minutes / 60:.1f} hours of training")
 
 
 def main(

@@ -18,7 +18,7 @@ class Variant:
         name: of its folder and of its line.
         words: what it changes.
         config: its recipe, whose ``train.steps`` the budget decides.
-        fixed: keep the warm-up and the average of the recipe as they are, instead of making them shares of the run.
+        fixed: keep the average of the recipe, and its warm-up up to a tenth of the run, instead of shares of the run.
     """
 
     name: str
@@ -47,9 +47,9 @@ def _study(title: str, minutes: float, base: str, variants: Iterable[Variant], c
     return Study(title, minutes, base, {variant.name: variant for variant in variants}, costs)
 
 
-PAPER = Variant(  # with its average of 1,000 steps begun at the first one: else a run of minutes is judged by its random start
+PAPER = Variant(  # warmed up: in a run of minutes the average would otherwise still hold the random start
     "paper",
-    "the paper's network and recipe, its average warmed up (images padded to 32x32: its bits/dim are of more, black pixels)",
+    "the paper's network and recipe, its average warmed up (images padded to 32x32, so its bits/dim include the black border)",
     override(preset("fashion_mnist_pocket"), train={"ema_warmup": True}),
     fixed=True,
 )
