@@ -252,8 +252,8 @@ def v2_costs() -> str:
             f"| {preset(paper).train.steps:,} | {ours.train_gflop_per_step:,.0f} | {' | '.join(hours)} | {joint} |"
         )
     below = (
-        f"Counted, not run: on one {GPU}, at an assumed {UTILISATION:.0%} of its peak. The paper's pace is that of its HybViT on "
-        f"CIFAR-10 (Table 8): {took} hours of its GPU, {pace:.0f} times the count."
+        f"Counted, not run: on one {GPU}, at an assumed {UTILISATION:.0%} of its peak. The paper's pace is that of its HybViT "
+        f"on CIFAR-10 (Table 8): {took} hours of its GPU, {pace:.0f} times the count."
     )
     return "\n".join([*lines, "", below])
 
