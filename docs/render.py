@@ -130,7 +130,7 @@ def evaluation(model: str = "fashion_mnist_pocket", curves: bool = False) -> str
             continue
         number = metric["value"]
         shown = f"{number:,}" if isinstance(number, int) else f"{number:,.4f}" if abs(number) < 100 else f"{number:,.0f}"
-        interval = f"{metric['low']:.4f} to {metric['high']:.4f}" if "low" in metric else ""
+        interval = f"{metric['low'] + 0.0:.4f} to {metric['high']:.4f}" if "low" in metric else ""
         lines.append(f"| `{name}` | {shown} | {interval} | {metric['n']:,} |")
     seconds = sum(suite["seconds"] for suite in record["suites"].values())
     counts = sorted({suite["environment"]["threads"] for suite in record["suites"].values()})
@@ -148,6 +148,8 @@ def evaluation(model: str = "fashion_mnist_pocket", curves: bool = False) -> str
 
 def card(name: str) -> str:
     """The figures of a model that comes with the package."""
+    from hybvit.evaluate.context import Options
+
     record = result(f"model_{name}")
     legs = []
     for leg in record["legs"]:
@@ -159,10 +161,8 @@ def card(name: str) -> str:
         )
     trained = f"{record['parameters']:,} parameters; trained for {'; then for '.join(legs)}; seed {record['seed']}."
     notes = [note for suite in record["notes"].values() for note in suite]
-    from hybvit.evaluate.context import Options
-
-    default, found = dataclasses.asdict(Options()), record["options"]
-    asked = [f"--{key.replace('_', '-')} {value}" for key, value in found.items() if value != default[key]]
+    default = json.loads(json.dumps(dataclasses.asdict(Options())))  # with lists for tuples, as the record has them
+    asked = [f"--{key.replace('_', '-')} {value}" for key, value in record["options"].items() if value != default[key]]
     measured = f"Measured by `{' '.join(['hybvit evaluate', name, *asked])}`:"
     return "\n\n".join([trained, measured, evaluation(f"model_{name}", curves=True), *notes])
 

@@ -292,6 +292,21 @@ def test_the_record_says_whether_samples_were_told_labels(tmp_path, monkeypatch)
         assert ("each of a random class" in json.dumps(page)) == told
 
 
+def test_samples_are_drawn_with_the_guidance_that_was_asked_for(tmp_path, monkeypatch):
+    model, drawn = load("digits", "cpu"), []
+
+    def draw(indices, sampler, steps, seed, guidance):
+        drawn.append(guidance)
+        return torch.zeros(len(indices), 1, 8, 8, dtype=torch.uint8)
+
+    monkeypatch.setattr(model, "draw", draw)
+    for guidance in (0.0, 0.5):
+        options = Options(**{**FAST.__dict__, "guidance": guidance})
+        record = evaluate(context(model, tmp_path, options), ("fidelity",), quiet)
+        assert record["tables"]["protocol"]["guidance"] == guidance
+    assert drawn == [0.0, 0.5]  # in one folder: samples of another guidance are not used again
+
+
 def test_models_that_lack_something_get_the_suites_that_make_sense(linear, tmp_path):
     record = evaluate(context(linear, tmp_path / "a"), tuple(SUITES), quiet)
     images = "the model cannot generate images"

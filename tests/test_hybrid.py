@@ -138,6 +138,14 @@ def test_a_pure_classifier_has_no_denoiser():
         m.bits_per_dim(torch.zeros(1, 1, 8, 8))
 
 
+def test_a_pure_generator_neither_labels_nor_steers_by_labels():
+    m = model(override(CFG, objective={"kind": "genvit"}))
+    with pytest.raises(ConfigError, match="no labels to give"):
+        m.predict(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ConfigError, match="no classifier to steer"):
+        m.sample(1, labels=1, guidance=1.0)
+
+
 def test_unknown_words_in_a_configuration_are_refused():
     for group, name, word in (("objective", "norm", "L1"), ("objective", "kind", "hyb"), ("diffusion", "schedule", "sqrt")):
         with pytest.raises(ConfigError, match=f"{group}.{name} is '{word}'"):

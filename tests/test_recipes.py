@@ -274,6 +274,15 @@ def test_the_cost_of_a_batch_is_that_of_a_real_one(name):
     assert counter.get_total_flops() == round(cost(cfg).train_gflop_per_step * 1e9)
 
 
+def test_what_the_balance_and_the_noisy_labels_take_is_counted():
+    cfg = preset("fashion_mnist_v2")
+    plain, denoised, m = override(cfg, objective={"noisy_labels": 0.0}), cfg.train.batch_size, cfg.model
+    extra = round((cost(cfg).train_gflop_per_step - cost(plain).train_gflop_per_step) * 1e9)
+    assert extra == 3 * 2 * denoised * m.dim * m.num_classes  # the read-out of as many rows, forward and twice back
+    balanced = override(plain, objective={"balance": "gradient_norm", "alpha_end": None})
+    assert cost(balanced).train_gflop_per_step > cost(plain).train_gflop_per_step
+
+
 @pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("name", ["cifar10_jem", "cifar10_jempp"])
 def test_the_cost_of_a_jem_is_that_of_its_real_step(name, steps):

@@ -14,6 +14,7 @@ from hybvit.errors import ConfigError
 from hybvit.recipes import preset
 from hybvit.reproduce import studies
 from hybvit.reproduce.studies import Run, costs_of, cut, lines_of, runs_of, within
+from hybvit.reproduce.timing import digest
 from hybvit.reproduce.variants import ABLATION, COMPARISON, STUDIES, V2, Study, Variant
 
 SMALL = override(preset("digits"), train={"batch_size": 16})
@@ -153,6 +154,29 @@ def test_a_table_has_means_over_seeds_and_differences_to_the_base():
 def test_nothing_is_claimed_of_costs_that_were_not_timed(tmp_path):
     assert costs_of(STUDY, tmp_path) == {}
     assert costs_of(COMPARISON, tmp_path) == {}
+
+
+def test_step_times_of_a_recipe_that_has_changed_are_not_shown(tmp_path, monkeypatch):
+    measured = []
+
+    def measure(configs, say):
+        measured.append(sorted(configs))
+        runs = {name: {"configuration": digest(cfg), "seconds_per_step": 1.0, "spread": 0.1} for name, cfg in configs.items()}
+        return {"runs": runs, "repeats": 5, "environment": {}}
+
+    monkeypatch.setattr(studies.timing, "measure", measure)
+    fields = ["--optim.lr", "1e-3"]
+    for _ in range(2):  # the second time there is nothing to do
+        studies.time_steps(STUDY, fields, tmp_path, print)
+    assert measured == [["small", "small, images only"]]
+    assert (
+        studies.ratio_of_steps(costs_of(STUDY, tmp_path), "small")
+        == "1.00 times (1000 and 1000 ms, repeats within 10 and 10 %)"
+    )
+    changed = Variant("small", "the small recipe", override(SMALL, model={"depth": 2}))
+    assert costs_of(STUDY._replace(variants={**VARIANTS, "small": changed}), tmp_path) == {}
+    studies.time_steps(STUDY, [], tmp_path, print)
+    assert len(measured) == 2
 
 
 def test_seeds_and_names_of_runs():
