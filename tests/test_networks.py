@@ -86,6 +86,16 @@ def test_a_network_that_is_told_labels_learns_from_them():
     assert (net.label_embedding.weight.grad.abs().sum(1) > 0).tolist() == [False] * 4 + [True]
 
 
+def test_guidance_reaches_the_objective():
+    cfg, model = config(), replace(SMALL, label_conditioning=True, class_depth=1)
+    cfg = replace(cfg, model=model, objective=replace(cfg.objective, guidance=0.5))
+    net, diffusion = built(cfg), cfg.diffusion.build()
+    told = batch()._replace(clean_labels=CLEAN_LABELS)
+    total = losses_of(net, cfg, diffusion, told, seeded()).total
+    assert torch.equal(total, hybrid_loss(net, diffusion, told, label_smoothing=0.1, guidance=0.5, generator=seeded()).total)
+    assert total != hybrid_loss(net, diffusion, told, label_smoothing=0.1, generator=seeded()).total
+
+
 def test_log_variances_belong_to_the_network_only_if_they_are_learned():
     plain, cfg = built(config()), config(balance="uncertainty", alpha=2.0)
     net = built(cfg)

@@ -18,6 +18,7 @@ from hybvit.objective import (
     balanced_sum,
     denoising_loss,
     draw_times,
+    guided_target,
     hybrid_loss,
     lightly_noised,
     time_weights,
@@ -171,10 +172,19 @@ class Stub(nn.Module):
         self.asked.append((x_t, t, options))
         return (self.features(x_t) @ self.to_pixels).reshape(x_t.shape)
 
+    def denoise_with_and_without(self, x_t, t, y):
+        untold = self.denoise(x_t, t, y=y)
+        return untold + self.of_label(y), untold
+
     def joint(self, images, x_t, t, **options):
         self.asked.append((images, x_t, t, options))
         labelled = torch.cat((images, x_t)) if options.get("label_all") else images
-        return Output(self.features(labelled) @ self.to_class, (self.features(x_t) @ self.to_pixels).reshape(x_t.shape))
+        logits, untold = self.features(labelled) @ self.to_class, (self.features(x_t) @ self.to_pixels).reshape(x_t.shape)
+        return Output(logits, untold + self.of_label(options["y"]), untold) if options.get("untold") else Output(logits, untold)
+
+    def of_label(self, y):
+        """What the label adds: nothing for the label 4, which stands for none."""
+        return torch.where(y == 4, 0.0, 1.0 + y)[:, None, None, None] * self.last_shared_weight.mean()
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -188,7 +198,7 @@ def test_without_options_nothing_but_the_paper_is_computed_and_drawn(norm):
     t = torch.randint(1, 1001, (6,), generator=reference)
     noise = torch.randn(clean.shape, generator=reference)
     x_t = COSINE.q_sample(clean, t, noise)
-    logits, eps = net.joint(images, x_t, t)
+    logits, eps, _ = net.joint(images, x_t, t)
     ce = F.cross_entropy(logits, labels)
     denoising = {"l1": F.l1_loss, "l2": F.mse_loss}[norm](eps, noise)
     assert torch.equal(losses.total, ce + 100 * denoising)
@@ -368,6 +378,34 @@ def test_the_network_is_told_the_label_it_denoises_towards(labelled):
     assert torch.equal(net.asked[-1][-2], plain.asked[-1][-2])
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_guidance_is_learned_from_what_the_label_changes(labelled):
+    clean, images, labels, _ = batch()
+    told = Batch(clean, *((images, labels) if labelled else (None, None)), CLEAN_LABELS)
+    net, t, noise = Stub(), torch.tensor([1, 100, 300, 500, 900, 2]), torch.randn(clean.shape, generator=seeded(5))
+    net.null_label = 4
+    losses = hybrid_loss(
+        net, COSINE, told, norm="l2", target="v", guidance=0.25, label_dropout=0.0, t=t, noise=noise, generator=seeded()
+    )
+    x_t = COSINE.q_sample(clean, t, noise)
+    y = CLEAN_LABELS.clone()
+    y[y < 0] = 4
+    prediction, untold = net.denoise_with_and_without(x_t, t, y)
+    wanted = COSINE.target("v", clean, t, noise) + 0.2 * (prediction - untold).detach()
+    assert torch.equal(losses.denoising, F.mse_loss(prediction, wanted))
+    expected = torch.autograd.grad(F.mse_loss(prediction, wanted), net.to_pixels)[0]
+    assert torch.equal(torch.autograd.grad(losses.denoising, net.to_pixels)[0], expected)
+    with pytest.raises(ValueError, match="guidance needs"):
+        hybrid_loss(net, COSINE, told._replace(clean_labels=None), guidance=0.25)
+
+
+def test_learned_guidance_is_classifier_free_guidance():
+    of_label, untold = torch.randn(2, 3, 1, 4, 4, generator=seeded(), dtype=torch.float64)
+    guided = 1.7 * of_label - 0.7 * untold
+    torch.testing.assert_close(guided_target(of_label, guided, untold, 0.7), guided, rtol=0, atol=1e-12)
+    assert torch.equal(guided_target(of_label, untold, untold, 0.7), of_label)  # no label was told
+
+
 def test_half_of_the_labelled_images_are_lightly_noised():
     images = torch.rand(401, 1, 2, 2, generator=seeded(3)) * 2 - 1
     noisy, t = lightly_noised(COSINE, images, 0.0091, seeded())
@@ -436,6 +474,8 @@ def test_noisy_images_are_labelled_by_what_is_left_of_them():
         ({"kind": "vit", "balance": "uncertainty"}, r"objective\.balance is uncertainty: .* hybvit"),
         ({"kind": "genvit", "balance": "gradient_norm"}, r"objective\.balance is gradient_norm: .* genvit"),
         ({"kind": "jem", "class_noise": 0.1}, r"objective\.class_noise is 0\.1: .*jem\.input_noise"),
+        ({"guidance": -0.1}, r"objective\.guidance is -0\.1: it must be at least 0"),
+        ({"guidance": 0.3}, r"objective\.guidance is 0\.3: it needs model\.label_conditioning"),
         ({"times": "late"}, r"objective\.times is 'late': it must be one of uniform, logit_normal"),
         ({"weighting": "snr"}, r"objective\.weighting is 'snr'"),
         ({"balance": "even"}, r"objective\.balance is 'even'"),
@@ -453,15 +493,22 @@ def test_a_network_without_time_takes_no_class_noise():
         Config(network=network, objective=ObjectiveConfig(kind="vit", class_noise=0.1))
 
 
+def test_guidance_needs_images_without_a_label_too():
+    model = ViTConfig(label_conditioning=True, class_depth=6)
+    Config(model=model, objective=ObjectiveConfig(guidance=0.3))
+    with pytest.raises(ConfigError, match=r"label_dropout above 0"):
+        Config(model=model, objective=ObjectiveConfig(guidance=0.3, label_dropout=0.0))
+
+
 def test_options_survive_the_file(tmp_path):
     objective = ObjectiveConfig(
         alpha_end=1.0, balance="gradient_norm", norm="huber", target="flow", times="logit_normal", weighting="p2",
-        class_noise=0.1, label_dropout=0.2, noisy_labels=1.0,
+        class_noise=0.1, label_dropout=0.2, noisy_labels=1.0, guidance=0.3,
     )  # fmt: skip
-    cfg = Config(objective=objective, diffusion=DiffusionConfig("flow", 100))
+    cfg = Config(ViTConfig(label_conditioning=True, class_depth=6), objective=objective, diffusion=DiffusionConfig("flow", 100))
     (tmp_path / "config.yaml").write_text(to_yaml(cfg))
     assert load_config(tmp_path / "config.yaml") == cfg
     assert cfg.diffusion.build().alpha_bar[50] == Diffusion.flow(100).alpha_bar[50]
     assert ObjectiveConfig() == ObjectiveConfig(
-        "hybvit", 100.0, None, "fixed", "l1", "eps", "uniform", "uniform", 0, 0, 0.1, 0.1
+        "hybvit", 100.0, None, "fixed", "l1", "eps", "uniform", "uniform", 0, 0, 0.1, 0.1, 0
     )

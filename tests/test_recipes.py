@@ -274,13 +274,15 @@ def test_the_cost_of_a_batch_is_that_of_a_real_one(name):
     assert counter.get_total_flops() == round(cost(cfg).train_gflop_per_step * 1e9)
 
 
-def test_what_the_balance_and_the_noisy_labels_take_is_counted():
+def test_what_the_balance_the_noisy_labels_and_the_guidance_take_is_counted():
     cfg = preset("fashion_mnist_v2")
     plain, denoised, m = override(cfg, objective={"noisy_labels": 0.0}), cfg.train.batch_size, cfg.model
     extra = round((cost(cfg).train_gflop_per_step - cost(plain).train_gflop_per_step) * 1e9)
     assert extra == 3 * 2 * denoised * m.dim * m.num_classes  # the read-out of as many rows, forward and twice back
     balanced = override(plain, objective={"balance": "gradient_norm", "alpha_end": None})
     assert cost(balanced).train_gflop_per_step > cost(plain).train_gflop_per_step
+    guided = override(cfg, objective={"guidance": 0.3})
+    assert 1.1 < cost(guided).train_gflop_per_step / cost(cfg).train_gflop_per_step < 1.3  # the layers after the tap once more
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])

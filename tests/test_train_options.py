@@ -323,7 +323,8 @@ def test_a_learned_balance_is_not_decayed():
 def test_a_compiled_run_is_the_plain_one_and_resumes_exactly(tmp_path):
     plain = override(
         preset("digits"),
-        model={"depth": 2, "dim": 32, "readout_width": 16},
+        model={"depth": 2, "class_depth": 1, "dim": 32, "readout_width": 16, "label_conditioning": True},
+        objective={"guidance": 0.5},
         train={"steps": 6, "batch_size": 8, "checkpoint_every": 3, "preview_every": 0, "precision": "fp32"},
     )
     cfg = override(plain, train={"compile": True})

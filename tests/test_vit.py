@@ -240,6 +240,11 @@ def test_the_label_reaches_the_pixels_and_not_the_logits():
     assert (told.eps - untold.eps).abs().amax((1, 2, 3))[:3].min() > 1e-3
     assert torch.equal(told.eps[3], untold.eps[3])  # K stands for no label
     torch.testing.assert_close(net.joint(x, x, t, y=y).eps, told.eps, rtol=0, atol=1e-12)
+    both = net.joint(x, x, t, y=y, untold=True)
+    torch.testing.assert_close(both.eps, told.eps, rtol=0, atol=1e-12)
+    torch.testing.assert_close(both.untold, untold.eps, rtol=0, atol=1e-12)
+    assert both.eps.requires_grad
+    assert not both.untold.requires_grad
     with pytest.raises(ValueError, match="label_conditioning"):
         build().denoise(x, t, y)
 

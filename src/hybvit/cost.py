@@ -47,7 +47,12 @@ def cost(cfg: Config) -> Cost:
     times = math.gcd(*sizes)  # so often the few images that are counted
     few = (ROWS * sizes[0] // times, ROWS * sizes[1] // times)
     asked = cfg.objective  # what of it decides the operations
-    objective = ObjectiveConfig(kind=asked.kind, balance=asked.balance, noisy_labels=float(asked.noisy_labels > 0))
+    objective = ObjectiveConfig(
+        kind=asked.kind,
+        balance=asked.balance,
+        noisy_labels=float(asked.noisy_labels > 0),
+        guidance=float(asked.guidance > 0),
+    )
     counted = _counted(Config(cfg.model, cfg.network, objective=objective), few)
     step = (counted.update + cfg.jem.steps * counted.langevin) * times // ROWS
     total = step * cfg.train.steps

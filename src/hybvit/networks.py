@@ -85,6 +85,7 @@ def losses_of(
         class_noise=objective.class_noise,
         noisy_labels=objective.noisy_labels,
         label_dropout=objective.label_dropout,
+        guidance=objective.guidance,
         generator=generator,
     )
 
@@ -99,7 +100,7 @@ def compile_calls(net: Network) -> None:
     """Compile what the objective calls of a network; its weights and its state stay where they are."""
     torch.compiler.reset()  # it gives up on a function that was compiled for many networks before
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # else it tells every CPU user that CUDA is missing
-    for name in ("classify", "denoise", "joint"):
+    for name in ("classify", "denoise", "denoise_with_and_without", "joint"):
         if hasattr(net, name):
             setattr(net, name, torch.compile(getattr(net, name), dynamic=False))
 

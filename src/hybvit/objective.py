@@ -45,7 +45,8 @@ class TwoTaskNetwork(Protocol):
     """What the objective asks of a network; one that only classifies or only denoises has just that of it.
 
     Arguments with a default are passed only by the options that need them: t and t_images [B] in 0..T, the times of
-    ``images``, by class noise; y int64 [B] in 0..K, where K is "no label", by label conditioning; label_all by noisy labels.
+    ``images``, by class noise; y int64 [B] in 0..K, where K is "no label", by label conditioning; label_all by noisy labels;
+    untold by guidance, which asks a network that only denoises for ``denoise_with_and_without`` instead.
     """
 
     def classify(self, x: Tensor, t: Tensor | None = None) -> Tensor:
@@ -53,6 +54,9 @@ class TwoTaskNetwork(Protocol):
 
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x_t [B, C, H, W] at t int64 [B] -> the predicted target [B, C, H, W]."""
+
+    def denoise_with_and_without(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`denoise` told y, and told nothing."""
 
     def joint(
         self,
@@ -62,6 +66,7 @@ class TwoTaskNetwork(Protocol):
         t_images: Tensor | None = None,
         y: Tensor | None = None,
         label_all: bool = False,
+        untold: bool = False,
     ) -> Output:
         """Both at once: the logits of ``images``, followed with label_all by those of x_t, and the predicted target of x_t."""
 
@@ -100,6 +105,7 @@ def hybrid_loss(
     class_noise: float = 0.0,
     noisy_labels: float = 0.0,
     label_dropout: float = 0.1,
+    guidance: float = 0.0,
     generator: torch.Generator | None = None,
     t: Tensor | None = None,
     noise: Tensor | None = None,
@@ -116,12 +122,13 @@ def hybrid_loss(
         class_noise: share of T up to which half of the labelled images are noised before they are classified.
         noisy_labels: weight of the cross-entropy of the noisy images against ``clean_labels``: see :func:`noisy_cross_entropy`.
         label_dropout: share of ``clean_labels`` that a network with ``label_conditioning`` is not told.
+        guidance: what such a network learns to predict as if it were sampled with: see :func:`guided_target`.
         generator: CPU generator of every draw: t, then eps ~ N(0, I), then what the options need.
         t, noise: int64 [Bd] and [Bd, C, H, W], to fix the draws instead.
 
     Raises:
         ValueError: both mini-batches are missing, ``images`` come without ``labels`` (or the other way round), ``noisy_labels``
-            without ``clean_labels``, or an option has no such value or needs what the network lacks.
+            or ``guidance`` without ``clean_labels``, or an option has no such value or needs what the network lacks.
     """
     clean, images, labels, clean_labels = batch
     if (images is None) != (labels is None):
@@ -147,21 +154,30 @@ def hybrid_loss(
     null = getattr(net, "null_label", None)
     if clean_labels is not None and null is not None:
         asked["y"] = with_dropped(clean_labels, null, label_dropout, generator)
+    elif guidance:
+        raise ValueError("guidance needs `clean_labels` and a network with `label_conditioning`")
     if images is None or labels is None:  # GenViT
-        denoising = denoising_loss(net.denoise(x_t, t, **asked), wanted, norm, weights)
+        if guidance:
+            prediction, without = net.denoise_with_and_without(x_t, t, **asked)
+            wanted = guided_target(wanted, prediction, without, guidance)
+        else:
+            prediction = net.denoise(x_t, t, **asked)
+        denoising = denoising_loss(prediction, wanted, norm, weights)
         return Losses(denoising, denoising=denoising)
 
     if class_noise:
         images, asked["t_images"] = lightly_noised(diffusion, images, class_noise, generator)
+    asked |= {"label_all": True} if noisy_labels else {}
+    asked |= {"untold": True} if guidance else {}
+    logits, prediction, untold = net.joint(images, x_t, t, **asked)
+    if untold is not None:
+        wanted = guided_target(wanted, prediction, untold, guidance)
     noisy_ce = None
     if noisy_labels:
         if clean_labels is None:
             raise ValueError("noisy_labels needs `clean_labels`")
-        (logits, prediction), rows = net.joint(images, x_t, t, **asked, label_all=True), len(images)
-        logits, of_noisy = logits[:rows], logits[rows:]
+        logits, of_noisy = logits[: len(images)], logits[len(images) :]
         noisy_ce = noisy_cross_entropy(diffusion, of_noisy, clean_labels, t, label_smoothing)
-    else:
-        logits, prediction = net.joint(images, x_t, t, **asked)
     ce = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     denoising = denoising_loss(prediction, wanted, norm, weights)
     labelling = ce if noisy_ce is None else ce + noisy_labels * noisy_ce
@@ -197,6 +213,16 @@ def denoising_loss(prediction: Tensor, target: Tensor, norm: Norm = "l1", weight
     else:
         loss = F.smooth_l1_loss(prediction, target, reduction=reduction, beta=HUBER_WIDTH)
     return loss if weights is None else (weights * loss.flatten(1).mean(dim=1)).mean()
+
+
+def guided_target(wanted: Tensor, told: Tensor, untold: Tensor, guidance: float) -> Tensor:
+    """What a network that is told the label learns in order to need no second pass when it is sampled (Tang et al. 2025).
+
+    wanted + w (told - untold) with w = guidance / (1 + guidance), where both predictions [B, C, H, W] count as constants.
+    It is fulfilled by told = (1 + guidance) E[wanted | y] - guidance untold, classifier-free guidance of that strength. An
+    image whose label is dropped has twice the same prediction, so it keeps its target.
+    """
+    return wanted + guidance / (1 + guidance) * (told - untold).detach()
 
 
 def draw_times(n: int, T: int, times: Times = "uniform", generator: torch.Generator | None = None) -> Tensor:

@@ -28,10 +28,12 @@ class Output(NamedTuple):
         logits: [B, K], unnormalised log p(y|x) up to a constant; meant for clean rows.
         eps: [B, C, H, W], the predicted noise of Eq. 15, meant for noisy rows. A network trained for another target
             (v, x0) gives that target here; :meth:`hybvit.Diffusion.to_eps` converts it.
+        untold: [B, C, H, W], ``eps`` as it is when no label is told, without a gradient; None where it was not asked for.
     """
 
     logits: Tensor
     eps: Tensor
+    untold: Tensor | None = None
 
 
 @dataclass
@@ -148,17 +150,23 @@ class HybViT(nn.Module):
         t_images: Tensor | None = None,
         y: Tensor | None = None,
         label_all: bool = False,
+        untold: bool = False,
     ) -> Output:
         """Both mini-batches of Sec. 4.2 in one pass: the logits of ``images``, the noise in ``x_t``.
 
         images [Bc, C, H, W] clean, or at ``t_images`` [Bc]; x_t [Bd, C, H, W] noisy at t [Bd] -> Output(logits [Bc, K], eps
-        [Bd, C, H, W]). With ``label_all`` the logits of x_t follow: [Bc + Bd, K]. The images leave the batch where their labels
-        are read.
+        [Bd, C, H, W]). With ``label_all`` the logits of x_t follow: [Bc + Bd, K]; with ``untold`` the third part is there too.
+        The images leave the batch where their labels are read.
         """
         rows = len(images)
         stream = self.up_to_tap(torch.cat((images, x_t)), torch.cat((t.new_zeros(rows) if t_images is None else t_images, t)))
         logits = self.read_class(stream.z if label_all else stream.z[:rows])
-        return Output(logits, self.read_pixels(self.to_the_end(stream.without_first(rows), y)))
+        noisy = stream.without_first(rows)
+        told = self.read_pixels(self.to_the_end(noisy, y))
+        if not untold:
+            return Output(logits, told)
+        with torch.no_grad():  # only now: autocast uses the weights that it cast again, without a gradient if cast in here
+            return Output(logits, told, self.read_pixels(self.to_the_end(noisy, None)))
 
     @property
     def null_label(self) -> int | None:

@@ -91,6 +91,7 @@ ABLATION = _study(
         _changed("no_qk_norm", "queries and keys not normalised, as published", model={"qk_norm": False}),
         _changed("untold", "denoising not told the labels, as published", model={"label_conditioning": False}),
         # the objective
+        _changed("guidance", "guidance of 0.3 learned", objective={"guidance": 0.3}),
         _changed("eps", "target: eps, as published", objective={"target": "eps"}),
         _changed("x0", "target: x0", objective={"target": "x0"}),
         _changed("flow", "flow matching", objective={"target": "flow"}, diffusion={"schedule": "flow"}),
