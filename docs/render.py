@@ -211,15 +211,14 @@ def study(name: str) -> str:
 def comparison() -> str:
     """The columns of the study `v2` that the README shows."""
     from hybvit.reproduce.render import as_markdown
-    from hybvit.reproduce.studies import STUDIES, facts, lines_of
+    from hybvit.reproduce.studies import STUDIES, facts, intervals, lines_of
 
     runs = result("study_v2")["runs"]
     heads, lines = lines_of(STUDIES["v2"], runs)
-    shown = [
-        heads.index(head) for head in ("recipe", "accuracy %", "Frechet distance", "bits/dim", "parameters", "steps", "seconds")
-    ]
-    table = as_markdown([heads[i] for i in shown], [[line[i] for i in shown] for line in lines])
-    return "\n\n".join([table, facts(runs)])
+    shown = ("recipe", "accuracy %", "Frechet distance", "bits/dim", "parameters", "steps", "seconds")
+    columns = [heads.index(head) for head in shown]
+    table = as_markdown([heads[i] for i in columns], [[line[i] for i in columns] for line in lines])
+    return "\n\n".join([table, facts(runs), *intervals(STUDIES["v2"], runs, shown)])
 
 
 def v2_costs() -> str:

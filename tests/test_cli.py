@@ -203,6 +203,12 @@ def test_evaluate_writes_results_and_a_page_without_network(tiny_run, tmp_path, 
     assert "<script" not in page
 
 
+def test_what_is_no_run_folder_is_evaluated_under_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["evaluate", "digits", "--limit", "3", "--suites", "accuracy"]) == 0
+    assert (tmp_path / "evaluated" / "digits" / "results.json").is_file()
+
+
 def test_results_are_valid_json_where_a_class_was_not_seen(tiny_run, tmp_path):
     assert cli.main(["evaluate", str(tiny_run), "--limit", "3", "--suites", "accuracy", "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "results.json").read_text(), parse_constant=lambda word: pytest.fail(word))

@@ -261,7 +261,9 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--inception", metavar="PATH", help="the canonical Inception weights, for FID")
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument(
-        "--out", type=Path, help="folder for the results (the run folder, in it average-WIDTH with --average, else ./evaluated)"
+        "--out",
+        type=Path,
+        help="folder for the results (the run folder, in it average-WIDTH with --average, else ./evaluated/NAME)",
     )
     parser.add_argument("--report", action="store_true", help="write report.html and report.md too")
     parser.add_argument("--again", action="store_true", help="measure anew what is stored with the same settings")
@@ -297,7 +299,7 @@ def run(args: Any, suites: tuple[str, ...], rank: int, world: int) -> None:
         check_classes(model.cfg, data)
         objective = cfg.objective.kind
         is_run = (Path(args.model) / "config.yaml").is_file() and not (Path(args.model) / MANIFEST).is_file()
-    own = Path(args.model) if is_run else Path("evaluated")
+    own = Path(args.model) if is_run else Path("evaluated") / Path(args.model.partition("@")[0].replace(":", "/")).name
     out = args.out or (own if args.average is None else own / f"average-{args.average}")
     make_folder(out)
     if args.steps is not None and args.steps > model.diffusion.T:

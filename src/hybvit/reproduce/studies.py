@@ -8,7 +8,7 @@ import io
 import json
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -216,11 +216,16 @@ def costs_of(study: Study, folder: Path) -> dict[str, Any]:
     return found if timed else {}
 
 
-def value_of(record: dict[str, Any], prefix: str) -> float | None:
+def metric_of(record: dict[str, Any], prefix: str) -> dict[str, Any] | None:
     """The metric of this name, or the one whose name begins so where the extractor and the number of samples end it."""
     metrics = record["metrics"]
     names = [prefix] if not prefix.endswith("_") else [n for n in metrics if n.startswith(prefix) and n[-1].isdigit()]
-    return next((metrics[name]["value"] for name in names if name in metrics), None)
+    return next((metrics[name] for name in names if name in metrics), None)
+
+
+def value_of(record: dict[str, Any], prefix: str) -> float | None:
+    metric = metric_of(record, prefix)
+    return None if metric is None else metric["value"]
 
 
 def lines_of(study: Study, records: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -275,6 +280,18 @@ def facts(records: dict[str, dict[str, Any]]) -> str:
     )
 
 
+def intervals(study: Study, records: dict[str, dict[str, Any]], headings: Collection[str] = tuple(COLUMNS)) -> list[str]:
+    """95 % intervals of one run of the base: how far its figures depend on which images were judged and drawn."""
+    base = next((record for record in records.values() if record["variant"] == study.base), None)
+    said = []
+    for heading in (heading for heading in COLUMNS if heading in headings):
+        name, unit, digits = COLUMNS[heading]
+        metric = metric_of(base, name) if base else None
+        if metric is not None and "low" in metric:
+            said.append(f"{heading} {unit * metric['low']:.{digits}f} to {unit * metric['high']:.{digits}f}")
+    return [f"95 % intervals of the first line, seed {base['seed']}: {', '.join(said)}."] if base and said else []
+
+
 def as_csv(study: Study, records: dict[str, dict[str, Any]]) -> str:
     """One line per run."""
     text = io.StringIO()
@@ -325,7 +342,7 @@ def markdown(name: str, found: dict[str, Any]) -> str:
 def notes(study: Study, found: dict[str, Any]) -> list[str]:
     """The lines below the table."""
     times = found["step_times"]
-    said = [facts(found["runs"]), *between_seeds(found["runs"])]
+    said = [facts(found["runs"]), *intervals(study, found["runs"]), *between_seeds(found["runs"])]
     if times:
         each = "; ".join(f"{study.variants[name].words}: {ratio_of_steps(times, name)}" for name in study.costs)
         said.append(
