@@ -475,6 +475,7 @@ def test_noisy_images_are_labelled_by_what_is_left_of_them():
         ({"kind": "genvit", "balance": "gradient_norm"}, r"objective\.balance is gradient_norm: .* genvit"),
         ({"kind": "jem", "class_noise": 0.1}, r"objective\.class_noise is 0\.1: .*jem\.input_noise"),
         ({"guidance": -0.1}, r"objective\.guidance is -0\.1: it must be at least 0"),
+        ({"guidance": math.inf}, r"objective\.guidance is inf: it must be finite"),
         ({"guidance": 0.3}, r"objective\.guidance is 0\.3: it needs model\.label_conditioning"),
         ({"times": "late"}, r"objective\.times is 'late': it must be one of uniform, logit_normal"),
         ({"weighting": "snr"}, r"objective\.weighting is 'snr'"),

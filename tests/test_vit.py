@@ -249,6 +249,18 @@ def test_the_label_reaches_the_pixels_and_not_the_logits():
         build().denoise(x, t, y)
 
 
+def test_the_pass_without_a_label_leaves_the_gradients_of_mixed_precision():
+    net, (x, t) = build(**VARIANTS["label"]).float(), inputs()
+    gradients = []
+    for untold in (False, True):
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            net.joint(x.float(), x.float(), t, y=torch.tensor([0, 1, 2, 5]), untold=untold).eps.square().sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
+
+
 def test_rope_sees_only_the_distance_of_two_patches_and_leaves_the_prefix():
     net = build(rope=True)
     rope = net.layers[0].attention.rope

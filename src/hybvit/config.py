@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import math
 import re
 import textwrap
 from collections.abc import Iterable
@@ -328,6 +329,8 @@ class Config:
             raise ConfigError("train.compile does not go with objective.balance gradient_norm, which goes back twice")
         if self.model.label_conditioning and self.network.name != "vit":
             raise ConfigError(f"model.label_conditioning is for network.name vit, not for a {self.network.name}")
+        if self.objective.guidance == math.inf:
+            raise ConfigError("objective.guidance is inf: it must be finite")
         if self.objective.guidance > 0 and not (self.model.label_conditioning and self.objective.label_dropout > 0):
             raise ConfigError(
                 f"objective.guidance is {self.objective.guidance}: it needs model.label_conditioning, and an "
@@ -364,9 +367,12 @@ FITTING = {  # network -> the objectives that it can be trained for
 }
 USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {  # field -> the field that decides whether it does anything, and when
     **{f"objective.{name}": ("objective.kind", ("hybvit",)) for name in ("alpha", "alpha_end", "noisy_labels")},
-    **{f"objective.{name}": ("objective.kind", ("genvit", "hybvit")) for name in ("norm", "target", "times", "weighting")},
+    **{
+        f"objective.{name}": ("objective.kind", ("genvit", "hybvit"))
+        for name in ("norm", "target", "times", "weighting", "guidance")
+    },
     **{f"objective.{name}": ("objective.kind", ("vit", "hybvit", "jem")) for name in ("class_noise", "label_smoothing")},
-    **{f"objective.{name}": ("model.label_conditioning", (True,)) for name in ("label_dropout", "guidance")},
+    "objective.label_dropout": ("model.label_conditioning", (True,)),
     "diffusion.schedule": ("objective.kind", ("genvit", "hybvit")),
     "train.labelled_batch_size": ("objective.kind", ("vit", "hybvit", "jem")),
     "data.augment": ("objective.kind", ("vit", "hybvit", "jem")),

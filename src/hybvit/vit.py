@@ -165,7 +165,7 @@ class HybViT(nn.Module):
         told = self.read_pixels(self.to_the_end(noisy, y))
         if not untold:
             return Output(logits, told)
-        with torch.no_grad():  # only now: autocast uses the weights that it cast again, without a gradient if cast in here
+        with torch.no_grad():
             return Output(logits, told, self.read_pixels(self.to_the_end(noisy, None)))
 
     @property

@@ -299,7 +299,9 @@ def run(args: Any, suites: tuple[str, ...], rank: int, world: int) -> None:
         check_classes(model.cfg, data)
         objective = cfg.objective.kind
         is_run = (Path(args.model) / "config.yaml").is_file() and not (Path(args.model) / MANIFEST).is_file()
-    own = Path(args.model) if is_run else Path("evaluated") / Path(args.model.partition("@")[0].replace(":", "/")).name
+    own = (
+        Path(args.model) if is_run else Path("evaluated") / Path(args.model.partition("@")[0].replace(":", "/")).resolve().name
+    )
     out = args.out or (own if args.average is None else own / f"average-{args.average}")
     make_folder(out)
     if args.steps is not None and args.steps > model.diffusion.T:
