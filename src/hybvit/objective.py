@@ -1,7 +1,7 @@
 """The joint objective L = L_CE + alpha L_simple (Eqs. 22-24) over two mini-batches (Sec. 4.2), and what may vary in it.
 
 Shapes: images [Bc, C, H, W] and clean [Bd, C, H, W] in [-1, 1]; labels int64 [Bc], or class shares float [Bc, K] (MixUp);
-t int64 in 1..T, 0 for a clean image. Every draw is made on the CPU, so that the same ones reach every device.
+t int64 in 1..T, 0 for a clean image. Every draw comes from a generator on the CPU, and all but the noise are made there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .diffusion import Diffusion, Target
+from .seeds import moved, normal_like
 from .vit import Output
 
 Norm = Literal["l1", "l2", "huber"]
@@ -123,7 +124,8 @@ def hybrid_loss(
         noisy_labels: weight of the cross-entropy of the noisy images against ``clean_labels``: see :func:`noisy_cross_entropy`.
         label_dropout: share of ``clean_labels`` that a network with ``label_conditioning`` is not told.
         guidance: what such a network learns to predict as if it were sampled with: see :func:`guided_target`.
-        generator: CPU generator of every draw: t, then eps ~ N(0, I), then what the options need.
+        generator: CPU generator of every draw: t, then eps ~ N(0, I) (:func:`hybvit.seeds.normal_like`), then what the options
+            need.
         t, noise: int64 [Bd] and [Bd, C, H, W], to fix the draws instead.
 
     Raises:
@@ -144,9 +146,9 @@ def hybrid_loss(
         return Losses(ce, ce)
 
     if t is None:
-        t = draw_times(len(clean), diffusion.T, times, generator).to(clean.device)
+        t = moved(draw_times(len(clean), diffusion.T, times, generator), clean.device)
     if noise is None:
-        noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype).to(clean.device)
+        noise = normal_like(clean, generator)
     x_t = diffusion.q_sample(clean, t, noise)
     wanted = diffusion.target(target, clean, t, noise)
     weights = None if weighting == "uniform" else time_weights(diffusion, weighting, target).float().to(t.device)[t]
@@ -193,7 +195,7 @@ def noisy_cross_entropy(
     logits [Bd, K] of x_t at t int64 [Bd]; labels int64 [Bd], those of unlabelled images (-1) count 0.
     """
     losses = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none", ignore_index=-1)
-    return (diffusion.alpha_bar.float().to(t.device)[t] * losses).mean()
+    return (diffusion.at("alpha_bar", t, losses) * losses).mean()
 
 
 def denoising_loss(prediction: Tensor, target: Tensor, norm: Norm = "l1", weights: Tensor | None = None) -> Tensor:
@@ -258,7 +260,7 @@ def time_weights(diffusion: Diffusion, weighting: Weighting, target: Target) -> 
 
 def with_dropped(labels: Tensor, null: int, share: float, generator: torch.Generator | None = None) -> Tensor:
     """labels int64 [B] with ``null`` ("no label") for a random ``share`` of them and for the unknown ones, which are -1."""
-    dropped = (torch.rand(len(labels), generator=generator) < share).to(labels.device)
+    dropped = moved(torch.rand(len(labels), generator=generator) < share, labels.device)
     return labels.masked_fill(dropped | (labels < 0), null)
 
 
@@ -269,9 +271,8 @@ def lightly_noised(
     n = len(images)
     t = torch.randint(1, math.ceil(bound * diffusion.T) + 1, (n,), generator=generator)
     t[torch.randperm(n, generator=generator)[: n - n // 2]] = 0
-    noise = torch.randn(images.shape, generator=generator, dtype=images.dtype)
-    t = t.to(images.device)
-    return diffusion.q_sample(images, t, noise.to(images.device)), t
+    t = moved(t, images.device)
+    return diffusion.q_sample(images, t, normal_like(images, generator)), t
 
 
 def balanced_sum(
@@ -292,7 +293,7 @@ def balanced_sum(
     if balance not in ("fixed", "uncertainty", "gradient_norm"):
         raise ValueError(f"balance is {balance!r}: it must be fixed, uncertainty or gradient_norm")
     if balance == "fixed":
-        return labelling + alpha * denoising, denoising.new_tensor(alpha)
+        return labelling + alpha * denoising, torch.full_like(denoising, alpha)
     needed = "log_variances" if balance == "uncertainty" else "last_shared_weight"
     own: Tensor | None = getattr(net, needed, None)
     if own is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 STREAMS = {
     "weights": 0,
@@ -32,3 +33,22 @@ def mix(seed: int, stream: str, index: int = 0) -> int:
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
     """A CPU generator for one random act; the same draws then reach every device."""
     return torch.Generator().manual_seed(mix(seed, stream, index))
+
+
+def moved(draws: Tensor, device: torch.device) -> Tensor:
+    """Draws of a CPU generator on their way to a device, without waiting there for what it still has to do."""
+    return draws.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else draws.to(device)
+
+
+def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """N(0, I) in the shape of x, from a CPU generator, drawn where x is.
+
+    A CPU takes longer to draw the noise of a batch of large images than a GPU to train on it. So another device gets a
+    generator of its own, seeded by the given one: repeatable there, but not the numbers of the CPU.
+    """
+    if x.is_meta:
+        return torch.empty_like(x)
+    if generator is not None and x.device.type != "cpu":
+        seed = int(torch.randint(2**63 - 1, (), generator=generator))
+        generator = torch.Generator(x.device).manual_seed(seed)
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)

@@ -128,7 +128,7 @@ class JEM(nn.Module):
 
         In eval mode, so batch statistics stay; no gradient reaches the weights.
         """
-        return self._langevin(x, steps, lambda: torch.randn(x.shape, generator=generator))
+        return self._langevin(x, steps, lambda: seeds.normal_like(x, generator))
 
     def _langevin(self, x: Tensor, steps: int, noise: Callable[[], Tensor]) -> Tensor:
         """x <- x - step_size * clip(dE/dx) + noise * N(0, I), the image itself unclipped, as in JEM's code.
@@ -164,7 +164,7 @@ class JEM(nn.Module):
             raise ValueError("the batch is incomplete: JEM needs `clean` images, and `images` with `labels`")
         chains = self._chains(len(clean), generator)
         samples = self.sgld(self._continued(chains, generator).to(clean), self.steps, generator)
-        real = self.energy(clean + self.input_noise * torch.randn(clean.shape, generator=generator).to(clean)).mean()
+        real = self.energy(clean + self.input_noise * seeds.normal_like(clean, generator)).mean()
         drawn = self.energy(samples).mean()
         gap = real - drawn
         # An energy that is not finite makes the gap inf or nan.
