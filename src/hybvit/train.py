@@ -112,7 +112,7 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
         run.save(step, cfg.train.keep_checkpoints, **state)
 
     if cfg.train.compile:
-        compile_calls(net)
+        compile_step(net, optimizers)
     meter = Meter(run, cfg, done, say)
     with StopSignal() as stop, meter:
         for step, batch in enumerate(batches_of_steps(batches, done, cfg.train.steps, workers), done):
@@ -247,6 +247,14 @@ def set_rates(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get(RELATIVE_RATE, 1.0)
+
+
+def compile_step(net: Network, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Compile what a training step spends its time in: the network's calls, and on a GPU the many small products of Muon."""
+    compile_calls(net)
+    for optimizer in optimizers:
+        if isinstance(optimizer, BatchedMuon) and next(net.parameters()).is_cuda:
+            optimizer.compile()
 
 
 def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:

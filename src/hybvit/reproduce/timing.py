@@ -18,11 +18,11 @@ from ..config import Config, differences, minibatches, override
 from ..data.batches import random_batch
 from ..data.catalog import CATALOG
 from ..devices import autocast, best_device, keep_freed_memory, resolve_precision
-from ..networks import build_network, compile_calls, losses_of, number_of_parameters
+from ..networks import build_network, losses_of, number_of_parameters
 from ..recipes import STRONG
 from ..run_folder import environment
 from ..seeds import generator
-from ..train import build_optimizers
+from ..train import build_optimizers, compile_step
 
 FILE = "timing.json"
 REPEATS = 5
@@ -46,9 +46,9 @@ def one_step(cfg: Config, device: torch.device) -> Callable[[], None]:
         assert batch.images is not None
         assert batch.labels is not None
         net.informed_by(batch.images, batch.labels)
-    if cfg.train.compile:
-        compile_calls(net)
     diffusion, optimizers = cfg.diffusion.build(), build_optimizers(net, cfg.optim)
+    if cfg.train.compile:
+        compile_step(net, optimizers)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = 0.0
