@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,18 +126,21 @@ def test_killed_at_random_moments_and_resumed_it_ends_the_same(uninterrupted, tm
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_exits_75_and_the_same_command_resumes(uninterrupted, tmp_path, number):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_saves_exits_75_and_the_same_command_resumes(uninterrupted, tmp_path, number, workers):
+    """Schedulers, timeouts and terminals send it to the whole process group, so to the workers that load images too."""
     out = tmp_path / "stopped"
     process = subprocess.Popen(
-        [sys.executable, "-m", "hybvit.cli", *command(out, "--train.checkpoint_every=1000")],
+        [sys.executable, "-m", "hybvit.cli", *command(out, "--train.checkpoint_every=1000", f"--data.workers={workers}")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     while not (out / "metrics.jsonl").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 75, error
     assert "the state is saved" in error
@@ -172,6 +176,22 @@ def test_a_run_folder_holds_what_the_design_names(uninterrupted):
     environment = json.loads((uninterrupted / "environment.json").read_text())
     assert {"torch", "threads", "seed"} <= environment.keys()
     assert len(step_folders(uninterrupted / "checkpoints")) == preset("digits").train.keep_checkpoints
+
+
+def test_a_run_that_goes_on_elsewhere_tells_where_it_was(uninterrupted, tmp_path):
+    out = tmp_path / "moved"
+    shutil.copytree(uninterrupted, out)
+    shutil.rmtree(step_folders(out / "checkpoints")[0])
+    manifest = step_folders(out / "checkpoints")[0] / "manifest.json"
+    before = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**before, "device": "a GPU"}))
+    again = hybvit(*command(out))
+    assert "was written with device = a GPU" in again.stdout
+    assert_identical(final_state(uninterrupted), final_state(out))
+    environment = json.loads((out / "environment.json").read_text())
+    assert environment["device"] == before["device"]
+    (earlier,) = environment["earlier"]
+    assert (earlier["device"], earlier["until_step"]) == ("a GPU", before["step"])
 
 
 def test_another_configuration_in_the_same_folder_is_refused(uninterrupted):

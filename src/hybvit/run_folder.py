@@ -133,7 +133,20 @@ class RunFolder:
         if (path / "config.yaml").is_file():
             check_same(path, cfg)
         write_text(path / "config.yaml", to_yaml(cfg))
-        write_text(path / "environment.json", json.dumps({**environment(), "seed": cfg.train.seed}, indent=1) + "\n")
+        self.seed = cfg.train.seed
+        self.write_environment(self.earlier_environments())
+
+    def earlier_environments(self) -> list[dict[str, Any]]:
+        """Where the run was before it went on somewhere else: environments, each with ``until_step``."""
+        file = self.path / "environment.json"
+        try:
+            return json.loads(file.read_text()).get("earlier", []) if file.is_file() else []
+        except (OSError, ValueError):
+            return []
+
+    def write_environment(self, earlier: list[dict[str, Any]]) -> None:
+        facts = {**environment(), "seed": self.seed, **({"earlier": earlier} if earlier else {})}
+        write_text(self.path / "environment.json", json.dumps(facts, indent=1) + "\n")
 
     def save(self, step: int, keep: int, **tensors: dict[str, Tensor]) -> None:
         """Write the state after ``step`` steps and delete all but the newest ``keep`` checkpoints."""
@@ -154,15 +167,18 @@ class RunFolder:
         folder, manifest, remarks = checkpoint.newest(self.path / "checkpoints")
         if folder is None:
             return 0, {}, remarks
-        now = environment()
-        for fact in ("torch", "threads", "machine"):
-            if manifest.get(fact) != now[fact]:
-                remarks.append(f"{folder} was written with {fact} = {manifest.get(fact)}, now {now[fact]}: not bit-exact")
-        tensors = {path.stem: checkpoint.read_tensors(path) for path in folder.glob("*.safetensors")}
         try:
-            return int(manifest["step"]), tensors, remarks
+            step = int(manifest["step"])
         except (KeyError, ValueError):
             raise CheckpointError(f"{folder / checkpoint.MANIFEST}: has no step") from None
+        now, before = environment(), {name: manifest[name] for name in environment() if name in manifest}
+        for fact in ("torch", "threads", "machine", "device"):
+            if before.get(fact) != now[fact]:
+                remarks.append(f"{folder} was written with {fact} = {before.get(fact)}, now {now[fact]}: not bit-exact")
+        if before != now:
+            earlier = [place for place in self.earlier_environments() if place["until_step"] < step]
+            self.write_environment([*earlier, {**before, "until_step": step}])
+        return step, {path.stem: checkpoint.read_tensors(path) for path in folder.glob("*.safetensors")}, remarks
 
     @property
     def metrics_file(self) -> Path:

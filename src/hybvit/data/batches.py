@@ -212,4 +212,5 @@ def resolve_workers(workers: int | None, device: torch.device) -> int:
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process decides when to stop
+    for number in (signal.SIGINT, signal.SIGTERM):  # both may go to the whole process group
+        signal.signal(number, signal.SIG_IGN)  # the training process decides when to stop
