@@ -3,7 +3,8 @@
     python benchmarks/ship.py NAME RUN [options of `hybvit evaluate`]
 
 Then `make readme` renders the card. The figures are measured on the exported model. A run that began from
-the shipped model of that name (`--train.init NAME`) is a further leg of its training, and the card counts all of them.
+the shipped model of that name (`--train.init NAME`), or from a run that did, is a further leg of its training, and the card
+counts all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from hybvit import checkpoint, load
 from hybvit.config import Config, as_typed, differences, load_config, override
 from hybvit.data.catalog import CATALOG
-from hybvit.hybrid import BUNDLED, HybridModel
+from hybvit.hybrid import BUNDLED, HybridModel, bundled
 from hybvit.recipes import PRESETS
 from hybvit.run_folder import read_metrics, training_summary
 
@@ -59,6 +60,8 @@ promised.
 
 def command(cfg: Config) -> str:
     """What trained it: the nearest preset, and what was set otherwise."""
+    if cfg.train.init not in (None, *bundled()):  # a run folder, wherever it was
+        cfg = override(cfg, train={"init": f"runs/{Path(str(cfg.train.init)).name}"})
     changed = {name: differences(entry.config, cfg) for name, entry in PRESETS.items()}
     nearest = min(changed, key=lambda name: len(changed[name]))
     own_places = ("data.root", "data.test_root", "data.classes")
@@ -66,11 +69,33 @@ def command(cfg: Config) -> str:
     return " ".join(["hybvit train", nearest, *words])
 
 
-def legs_of(cfg: Config, name: str, earlier: list[dict[str, Any]], newest: dict[str, Any]) -> list[dict[str, Any]]:
-    """The trainings behind a model, the newest last: those of the shipped model count where the newest began from it."""
-    if cfg.train.init not in (None, name):
-        sys.exit(f"{name}: the run began from {cfg.train.init}, whose training its card could not tell; begin it from {name}")
-    return [*(leg for leg in earlier if cfg.train.init and leg != newest), newest]
+def legs_of(run: Path, name: str, earlier: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trainings behind a run, its own last: where it began from the shipped model, those of that count too."""
+    cfg, history = load_config(run / "config.yaml"), read_metrics(run / "metrics.jsonl")
+    environment = json.loads((run / "environment.json").read_text())
+    places = [*environment.pop("earlier", []), {**environment, "until_step": cfg.train.steps}]
+    since = 0
+    for place in places:
+        lines = [line for line in history if since < line["step"] <= place["until_step"]]
+        place["seconds"] = training_summary(lines)["seconds"]
+        since = place["until_step"]
+    own = training_summary(history) | {
+        "of_steps": cfg.train.steps,
+        "batch_size": cfg.train.batch_size,
+        "labelled_batch_size": cfg.train.labelled_batch_size,
+        "command": command(cfg),
+        "places": places,
+    }
+    init = cfg.train.init
+    if init is None:
+        before = []
+    elif init == name:
+        before = [leg for leg in earlier if leg != own]
+    elif (Path(init) / "metrics.jsonl").is_file():
+        before = legs_of(Path(init), name, earlier)
+    else:
+        sys.exit(f"{name}: {run} began from {init}, whose training its card could not tell; begin it from {name}")
+    return [*before, own]
 
 
 def answers(model: HybridModel) -> dict[str, list[list[float]]]:
@@ -95,22 +120,15 @@ def ship(name: str, run: Path, options: list[str]) -> None:
     if size > LARGEST_MB:
         sys.exit(f"{name}: with the other models {size:.1f} MB of weights, at most {LARGEST_MB}")
 
-    cfg, stored = load_config(run / "config.yaml"), ROOT / "results" / f"model_{name}.json"
-    training = training_summary(read_metrics(run / "metrics.jsonl")) | {
-        "of_steps": cfg.train.steps,
-        "batch_size": cfg.train.batch_size,
-        "labelled_batch_size": cfg.train.labelled_batch_size,
-        "command": command(cfg),
-        "environment": json.loads((run / "environment.json").read_text()),
-    }
-    legs = legs_of(cfg, name, json.loads(stored.read_text())["legs"] if stored.is_file() else [], training)
+    stored = ROOT / "results" / f"model_{name}.json"
+    legs = legs_of(run, name, json.loads(stored.read_text())["legs"] if stored.is_file() else [])
 
     call = [sys.executable, "-m", "hybvit.cli", "evaluate", str(export), "--out", str(out), "--report", *options]
     code = subprocess.run(call).returncode
     if code:
         sys.exit(code)
     record = json.loads((out / "results.json").read_text())
-    record |= {"model": name, "training": training, "legs": legs, "answers": answers(load(export, "cpu"))}
+    record |= {"model": name, "training": legs[-1], "legs": legs, "answers": answers(load(export, "cpu"))}
     for suite, notes in record["notes"].items():  # why a set was left out is a matter of the machine
         record["notes"][suite] = [note.partition(":")[0] + "." if "left out" in note else note for note in notes]
     record["sha256"] = checkpoint.verify(export)["sha256"]

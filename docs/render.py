@@ -154,17 +154,20 @@ def card(name: str) -> str:
     legs = []
     for leg in record["legs"]:
         batches = f"{leg['batch_size']} denoising and {leg['labelled_batch_size'] or leg['batch_size']} labelled images"
-        facts, hours = leg["environment"], leg["seconds"] / 3600
-        legs.append(
-            f"{leg['steps']:,} steps of {batches} (`{leg['command']}`), {hours:.2f} hours on {threads(facts['threads'])} of "
-            f"{facts['machine']}, torch {facts['torch']}"
-        )
+        spent = [f"{place['seconds'] / 3600:.2f} hours on {machine(place)}, torch {place['torch']}" for place in leg["places"]]
+        legs.append(f"{leg['steps']:,} steps of {batches} (`{leg['command']}`), {' and '.join(spent)}")
     trained = f"{record['parameters']:,} parameters; trained for {'; then for '.join(legs)}; seed {record['seed']}."
     notes = [note for suite in record["notes"].values() for note in suite]
     default = json.loads(json.dumps(dataclasses.asdict(Options())))  # with lists for tuples, as the record has them
     asked = [f"--{key.replace('_', '-')} {value}" for key, value in record["options"].items() if value != default[key]]
     measured = f"Measured by `{' '.join(['hybvit evaluate', name, *asked])}`:"
     return "\n\n".join([trained, measured, evaluation(f"model_{name}", curves=True), *notes])
+
+
+def machine(facts: dict[str, Any]) -> str:
+    """What a run's environment says of where it was."""
+    device = facts["device"]
+    return f"one {device}" if "NVIDIA" in device else f"{threads(facts['threads'])} of {device}"
 
 
 def threads(count: int) -> str:
@@ -182,7 +185,7 @@ def shipped() -> str:
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "parameters": lambda r: f"{r['parameters']:,}",
         "training": lambda r: " and ".join(
-            f"{leg['seconds'] / 60:,.0f} minutes on {threads(leg['environment']['threads'])}" for leg in r["legs"]
+            f"{place['seconds'] / 60:,.0f} minutes on {machine(place)}" for leg in r["legs"] for place in leg["places"]
         ),
         "test accuracy": lambda r: value(r, "test/accuracy"),
         "labels' NLL, nats": lambda r: value(r, "test/nll", percent=False),
@@ -257,6 +260,37 @@ def v2_costs() -> str:
     return "\n".join([*lines, "", below])
 
 
+def gpu_steps() -> str:
+    """Training steps of the presets for a GPU, as benchmarks/steps.py timed them on one."""
+    record = result("gpu_steps")
+    lines = [
+        "| preset | ms a step | denoising alone | joint over denoising | TFLOP/s | of the matrix product | images/s "
+        "| GPU memory | hours for all its steps |",
+        f"|{'---|' * 9}",
+    ]
+    for name, found in record["presets"].items():
+        joint = found["joint"]
+        lines.append(
+            f"| `{name}` | {1000 * joint['seconds']:.1f} | {1000 * found['denoising']['seconds']:.1f} "
+            f"| {found['joint_over_denoising']:.2f} | {joint['gflop'] / 1000 / joint['seconds']:.0f} "
+            f"| {joint['fraction_of_peak']:.0%} | {joint['images_per_second']:,.0f} | {found['peak_mib'] / 1024:.1f} GiB "
+            f"| {joint['hours']:,.1f} |"
+        )
+    batches = {tuple(found["batch"]) for found in record["presets"].values()}
+    assert len(batches) == 1
+    denoised, labelled = batches.pop()
+    facts = record["environment"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Medians of {record['repeats']} repeats in turn on one {facts['device']}, torch {facts['torch']}, compiled, bf16, "
+            f"{denoised} + {labelled} random images: what loading takes is not in it (`python benchmarks/steps.py "
+            f"{' '.join(record['presets'])} --out FILE`).",
+        ]
+    )
+
+
 def paper_records() -> dict[str, Any]:
     return result("paper_pocket")["runs"]
 
@@ -324,6 +358,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "paper_verdicts": paper_verdicts,
     "comparison": comparison,
     "v2_costs": v2_costs,
+    "gpu_steps": gpu_steps,
     **{f"study_{name}": partial(study, name) for name in ("ablation_first", "ablation", "v2")},
     "shipped": shipped,
     **{f"card_{name}": partial(card, name) for name in MODELS},

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from hybvit import checkpoint, cli, hybrid
-from hybvit.config import Config, differences, load_config, override, parse, value_of
+from hybvit.config import Config, differences, load_config, override, parse, to_yaml, value_of
 from hybvit.evaluate import build_parser
 from hybvit.recipes import preset
 
@@ -119,14 +119,34 @@ def test_a_bundled_model_still_answers_as_when_it_was_shipped(name):
         torch.testing.assert_close(torch.tensor(values), torch.tensor(recorded[key]), rtol=1e-3, atol=1e-3)
 
 
+def run_folder(path: Path, steps: int, init: str | Path | None, **environment: object) -> Path:
+    """A run as training leaves it, a line of metrics for every second step of a second each."""
+    path.mkdir()
+    cfg = override(preset("digits"), train={"steps": steps, "init": None if init is None else str(init)})
+    (path / "config.yaml").write_text(to_yaml(cfg))
+    lines = [{"step": step, "loss": 1.0, "seconds": 1.0, "images_per_second": 96.0} for step in range(2, steps + 1, 2)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (path / "environment.json").write_text(json.dumps({"device": "a CPU", **environment}))
+    return path
+
+
 def test_only_legs_from_the_shipped_model_are_counted(tmp_path):
-    ship, run = script("benchmarks/ship.py"), override(preset("digits"), train={"init": "digits"})
-    first, second = {"steps": 5}, {"steps": 7}
-    assert ship.legs_of(run, "digits", [first], second) == [first, second]
-    assert ship.legs_of(run, "digits", [first, second], second) == [first, second]  # shipped again
-    assert ship.legs_of(preset("digits"), "digits", [first], second) == [second]
+    ship, shipped = script("benchmarks/ship.py"), {"steps": 5}
+    first = run_folder(tmp_path / "first", 10, "digits", earlier=[{"device": "a GPU", "until_step": 4}])
+    second = run_folder(tmp_path / "second", 6, first)
+    anew, other = run_folder(tmp_path / "anew", 6, None), run_folder(tmp_path / "other", 6, "runs/other")
+
+    before, leg = ship.legs_of(first, "digits", [shipped])
+    assert before == shipped
+    assert leg["command"] == "hybvit train digits --train.init digits --train.steps 10"
+    assert [(place["device"], place["seconds"]) for place in leg["places"]] == [("a GPU", 2.0), ("a CPU", 3.0)]
+    assert ship.legs_of(first, "digits", [shipped, leg]) == [shipped, leg]  # shipped again
+    *before, newest = ship.legs_of(second, "digits", [shipped])
+    assert before == [shipped, leg]
+    assert newest["command"] == "hybvit train digits --train.init runs/first --train.steps 6"
+    assert [leg["steps"] for leg in ship.legs_of(anew, "digits", [shipped])] == [6]
     with pytest.raises(SystemExit, match="began from runs/other"):
-        ship.legs_of(override(run, train={"init": "runs/other"}), "digits", [first], second)
+        ship.legs_of(other, "digits", [shipped])
 
 
 @pytest.mark.parametrize("target", re.findall(r"(?:`|^ {4})make (\w+)", README, re.MULTILINE))

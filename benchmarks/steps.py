@@ -1,0 +1,134 @@
+"""Time training steps of presets on this machine: compiled, on random images, and as a share of what a matrix product reaches.
+
+    python benchmarks/steps.py PRESET [PRESET ...] --out results/steps.json
+
+All compile side by side, which takes most of the time; then they are timed one after the other. A preset with
+both tasks is timed in turn with denoising alone on the same batch: the price of a joint step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing as mp
+import statistics
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hybvit.config import Config, minibatches, override
+from hybvit.cost import cost
+from hybvit.devices import best_device, resolve_precision
+from hybvit.evaluate.speed import peak_mib
+from hybvit.recipes import preset
+from hybvit.reproduce.timing import WARM_UP, one_step
+from hybvit.run_folder import environment, write_text
+
+REPEATS, SECONDS = 7, 0.4  # timed repeats of each kind of step, and how long one is
+PEAK_SIZE = {"cuda": 8192, "cpu": 2048, "mps": 4096}  # side of the matrix product that stands for the machine's peak
+PATIENCE = 400  # seconds that a preset waits for the others to be compiled
+
+
+def peak_tflops(device: torch.device, repeats: int = 20) -> float:
+    """10^12 operations a second of a bf16 matrix product on random numbers."""
+    size = PEAK_SIZE[device.type]
+    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in "ab")
+    taken = []
+    for _ in range(repeats):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - started)
+    return 2 * size**3 / statistics.median(taken) / 1e12
+
+
+def measured(name: str, fields: dict[str, dict[str, Any]], wait: Any, alone: Any) -> dict[str, Any]:
+    cfg = override(preset(name), **fields)
+    device = best_device()
+    kinds: dict[str, Config] = {"joint" if cfg.objective.kind == "hybvit" else "step": cfg}
+    if cfg.objective.kind == "hybvit":
+        kinds["denoising"] = override(cfg, objective={"kind": "genvit"})
+    steps = {}
+    for kind, its in kinds.items():
+        steps[kind] = one_step(its, device)
+        for _ in range(WARM_UP):
+            steps[kind]()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    with contextlib.suppress(threading.BrokenBarrierError):  # another preset failed, or takes too long
+        wait.wait(PATIENCE)
+    taken: dict[str, list[float]] = {kind: [] for kind in steps}
+    with alone:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        peak, often = peak_tflops(device), {}
+        for kind, step in steps.items():
+            step()
+            started = time.perf_counter()
+            step()
+            often[kind] = max(1, round(SECONDS / (time.perf_counter() - started)))
+        for _ in range(REPEATS):
+            for kind, step in steps.items():
+                started = time.perf_counter()
+                for _ in range(often[kind]):
+                    step()
+                taken[kind].append((time.perf_counter() - started) / often[kind])
+        memory = peak_mib(device)
+    record: dict[str, Any] = {"batch": minibatches(cfg), "precision": resolve_precision(cfg.train.precision, device)}
+    record |= {"peak_tflops": peak, "peak_mib": memory, "steps": cfg.train.steps}
+    for kind, its in kinds.items():
+        seconds, gflop = statistics.median(taken[kind]), cost(its).train_gflop_per_step
+        record[kind] = {
+            "seconds": seconds,
+            "spread": (max(taken[kind]) - min(taken[kind])) / seconds,
+            "gflop": gflop,
+            "fraction_of_peak": gflop / 1e3 / seconds / peak,
+            "images_per_second": sum(minibatches(its)) / seconds,
+            "hours": seconds * its.train.steps / 3600,
+        }
+    if "joint" in taken:
+        pairs = zip(taken["joint"], taken["denoising"], strict=True)
+        record["joint_over_denoising"] = statistics.median(joint / denoising for joint, denoising in pairs)
+    return record
+
+
+def work(name: str, fields: dict[str, dict[str, Any]], wait: Any, alone: Any, found: Any) -> None:
+    try:
+        found[name] = measured(name, fields, wait, alone)
+        print(name, json.dumps(found[name]), flush=True)
+    except Exception:
+        wait.abort()
+        raise
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("presets", nargs="+", metavar="PRESET")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    context = mp.get_context("spawn")  # CUDA does not survive a fork
+    with context.Manager() as manager:
+        found, wait, alone = manager.dict(), context.Barrier(len(args.presets)), context.Lock()
+        fields = {"train": {"compile": True}}
+        workers = [context.Process(target=work, args=(name, fields, wait, alone, found)) for name in args.presets]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        record = {"presets": {name: found[name] for name in args.presets if name in found}, "repeats": REPEATS}
+    record |= {"device": best_device().type, "environment": environment()}
+    write_text(args.out, json.dumps(record, indent=1) + "\n")
+    missing = [name for name in args.presets if name not in record["presets"]]
+    if missing:
+        raise SystemExit(f"not measured: {', '.join(missing)}")
+
+
+if __name__ == "__main__":
+    main()
