@@ -25,18 +25,17 @@ from hybvit.cost import cost
 from hybvit.devices import best_device, resolve_precision
 from hybvit.evaluate.speed import peak_mib
 from hybvit.recipes import preset
-from hybvit.reproduce.timing import WARM_UP, one_step
+from hybvit.reproduce.timing import REPEATS, timed, warmed_up
 from hybvit.run_folder import environment, write_text
 
-REPEATS, SECONDS = 7, 0.4  # timed repeats of each kind of step, and how long one is
 PEAK_SIZE = {"cuda": 8192, "cpu": 2048, "mps": 4096}  # side of the matrix product that stands for the machine's peak
 PATIENCE = 400  # seconds that a preset waits for the others to be compiled
 
 
-def peak_tflops(device: torch.device, repeats: int = 20) -> float:
-    """10^12 operations a second of a bf16 matrix product on random numbers."""
-    size = PEAK_SIZE[device.type]
-    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in "ab")
+def peak_tflops(device: torch.device, precision: str, repeats: int = 20) -> float:
+    """10^12 operations a second of a matrix product on random numbers."""
+    size, dtype = PEAK_SIZE[device.type], torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in "ab")
     taken = []
     for _ in range(repeats):
         if device.type == "cuda":
@@ -49,39 +48,24 @@ def peak_tflops(device: torch.device, repeats: int = 20) -> float:
     return 2 * size**3 / statistics.median(taken) / 1e12
 
 
-def measured(name: str, fields: dict[str, dict[str, Any]], wait: Any, alone: Any) -> dict[str, Any]:
-    cfg = override(preset(name), **fields)
+def measured(name: str, wait: Any, alone: Any) -> dict[str, Any]:
+    cfg = override(preset(name), train={"compile": True})
     device = best_device()
+    precision = resolve_precision(cfg.train.precision, device)
     kinds: dict[str, Config] = {"joint" if cfg.objective.kind == "hybvit" else "step": cfg}
     if cfg.objective.kind == "hybvit":
         kinds["denoising"] = override(cfg, objective={"kind": "genvit"})
-    steps = {}
-    for kind, its in kinds.items():
-        steps[kind] = one_step(its, device)
-        for _ in range(WARM_UP):
-            steps[kind]()
+    steps = warmed_up(kinds, device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     with contextlib.suppress(threading.BrokenBarrierError):  # another preset failed, or takes too long
         wait.wait(PATIENCE)
-    taken: dict[str, list[float]] = {kind: [] for kind in steps}
     with alone:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        peak, often = peak_tflops(device), {}
-        for kind, step in steps.items():
-            step()
-            started = time.perf_counter()
-            step()
-            often[kind] = max(1, round(SECONDS / (time.perf_counter() - started)))
-        for _ in range(REPEATS):
-            for kind, step in steps.items():
-                started = time.perf_counter()
-                for _ in range(often[kind]):
-                    step()
-                taken[kind].append((time.perf_counter() - started) / often[kind])
+        peak, taken = peak_tflops(device, precision), timed(steps)
         memory = peak_mib(device)
-    record: dict[str, Any] = {"batch": minibatches(cfg), "precision": resolve_precision(cfg.train.precision, device)}
+    record: dict[str, Any] = {"batch": minibatches(cfg), "precision": precision}
     record |= {"peak_tflops": peak, "peak_mib": memory, "steps": cfg.train.steps}
     for kind, its in kinds.items():
         seconds, gflop = statistics.median(taken[kind]), cost(its).train_gflop_per_step
@@ -99,9 +83,9 @@ def measured(name: str, fields: dict[str, dict[str, Any]], wait: Any, alone: Any
     return record
 
 
-def work(name: str, fields: dict[str, dict[str, Any]], wait: Any, alone: Any, found: Any) -> None:
+def work(name: str, wait: Any, alone: Any, found: Any) -> None:
     try:
-        found[name] = measured(name, fields, wait, alone)
+        found[name] = measured(name, wait, alone)
         print(name, json.dumps(found[name]), flush=True)
     except Exception:
         wait.abort()
@@ -116,8 +100,7 @@ def main() -> None:
     context = mp.get_context("spawn")  # CUDA does not survive a fork
     with context.Manager() as manager:
         found, wait, alone = manager.dict(), context.Barrier(len(args.presets)), context.Lock()
-        fields = {"train": {"compile": True}}
-        workers = [context.Process(target=work, args=(name, fields, wait, alone, found)) for name in args.presets]
+        workers = [context.Process(target=work, args=(name, wait, alone, found)) for name in args.presets]
         for worker in workers:
             worker.start()
         for worker in workers:

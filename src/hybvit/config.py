@@ -245,7 +245,7 @@ class TrainConfig:
         init: a model (what `hybvit.load` takes) whose averaged weights the run starts from. Its ``model`` fields must be this
             run's; with another number of classes, label read-out and label embedding start anew.
         compile: let torch.compile fuse the network's operations: a minute or more at the start of a run, faster steps then. On
-            a CPU it needs a C++ compiler.
+            a CPU it needs a C++ compiler; on a GPU it records the step as CUDA graphs too.
         tensorboard: also write TensorBoard events to the run folder (extra `track`).
     """
 

@@ -67,18 +67,21 @@ def one_step(cfg: Config, device: torch.device) -> Callable[[], None]:
     return step
 
 
-def measure(configs: dict[str, Config], say: Callable[[str], None], repeats: int = REPEATS) -> dict[str, Any]:
-    """Seconds per step of each, as medians of repeats that alternate between them -> a record per run, with its environment.
-
-    Every repeat takes steps for about a second, at least one.
-    """
-    device = best_device()
-    keep_freed_memory()
-    steps, times = {name: one_step(cfg, device) for name, cfg in configs.items()}, {name: list[float]() for name in configs}
-    often = {}
-    for name, step in steps.items():
+def warmed_up(configs: dict[str, Config], device: torch.device) -> dict[str, Callable[[], None]]:
+    """:func:`one_step` of each, compiled and as fast as it gets."""
+    steps = {name: one_step(cfg, device) for name, cfg in configs.items()}
+    for step in steps.values():
         for _ in range(WARM_UP):
             step()
+    return steps
+
+
+def timed(
+    steps: dict[str, Callable[[], None]], say: Callable[[str], None] = lambda line: None, repeats: int = REPEATS
+) -> dict[str, list[float]]:
+    """Seconds per step in repeats that alternate between them; each takes steps for about a second, at least one."""
+    often, times = {}, {name: list[float]() for name in steps}
+    for name, step in steps.items():
         started = time.perf_counter()
         step()
         often[name] = max(1, round(1.0 / (time.perf_counter() - started)))
@@ -89,6 +92,14 @@ def measure(configs: dict[str, Config], say: Callable[[str], None], repeats: int
             for _ in range(often[name]):
                 step()
             times[name].append((time.perf_counter() - started) / often[name])
+    return times
+
+
+def measure(configs: dict[str, Config], say: Callable[[str], None], repeats: int = REPEATS) -> dict[str, Any]:
+    """Seconds per step of each, as medians of repeats that alternate between them -> a record per run, with its environment."""
+    device = best_device()
+    keep_freed_memory()
+    times = timed(warmed_up(configs, device), say, repeats)
     found = {}
     for name, cfg in configs.items():
         seconds, (denoising, labelled) = statistics.median(times[name]), minibatches(cfg)
