@@ -77,20 +77,20 @@ def legs_of(run: Path, name: str, earlier: list[dict[str, Any]]) -> list[dict[st
     since = 0
     for place in places:
         lines = [line for line in history if since < line["step"] <= place["until_step"]]
-        place["seconds"] = training_summary(lines)["seconds"]
+        place["seconds"] = training_summary(lines).get("seconds", 0.0)  # 0 where a finished run was only looked at again
         since = place["until_step"]
     own = training_summary(history) | {
         "of_steps": cfg.train.steps,
         "batch_size": cfg.train.batch_size,
         "labelled_batch_size": cfg.train.labelled_batch_size,
         "command": command(cfg),
-        "places": places,
+        "places": [place for place in places if place["seconds"]],
     }
     init = cfg.train.init
     if init is None:
         before = []
     elif init == name:
-        before = [leg for leg in earlier if leg != own]
+        before = [leg for leg in earlier if leg["command"] != own["command"]]  # it may have been shipped half-way
     elif (Path(init) / "metrics.jsonl").is_file():
         before = legs_of(Path(init), name, earlier)
     else:

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from hybvit import cli
+from hybvit.config import fields_in, parse, without_effect
+from hybvit.recipes import preset
 
 from .conftest import QUICK, TINY, hybvit
 
@@ -133,6 +135,24 @@ def test_fields_that_do_nothing_are_named(tmp_path, capsys):
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "lines"),
+    [
+        ("fashion_mnist_v2", ["--objective.kind=vit", "--train.batch_size=7", "--objective.label_dropout=0.2"],
+         ["objective.label_dropout does nothing with objective.kind vit",
+          "train.batch_size does nothing with objective.kind vit and train.labelled_batch_size 64"]),
+        ("digits", ["--objective.kind=vit", "--train.batch_size=7", "--model.pixel_readout=linear"],
+         ["model.pixel_readout does nothing with objective.kind vit"]),
+        ("digits", ["--objective.label_dropout=0.2"],
+         ["objective.label_dropout does nothing with model.label_conditioning False"]),
+        ("cifar10_wrn28_10", ["--model.depth=7", "--model.num_classes=7"],
+         ["model.depth does nothing with network.name wide_resnet"]),
+    ],
+)  # fmt: skip
+def test_each_field_that_does_nothing_is_named_once(name, fields, lines):
+    assert without_effect(parse(fields, preset(name)), fields_in(fields)) == [f"--{line}" for line in lines]
+
+
 def test_a_fault_of_ours_exits_1_and_debug_shows_where(monkeypatch, capsys):
     monkeypatch.setattr("hybvit.presets.main", lambda arguments: {}["x"])
     assert cli.main(["presets"]) == 1
@@ -146,6 +166,10 @@ def test_presets_and_show(capsys):
     assert "fashion_mnist_pocket" in capsys.readouterr().out
     assert cli.main(["show", "paper_32"]) == 0
     assert "# 11,185,068 parameters" in capsys.readouterr().out
+    assert cli.main(["show", "digits_paper", "--model.depth", "1", "--jem.steps", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "depth: 1\n" in said
+    assert "# --jem.steps does nothing with objective.kind hybvit\n" in said
 
 
 def test_classify(tiny_run, picture, capsys):

@@ -131,8 +131,10 @@ def run_folder(path: Path, steps: int, init: str | Path | None, **environment: o
 
 
 def test_only_legs_from_the_shipped_model_are_counted(tmp_path):
-    ship, shipped = script("benchmarks/ship.py"), {"steps": 5}
-    first = run_folder(tmp_path / "first", 10, "digits", earlier=[{"device": "a GPU", "until_step": 4}])
+    ship, shipped = script("benchmarks/ship.py"), {"steps": 5, "command": "hybvit train digits"}
+    first = run_folder(
+        tmp_path / "first", 10, "digits", earlier=[{"device": d, "until_step": n} for d, n in (("a GPU", 4), ("a phone", 4))]
+    )
     second = run_folder(tmp_path / "second", 6, first)
     anew, other = run_folder(tmp_path / "anew", 6, None), run_folder(tmp_path / "other", 6, "runs/other")
 
@@ -140,7 +142,7 @@ def test_only_legs_from_the_shipped_model_are_counted(tmp_path):
     assert before == shipped
     assert leg["command"] == "hybvit train digits --train.init digits --train.steps 10"
     assert [(place["device"], place["seconds"]) for place in leg["places"]] == [("a GPU", 2.0), ("a CPU", 3.0)]
-    assert ship.legs_of(first, "digits", [shipped, leg]) == [shipped, leg]  # shipped again
+    assert ship.legs_of(first, "digits", [shipped, {**leg, "steps": 4}]) == [shipped, leg]  # shipped half-way, and again
     *before, newest = ship.legs_of(second, "digits", [shipped])
     assert before == [shipped, leg]
     assert newest["command"] == "hybvit train digits --train.init runs/first --train.steps 6"

@@ -68,5 +68,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path):
     for file in newest.iterdir():
         file.unlink()
     newest.rmdir()
-    train(short, tmp_path / "cut", say=str)
+    said: list[str] = []
+    train(short, tmp_path / "cut", say=said.append)
+    assert any("resumed at step 4" in line for line in said)
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=0.01)

@@ -11,7 +11,7 @@ import inspect
 import math
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -359,51 +359,45 @@ class Config:
                 raise ConfigError(f"{name} is {value_of(self, name)}: it must be in [0, 1)")
 
 
+OF_IMAGES = ("image_size", "channels", "num_classes")  # what of ``model`` every network asks
 FITTING = {  # network -> the objectives that it can be trained for
     "vit": ("vit", "genvit", "hybvit", "jem"),
     "wide_resnet": ("vit", "jem"),
     "preact_resnet18": ("vit", "jem"),
     "unet": ("genvit",),
 }
-USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {  # field -> the field that decides whether it does anything, and when
-    **{f"objective.{name}": ("objective.kind", ("hybvit",)) for name in ("alpha", "alpha_end", "noisy_labels")},
-    **{
-        f"objective.{name}": ("objective.kind", ("genvit", "hybvit"))
-        for name in ("norm", "target", "times", "weighting", "guidance")
-    },
-    **{f"objective.{name}": ("objective.kind", ("vit", "hybvit", "jem")) for name in ("class_noise", "label_smoothing")},
-    "objective.label_dropout": ("model.label_conditioning", (True,)),
-    "diffusion.schedule": ("objective.kind", ("genvit", "hybvit")),
-    "train.labelled_batch_size": ("objective.kind", ("vit", "hybvit", "jem")),
-    "data.augment": ("objective.kind", ("vit", "hybvit", "jem")),
-    "data.flip": ("data.augment", ("weak", "strong")),
-    "data.crop_padding": ("data.augment", ("weak", "strong")),
-    **{f"data.{name}": ("data.augment", ("strong",)) for name in ("policy", "erasing", "mixing")},
-    "data.clean_flip": ("objective.kind", ("genvit", "hybvit", "jem")),
-    "optim.muon_lr": ("optim.name", ("muon",)),
-    "optim.beta2": ("optim.name", ("adamw", "muon")),
-    "optim.nesterov": ("optim.name", ("sgd",)),
-    "optim.milestones": ("optim.schedule", ("steps",)),
-    "optim.drop": ("optim.schedule", ("steps",)),
-    "optim.cooldown": ("optim.schedule", ("cooldown",)),
-    "optim.min_lr": ("optim.schedule", ("cosine", "cooldown")),
-    "model.stem_width": ("model.patch_embedding", ("conv",)),
-    "model.readout_width": ("model.pixel_readout", ("conv",)),
-    "model.ffn_time": ("model.time", ("token_scalars",)),
-    **{f"jem.{f.name}": ("objective.kind", ("jem",)) for f in dataclasses.fields(JEMConfig)},
-    **{
-        f"network.{name}": ("network.name", networks)
-        for name, networks in (
-            ("depth", ("wide_resnet",)),
-            ("width", ("wide_resnet",)),
-            ("batch_norm", ("wide_resnet",)),
-            ("dropout", ("wide_resnet", "unet")),
-            ("channels", ("unet",)),
-            ("layers", ("unet",)),
-            ("attention_at", ("unet",)),
-        )
-    },
-}
+_LABELLING, _DENOISING = ("vit", "hybvit", "jem"), ("genvit", "hybvit")
+USED_WITH: list[tuple[str, str, tuple[Any, ...]]] = [  # fields of a group, one that decides whether they do anything, and when
+    ("objective: alpha alpha_end noisy_labels", "objective.kind", ("hybvit",)),
+    ("objective: norm target times weighting guidance label_dropout", "objective.kind", _DENOISING),
+    ("objective: class_noise label_smoothing", "objective.kind", _LABELLING),
+    ("objective: label_dropout guidance", "model.label_conditioning", (True,)),
+    ("diffusion: schedule", "objective.kind", _DENOISING),
+    ("train: labelled_batch_size", "objective.kind", _LABELLING),
+    ("data: augment", "objective.kind", _LABELLING),
+    ("data: flip crop_padding", "data.augment", ("weak", "strong")),
+    ("data: policy erasing mixing", "data.augment", ("strong",)),
+    ("data: clean_flip", "objective.kind", ("genvit", "hybvit", "jem")),
+    ("optim: muon_lr", "optim.name", ("muon",)),
+    ("optim: beta2", "optim.name", ("adamw", "muon")),
+    ("optim: nesterov", "optim.name", ("sgd",)),
+    ("optim: milestones drop", "optim.schedule", ("steps",)),
+    ("optim: cooldown", "optim.schedule", ("cooldown",)),
+    ("optim: min_lr", "optim.schedule", ("cosine", "cooldown")),
+    ("model: stem_width", "model.patch_embedding", ("conv",)),
+    ("model: readout_width", "model.pixel_readout", ("conv",)),
+    ("model: pixel_readout readout_width label_conditioning", "objective.kind", _DENOISING),
+    ("model: ffn_time", "model.time", ("token_scalars",)),
+    (
+        f"model: {' '.join(f.name for f in dataclasses.fields(ViTConfig) if f.name not in OF_IMAGES)}",
+        "network.name",
+        ("vit",),
+    ),
+    (f"jem: {' '.join(f.name for f in dataclasses.fields(JEMConfig))}", "objective.kind", ("jem",)),
+    ("network: depth width batch_norm", "network.name", ("wide_resnet",)),
+    ("network: dropout", "network.name", ("wide_resnet", "unet")),
+    ("network: channels layers attention_at", "network.name", ("unet",)),
+]
 GROUPS = {f.name: f.default_factory for f in dataclasses.fields(Config)}
 
 
@@ -436,14 +430,20 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     return {name: (value_of(a, name), value_of(b, name)) for name in names if value_of(a, name) != value_of(b, name)}
 
 
-def without_effect(cfg: Config, given: Iterable[str]) -> list[str]:
+def without_effect(cfg: Config, given: Collection[str]) -> list[str]:
     """A line for each of the fields ``given`` that does nothing as the others are."""
-    said = []
-    for name in given:
-        decisive, values = USED_WITH.get(name, (name, (value_of(cfg, name),)))
-        if value_of(cfg, decisive) not in values:
-            said.append(f"--{name} does nothing with {decisive} {value_of(cfg, decisive)}")
-    return said
+    said: dict[str, str] = {}
+    for fields, decisive, values in USED_WITH:
+        group, names = fields.split(": ")
+        for name in (f"{group}.{leaf}" for leaf in names.split()):
+            if name in given and value_of(cfg, decisive) not in values:
+                said.setdefault(name, f"--{name} does nothing with {decisive} {value_of(cfg, decisive)}")
+    if "train.batch_size" in given and cfg.objective.kind == "vit" and cfg.train.labelled_batch_size is not None:
+        size = cfg.train.labelled_batch_size
+        said["train.batch_size"] = (
+            f"--train.batch_size does nothing with objective.kind vit and train.labelled_batch_size {size}"
+        )
+    return list(said.values())
 
 
 def fields_in(arguments: list[str]) -> list[str]:

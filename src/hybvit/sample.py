@@ -22,7 +22,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--label", help="draw this class, by name or number; a model without label conditioning needs --guidance too"
     )
-    parser.add_argument("--guidance", type=float, default=0.0, help="strength of the steering (0; try 2)")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=0.0,
+        help="strength of the steering (0; try 0.3 where the model is told labels, else 2)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (0)")
     parser.add_argument("--batch-size", type=positive, default=128, help="images at a time (128)")
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="the picture to write (grid.png)")

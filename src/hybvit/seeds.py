@@ -31,7 +31,7 @@ def mix(seed: int, stream: str, index: int = 0) -> int:
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
-    """A CPU generator for one random act; the same draws then reach every device."""
+    """A CPU generator for one random act, whatever device its draws are for."""
     return torch.Generator().manual_seed(mix(seed, stream, index))
 
 

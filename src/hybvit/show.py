@@ -1,20 +1,27 @@
-"""`hybvit show PRESET`: a preset's whole configuration as YAML, with its size, its cost and what the paper reached."""
+"""`hybvit show PRESET`: a whole configuration as YAML, with its size, its cost and what the paper reached."""
 
 from __future__ import annotations
 
 from .arguments import ArgumentParser
-from .config import to_yaml
+from .config import fields_in, parse, to_yaml, without_effect
 from .cost import cost
 from .presets import claim_in_words, cost_in_words
 from .recipes import PRESETS, preset
 
 
 def main(arguments: list[str]) -> None:
-    parser = ArgumentParser(prog="hybvit show", description="Print a preset's whole configuration as YAML.")
+    parser = ArgumentParser(
+        prog="hybvit show",
+        usage="hybvit show PRESET [--any.nested.field VALUE ...]",
+        description="Print a preset's whole configuration as YAML, with other values for some of its fields.",
+    )
     parser.add_argument("preset", metavar="PRESET")
-    name = parser.parse_args(arguments).preset
-    cfg = preset(name)
+    args, fields = parser.parse_known_args(arguments)
+    name = args.preset
+    cfg = parse(fields, preset(name))
     print(f"# {PRESETS[name].summary}\n# {cost(cfg).parameters:,} parameters\n# {cost_in_words(cfg)}")
-    for claim in PRESETS[name].published:
+    for line in without_effect(cfg, fields_in(fields)):
+        print(f"# {line}")
+    for claim in PRESETS[name].published if cfg == preset(name) else ():
         print(f"# {claim_in_words(claim)}")
     print(to_yaml(cfg), end="")

@@ -33,7 +33,7 @@ from .errors import CheckpointError, ConfigError, DivergedError, Interrupted
 from .hybrid import HybridModel, load, name_of_average
 from .metrics.classification import topk_accuracy
 from .muon import BatchedMuon
-from .networks import Network, build_network, compile_calls, losses_of
+from .networks import Network, build_network, compile_calls, losses_of, number_of_parameters
 from .objective import Batch
 from .recipes import PRESETS, preset
 from .run_folder import RunFolder
@@ -95,7 +95,7 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
     batches = TrainingBatches(data, cfg)
     workers = resolve_workers(cfg.data.workers, device)
     weights: list[Tensor] = list(net.parameters())
-    parameters = sum(p.numel() for p in weights)
+    parameters = number_of_parameters(net)
     say(
         f"{out}: {cfg.objective.kind} on {cfg.data.name}, {parameters:,} parameters, {device.type} {cfg.train.precision}, "
         + (f"resumed at step {done} of {cfg.train.steps}" if done else f"{cfg.train.steps} steps")
@@ -193,6 +193,10 @@ def begin_from(start: HybridModel, net: Network, say: Callable[[str], None]) -> 
         CheckpointError: a weight is missing, unknown, or of another shape.
     """
     own, found = net.state_dict(), start.net.state_dict()
+    if "log_variances" in own:  # of a balance that is learned: either run may be without
+        found.setdefault("log_variances", own["log_variances"])
+    else:
+        found.pop("log_variances", None)
     for name in found:
         if name.startswith(OF_CLASSES) and name in own and found[name].shape != own[name].shape:
             found[name] = own[name]

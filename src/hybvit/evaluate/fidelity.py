@@ -47,7 +47,7 @@ def run(ctx: Context) -> Result:
             raise
         result.notes.append(f"No Frechet distance: {error}")
     samples = ctx.samples
-    scale = max(1, 32 // samples.shape[-1])
+    scale = max(1, 64 // samples.shape[-1])
     told = ", each of a random class" if ctx.model.draws_by_label else ""
     told += f", guidance {o.guidance:g}" if o.guidance else ""
     caption = f"Generated: {ctx.model.own_sampler or o.sampler}, {o.steps} steps, seed {o.seed}{told}"

@@ -23,6 +23,7 @@ from ..extractors import extractor
 from ..recipes import PRESETS
 from ..report import figure
 from ..run_folder import environment, make_folder, write_text
+from ..train import say_at_once
 from . import figures, render, studies, timing
 from .runs import (
     USERS_FAULTS,
@@ -229,10 +230,6 @@ def shard_of(text: str) -> tuple[int, int]:
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise ConfigError(f"--shard {text}: it must be i/n with i from 1 to n, such as 1/2")
     return int(found[1]) - 1, int(found[2])
-
-
-def say_at_once(line: str) -> None:
-    print(line, flush=True)
 
 
 def main(arguments: list[str]) -> None:

@@ -251,6 +251,8 @@ def lines_of(study: Study, records: dict[str, dict[str, Any]]) -> tuple[list[str
         line = [f"**{words}**" if name == study.base else words]
         for heading, (_, _, digits) in COLUMNS.items():
             value, base = mean(name, heading), mean(study.base, heading) if study.base in groups else None
+            if heading == "bits/dim" and padded(study, name):
+                base = None
             text = "" if value is None else f"{value:.{digits}f}"
             if value is not None and base is not None and name != study.base:
                 text += f" ({round(value - base, digits) + 0.0:+.{digits}f})"  # no -0.0
@@ -259,12 +261,18 @@ def lines_of(study: Study, records: dict[str, dict[str, Any]]) -> tuple[list[str
         line += [
             f"{own[0]['parameters'] / 1e6:.3f} M",
             f"{statistics.mean(record['images_per_second'] for record in own):,.0f}",
-            f"{own[0]['training']['steps']:,}" + (", diverged" if diverged else ""),
+            f"{statistics.mean(record['training']['steps'] for record in own):,.0f}" + (", diverged" if diverged else ""),
             f"{statistics.mean(record['training']['seconds'] for record in own):,.0f}",
             ", ".join(str(record["seed"]) for record in own),
         ]
         lines.append(line)
     return heads, lines
+
+
+def padded(study: Study, name: str) -> bool:
+    """Whether a variant models more pixels than the base, so that its bits per dimension are of something else."""
+    sizes = [study.variants[variant].config.model.image_size for variant in (name, study.base) if variant in study.variants]
+    return len(set(sizes)) > 1
 
 
 def facts(records: dict[str, dict[str, Any]]) -> str:
@@ -281,15 +289,16 @@ def facts(records: dict[str, dict[str, Any]]) -> str:
 
 
 def intervals(study: Study, records: dict[str, dict[str, Any]], headings: Collection[str] = tuple(COLUMNS)) -> list[str]:
-    """95 % intervals of one run of the base: how far its figures depend on which images were judged and drawn."""
+    """One run of the base with 95 % intervals: how far its figures depend on which images were judged and drawn."""
     base = next((record for record in records.values() if record["variant"] == study.base), None)
     said = []
     for heading in (heading for heading in COLUMNS if heading in headings):
         name, unit, digits = COLUMNS[heading]
         metric = metric_of(base, name) if base else None
         if metric is not None and "low" in metric:
-            said.append(f"{heading} {unit * metric['low']:.{digits}f} to {unit * metric['high']:.{digits}f}")
-    return [f"95 % intervals of the first line, seed {base['seed']}: {', '.join(said)}."] if base and said else []
+            value, low, high = (f"{unit * metric[part]:.{digits}f}" for part in ("value", "low", "high"))
+            said.append(f"{heading} {value} ({low} to {high})")
+    return [f"The first line with seed {base['seed']}, and 95 % intervals: {', '.join(said)}."] if base and said else []
 
 
 def as_csv(study: Study, records: dict[str, dict[str, Any]]) -> str:
