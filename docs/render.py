@@ -254,8 +254,8 @@ def v2_costs() -> str:
             f"| {preset(paper).train.steps:,} | {ours.train_gflop_per_step:,.0f} | {' | '.join(hours)} | {joint} |"
         )
     below = (
-        f"Counted, not run: on one {GPU}, at an assumed {UTILISATION:.0%} of its peak, which the small ones did not reach on the "
-        f"card above. The paper's pace is that of its HybViT "
+        f"Counted, not run: on one {GPU}, at an assumed {UTILISATION:.0%} of its peak, which the small ones did not reach "
+        f"on the card above. The paper's pace is that of its HybViT "
         f"on CIFAR-10 (Table 8): {took} hours of its GPU, {pace:.0f} times the count."
     )
     return "\n".join([*lines, "", below])
@@ -286,8 +286,9 @@ def gpu_steps() -> str:
             *lines,
             "",
             f"Medians of {record['repeats']} repeats in turn on one {facts['device']}, torch {facts['torch']}, compiled, bf16, "
-            f"{denoised} + {labelled} random images; loading, clipping and the average of the weights come on top, and the memory is that "
-            f"of both kinds of step (`python benchmarks/steps.py "
+            f"{denoised} + {labelled} random images; loading, clipping and the average "
+            f"of the weights come on top, and the memory is that of both kinds of step "
+            f"(`python benchmarks/steps.py "
             f"{' '.join(record['presets'])} --out FILE`).",
         ]
     )
