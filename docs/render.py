@@ -155,7 +155,8 @@ def card(name: str) -> str:
     for leg in record["legs"]:
         batches = f"{leg['batch_size']} denoising and {leg['labelled_batch_size'] or leg['batch_size']} labelled images"
         spent = [f"{place['seconds'] / 3600:.2f} hours on {machine(place)}, torch {place['torch']}" for place in leg["places"]]
-        legs.append(f"{leg['steps']:,} steps of {batches} (`{leg['command']}`), {' and '.join(spent)}")
+        steps = f"{leg['steps']:,}" + (f" of {leg['of_steps']:,}" if leg["steps"] < leg["of_steps"] else "")
+        legs.append(f"{steps} steps of {batches} (`{leg['command']}`), {' and '.join(spent)}")
     trained = f"{record['parameters']:,} parameters; trained for {'; then for '.join(legs)}; seed {record['seed']}."
     notes = [note for suite in record["notes"].values() for note in suite]
     default = json.loads(json.dumps(dataclasses.asdict(Options())))  # with lists for tuples, as the record has them
@@ -184,7 +185,7 @@ def shipped() -> str:
 
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "parameters": lambda r: f"{r['parameters']:,}",
-        "training": lambda r: " and ".join(
+        "training": lambda r: ", ".join(
             f"{place['seconds'] / 60:,.0f} minutes on {machine(place)}" for leg in r["legs"] for place in leg["places"]
         ),
         "test accuracy": lambda r: value(r, "test/accuracy"),
