@@ -140,12 +140,12 @@ def test_only_legs_from_the_shipped_model_are_counted(tmp_path):
 
     before, leg = ship.legs_of(first, "digits", [shipped])
     assert before == shipped
-    assert leg["command"] == "hybvit train digits --train.init digits --train.steps 10"
+    assert leg["command"] == "hybvit train digits --train.steps 10 --train.init digits"
     assert [(place["device"], place["seconds"]) for place in leg["places"]] == [("a GPU", 2.0), ("a CPU", 3.0)]
     assert ship.legs_of(first, "digits", [shipped, {**leg, "steps": 4}]) == [shipped, leg]  # shipped half-way, and again
     *before, newest = ship.legs_of(second, "digits", [shipped])
     assert before == [shipped, leg]
-    assert newest["command"] == "hybvit train digits --train.init runs/first --train.steps 6"
+    assert newest["command"] == "hybvit train digits --train.steps 6 --train.init runs/first"
     assert [leg["steps"] for leg in ship.legs_of(anew, "digits", [shipped])] == [6]
     with pytest.raises(SystemExit, match="began from runs/other"):
         ship.legs_of(other, "digits", [shipped])

@@ -58,8 +58,9 @@ def test_a_study_is_carried_out_kept_and_rendered(small_study, tmp_path, capsys,
     text = (folder / "ablation.md").read_text()
     assert f"{took['small']['seconds_per_step'] / took['small, images only']['seconds_per_step']:.2f} times" in text
     assert text.index("**the small recipe**") < text.index("labels only")
-    interval = json.loads((folder / "small" / "results.json").read_text())["metrics"]["test/accuracy"]
-    assert f"of the first line, seed 0: accuracy % {100 * interval['low']:.2f} to {100 * interval['high']:.2f}, NLL" in text
+    found = json.loads((folder / "small" / "results.json").read_text())["metrics"]["test/accuracy"]
+    value, low, high = (f"{100 * found[part]:.2f}" for part in ("value", "low", "high"))
+    assert f"first line with seed 0, and 95 % intervals: accuracy % {value} ({low} to {high}), NLL" in text
 
     capsys.readouterr()
     stored = folder / "small" / "evaluation" / "fidelity" / "result.json"
