@@ -24,6 +24,7 @@ from hybvit.objective import (
     time_weights,
     with_dropped,
 )
+from hybvit.seeds import normal_like
 from hybvit.vit import HybViT, Output, ViTConfig
 
 COSINE = Diffusion.cosine(1000)
@@ -513,3 +514,10 @@ def test_options_survive_the_file(tmp_path):
     assert ObjectiveConfig() == ObjectiveConfig(
         "hybvit", 100.0, None, "fixed", "l1", "eps", "uniform", "uniform", 0, 0, 0.1, 0.1, 0
     )
+
+
+def test_on_a_cpu_noise_is_what_its_generator_draws():
+    x = torch.empty(3, 2, dtype=torch.float64)
+    drawn = normal_like(x, torch.Generator().manual_seed(7))
+    assert torch.equal(drawn, torch.randn(3, 2, generator=torch.Generator().manual_seed(7), dtype=torch.float64))
+    assert normal_like(torch.empty(3, 2, device="meta"), torch.Generator()).is_meta  # only counted, never computed

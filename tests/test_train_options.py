@@ -363,6 +363,27 @@ def test_compiling_needs_a_compiler_and_no_langevin_chains(monkeypatch, tmp_path
         override(preset("cifar10_jem"), train={"compile": True})
 
 
+def test_a_run_may_begin_from_one_whose_losses_were_balanced_otherwise(tmp_path):
+    fixed = override(
+        preset("digits"),
+        model={"depth": 1, "dim": 16, "readout_width": 8},
+        train={"steps": 2, "batch_size": 4, "preview_every": 0, "ema_decay": 0.0},
+        optim={"lr": 1e-2, "warmup_steps": 0},
+    )
+    learned = override(fixed, objective={"balance": "uncertainty"})
+    train(fixed, tmp_path / "fixed")
+    train(override(learned, train={"init": str(tmp_path / "fixed")}), tmp_path / "learned")
+    balance = load(tmp_path / "learned", "cpu").net.state_dict()["log_variances"]
+    assert 0 < balance.abs().max() < 0.1  # from 0, in two steps
+    train(override(fixed, train={"init": str(tmp_path / "learned")}), tmp_path / "fixed again")
+    assert "log_variances" not in load(tmp_path / "fixed again", "cpu").net.state_dict()
+    train(
+        override(learned, train={"init": str(tmp_path / "learned"), "steps": 1}, optim={"lr": 0.0, "min_lr": 0.0}),
+        tmp_path / "on",
+    )
+    assert torch.equal(load(tmp_path / "on", "cpu").net.state_dict()["log_variances"], balance)
+
+
 def test_a_run_starts_from_a_model_of_other_classes(tmp_path):
     cfg = override(
         preset("digits"),
