@@ -46,7 +46,7 @@ images = model.sample(64, steps=20)  # uint8 [64, {channels}, {size}, {size}]
 labels, probabilities, score = model.predict(images)
 ```
 
-![100 images that it drew](../../../../../docs/model_{name}.png)
+![100 images that it drew](samples.png)
 
 It is meant for trying the package, for teaching, and as a start for other images of that size and as many channels (its `model`
 fields with `--train.init {name}`). It has
@@ -147,8 +147,8 @@ def ship(name: str, run: Path, options: list[str]) -> None:
     shutil.copytree(export, BUNDLED / name, dirs_exist_ok=True)
     (BUNDLED / name / "README.md").write_text(card)
     stored.write_text(json.dumps(record, indent=1) + "\n")
-    shutil.copy(out / "evaluation" / "fidelity" / "samples.png", ROOT / "docs" / f"model_{name}.png")
-    print(f"{BUNDLED / name}: {size:.1f} MB with the others; now `make readme`, and look at docs/model_{name}.png")
+    shutil.copy(out / "evaluation" / "fidelity" / "samples.png", BUNDLED / name / "samples.png")
+    print(f"{BUNDLED / name}: {size:.1f} MB with the others; now `make readme`, and look at {BUNDLED / name / 'samples.png'}")
 
 
 if __name__ == "__main__":

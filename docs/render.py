@@ -120,14 +120,11 @@ def datasets() -> str:
     return "\n".join(lines)
 
 
-def evaluation(model: str = "fashion_mnist_pocket", curves: bool = False) -> str:
-    """Every metric of a model; of the attack curves, which the report draws, three points unless ``curves``."""
-    record = result(model)
+def evaluation(record: dict[str, Any]) -> str:
+    """Every metric of a model, and how it was measured."""
     options = record["options"]
     lines = ["| metric | value | 95 % interval | n |", "|---|---|---|---|"]
     for name, metric in record["metrics"].items():
-        if "/pgd_" in name and not curves and not name.endswith(("linf_0", "linf_8", "l2_100")):
-            continue
         number = metric["value"]
         shown = f"{number:,}" if isinstance(number, int) else f"{number:,.4f}" if abs(number) < 100 else f"{number:,.0f}"
         interval = f"{metric['low'] + 0.0:.4f} to {metric['high']:.4f}" if "low" in metric else ""
@@ -162,7 +159,7 @@ def card(name: str) -> str:
     default = json.loads(json.dumps(dataclasses.asdict(Options())))  # with lists for tuples, as the record has them
     asked = [f"--{key.replace('_', '-')} {value}" for key, value in record["options"].items() if value != default[key]]
     measured = f"Measured by `{' '.join(['hybvit evaluate', name, *asked])}`:"
-    return "\n\n".join([trained, measured, evaluation(f"model_{name}", curves=True), *notes])
+    return "\n\n".join([trained, measured, evaluation(record), *notes])
 
 
 def machine(facts: dict[str, Any]) -> str:
@@ -357,7 +354,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "loader": loader,
     "stream": stream,
     "datasets": datasets,
-    "evaluation": evaluation,
     "paper_runs": paper_runs,
     "paper_verdicts": paper_verdicts,
     "comparison": comparison,
@@ -369,7 +365,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
 }
 PAGES = (
-    "README.md", "docs/data.md", "docs/evaluation.md", "docs/reproduction.md", "docs/v2.md",
+    "README.md", "docs/data.md", "docs/reproduction.md", "docs/v2.md",
     *(f"src/hybvit/assets/models/{name}/README.md" for name in MODELS),
 )  # fmt: skip
 

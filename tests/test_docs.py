@@ -46,6 +46,14 @@ def test_linked_files_exist(page):
         assert link.startswith("http") or ((ROOT / page).parent / link).exists(), link
 
 
+@pytest.mark.parametrize("name", hybrid.bundled())
+def test_a_card_needs_nothing_outside_of_its_folder(name):
+    links = re.findall(r"\]\(([^)#]+)\)", (hybrid.BUNDLED / name / "README.md").read_text())
+    inside = [link for link in links if not link.startswith("http")]
+    assert "samples.png" in inside
+    assert all(link == Path(link).name and (hybrid.BUNDLED / name / link).is_file() for link in inside)
+
+
 def test_the_data_page_names_fields_that_exist():
     for name in re.findall(r"--(data\.\w+)", (ROOT / "docs" / "data.md").read_text()):
         value_of(Config(), name)

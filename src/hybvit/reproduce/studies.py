@@ -28,7 +28,7 @@ LOOKS = {  # how `hybvit evaluate` looks at every run of a study
     ("fidelity",): ("--samples", "5000", "--sampler", "dpmpp_2m", "--steps", "25"),
     ("likelihood",): ("--bound-images", "256", "--bound-draws", "32"),
 }
-TRIAL_PARTS, TRIAL_PART = 12, 15  # of the trial that a step's time is taken from: parts, and steps of each at least
+TRIAL_PARTS, TRIAL_PART = 12, 5  # of the trial that a step's time is taken from: parts, and steps of each at least
 TRIAL_SHARE = 1 / 20  # of the budget: a machine that others use too is slower for seconds at a time
 CHECKPOINTS = 5
 WARMUP, AVERAGE = 1 / 20, 1 / 20  # shares of a run: of the warm-up of the learning rate, and the width of the weights' average
