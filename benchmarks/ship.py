@@ -51,11 +51,16 @@ labels, probabilities, score = model.predict(images)
 It is meant for trying the package, for teaching, and as a start for other images of that size and as many channels (its `model`
 fields with `--train.init {name}`). It has
 seen nothing but this data set: its labels for other pictures mean nothing, and its robustness to attacks is measured below, not
-promised.
+promised.{steering} The names of the figures are
+those of `hybvit evaluate`; docs/evaluation.md of the package says what each measures.
 
 <!-- begin card_{name} -->
 <!-- end card_{name} -->
 """
+STEERING = (
+    " It is not told labels when it draws: one class is drawn by steering it with its own classifier (`labels=3, guidance=2`), "
+    "which misses more often than not, since that knows clean images only."
+)
 
 
 def command(cfg: Config) -> str:
@@ -136,6 +141,7 @@ def ship(name: str, run: Path, options: list[str]) -> None:
     info = CATALOG[model.cfg.data.name]
     card = CARD.format(
         name=name,
+        steering="" if model.takes_labels else STEERING,
         kind="conditional" if model.takes_labels else "unconditional",
         title=info.title,
         source=info.source,

@@ -127,7 +127,7 @@ def evaluation(record: dict[str, Any]) -> str:
     for name, metric in record["metrics"].items():
         number = metric["value"]
         shown = f"{number:,}" if isinstance(number, int) else f"{number:,.4f}" if abs(number) < 100 else f"{number:,.0f}"
-        interval = f"{metric['low'] + 0.0:.4f} to {metric['high']:.4f}" if "low" in metric else ""
+        interval = f"{round(metric['low'], 4) + 0.0:.4f} to {metric['high']:.4f}" if "low" in metric else ""
         lines.append(f"| `{name}` | {shown} | {interval} | {metric['n']:,} |")
     seconds = sum(suite["seconds"] for suite in record["suites"].values())
     counts = sorted({suite["environment"]["threads"] for suite in record["suites"].values()})
@@ -153,7 +153,10 @@ def card(name: str) -> str:
         batches = f"{leg['batch_size']} denoising and {leg['labelled_batch_size'] or leg['batch_size']} labelled images"
         spent = [f"{place['seconds'] / 3600:.2f} hours on {machine(place)}, torch {place['torch']}" for place in leg["places"]]
         steps = f"{leg['steps']:,}" + (f" of {leg['of_steps']:,}" if leg["steps"] < leg["of_steps"] else "")
-        legs.append(f"{steps} steps of {batches} (`{leg['command']}`), {' and '.join(spent)}")
+        if leg["steps"] < leg["of_steps"]:
+            steps += " (cut off there, before its schedules had reached their ends)"
+        before = re.sub(r"--train\.init \S+", "--train.init LEG_BEFORE", leg["command"])
+        legs.append(f"{steps} steps of {batches} (`{before}`), {' and '.join(spent)}")
     trained = f"{record['parameters']:,} parameters; trained for {'; then for '.join(legs)}; seed {record['seed']}."
     notes = [note for suite in record["notes"].values() for note in suite]
     default = json.loads(json.dumps(dataclasses.asdict(Options())))  # with lists for tuples, as the record has them

@@ -97,6 +97,8 @@ def test_a_network_that_takes_labels_draws_them_with_and_without_guidance():
     m.denoise = unlabelled.denoise = denoise
     m.net.denoise_with_and_without = lambda x_t, t, y: (denoise(x_t, t, y), denoise(x_t, t))  # its target is eps
     assert m.sample(2, steps=5, labels=[0, 2]).float().mean((1, 2, 3)).tolist() == pytest.approx([127.5, 191.25], abs=0.5)
+    assert torch.equal(m.sample(2, steps=5, labels=["a", "C"]), m.sample(2, steps=5, labels=[0, 2]))
+    assert torch.equal(m.sample(2, steps=5, labels="d"), m.sample(2, steps=5, labels=3))
     drawn = m.sample(40, steps=5).float().mean((1, 2, 3))  # each with a random label, the same ones for the same seed
     assert set((4 * (2 * drawn / 255 - 1)).round().tolist()) == {0.0, 1.0, 2.0, 3.0}
     assert torch.equal(m.sample(8, steps=5).float().mean((1, 2, 3)), drawn[:8])
@@ -124,6 +126,7 @@ def test_sampling_arguments_are_checked():
         ({"n": 1, "labels": 9, "guidance": 1.0}, r"0\.\.3"),
         ({"n": 2, "labels": [1, 2, 3], "guidance": 1.0}, "one for each of n = 2"),
         ({"n": 1, "labels": 1.5, "guidance": 1.0}, "whole number"),
+        ({"n": 1, "labels": "4", "guidance": 1.0}, r"'4' is none of the model's classes.*; or 0 to 3"),
         ({"n": 1, "labels": 1, "guidance": float("nan")}, "finite"),
     ):
         with pytest.raises(ValueError, match=named):

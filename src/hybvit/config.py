@@ -86,7 +86,8 @@ class DiffusionConfig:
     """The forward process.
 
     Args:
-        schedule: cosine (default), linear, or flow: the straight path of rectified flow, scaled to unit variance.
+        schedule: cosine (default), linear, or flow: the straight path of rectified flow, scaled to unit variance (with
+            ``objective.target`` flow it is flow matching).
         steps: T, the number of diffusion steps.
     """
 
@@ -108,7 +109,8 @@ class ObjectiveConfig:
         balance: fixed by alpha; uncertainty: two learned log-variances weigh the losses (Kendall et al. 2018); gradient_norm:
             the denoising gradient is kept at alpha times the norm of the other at the last weight that the two share.
         norm: l1 as in the published runs, or l2 as in Ho et al., which the paper calls comparable; huber: l1 without its kink.
-        target: what the pixel read-out predicts: eps, x0, v, or flow, which is eps - x0.
+        target: what the pixel read-out predicts: eps, x0, v, or flow, which is eps - x0 (flow matching, with
+            ``diffusion.schedule`` flow).
         times: t is drawn uniformly, or logit_normal, which favours the middle (Esser et al. 2024).
         weighting: of the denoising loss over t: uniform, min_snr (Hang et al. 2023) or p2 (Choi et al. 2022), with mean 1.
         class_noise: share of T up to which half of the labelled images are noised before they are classified.

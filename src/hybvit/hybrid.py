@@ -63,6 +63,23 @@ class HybridModel:
         """x float [B, C, H, W] in [-1, 1], clean -> [B, K]. Differentiable."""
         return self.net.classify(x.to(self.device))
 
+    def class_number(self, name: str) -> int:
+        """The number of the class of this name, in capitals or not, or of this number.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        exact = list(self.classes)
+        for names, wanted in (
+            (exact, name),
+            ([k.lower() for k in exact], name.lower()),
+            ([*map(str, range(len(exact)))], name),
+        ):
+            if wanted in names:
+                return names.index(wanted)
+        near = did_you_mean(name, exact)
+        raise ValueError(f"label {name!r} is none of the model's classes{near} ({', '.join(exact)}; or 0 to {len(exact) - 1})")
+
     @property
     def has_classes(self) -> bool:
         return self.cfg.objective.kind != "genvit"
@@ -187,7 +204,7 @@ class HybridModel:
         n: int,
         sampler: str = "dpmpp_2m",
         steps: int = 20,
-        labels: Sequence[int] | Tensor | int | None = None,
+        labels: Sequence[int | str] | Tensor | int | str | None = None,
         guidance: float = 0.0,
         seed: int = 0,
         spacing: Spacing | None = None,
@@ -199,8 +216,9 @@ class HybridModel:
         Args:
             sampler: ddpm, ddim, dpmpp_2m or heun; an energy-based model (JEM) has its own, whatever is asked for.
             steps: sampler steps in 1..T; the paper takes ddpm with all T.
-            labels: class of each image, or one for all. With ``label_conditioning`` they condition the denoiser, and None means
-                random classes. Any other network needs ``guidance`` too, and is steered by its own classifier.
+            labels: class of each image, or one for all, as number or name. With ``label_conditioning`` they condition the
+                denoiser, and None means random classes. Any other network needs ``guidance`` too, and is steered by its own
+                classifier, which misses often unless it was trained on noisy images too (``noisy_labels`` or ``class_noise``).
             guidance: strength of the steering: classifier-free with ``label_conditioning``, at the price of a second pass of
                 the layers after the label read-out, or by the network's own classifier (about three times the time). A negative
                 one steers away.
@@ -221,10 +239,14 @@ class HybridModel:
         if (labels is None) != (guidance == 0) and not (self.draws_by_label if labels is None else self.takes_labels):
             raise ValueError(
                 "labels and guidance belong together: this network's denoiser was not trained with labels, so its classifier "
-                "steers it, e.g. labels=3, guidance=1.0"
+                "steers it, e.g. labels=3, guidance=2"
             )
         wanted = None
         if labels is not None:
+            if isinstance(labels, str):
+                labels = self.class_number(labels)
+            elif isinstance(labels, Sequence):
+                labels = [self.class_number(label) if isinstance(label, str) else label for label in labels]
             wanted = torch.as_tensor(labels, device=self.device)
             if wanted.is_floating_point() or wanted.shape not in ((), (1,), (n,)):
                 raise ValueError(

@@ -85,7 +85,7 @@ V2_LABELLED = 64  # beside 128 to denoise: at pocket scale a joint step then tak
 
 
 def _v2(paper: Config, *, tokens_per_side: int, tap: int, **model: Any) -> Config:
-    """Our recipe in the paper's number of steps, with about as many parameters; `reproduce ablation` tries each choice."""
+    """Our recipe in the paper's number of steps, with about as many parameters; `reproduce ablation` tries most choices."""
     natural = paper.data.augment == "strong"
     return Config(
         model=replace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .arguments import ArgumentParser
-from .config import fields_in, parse, to_yaml, without_effect
+from .config import differences, fields_in, parse, to_yaml, without_effect
 from .cost import cost
 from .presets import claim_in_words, cost_in_words
 from .recipes import PRESETS, preset
@@ -19,9 +19,11 @@ def main(arguments: list[str]) -> None:
     args, fields = parser.parse_known_args(arguments)
     name = args.preset
     cfg = parse(fields, preset(name))
-    print(f"# {PRESETS[name].summary}\n# {cost(cfg).parameters:,} parameters\n# {cost_in_words(cfg)}")
+    changed = ", ".join(differences(preset(name), cfg))
+    title = f"{name} with another {changed}" if changed else PRESETS[name].summary
+    print(f"# {title}\n# {cost(cfg).parameters:,} parameters\n# {cost_in_words(cfg)}")
     for line in without_effect(cfg, fields_in(fields)):
         print(f"# {line}")
-    for claim in PRESETS[name].published if cfg == preset(name) else ():
+    for claim in PRESETS[name].published if not changed else ():
         print(f"# {claim_in_words(claim)}")
     print(to_yaml(cfg), end="")

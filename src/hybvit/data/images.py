@@ -96,7 +96,7 @@ def read_image(path: str | os.PathLike[str], channels: int, size: int, file: Bin
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise DataError(f"{path}: this is a folder, not an image") from None
+        raise DataError(f"{path}: this is a folder, not an image; name the files in it, as in {path}/*.png") from None
     except PermissionError:
         raise DataError(f"{path}: no permission to read it") from None
     except (UnidentifiedImageError, Image.DecompressionBombError):

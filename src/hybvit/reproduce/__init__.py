@@ -249,13 +249,16 @@ def main(arguments: list[str]) -> None:
         "v2 recipe brings) or v2 (the paper's recipe against it, and what being hybrid costs)",
     )
     words = "; ".join(f"{scale.name}: {scale.words}" for scale in SCALES.values())
+    minutes = ", ".join(f"{name}: {study.minutes:.3g}" for name, study in studies.STUDIES.items())
     parser.add_argument("--scale", choices=tuple(SCALES), default="pocket", help=words)
     parser.add_argument("--out", type=Path, default=Path("runs/paper"), metavar="DIR", help="where all is kept (runs/paper)")
-    parser.add_argument("--runs", metavar="A,B", help="only these presets of the rows")
+    parser.add_argument("--runs", metavar="A,B", help="only these presets of the rows, or recipes of the study")
     parser.add_argument("--shard", default="1/1", metavar="i/n", help="do the i-th of n equal parts of the work")
     parser.add_argument("--dry-run", action="store_true", help="print the plan with its cost, and what is there already")
     parser.add_argument("--render", action="store_true", help="only render what is there")
-    parser.add_argument("--budget", type=float, metavar="MINUTES", help="of a study: the training time of each of its runs")
+    parser.add_argument(
+        "--budget", type=float, metavar="MINUTES", help=f"of a study: the training time of each of its runs ({minutes})"
+    )
     parser.add_argument("--seeds", metavar="0,1", help="of a study: the seeds of its runs (0)")
     parser.add_argument(
         "--look",

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import Config, differences, fields_in, minibatches, override, parse
+from ..config import Config, did_you_mean, differences, fields_in, minibatches, override, parse
 from ..cost import cost
 from ..errors import ConfigError, DivergedError, Interrupted
 from ..run_folder import environment, make_folder, read_metrics, write_text
@@ -135,8 +135,7 @@ def check_fields(study: Study, runs: list[Run], fields: list[str]) -> None:
         raise ConfigError(f"--{name} is the study's own: --budget and --seeds decide it")
     base = study.variants[study.base].config
     for run in runs:
-        undone = given & set(differences(base, run.variant.config)) if not run.variant.fixed else set()
-        for name in undone:
+        for name in given & set(differences(base, run.variant.config)):
             raise ConfigError(f"--{name} would undo what {run.variant.name} changes: choose other recipes by --runs")
 
 
@@ -229,16 +228,23 @@ def value_of(record: dict[str, Any], prefix: str) -> float | None:
 
 
 def lines_of(study: Study, records: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """The table: the base first, then the others by their Frechet distance; figures of several seeds as their mean."""
+    """The table: the base first, then the others by their Frechet distance; figures of several seeds as their mean.
+
+    In brackets the difference to the base over the seeds that both have, over all where they share none.
+    """
     heads = ["recipe", *COLUMNS, "parameters", "images/s", "steps", "seconds", "seeds"]
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records.values():
         groups.setdefault(record["variant"], []).append(record)
 
-    def mean(name: str, heading: str) -> float | None:
+    def mean(name: str, heading: str, seeds: Collection[int] = ()) -> float | None:
         metric, unit, _ = COLUMNS[heading]
-        found = [value for record in groups[name] if (value := value_of(record, metric)) is not None]
+        own = [record for record in groups.get(name, []) if not seeds or record["seed"] in seeds]
+        found = [value for record in own if (value := value_of(record, metric)) is not None]
         return unit * statistics.mean(found) if found else None
+
+    def seeds_of(name: str) -> set[int]:
+        return {record["seed"] for record in groups.get(name, [])}
 
     def place(name: str) -> tuple[bool, float]:
         distance = mean(name, "Frechet distance")
@@ -249,13 +255,14 @@ def lines_of(study: Study, records: dict[str, dict[str, Any]]) -> tuple[list[str
         own = groups[name]
         words = own[0]["words"]
         line = [f"**{words}**" if name == study.base else words]
+        shared = seeds_of(name) & seeds_of(study.base)
         for heading, (_, _, digits) in COLUMNS.items():
-            value, base = mean(name, heading), mean(study.base, heading) if study.base in groups else None
+            value, same, base = mean(name, heading), mean(name, heading, shared), mean(study.base, heading, shared)
             if heading == "bits/dim" and padded(study, name):
                 base = None
             text = "" if value is None else f"{value:.{digits}f}"
-            if value is not None and base is not None and name != study.base:
-                text += f" ({round(value - base, digits) + 0.0:+.{digits}f})"  # no -0.0
+            if same is not None and base is not None and name != study.base:
+                text += f" ({round(same - base, digits) + 0.0:+.{digits}f})"  # no -0.0
             line.append(text)
         diverged = [record for record in own if "diverged" in record]
         line += [
@@ -280,11 +287,14 @@ def facts(records: dict[str, dict[str, Any]]) -> str:
     one = next(iter(records.values()))
     protocol: dict[str, Any] = next((r["tables"]["protocol"] for r in records.values() if "protocol" in r["tables"]), {})
     budgets = " and ".join(f"{60 * minutes:,.0f}" for minutes in sorted({r["budget"]["minutes"] for r in records.values()}))
+    fields = sorted({" ".join(r["budget"].get("fields", [])) for r in records.values()} - {""})
+    given = f" (`{'`, `'.join(fields)}`)" if fields else ""
     machines = ", ".join(dict.fromkeys(render.machine_of(record) for record in records.values()))
     drawn = f"{protocol['samples']} samples, {protocol['sampler']}, {protocol['steps']} steps" if protocol else ""
     return (
-        f"{one['data']}, as many steps as a trial fitted into {budgets} seconds on {machines}; "
-        f"Frechet distance on the extractor {protocol.get('extractor', '')}, {drawn}; in brackets: against the first line."
+        f"{one['data']}, as many steps as a trial fitted into {budgets} seconds on {machines}{given}; "
+        f"Frechet distance on the extractor {protocol.get('extractor', '')}, {drawn}; "
+        "in brackets: against the first line with the same seed."
     )
 
 
@@ -397,7 +407,8 @@ def runs_of(name: str, only: set[str], seeds: list[int]) -> list[Run]:
     """
     study = STUDIES[name]
     for variant in only - set(study.variants):
-        raise ConfigError(f"--runs: {variant!r} is no recipe of {name} (there are {', '.join(study.variants)})")
+        near = did_you_mean(variant, list(study.variants))
+        raise ConfigError(f"--runs: {variant!r} is no recipe of {name}{near} (`hybvit reproduce {name} --dry-run` lists them)")
     return [Run(v, seed) for seed in seeds for v in study.variants.values() if not only or v.name in only]
 
 
@@ -409,7 +420,8 @@ def dry_run(name: str, runs: list[Run], fields: list[str], folder: Path, minutes
         steps = json.loads(kept.read_text())["steps"] if kept.is_file() else None
         state = "not begun" if steps is None else state_of(kept.parent, cut(cfg, steps, run.variant.fixed)).words()
         print(f"{run.name:<28}{price.parameters:>12,}{price.train_gflop_per_step:>14.1f}{steps or '':>8}  {state}")
-    print(f"{name}: {len(runs)} runs of {minutes:.4g} minutes, {len(runs) * minutes / 60:.1f} hours of training")
+    hours = len(runs) * minutes / 60
+    print(f"{name}: {len(runs)} runs of {minutes:.4g} minutes, {hours:.1f} hours of training; trials and judging come on top")
 
 
 def main(
