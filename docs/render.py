@@ -362,7 +362,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "comparison": comparison,
     "v2_costs": v2_costs,
     "gpu_steps": gpu_steps,
-    **{f"study_{name}": partial(study, name) for name in ("ablation_first", "ablation", "v2")},
+    **{f"study_{name}": partial(study, name) for name in ("ablation_first", "ablation", "ablation_third", "v2")},
     "shipped": shipped,
     **{f"card_{name}": partial(card, name) for name in MODELS},
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
