@@ -10,7 +10,7 @@ from PIL import Image
 
 from hybvit import cli
 from hybvit.config import fields_in, parse, without_effect
-from hybvit.recipes import preset
+from hybvit.recipes import PRESETS, preset
 
 from .conftest import QUICK, TINY, hybvit
 
@@ -88,6 +88,7 @@ BAD = {
         3,
         "a-0.tar: no such shard",
     ),
+    "a folder to classify": (["classify", "{run}", "{tmp}"], 3, "name the files in it"),
     "show-data of nothing": (["show-data", "paper_32", "--data", "{tmp}/none"], 3, "none: no such folder"),
     "a list": (
         ["train", "digits", "--train.ema_power", "0.05"],
@@ -165,9 +166,11 @@ def test_presets_and_show(capsys):
     assert cli.main(["presets"]) == 0
     assert "fashion_mnist_pocket" in capsys.readouterr().out
     assert cli.main(["show", "paper_32"]) == 0
-    assert "# 11,185,068 parameters" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"# {PRESETS['paper_32'].summary}\n# 11,185,068 parameters" in said
     assert cli.main(["show", "digits_paper", "--model.depth", "1", "--jem.steps", "3"]) == 0
     said = capsys.readouterr().out
+    assert said.startswith("# digits_paper with another model.depth, jem.steps\n")  # its summary would be of another recipe
     assert "depth: 1\n" in said
     assert "# --jem.steps does nothing with objective.kind hybvit\n" in said
 
