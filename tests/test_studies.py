@@ -88,6 +88,18 @@ def test_a_study_is_carried_out_kept_and_rendered(small_study, tmp_path, capsys,
     assert "3 runs of 0.02 minutes" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["records.json", "timing.json", "small/budget.json"])
+def test_a_damaged_file_of_a_study_is_named(name, small_study, tmp_path, capsys):
+    file = tmp_path / "pocket" / "ablation" / name
+    file.parent.mkdir(parents=True)
+    file.write_text('{"runs": {')
+    assert cli.main(["reproduce", "ablation", "--out", str(tmp_path), "--runs", "small"]) == 3
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert f"{name}: damaged" in said[0]
+    assert file.read_text() == '{"runs": {'
+
+
 def test_steps_fit_into_the_time(small_study):
     cfg, seconds = within(SMALL, 0.05, fixed=False)
     assert 1 <= cfg.train.steps <= round(3 / seconds)

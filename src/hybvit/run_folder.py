@@ -106,6 +106,19 @@ def locked(path: Path, name: str = ".lock") -> IO[str] | None:
     return file
 
 
+def read_json(path: Path) -> Any:
+    """
+    Raises:
+        DataError: the file is damaged, or cannot be read.
+    """
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except ValueError as error:  # also of bytes that are no text
+        raise DataError(f"{path}: damaged ({error}); restore it, or remove it and what stands on it is done again") from None
+
+
 def check_same(path: Path, cfg: Config, but: Collection[str] = ()) -> None:
     """Whether a run folder holds a run of this configuration, but for fields that are free to change and those of ``but``.
 

@@ -13,7 +13,7 @@ from ..config import Config, differences, load_config, minibatches, override, pa
 from ..cost import cost
 from ..errors import CheckpointError, ConfigError, DataError, DivergedError
 from ..recipes import PRESETS, preset
-from ..run_folder import check_same, locked, make_folder, read_metrics, training_summary, write_text
+from ..run_folder import check_same, locked, make_folder, read_json, read_metrics, training_summary, write_text
 from ..train import train
 from .scales import Scale
 
@@ -156,7 +156,7 @@ def record_of(run: str, folder: Path, cfg: Config, base: Config | None = None) -
     check_same(folder, cfg, FILLED_IN)
     if not state.trained:
         return None
-    found = json.loads((folder / RECORD).read_text()) if (folder / RECORD).is_file() else {}
+    found = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     started_with = load_config(folder / "config.yaml")
     record: dict[str, Any] = {
         "data": cfg.data.name,
@@ -166,7 +166,7 @@ def record_of(run: str, folder: Path, cfg: Config, base: Config | None = None) -
         "parameters": found.get("parameters") or cost(cfg).parameters,
     }
     if state.diverged:
-        record["diverged"] = json.loads((folder / DIVERGED).read_text())["message"]
+        record["diverged"] = read_json(folder / DIVERGED)["message"]
         record["kept_step"] = state.done
     history = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
     record["training"] = training_summary(history) | {"of_steps": cfg.train.steps, "batch_size": cfg.train.batch_size}
@@ -178,7 +178,7 @@ def record_of(run: str, folder: Path, cfg: Config, base: Config | None = None) -
     changed = differences(base or preset(run), started_with)
     record["changed"] = {name: [before, now] for name, (before, now) in changed.items() if name not in FILLED_IN}
     record["snapshots"] = {
-        str(int(path.name.removeprefix("step-"))): json.loads((path / RECORD).read_text())["metrics"]
+        str(int(path.name.removeprefix("step-"))): read_json(path / RECORD)["metrics"]
         for path in snapshots_of(folder, cfg)
         if (path / RECORD).is_file()
     }

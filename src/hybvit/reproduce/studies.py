@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ..config import Config, did_you_mean, differences, fields_in, minibatches, override, parse
 from ..cost import cost
 from ..errors import ConfigError, DivergedError, Interrupted
-from ..run_folder import environment, make_folder, read_metrics, write_text
+from ..run_folder import environment, make_folder, read_json, read_metrics, write_text
 from ..train import train
 from . import render, timing
 from .runs import USERS_FAULTS, Need, attempt, record_of, state_of
@@ -112,7 +112,7 @@ def configured(run: Run, fields: list[str], folder: Path, minutes: float, say: C
         write_text(kept, json.dumps(found, indent=1) + "\n")
         say(f"{run.name}: {cfg.train.steps} steps of {1e3 * seconds:.1f} ms fit into {minutes:.4g} minutes")
         return cfg
-    found = json.loads(kept.read_text())
+    found = read_json(kept)
     if found["minutes"] != minutes:
         raise ConfigError(
             f"{folder}: begun with {found['minutes']:g} minutes a run, not {minutes:g}; choose another --out, "
@@ -165,7 +165,7 @@ def records_of(study: Study, folder: Path) -> tuple[dict[str, dict[str, Any]], d
 
     A record stays when the folder of its run is gone.
     """
-    stored = json.loads((folder / RECORDS).read_text()) if (folder / RECORDS).is_file() else {"runs": {}, "outdated": {}}
+    stored = read_json(folder / RECORDS) if (folder / RECORDS).is_file() else {"runs": {}, "outdated": {}}
     found, outdated = dict[str, dict[str, Any]](), stored.get("outdated", {})
     for name, record in stored["runs"].items():
         variant = study.variants.get(record["variant"])
@@ -175,7 +175,7 @@ def records_of(study: Study, folder: Path) -> tuple[dict[str, dict[str, Any]], d
         name, _, seed = home.name.partition("-seed")
         if name not in study.variants:
             continue
-        budget, variant = json.loads((home / BUDGET).read_text()), study.variants[name]
+        budget, variant = read_json(home / BUDGET), study.variants[name]
         whole = recipe(variant, int(seed or 0), budget["fields"])
         cfg = cut(whole, budget["steps"], variant.fixed)
         record = record_of(home.name, home, cfg, study.variants[study.base].config)
@@ -417,7 +417,7 @@ def dry_run(name: str, runs: list[Run], fields: list[str], folder: Path, minutes
     for run in runs:
         cfg, kept = recipe(run.variant, run.seed, fields), folder / run.name / BUDGET
         price = cost(cfg)
-        steps = json.loads(kept.read_text())["steps"] if kept.is_file() else None
+        steps = read_json(kept)["steps"] if kept.is_file() else None
         state = "not begun" if steps is None else state_of(kept.parent, cut(cfg, steps, run.variant.fixed)).words()
         print(f"{run.name:<28}{price.parameters:>12,}{price.train_gflop_per_step:>14.1f}{steps or '':>8}  {state}")
     hours = len(runs) * minutes / 60

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import statistics
 import time
@@ -20,7 +19,7 @@ from ..data.catalog import CATALOG
 from ..devices import autocast, best_device, keep_freed_memory, resolve_precision
 from ..networks import build_network, losses_of, number_of_parameters
 from ..recipes import STRONG
-from ..run_folder import environment
+from ..run_folder import environment, read_json
 from ..seeds import generator
 from ..train import build_optimizers, compile_step
 
@@ -117,7 +116,7 @@ def measure(configs: dict[str, Config], say: Callable[[str], None], repeats: int
 
 def stored(folder: Path) -> dict[str, Any]:
     """What :func:`measure` gave when it was last written to this folder."""
-    return json.loads((folder / FILE).read_text()) if (folder / FILE).is_file() else {"runs": {}}
+    return read_json(folder / FILE) if (folder / FILE).is_file() else {"runs": {}}
 
 
 def covers(found: dict[str, Any], configs: dict[str, Config]) -> bool:
