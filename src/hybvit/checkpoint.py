@@ -73,6 +73,8 @@ def verify(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / MANIFEST}: missing or damaged") from None
     for name, expected in sums.items():
         path = folder / name
+        if Path(name).name != name:
+            raise CheckpointError(f"{folder / MANIFEST}: damaged: {name!r} is no file of this folder")
         if not path.is_file():
             raise CheckpointError(f"{path}: missing")
         if sha256(path) != expected:
@@ -144,6 +146,12 @@ def load_strictly(net: torch.nn.Module, tensors: Mapping[str, Tensor], source: P
     Raises:
         CheckpointError: names the first key that is missing, unknown, or of another shape.
     """
+    check_fits(net, tensors, source)
+    net.load_state_dict(dict(tensors))
+
+
+def check_fits(net: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Raises CheckpointError, with its name, for the first key that is missing, unknown, or of another shape."""
     own = net.state_dict()
     for key in own:
         if key not in tensors:
@@ -155,7 +163,6 @@ def load_strictly(net: torch.nn.Module, tensors: Mapping[str, Tensor], source: P
     for key in tensors:
         if key not in own:
             raise CheckpointError(f"{source}: {key} is not a weight of this network")
-    net.load_state_dict(dict(tensors))
 
 
 # In which a network of the paper's form may differ from its network for CIFAR-10.

@@ -305,6 +305,10 @@ class Config:
         for name, low in at_least.items():
             if not value_of(self, name) >= low:
                 raise ConfigError(f"{name} is {value_of(self, name)}: it must be at least {low}")
+        for name, high in AT_MOST.items():
+            value = value_of(self, name)
+            if value is not None and not max(value if isinstance(value, tuple) else (value,), default=0) <= high:
+                raise ConfigError(f"{name} is {value}: it must be at most {high:,}")
         fitting = FITTING[self.network.name]
         if self.objective.kind not in fitting:
             raise ConfigError(f"objective.kind is {self.objective.kind}: a {self.network.name} takes {' or '.join(fitting)}")
@@ -362,6 +366,12 @@ class Config:
 
 
 OF_IMAGES = ("image_size", "channels", "num_classes")  # what of ``model`` every network asks
+AT_MOST = {  # what no machine has room or time for: a configuration may come from a stranger
+    "diffusion.steps": 1_000_000, "data.crop_padding": 4096, "data.repeats": 1000, "data.shuffle_buffer": 10**9,
+    "data.memory_gib": 2**20, "data.workers": 1024, "train.batch_size": 2**20, "train.labelled_batch_size": 2**20,
+    "train.steps": 10**12, "network.depth": 1024, "network.width": 1024, "network.channels": 65_536, "network.layers": 1024,
+    "jem.steps": 100_000, "jem.replay": 10**8,
+}  # fmt: skip
 FITTING = {  # network -> the objectives that it can be trained for
     "vit": ("vit", "genvit", "hybvit", "jem"),
     "wide_resnet": ("vit", "jem"),
@@ -424,6 +434,12 @@ def batch_in_words(cfg: Config) -> str:
 def override(cfg: Config, **changes: Any) -> Config:
     """``override(cfg, optim={"lr": 1e-4})``: a copy with some fields of some groups changed."""
     return replace(cfg, **{group: replace(getattr(cfg, group), **fields) for group, fields in changes.items()})
+
+
+def without_addresses(cfg: Config) -> Config:
+    """A configuration that came with a model: what it opened when it was trained is not opened again. Only the user's own
+    command may name files and addresses."""
+    return override(cfg, data={"root": None, "test_root": None}, train={"init": None})
 
 
 def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:

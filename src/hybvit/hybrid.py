@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import checkpoint
-from .config import Config, DiffusionConfig, did_you_mean, load_config, to_yaml
+from .config import Config, DiffusionConfig, did_you_mean, load_config, to_yaml, without_addresses
 from .data.images import as_pixels, to_pixels, to_x
 from .devices import best_device
 from .diffusion import Diffusion
@@ -319,7 +319,7 @@ class HybridModel:
         if path.exists() and not (path / checkpoint.MANIFEST).is_file():
             raise ConfigError(f"{path}: exists and is not an exported model; choose another folder")
         weights = {key: value.cpu() for key, value in self.net.state_dict().items()}
-        checkpoint.write_folder(path, {WEIGHTS: weights}, {CONFIG: to_yaml(self.cfg)})
+        checkpoint.write_folder(path, {WEIGHTS: weights}, {CONFIG: to_yaml(without_addresses(self.cfg))})
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
@@ -333,10 +333,7 @@ class HybridModel:
         if not folder.is_dir():
             folder = _download(str(source))
         checkpoint.verify(folder)
-        cfg = load_config(folder / CONFIG)
-        net = build_network(cfg)
-        checkpoint.load_strictly(net, checkpoint.read_tensors(folder / f"{WEIGHTS}.safetensors"), folder)
-        return cls(net, cfg, device)
+        return cls(*network_of(load_config(folder / CONFIG), folder / f"{WEIGHTS}.safetensors"), device)
 
 
 @torch.no_grad()
@@ -434,9 +431,22 @@ def load_checkpoint(folder: Path, device: torch.device | str | None = None, aver
             known = ", ".join(map(str, cfg.train.ema_power)) or "the main one only"
             raise ConfigError(f"{folder}: average {average} was not kept; there is {known}")
         name = name_of_average(kept[0])
+    return HybridModel(*network_of(cfg, folder / f"{name}.safetensors"), device)
+
+
+def network_of(cfg: Config, weights: Path) -> tuple[Network, Config]:
+    """A stored network with its weights, and its configuration without what it names outside of its folder.
+
+    Raises:
+        CheckpointError: a weight is missing, unknown, or of another shape. Nothing is built before that is known, so a
+            configuration cannot ask for more memory than its weights take.
+    """
+    tensors = checkpoint.read_tensors(weights)
+    with torch.device("meta"):
+        checkpoint.check_fits(build_network(cfg), tensors, weights.parent)
     net = build_network(cfg)
-    checkpoint.load_strictly(net, checkpoint.read_tensors(folder / f"{name}.safetensors"), folder)
-    return HybridModel(net, cfg, device)
+    checkpoint.load_strictly(net, tensors, weights.parent)
+    return net, without_addresses(cfg)
 
 
 def load_published(

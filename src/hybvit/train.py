@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -460,4 +461,5 @@ def main(arguments: list[str]) -> None:
         say_at_once(f"warning: {line}")
     out = args.out or Path("runs") / (args.preset + (f"-{args.objective}" if args.objective else ""))
     train(cfg, out)
-    print(f"{out}: done; next: hybvit evaluate {out} --report, hybvit sample {out}")
+    own = f" --data {shlex.quote(args.data)}" if args.data else ""  # a run names no data to those who look at it
+    print(f"{out}: done; next: hybvit evaluate {out}{own} --report, hybvit sample {out}")

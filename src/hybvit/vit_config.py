@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
+AT_MOST = {  # far beyond any network there is, and still counted in seconds
+    "image_size": 65_536, "channels": 1024, "num_classes": 2**24, "dim": 65_536, "depth": 1024, "heads": 4096,
+    "mlp_ratio": 1024.0, "stem_width": 65_536, "readout_width": 65_536,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class ViTConfig:
@@ -83,6 +88,9 @@ class ViTConfig:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at least 1")
+        for name, high in AT_MOST.items():
+            if not getattr(self, name) <= high:
+                raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at most {high:,}")
         for name in ("position_std", "registers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at least 0")

@@ -10,13 +10,17 @@ read their own lanes only, and so do two, four or eight loader workers, which sh
 from __future__ import annotations
 
 import bisect
+import http.client
 import io
 import itertools
 import json
+import re
 import tarfile
+import urllib.request
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -32,6 +36,8 @@ from .own_images import TEST_NAMES, Dataset
 ROW_LANES = STEP_LANES = 8
 SHORTEST_LANE = 16  # samples; lanes differ by one, which must not matter
 LABEL = "cls"
+SCHEMES = ("http", "https")
+TIMEOUT = 30.0  # seconds without an answer from a server
 
 
 class Encoded(NamedTuple):
@@ -46,7 +52,9 @@ def open_shards(data: DataConfig, decoding: Decoding, num_classes: int) -> Datas
     """Shards in ``data.root``: a folder with train/*.tar and test/*.tar (or val/), or train*.tar and test*.tar; or a pattern as
     train-{0000..0099}.tar, a path or URL, with the test shards in ``data.test_root``."""
     if data.root is None:
-        raise ConfigError("data.root is not set: give --data DIR with tar shards, or a pattern such as train-{00..99}.tar")
+        raise ConfigError(
+            "data.root is not set: give --data DIR with tar shards, or a pattern such as train-{00..99}.tar"
+        )
     train = shard_names(data.root, ("train",))
     test = shard_names(data.test_root, ("",)) if data.test_root else shard_names(data.root, TEST_NAMES)
     if not train:
@@ -69,13 +77,53 @@ def shard_names(root: str, splits: tuple[str, ...]) -> list[str]:
                 return [str(shard) for shard in found]
         any_name = splits != TEST_NAMES and not any(path.glob("*/*.tar"))
         return [str(shard) for shard in sorted(path.glob("*.tar"))] if any_name else []
-    names = webdataset().shardlists.expand_urls(root)
-    missing = next(
-        (name for name in names if "://" not in name and not name.startswith("pipe:") and not Path(name).is_file()), None
-    )
-    if missing is not None:
-        raise DataError(f"{missing}: no such shard")
-    return list(names)
+    names = list(webdataset().shardlists.expand_urls(root))
+    for name in names:
+        if not is_address(name) and not Path(name).is_file():
+            raise DataError(f"{name}: no such shard")
+    return names
+
+
+def is_address(name: str) -> bool:
+    """Whether a shard is fetched; it lies on the disk otherwise.
+
+    Raises:
+        ConfigError: its scheme is none of :data:`SCHEMES`. WebDataset itself would run a command for some.
+    """
+    scheme, colon, _ = name.partition(":")
+    if not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme) or Path(name).exists():
+        return False  # a scheme has two letters at least: C:\\shards is a path
+    if scheme.lower() not in SCHEMES or not name[len(scheme) :].startswith("://"):
+        raise ConfigError(f"{name}: shards are read from local paths and {' and '.join(SCHEMES)} addresses only")
+    return True
+
+
+@cache
+def opener() -> urllib.request.OpenerDirector:
+    """Fetches over HTTP(S) alone: urllib's usual one would follow a redirection to FTP too."""
+    found, request = urllib.request.OpenerDirector(), urllib.request
+    for handler in (
+        request.ProxyHandler, request.HTTPHandler, request.HTTPSHandler, request.HTTPRedirectHandler,
+        request.HTTPDefaultErrorHandler, request.HTTPErrorProcessor, request.UnknownHandler,
+    ):  # fmt: skip
+        found.add_handler(handler())
+    return found
+
+
+def open_shard(name: str) -> BinaryIO:
+    """A shard's bytes from its beginning.
+
+    Raises:
+        ConfigError: see :func:`is_address`.
+        DataError: it cannot be read, or the server does not give it.
+    """
+    fetched = is_address(name)
+    try:
+        if not fetched:
+            return Path(name).open("rb")
+        return cast(BinaryIO, opener().open(name, timeout=TIMEOUT))
+    except (OSError, ValueError, http.client.HTTPException) as error:  # an address that is none is a ValueError
+        raise DataError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def shard_classes(root: str, num_classes: int) -> tuple[str, ...]:
@@ -111,17 +159,16 @@ class Shards:
 
     def _count(self, shard: str) -> int:
         """From sizes.json beside the shard (shard name -> number of samples), else by reading a local shard's headers."""
-        library = webdataset()
         folder, _, name = shard.rpartition("/")
         listing = f"{folder}/sizes.json" if folder else "sizes.json"
-        if "://" in shard or Path(listing).is_file():
+        if is_address(shard) or Path(listing).is_file():
             try:
-                with library.gopen(listing) as file:
+                with open_shard(listing) as file:
                     return int(json.load(file)[name])
-            except Exception:  # whatever the library's openers raise
+            except (DataError, OSError, ValueError, KeyError, TypeError):
                 raise DataError(f"{listing}: missing, damaged or without {name} (shard name -> number of samples)") from None
         with naming(Path(shard)), tarfile.open(shard) as archive:
-            keys = {library.tariterators.base_plus_ext(entry.name)[0] for entry in archive if entry.isfile()} - {None}
+            keys = {webdataset().tariterators.base_plus_ext(entry.name)[0] for entry in archive if entry.isfile()} - {None}
         if not keys:
             raise DataError(f"{shard}: an empty shard")
         return len(keys)
@@ -131,7 +178,7 @@ class Shards:
         library, name = webdataset(), self.names[shard]
         with naming(Path(name)):
             try:
-                with library.gopen(name) as file:
+                with open_shard(name) as file:
                     entries = ({**entry, "__url__": name} for entry in library.tariterators.tar_file_iterator(file))
                     for sample in itertools.islice(library.tariterators.group_by_keys(entries), skip, None):
                         yield self._encoded(sample, name)

@@ -116,6 +116,8 @@ def calls_of(need: Need, folder: Path, scale: Scale) -> list[list[str]]:
     calls = []
     for suites, usual in scale.looks.items():
         arguments = list(usual)
+        if need.cfg.data.root is not None:  # a run does not tell where its data are
+            arguments += ["--data", need.cfg.data.root]
         if "fidelity" in suites and need.cfg.data.name in scale.fewer_samples:
             arguments += ["--samples", str(scale.fewer_samples[need.cfg.data.name])]
         wanted = [suite for suite in suites if suite in need.suites]
