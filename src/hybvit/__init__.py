@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .diffusion import Diffusion
     from .errors import CheckpointError, ConfigError, DataError, DivergedError, Interrupted
     from .hybrid import HybridModel, Prediction, load, load_published
-    from .objective import Batch, Losses, hybrid_loss
+    from .objective import Batch, Losses, Objective, hybrid_loss
     from .recipes import PRESETS, preset
     from .vit import HybViT, Output, ViTConfig
 
@@ -27,7 +27,7 @@ _HOME = {
     "CheckpointError": "errors", "ConfigError": "errors", "DataError": "errors", "DivergedError": "errors",
     "Interrupted": "errors",
     "HybridModel": "hybrid", "Prediction": "hybrid", "load": "hybrid", "load_published": "hybrid",
-    "Batch": "objective", "Losses": "objective", "hybrid_loss": "objective",
+    "Batch": "objective", "Losses": "objective", "Objective": "objective", "hybrid_loss": "objective",
     "PRESETS": "recipes", "preset": "recipes",
     "HybViT": "vit", "Output": "vit", "ViTConfig": "vit",
 }  # fmt: skip

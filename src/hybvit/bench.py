@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .arguments import ArgumentParser, positive
-from .config import Config, ObjectiveConfig
+from .config import Config
 from .devices import autocast, best_device, keep_freed_memory, resolve_precision
 from .diffusion import Diffusion
-from .layers import TokenScalarLayer
-from .objective import Batch, hybrid_loss
-from .readouts import patchify, unpatchify
+from .objective import Batch, Objective, draw_times, hybrid_loss
 from .recipes import preset
 from .run_folder import environment, write_text
-from .vit import HybViT, Output
+from .seeds import generator, normal_like
+from .vit import HybViT, Output, TokenScalarLayer, patchify, unpatchify
 
+PAPER = Objective(label_smoothing=0.0)
 PEAK_SIZE = 2048  # side of the square matrix product that stands for the machine's peak
 
 
@@ -50,24 +50,27 @@ def reference_forward(net: HybViT, x: Tensor, t: Tensor | None) -> Output:
     return Output(net.class_readout(z[:, 0]).float(), image.float())
 
 
-def joint_step(net: HybViT, diffusion: Diffusion, batch: Batch, t: Tensor, noise: Tensor, precision: str) -> Tensor:
+def joint_step(net: HybViT, diffusion: Diffusion, batch: Batch, precision: str) -> Tensor:
     """Forward and backward of the joint objective as training runs it -> the loss."""
-    with autocast(noise.device, precision):
-        loss = hybrid_loss(net, diffusion, batch, t=t, noise=noise).total
+    assert batch.clean is not None
+    with autocast(batch.clean.device, precision):
+        loss = hybrid_loss(net, diffusion, batch, PAPER, generator=generator(0, "noise")).total
     loss.backward()
     return loss.detach()
 
 
-def reference_step(net: HybViT, diffusion: Diffusion, batch: Batch, t: Tensor, noise: Tensor, precision: str) -> Tensor:
+def reference_step(net: HybViT, diffusion: Diffusion, batch: Batch, precision: str) -> Tensor:
     """The same loss and gradient by two plain passes."""
     clean, images, labels = batch.clean, batch.images, batch.labels
     assert clean is not None
     assert images is not None
     assert labels is not None
-    with autocast(noise.device, precision):
+    draws = generator(0, "noise")
+    t, noise = draw_times(len(clean), diffusion.T, generator=draws).to(clean.device), normal_like(clean, draws)
+    with autocast(clean.device, precision):
         ce = F.cross_entropy(reference_forward(net, images, None).logits, labels)
-        eps = reference_forward(net, diffusion.q_sample(clean, t, noise), t).eps
-        loss = ce + ObjectiveConfig().alpha * F.l1_loss(eps, noise)
+        eps = reference_forward(net, diffusion.q_sample(clean, t, noise), t).prediction
+        loss = ce + PAPER.alpha * F.l1_loss(eps, noise)
     loss.backward()
     return loss.detach()
 
@@ -95,19 +98,18 @@ def bench(cfg: Config, batch_size: int, repeats: int) -> dict[str, Any]:
     torch.manual_seed(0)
     net, diffusion, m = HybViT(cfg.model).to(device), cfg.diffusion.build(), cfg.model
     shape = (batch_size, m.channels, m.image_size, m.image_size)
-    clean, images, noise = (torch.randn(shape, device=device) for _ in range(3))
+    clean, images = (torch.randn(shape, device=device) for _ in range(2))
     labels = torch.randint(m.num_classes, (batch_size,), device=device)
-    t = torch.randint(1, diffusion.T + 1, (batch_size,), device=device)
     batch = Batch(clean, images, labels)
     a, b = (
         torch.randn(PEAK_SIZE, PEAK_SIZE, device=device, dtype=torch.bfloat16 if precision == "bf16" else None) for _ in "ab"
     )
     with FlopCounterMode(display=False) as counter:
-        joint_step(net, diffusion, batch, t, noise, precision)
+        joint_step(net, diffusion, batch, precision)
     net.zero_grad()
 
     def run(step: Callable[..., Tensor]) -> None:
-        step(net, diffusion, batch, t, noise, precision)
+        step(net, diffusion, batch, precision)
         net.zero_grad()
 
     steps: dict[str, Callable[[], Any]] = {

@@ -18,10 +18,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from .baselines.jem import JEMConfig
 from .data.catalog import CATALOG, OWN_IMAGES
-from .diffusion import SCHEDULES, Diffusion, Target
+from .diffusion import SCHEDULES, Diffusion
 from .errors import ConfigError
-from .objective import Balance, Norm, Times, Weighting
+from .objective import Objective
 from .vit import ViTConfig
 
 
@@ -53,35 +54,6 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
-class JEMConfig:
-    """Joint energy-based training (objective jem; Grathwohl et al. 2020), and what JEM++ (Yang & Ji 2021) changes.
-
-    Args:
-        steps: K, Langevin steps per training step.
-        step_size: of a Langevin step, on pixels in [-1, 1].
-        noise: standard deviation of the noise in a Langevin step.
-        replay: images in the replay buffer.
-        restart: share of the chains that start anew.
-        input_noise: standard deviation of the noise on the real images.
-        weight: of log p(x) beside log p(y|x).
-        informative: chains start from a Gaussian per class, fitted to the training images (JEM++), instead of uniform noise.
-        proximal: bound on every element of the gradient in a Langevin step (JEM++); 0 for none.
-        limit: the run has diverged when the energies of real and drawn images are further apart than this.
-    """
-
-    steps: int = 20
-    step_size: float = 1.0
-    noise: float = 0.01
-    replay: int = 10_000
-    restart: float = 0.05
-    input_noise: float = 0.03
-    weight: float = 1.0
-    informative: bool = False
-    proximal: float = 0.0
-    limit: float = 1000.0
-
-
-@dataclass(frozen=True)
 class DiffusionConfig:
     """The forward process.
 
@@ -96,45 +68,6 @@ class DiffusionConfig:
 
     def build(self) -> Diffusion:
         return SCHEDULES[self.schedule](self.steps)
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """What is minimised: CE + alpha * denoising (Eq. 24).
-
-    Args:
-        kind: vit (cross-entropy only), genvit (denoising only), hybvit (both), or jem (cross-entropy and an energy).
-        alpha: weight of the denoising loss.
-        alpha_end: alpha moves in a straight line to this until the end of the run; None keeps it.
-        balance: fixed by alpha; uncertainty: two learned log-variances weigh the losses (Kendall et al. 2018); gradient_norm:
-            the denoising gradient is kept at alpha times the norm of the other at the last weight that the two share.
-        norm: l1 as in the published runs, or l2 as in Ho et al., which the paper calls comparable; huber: l1 without its kink.
-        target: what the pixel read-out predicts: eps, x0, v, or flow, which is eps - x0 (flow matching, with
-            ``diffusion.schedule`` flow).
-        times: t is drawn uniformly, or logit_normal, which favours the middle (Esser et al. 2024).
-        weighting: of the denoising loss over t: uniform, min_snr (Hang et al. 2023) or p2 (Choi et al. 2022), with mean 1.
-        class_noise: share of T up to which half of the labelled images are noised before they are classified.
-        noisy_labels: weight of the cross-entropy of the images being denoised, each at its own t and weighed by abar_t: their
-            labels are read where the label read-out sits (``model.class_depth``), at almost no cost.
-        label_smoothing: share of the label given to all classes alike.
-        label_dropout: share of the images to be denoised whose label is not told, if model.label_conditioning.
-        guidance: strength of the classifier-free guidance that such a network learns, so that sampling needs no second pass
-            for it (Tang et al. 2025); 0.3 is a good start. That of `hybvit sample` comes on top.
-    """
-
-    kind: Literal["vit", "genvit", "hybvit", "jem"] = "hybvit"
-    alpha: float = 100.0
-    alpha_end: float | None = None
-    balance: Balance = "fixed"
-    norm: Norm = "l1"
-    target: Target = "eps"
-    times: Times = "uniform"
-    weighting: Weighting = "uniform"
-    class_noise: float = 0.0
-    noisy_labels: float = 0.0
-    label_smoothing: float = 0.1
-    label_dropout: float = 0.1
-    guidance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -199,12 +132,10 @@ class OptimConfig:
         beta1: momentum of adamw and sgd.
         beta2: of adamw.
         warmup_steps: steps of the linear warm-up from 0.
-        schedule: cosine down to ``min_lr``; steps: times ``drop`` at each of the ``milestones``; or cooldown: constant, then
-            linear down to ``min_lr``, so that a run can be judged before its end is chosen.
-        min_lr: where the cosine and the cooldown end.
+        schedule: cosine down to ``min_lr``; or steps: times ``drop`` at each of the ``milestones``.
+        min_lr: where the cosine ends.
         milestones: shares of the run, as in 0.3, 0.6, 0.8 of the wide ResNet's.
         drop: factor at a milestone.
-        cooldown: share of the run that the cooldown takes.
         nesterov: momentum of sgd in Nesterov's form.
         clip: bound on the global gradient norm; 0 for none.
     """
@@ -216,11 +147,10 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     warmup_steps: int = 0
-    schedule: Literal["cosine", "steps", "cooldown"] = "cosine"
+    schedule: Literal["cosine", "steps"] = "cosine"
     min_lr: float = 1e-6
     milestones: tuple[float, ...] = (0.3, 0.6, 0.8)
     drop: float = 0.2
-    cooldown: float = 0.2
     nesterov: bool = False
     clip: float = 1.0
 
@@ -235,8 +165,6 @@ class TrainConfig:
         labelled_batch_size: images in the labelled mini-batch, if not ``batch_size`` too.
         ema_decay: decay of the exponential moving average of the weights; its weights are the ones evaluated.
         ema_warmup: start the average with decay (1 + step)/(10 + step) where that is smaller.
-        ema_power: relative widths, such as 0.05 and 0.1, of power-function averages of the weights (Karras et al. 2024) that
-            are kept beside the one evaluated, to choose from later (`hybvit evaluate --average 0.05`).
         seed: decides weights, order, augmentation and noise.
         precision: auto takes bf16 where the device is faster with it, else fp32.
         log_every: steps between two lines of metrics.jsonl.
@@ -256,7 +184,6 @@ class TrainConfig:
     labelled_batch_size: int | None = None
     ema_decay: float = 0.999
     ema_warmup: bool = False
-    ema_power: tuple[float, ...] = ()
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     log_every: int = 50
@@ -276,7 +203,7 @@ class Config:
     model: ViTConfig = field(default_factory=ViTConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: Objective = field(default_factory=Objective)
     jem: JEMConfig = field(default_factory=JEMConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -314,25 +241,12 @@ class Config:
             raise ConfigError(f"objective.kind is {self.objective.kind}: a {self.network.name} takes {' or '.join(fitting)}")
         if self.objective.alpha_end is not None and not self.objective.alpha_end >= 0:
             raise ConfigError(f"objective.alpha_end is {self.objective.alpha_end}: it must be at least 0, or None")
-        for name in ("objective.class_noise", "objective.label_dropout"):
-            if not 0 <= value_of(self, name) <= 1:
-                raise ConfigError(f"{name} is {value_of(self, name)}: a share, it must be in [0, 1]")
-        if self.objective.balance != "fixed" and self.objective.kind != "hybvit":  # and a hybvit is always a vit
-            raise ConfigError(
-                f"objective.balance is {self.objective.balance}: only objective.kind hybvit, with network.name vit, has two "
-                f"losses to balance, and this is {self.objective.kind}"
-            )
-        if self.objective.class_noise > 0 and (self.network.name != "vit" or self.objective.kind == "jem"):
-            raise ConfigError(
-                f"objective.class_noise is {self.objective.class_noise}: only network.name vit is told the time of what it "
-                "classifies, and objective.kind jem has its own jem.input_noise"
-            )
+        if not 0 <= self.objective.label_dropout <= 1:
+            raise ConfigError(f"objective.label_dropout is {self.objective.label_dropout}: a share, it must be in [0, 1]")
         if self.optim.name == "muon" and self.network.name != "vit":
             raise ConfigError(f"optim.name is muon: it is for the layers of a vit, not for a {self.network.name}")
         if self.optim.name == "muon" and not min(self.optim.lr, self.optim.muon_lr) > 0:
             raise ConfigError(f"optim.lr is {self.optim.lr}, optim.muon_lr {self.optim.muon_lr}: muon needs both above 0")
-        if self.train.compile and self.objective.balance == "gradient_norm":
-            raise ConfigError("train.compile does not go with objective.balance gradient_norm, which goes back twice")
         if self.model.label_conditioning and self.network.name != "vit":
             raise ConfigError(f"model.label_conditioning is for network.name vit, not for a {self.network.name}")
         if self.objective.guidance == math.inf:
@@ -353,11 +267,6 @@ class Config:
             raise ConfigError(f"data.workers is {self.data.workers}: it must be at least 0")
         if self.train.labelled_batch_size is not None and self.train.labelled_batch_size < 1:
             raise ConfigError(f"train.labelled_batch_size is {self.train.labelled_batch_size}: it must be at least 1")
-        widths = self.train.ema_power
-        if not all(0 < width < 0.28 for width in widths) or len(set(widths)) < len(widths):
-            raise ConfigError(f"train.ema_power is {widths}: relative widths, each in (0, 0.28), no two alike")
-        if not 0 <= self.optim.cooldown <= 1:
-            raise ConfigError(f"optim.cooldown is {self.optim.cooldown}: a share of the run is in [0, 1]")
         if not 0 <= self.data.held_out <= 0.5:
             raise ConfigError(f"data.held_out is {self.data.held_out}: a share of the training images, at most 0.5")
         for name in ("objective.label_smoothing", "optim.beta1", "optim.beta2", "train.ema_decay"):
@@ -372,6 +281,10 @@ AT_MOST = {  # what no machine has room or time for: a configuration may come fr
     "train.steps": 10**12, "network.depth": 1024, "network.width": 1024, "network.channels": 65_536, "network.layers": 1024,
     "jem.steps": 100_000, "jem.replay": 10**8,
 }  # fmt: skip
+RETIRED: dict[str, Any] = {  # fields of 0.1.0 that lost their study: a stored configuration may hold their defaults
+    "model.norm": "layer", "model.registers": 0, "model.class_pool": "token", "objective.balance": "fixed",
+    "objective.class_noise": 0.0, "optim.cooldown": 0.2, "train.ema_power": [],
+}  # fmt: skip
 FITTING = {  # network -> the objectives that it can be trained for
     "vit": ("vit", "genvit", "hybvit", "jem"),
     "wide_resnet": ("vit", "jem"),
@@ -382,7 +295,7 @@ _LABELLING, _DENOISING = ("vit", "hybvit", "jem"), ("genvit", "hybvit")
 USED_WITH: list[tuple[str, str, tuple[Any, ...]]] = [  # fields of a group, one that decides whether they do anything, and when
     ("objective: alpha alpha_end noisy_labels", "objective.kind", ("hybvit",)),
     ("objective: norm target times weighting guidance label_dropout", "objective.kind", _DENOISING),
-    ("objective: class_noise label_smoothing", "objective.kind", _LABELLING),
+    ("objective: label_smoothing", "objective.kind", _LABELLING),
     ("objective: label_dropout guidance", "model.label_conditioning", (True,)),
     ("diffusion: schedule", "objective.kind", _DENOISING),
     ("train: labelled_batch_size", "objective.kind", _LABELLING),
@@ -394,8 +307,7 @@ USED_WITH: list[tuple[str, str, tuple[Any, ...]]] = [  # fields of a group, one 
     ("optim: beta2", "optim.name", ("adamw", "muon")),
     ("optim: nesterov", "optim.name", ("sgd",)),
     ("optim: milestones drop", "optim.schedule", ("steps",)),
-    ("optim: cooldown", "optim.schedule", ("cooldown",)),
-    ("optim: min_lr", "optim.schedule", ("cosine", "cooldown")),
+    ("optim: min_lr", "optim.schedule", ("cosine",)),
     ("model: stem_width", "model.patch_embedding", ("conv",)),
     ("model: readout_width", "model.pixel_readout", ("conv",)),
     ("model: pixel_readout readout_width label_conditioning", "objective.kind", _DENOISING),
@@ -516,6 +428,12 @@ def load_config(path: Path) -> Config:
         names = [f.name for f in dataclasses.fields(getattr(Config(), group))]
         if not isinstance(fields, dict):
             raise ConfigError(f"{path}: {group} is {fields!r}: it must be a mapping with {', '.join(names)}")
+        for name in [name for name in fields if f"{group}.{name}" in RETIRED]:
+            value, default = fields.pop(name), RETIRED[f"{group}.{name}"]
+            if value != default:
+                raise ConfigError(
+                    f"{path}: {group}.{name} is {value!r}, an option that was removed (docs/ablation.md says why)"
+                )
         for name in fields:
             if name not in names:
                 raise ConfigError(f"{path}: unknown field {group}.{name}{did_you_mean(str(name), names)}")

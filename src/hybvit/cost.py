@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from .baselines.jem import JEM
-from .config import Config, ObjectiveConfig, minibatches
+from .config import Config, minibatches
 from .data.batches import random_batch
-from .networks import build_network, losses_of, number_of_parameters
+from .networks import build_network, number_of_parameters
+from .objective import Objective, hybrid_loss
 from .seeds import generator
 
 GPU = "A100 (312 TFLOP/s bf16)"
@@ -47,12 +48,7 @@ def cost(cfg: Config) -> Cost:
     times = math.gcd(*sizes)  # so often the few images that are counted
     few = (ROWS * sizes[0] // times, ROWS * sizes[1] // times)
     asked = cfg.objective  # what of it decides the operations
-    objective = ObjectiveConfig(
-        kind=asked.kind,
-        balance=asked.balance,
-        noisy_labels=float(asked.noisy_labels > 0),
-        guidance=float(asked.guidance > 0),
-    )
+    objective = Objective(asked.kind, noisy_labels=float(asked.noisy_labels > 0), guidance=float(asked.guidance > 0))
     counted = _counted(Config(cfg.model, cfg.network, objective=objective), few)
     step = (counted.update + cfg.jem.steps * counted.langevin) * times // ROWS
     total = step * cfg.train.steps
@@ -93,5 +89,5 @@ def _counted(cfg: Config, sizes: tuple[int, int]) -> _Counted:
             energies = net.energy(clean).mean() - net.energy(images).mean()
             (F.cross_entropy(net.classify(images), labels) + energies).backward()
         else:
-            losses_of(net, cfg, cfg.diffusion.build(), batch, generator(0, "noise")).total.backward()
+            hybrid_loss(net, cfg.diffusion.build(), batch, cfg.objective, generator=generator(0, "noise")).total.backward()
     return _Counted(number_of_parameters(net), langevin, counter.get_total_flops() - langevin)

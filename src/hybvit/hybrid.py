@@ -169,14 +169,14 @@ class HybridModel:
         return self.takes_labels and bool(self.cfg.data.classes)
 
     def conditional(self, labels: Tensor, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
-        """A denoiser told the ``labels`` [B]; ``guidance`` w > 0: (1 + w) eps(x_t, y) - w eps(x_t) (Ho & Salimans 2021)."""
+        """A denoiser given ``labels`` [B]; with guidance w: (1 + w) eps(x_t, y) - w eps(x_t) (Ho & Salimans 2021)."""
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             if not guidance:
                 return self.denoise(x_t, t, labels)
-            both = self.net.denoise_with_and_without(x_t, t, labels)
-            told, untold = (self.diffusion.to_eps(self.cfg.objective.target, prediction, x_t, t) for prediction in both)
-            return (1 + guidance) * told - guidance * untold
+            both = self.net.denoise_cond_uncond(x_t, t, labels)
+            cond, uncond = (self.diffusion.to_eps(self.cfg.objective.target, prediction, x_t, t) for prediction in both)
+            return (1 + guidance) * cond - guidance * uncond
 
         return denoise
 
@@ -218,7 +218,7 @@ class HybridModel:
             steps: sampler steps in 1..T; the paper takes ddpm with all T.
             labels: class of each image, or one for all, as number or name. With ``label_conditioning`` they condition the
                 denoiser, and None means random classes. Any other network needs ``guidance`` too, and is steered by its own
-                classifier, which misses often unless it was trained on noisy images too (``noisy_labels`` or ``class_noise``).
+                classifier, which misses often unless it was trained on noisy images too (``noisy_labels``).
             guidance: strength of the steering: classifier-free with ``label_conditioning``, at the price of a second pass of
                 the layers after the label read-out, or by the network's own classifier (about three times the time). A negative
                 one steers away.
@@ -282,7 +282,7 @@ class HybridModel:
     ) -> Tensor:
         """The images of these numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU.
 
-        A network that takes labels is told a random one for each, every class alike; none if it was trained on images without.
+        A network that takes labels gets a random one for each, every class alike; none if it was trained on images without.
 
         Args:
             guidance: classifier-free, for a network that ``draws_by_label``.
@@ -372,19 +372,13 @@ def _download(hub_id: str) -> Path:
         raise DataError(f"{hub_id}: no such folder, and the hub cannot give it ({reason})") from None
 
 
-def load(
-    source: str | os.PathLike[str], device: torch.device | str | None = None, average: str | float | None = None
-) -> HybridModel:
+def load(source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
     """A run folder (its newest sound checkpoint, EMA weights), one of its checkpoints, an exported folder, the name of a model
     that comes with the package (:func:`bundled`), or a hub id -> :class:`HybridModel`.
 
     A folder of that name goes before a bundled model.
 
-    Args:
-        average: of a run that kept several averages of the weights, the one of this width (a value of ``train.ema_power``).
-
     Raises:
-        ConfigError: no such average was kept; those that were are named.
         DataError: nothing is there.
         CheckpointError: what is there cannot be used; the message names the file.
     """
@@ -392,10 +386,8 @@ def load(
     if str(source) in bundled() and not path.exists():
         source = path = BUNDLED / str(source)
     if (path / f"{EMA}.safetensors").is_file():
-        return load_checkpoint(path, device, average)
+        return load_checkpoint(path, device)
     if (path / checkpoint.MANIFEST).is_file() or not path.is_dir():
-        if average is not None:
-            raise ConfigError(f"{source}: an exported model has one set of weights; average {average} is for run folders")
         return HybridModel.from_pretrained(source, device)
     if not (path / CONFIG).is_file():
         raise DataError(f"{path}: neither a run folder nor an exported model (no {CONFIG} in it)")
@@ -405,7 +397,7 @@ def load(
         warnings.warn(f"an older checkpoint is used, since {complaint}", stacklevel=2)
     if newest is None:
         raise CheckpointError(f"{path}: this run has no checkpoint yet")
-    return load_checkpoint(newest, device, average)
+    return load_checkpoint(newest, device)
 
 
 def bundled() -> list[str]:
@@ -413,25 +405,10 @@ def bundled() -> list[str]:
     return sorted(manifest.parent.name for manifest in BUNDLED.glob(f"*/{checkpoint.MANIFEST}"))
 
 
-def name_of_average(width: float) -> str:
-    """What a checkpoint calls the power-function average of this width."""
-    return f"{EMA}-{width}"
-
-
-def load_checkpoint(folder: Path, device: torch.device | str | None = None, average: str | float | None = None) -> HybridModel:
-    """The averaged weights of one checkpoint folder of a run: the main ones (EMA), or those of one of ``train.ema_power``."""
+def load_checkpoint(folder: Path, device: torch.device | str | None = None) -> HybridModel:
+    """The averaged (EMA) weights of one checkpoint folder of a run."""
     checkpoint.verify(folder)
-    cfg, name = load_config(folder.parent.parent / CONFIG), EMA
-    if average is not None:
-        try:
-            kept = [width for width in cfg.train.ema_power if width == float(average)]
-        except ValueError:
-            raise ConfigError(f"average {average!r} is no number: a width such as 0.05 is meant") from None
-        if not kept:
-            known = ", ".join(map(str, cfg.train.ema_power)) or "the main one only"
-            raise ConfigError(f"{folder}: average {average} was not kept; there is {known}")
-        name = name_of_average(kept[0])
-    return HybridModel(*network_of(cfg, folder / f"{name}.safetensors"), device)
+    return HybridModel(*network_of(load_config(folder.parent.parent / CONFIG), folder / f"{EMA}.safetensors"), device)
 
 
 def network_of(cfg: Config, weights: Path) -> tuple[Network, Config]:

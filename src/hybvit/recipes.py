@@ -11,7 +11,6 @@ from .config import (
     DiffusionConfig,
     JEMConfig,
     NetworkConfig,
-    ObjectiveConfig,
     OptimConfig,
     TrainConfig,
     did_you_mean,
@@ -19,6 +18,7 @@ from .config import (
 )
 from .data.catalog import CATALOG
 from .errors import ConfigError
+from .objective import Objective
 from .vit import ViTConfig
 
 Claim = tuple[str, str | None, str]  # table, group or None where the label alone will do, label: see `published.row`
@@ -104,7 +104,7 @@ def _v2(paper: Config, *, tokens_per_side: int, tap: int, **model: Any) -> Confi
             label_conditioning=paper.objective.kind == "hybvit",
             **model,
         ),
-        objective=ObjectiveConfig(
+        objective=Objective(
             paper.objective.kind,
             alpha=20.0 if natural else 5.0,
             alpha_end=2.0 if natural else 0.5,
@@ -131,7 +131,7 @@ def _residual(name: str, network: NetworkConfig, epochs: int = 200) -> Config:
     return Config(
         model=_images(name),
         network=network,
-        objective=ObjectiveConfig(kind="vit", label_smoothing=0.0),
+        objective=Objective(kind="vit", label_smoothing=0.0),
         data=replace(WEAK, name=name),
         optim=OptimConfig(
             name="sgd",
@@ -151,7 +151,7 @@ JEM_BATCH = 64
 JEM = Config(  # Grathwohl et al. 2020
     model=_images("cifar10"),
     network=NetworkConfig("wide_resnet", batch_norm=False),
-    objective=ObjectiveConfig(kind="jem", label_smoothing=0.0),
+    objective=Objective(kind="jem", label_smoothing=0.0),
     jem=JEMConfig(steps=20),
     data=replace(WEAK, name="cifar10", clean_flip=True),
     optim=OptimConfig(
@@ -171,7 +171,7 @@ DDPM = Config(  # Ho et al. 2020
     model=_images("cifar10"),
     network=NetworkConfig("unet", dropout=0.1),
     diffusion=DiffusionConfig("linear"),
-    objective=ObjectiveConfig(kind="genvit", norm="l2"),
+    objective=Objective(kind="genvit", norm="l2"),
     data=DataConfig(name="cifar10", clean_flip=True),
     optim=OptimConfig(lr=2e-4, weight_decay=0.0, warmup_steps=5000, schedule="steps", milestones=(), clip=1.0),
     train=TrainConfig(steps=800_000, batch_size=128, ema_decay=0.9999),
@@ -218,7 +218,7 @@ PRESETS: dict[str, Preset] = {
                 final_norm=True,
                 position_std=0.1,
             ),
-            objective=ObjectiveConfig(alpha=5.0, norm="l2", target="v"),
+            objective=Objective(alpha=5.0, norm="l2", target="v"),
             data=DataConfig(name="digits", augment="weak", crop_padding=1, held_out=0.1),
             optim=OptimConfig(lr=3e-3, warmup_steps=100),
             train=TrainConfig(steps=2000, batch_size=96, ema_warmup=True, checkpoint_every=500, preview_every=500),

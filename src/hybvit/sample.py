@@ -18,7 +18,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("-n", type=positive, default=64, help="number of images (64)")
     parser.add_argument("--sampler", choices=tuple(SAMPLERS), default="dpmpp_2m", help="the paper takes ddpm with all steps")
     parser.add_argument("--steps", type=positive, default=20, help="sampler steps (20)")
-    parser.add_argument("--average", metavar="WIDTH", help="of a run with train.ema_power, the average of this width")
     parser.add_argument(
         "--label", help="draw this class, by name or number; a model without label conditioning needs --guidance too"
     )
@@ -34,7 +33,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="the picture to write (grid.png)")
     parser.add_argument("--folder", type=Path, help="write single images 000000.png ... here instead")
     args = parser.parse_args(arguments)
-    model = load(args.model, average=args.average)
+    model = load(args.model)
     label = None
     if (args.label is None) != (args.guidance == 0) and not (model.takes_labels if args.label else model.draws_by_label):
         parser.error("--label and --guidance belong together for this model, e.g. --label 3 --guidance 2")

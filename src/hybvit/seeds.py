@@ -35,7 +35,7 @@ def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(mix(seed, stream, index))
 
 
-def moved(draws: Tensor, device: torch.device) -> Tensor:
+def to_device_async(draws: Tensor, device: torch.device) -> Tensor:
     """Draws of a CPU generator on their way to a device, without waiting there for what it still has to do."""
     return draws.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else draws.to(device)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import shlex
@@ -11,12 +10,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -31,11 +28,11 @@ from .data.images import grid, save_image, to_x
 from .data.locate import located
 from .devices import autocast, best_device, keep_freed_memory, resolve_precision
 from .errors import CheckpointError, ConfigError, DivergedError, Interrupted
-from .hybrid import HybridModel, load, name_of_average
+from .hybrid import HybridModel, load
 from .metrics.classification import topk_accuracy
 from .muon import BatchedMuon
-from .networks import Network, build_network, compile_calls, losses_of, number_of_parameters
-from .objective import Batch
+from .networks import Network, build_network, compile_calls, number_of_parameters
+from .objective import Batch, hybrid_loss
 from .recipes import PRESETS, preset
 from .run_folder import RunFolder
 from .seeds import generator, mix
@@ -82,15 +79,11 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
     net = net.to(device)
     ema = HybridModel(build_network(cfg), cfg, device)
     ema.net.load_state_dict(net.state_dict())
-    averages = {"ema": Average(ema.net, net, partial(ema_decay, cfg=cfg))}
-    for width in cfg.train.ema_power:
-        decay = partial(power_decay, gamma=power_of_width(width))
-        averages[name_of_average(width)] = Average(copy.deepcopy(ema.net), net, decay)
+    average = Average(ema.net, net)
     optimizers = build_optimizers(net, cfg.optim)
     if done:
         net.load_state_dict(tensors["network"])
-        for name, average in averages.items():
-            average.net.load_state_dict(tensors[name])
+        ema.net.load_state_dict(tensors["ema"])
         restore_optimizers(optimizers, tensors.get("optimizer", {}))
     run.forget_metrics_after(done)
     batches = TrainingBatches(data, cfg)
@@ -102,14 +95,11 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
         + (f"resumed at step {done} of {cfg.train.steps}" if done else f"{cfg.train.steps} steps")
     )
 
-    def averaged() -> dict[str, dict[str, Tensor]]:
-        return {name: average.net.state_dict() for name, average in averages.items()}
-
     def save(step: int) -> None:
         for name, tensor in net.state_dict().items():
             if not bool(tensor.isfinite().all()):
                 raise diverged(out, step, name)
-        state = {"network": net.state_dict(), **averaged(), "optimizer": optimizer_tensors(optimizers)}
+        state = {"network": net.state_dict(), "ema": ema.net.state_dict(), "optimizer": optimizer_tensors(optimizers)}
         run.save(step, cfg.train.keep_checkpoints, **state)
 
     if cfg.train.compile:
@@ -122,7 +112,8 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
             with autocast(device, cfg.train.precision):
                 try:
                     noise = generator(cfg.train.seed, "noise", step)
-                    losses = losses_of(net, cfg, ema.diffusion, batch, noise, progress=step / cfg.train.steps)
+                    progress = step / cfg.train.steps
+                    losses = hybrid_loss(net, ema.diffusion, batch, cfg.objective, progress=progress, generator=noise)
                 except DivergedError as error:
                     raise DivergedError(f"{out}: step {step + 1}: {error}") from None
             losses.total.backward()
@@ -130,8 +121,7 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            for average in averages.values():
-                average.update(step)
+            average.update(ema_decay(step, cfg))
 
             step += 1
             last, stopped = step == cfg.train.steps, stop.received
@@ -143,7 +133,7 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
             if cfg.train.preview_every and (step % cfg.train.preview_every == 0 or last):
                 meter.preview(step, ema, data)
             if cfg.train.snapshot_every and step % cfg.train.snapshot_every == 0:
-                run.snapshot(step, **averaged())
+                run.snapshot(step, ema=ema.net.state_dict())
             if checkpoint_due:
                 save(step)
             if stopped and not last:
@@ -194,10 +184,6 @@ def begin_from(start: HybridModel, net: Network, say: Callable[[str], None]) -> 
         CheckpointError: a weight is missing, unknown, or of another shape.
     """
     own, found = net.state_dict(), start.net.state_dict()
-    if "log_variances" in own:  # of a balance that is learned: either run may be without
-        found.setdefault("log_variances", own["log_variances"])
-    else:
-        found.pop("log_variances", None)
     for name in found:
         if name.startswith(OF_CLASSES) and name in own and found[name].shape != own[name].shape:
             found[name] = own[name]
@@ -221,18 +207,14 @@ def build_optimizers(net: Network, cfg: OptimConfig) -> list[torch.optim.Optimiz
     decays weights by lr * weight_decay: here divided so that all weights decay by ``cfg.lr * cfg.weight_decay`` at the peak.
     """
     matrices = matrices_of_layers(net) if cfg.name == "muon" else []
-    # A decay would pull a learned balance of the losses towards the one that training started with.
-    undecayed = [parameter for name, parameter in net.named_parameters() if name == "log_variances"]
-    apart = set(map(id, (*matrices, *undecayed)))
-    groups: list[dict[str, Any]] = [{"params": [p for p in net.parameters() if id(p) not in apart]}]
-    if undecayed:
-        groups.append({"params": undecayed, "weight_decay": 0.0})
+    apart = set(map(id, matrices))
+    others = [p for p in net.parameters() if id(p) not in apart]
     if cfg.name == "sgd":
         momentum, nesterov = cfg.beta1, cfg.nesterov
-        return [torch.optim.SGD(groups, lr=cfg.lr, momentum=momentum, weight_decay=cfg.weight_decay, nesterov=nesterov)]
+        return [torch.optim.SGD(others, lr=cfg.lr, momentum=momentum, weight_decay=cfg.weight_decay, nesterov=nesterov)]
     betas = (cfg.beta1, cfg.beta2)
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay, fused=True)
+        torch.optim.AdamW(others, lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay, fused=True)
     ]
     if matrices:
         relative = cfg.muon_lr / cfg.lr
@@ -284,17 +266,13 @@ def restore_optimizers(optimizers: list[torch.optim.Optimizer], tensors: dict[st
 
 
 def learning_rate(step: int, cfg: Config) -> float:
-    """Linear warm-up to ``optim.lr``, then one of three: cosine, at ``optim.min_lr`` once ``train.steps`` are done; a drop at
-    each milestone; constant, with a linear end at ``optim.min_lr`` after ``train.steps``. ``step`` is from 0."""
+    """Linear warm-up to ``optim.lr``, then a cosine, at ``optim.min_lr`` once ``train.steps`` are done, or a drop at each
+    milestone. ``step`` is from 0."""
     optim, warmup = cfg.optim, cfg.optim.warmup_steps
     if step < warmup:
         return optim.lr * (step + 1) / warmup
     if optim.schedule == "steps":
         return optim.lr * optim.drop ** sum(step >= share * cfg.train.steps for share in optim.milestones)
-    if optim.schedule == "cooldown":
-        start = max((1 - optim.cooldown) * cfg.train.steps, warmup)
-        progress = (step - start) / (cfg.train.steps - start) if step > start else 0.0
-        return optim.lr + (optim.min_lr - optim.lr) * progress
     progress = (step - warmup) / max(cfg.train.steps - warmup, 1)
     return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -304,34 +282,22 @@ def ema_decay(step: int, cfg: Config) -> float:
     return min(decay, (1 + step) / (10 + step)) if cfg.train.ema_warmup else decay
 
 
-def power_of_width(width: float) -> float:
-    """gamma of the average whose weights grow as t^gamma and have this standard deviation, relative to the run so far:
-    width = (gamma + 1)^(1/2) (gamma + 2)^(-1) (gamma + 3)^(-1/2) (Karras et al. 2024, Sec. 3.1)."""
-    return float(np.roots([1, 7, 16 - width**-2, 12 - width**-2]).real.max())
-
-
-def power_decay(step: int, gamma: float) -> float:
-    """beta_t = (1 - 1/t)^(gamma + 1), where t = ``step`` + 1 steps are done (Karras et al. 2024, Sec. 3.1)."""
-    return (1 - 1 / (step + 1)) ** (gamma + 1)
-
-
 class Average:
-    """A running average of the weights: after the step that is number ``step`` from 0 the old one counts ``decay(step)``.
+    """The exponential moving average of the weights, updated after the optimizer's step.
 
     Args:
         net: the copy that holds the average.
         of: the network that is trained.
     """
 
-    def __init__(self, net: nn.Module, of: nn.Module, decay: Callable[[int], float]) -> None:
-        self.net, self.decay = net, decay
+    def __init__(self, net: nn.Module, of: nn.Module) -> None:
         self.averaged: list[Tensor] = list(net.parameters())
         self.weights: list[Tensor] = list(of.parameters())
         self.buffers = list(zip(net.buffers(), of.buffers(), strict=True))
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        torch._foreach_lerp_(self.averaged, self.weights, 1 - self.decay(step))
+    def update(self, decay: float) -> None:
+        torch._foreach_lerp_(self.averaged, self.weights, 1 - decay)
         for average, buffer in self.buffers:  # statistics and replayed images are not averaged
             average.copy_(buffer)
 

@@ -1,39 +1,314 @@
 """The backbone: one Vision Transformer with two read-outs and a time input (Secs. 3 and 4.1 of the paper).
 
 Shapes: B images, C channels, H = W = image_size, p patch_size, N = (H / p)^2 patches, D dim, K classes, T diffusion steps.
-An image x is [B, C, H, W] in [-1, 1]; the token sequence z is [B, n, D] with n = N + 1 (more with registers or a time token),
-the class token first, the patches last; t is int64 [B].
+An image x is [B, C, H, W] in [-1, 1]; the token sequence z is [B, N + 1, D], the class token first, then the patches in raster
+order; t is int64 [B]. The time embedding A is [B, h], and noisy [B, 1] is 1 where t > 0; both are None if all rows are clean.
+
+From small to large: patches, time, attention and MLP; a layer for each way to feed in the time; the stem and the two pixel
+read-outs; the network.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import LAYERS, AdaLNZeroLayer, PlainLayer, TimeEmbedding, make_norm
-from .readouts import READOUTS, AttentionPool, ClassToken, ConvStem, FiLM, LinearConvReadout, patchify
 from .vit_config import ViTConfig
 
 __all__ = ["HybViT", "Output", "ViTConfig"]
+
+ROPE_BASE = 100.0  # of the frequencies: positions are rows and columns of patches, tens and not thousands (Heo et al. 2024)
+
+
+def patchify(x: Tensor, p: int) -> Tensor:
+    """[B, C, H, W] -> [B, N, p*p*C]: patches in raster order; inside one: row, column, channel (as published)."""
+    b, c, h, w = x.shape
+    return x.reshape(b, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1).reshape(b, -1, p * p * c)
+
+
+def unpatchify(patches: Tensor, p: int, channels: int) -> Tensor:
+    """The inverse of :func:`patchify`: [B, N, p*p*channels] -> [B, channels, H, W], for square images."""
+    b, n, _ = patches.shape
+    side = math.isqrt(n)
+    image = patches.reshape(b, side, side, p, p, channels).permute(0, 1, 3, 2, 4, 5).reshape(b, side * p, side * p, channels)
+    return image.permute(0, 3, 1, 2)  # channels last in memory, the order that convolutions like best
+
+
+class TimeEmbedding(nn.Module):
+    """A = MLP(emb(t)) of Eq. 21."""
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        half = dim // 2
+        # In float32 and in this order, as published: a last bit in a frequency is 6e-5 in the phase at t = 1000.
+        frequencies = torch.exp(torch.arange(half) * -(math.log(10_000) / (half - 1)))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """t int64 [B] in 0..T -> [B, width]. The sinusoid sees t - 1, so that published weights keep their meaning."""
+        phase = (t - 1)[:, None] * self.frequencies
+        return self.mlp(torch.cat((phase.sin(), phase.cos()), dim=-1))
+
+
+class FiLM(nn.Linear):
+    """The map from the time to a scale and a shift for each of ``width`` channels; a clean row gets the bias alone."""
+
+    def __init__(self, time_width: int, width: int) -> None:
+        super().__init__(time_width, 2 * width)
+
+    def modulate(self, features: Tensor, time: Tensor | None, noisy: Tensor | None) -> Tensor:
+        """features [B, width, H, W] -> features (1 + scale) + shift."""
+        modulation = self.bias.to(features.dtype)[None] if time is None or noisy is None else self(F.silu(time) * noisy)
+        scale, shift = modulation[..., None, None].chunk(2, dim=1)
+        return torch.addcmul(shift, features, 1 + scale)
+
+
+# Attention and MLP
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v (Eq. 16), q [B, heads, m, d], k and v [B, heads, n, d]: the one place that picks a kernel."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
+        # The fused kernel's bf16 backward on CPU is several times slower than three plain products (`hybvit bench`).
+        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1, dtype=q.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class Attention(nn.Module):
+    """MSA of Eq. 18: heads * d = D, qkv without bias, output with bias; optionally with normalized and rotated q and k."""
+
+    def __init__(self, cfg: ViTConfig) -> None:
+        super().__init__()
+        self.heads = cfg.heads
+        width = cfg.dim // cfg.heads
+        self.qkv = nn.Linear(cfg.dim, 3 * cfg.dim, bias=False)
+        self.q_norm = nn.LayerNorm(width, eps=1e-6, bias=False) if cfg.qk_norm else None
+        self.k_norm = nn.LayerNorm(width, eps=1e-6, bias=False) if cfg.qk_norm else None
+        self.rope = AxialRoPE(cfg) if cfg.rope else None
+        self.out = nn.Linear(cfg.dim, cfg.dim)
+
+    def forward(self, z: Tensor) -> Tensor:
+        b, n, d = z.shape
+        q, k, v = self.qkv(z).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope is not None:
+            q, k = self.rope(q), self.rope(k)
+        return self.out(attend(q, k, v).transpose(1, 2).reshape(b, n, d))
+
+
+class AxialRoPE(nn.Module):
+    """Pairs of channels rotate by row * frequency (first half of the pairs) or column * frequency; the class token does not."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, cfg: ViTConfig) -> None:
+        super().__init__()
+        side, quarter = cfg.image_size // cfg.patch_size, cfg.dim // cfg.heads // 4
+        place = torch.arange(side, dtype=torch.float32)
+        frequencies = ROPE_BASE ** (-torch.arange(quarter) / quarter)
+        rows = place.repeat_interleave(side)[:, None] * frequencies
+        columns = place.repeat(side)[:, None] * frequencies
+        angles = torch.cat((torch.zeros(1, 2 * quarter), torch.cat((rows, columns), dim=1)))
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, q: Tensor) -> Tensor:
+        """q [B, heads, n, d]: channel i is paired with channel i + d/2."""
+        a, b = q.chunk(2, dim=-1)
+        cos, sin = self.cos.to(q.dtype), self.sin.to(q.dtype)
+        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+class MLP(nn.Sequential):
+    """MLP of Eq. 19: two Linear maps with an exact GELU between them."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+
+class SwiGLU(nn.Module):
+    """out(silu(a) * b) with (a, b) = into(z) (Shazeer 2020)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.into = nn.Linear(dim, 2 * hidden)
+        self.out = nn.Linear(hidden, dim)
+
+    def forward(self, z: Tensor) -> Tensor:
+        gate, value = self.into(z).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * value)
+
+
+MLPS: dict[str, type[MLP] | type[SwiGLU]] = {"gelu": MLP, "swiglu": SwiGLU}
+
+
+# A layer for each way to feed in the time
+
+
+class Layer(nn.Module):
+    """What every layer has: the two branches of Eqs. 18-19, each behind its LayerNorm.
+
+    ``forward(z [B, n, D], condition, noisy)`` -> [B, n, D]; the condition is A, or what the network makes of it for all layers.
+    """
+
+    def __init__(self, cfg: ViTConfig, affine: bool = True, modulation: nn.Linear | None = None) -> None:
+        super().__init__()
+        if modulation is not None:
+            self.modulation = modulation
+        self.norm_attention = nn.LayerNorm(cfg.dim, elementwise_affine=affine)
+        self.attention = Attention(cfg)
+        self.norm_mlp = nn.LayerNorm(cfg.dim, elementwise_affine=affine)
+        self.mlp = MLPS[cfg.mlp](cfg.dim, cfg.mlp_width)
+
+
+class TokenScalarLayer(Layer):
+    """One layer of GenViT as published: z <- z (scale_k + 1) + shift_k (Eq. 21), then Eqs. 18-19."""
+
+    def __init__(self, cfg: ViTConfig) -> None:
+        super().__init__(cfg, modulation=nn.Linear(cfg.time_width, 2 * (cfg.num_patches + 1)))
+        self.ffn_time = cfg.ffn_time
+
+    def forward(self, z: Tensor, time: Tensor | None, noisy: Tensor | None) -> Tensor:
+        if time is None or noisy is None:
+            scale = shift = None
+        else:
+            scale, shift = (self.modulation(F.silu(time)) * noisy).unsqueeze(-1).chunk(2, dim=1)
+        z = self.modulate(z, scale, shift)
+        z = z + self.attention(self.norm_attention(z))
+        if self.ffn_time:
+            z = self.modulate(z, scale, shift)
+        return z + self.mlp(self.norm_mlp(z))
+
+    @staticmethod
+    def modulate(z: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+        return z if scale is None or shift is None else torch.addcmul(z + shift, z, scale)
+
+
+class AdaLNLayer(Layer):
+    """One layer with adaLN: z <- z + gate * f(LN(z) (1 + scale) + shift) for f = MSA, then MLP; gates start at 0.
+
+    A clean row gets learned constants alone: classification has its own fixed condition.
+    """
+
+    def modulated(self, z: Tensor, modulation: Tensor) -> Tensor:
+        """modulation [B or 1, 6 D]."""
+        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = modulation.unsqueeze(1).chunk(6, dim=-1)
+        z = z + gate_a * self.attention(torch.addcmul(shift_a, self.norm_attention(z), 1 + scale_a))
+        return z + gate_m * self.mlp(torch.addcmul(shift_m, self.norm_mlp(z), 1 + scale_m))
+
+
+class AdaLNZeroLayer(AdaLNLayer):
+    """adaLN with a modulation of its own for every layer; the constants are its bias."""
+
+    def __init__(self, cfg: ViTConfig) -> None:
+        super().__init__(cfg, affine=False, modulation=nn.Linear(cfg.time_width, 6 * cfg.dim))
+
+    def forward(self, z: Tensor, time: Tensor | None, noisy: Tensor | None) -> Tensor:
+        if time is None or noisy is None:
+            return self.modulated(z, self.modulation.bias.to(z.dtype)[None])
+        return self.modulated(z, self.modulation(F.silu(time) * noisy))
+
+
+class AdaLNSingleLayer(AdaLNLayer):
+    """adaLN with a modulation that the network computes once for all layers, and constants of this layer's own."""
+
+    def __init__(self, cfg: ViTConfig) -> None:
+        super().__init__(cfg, affine=False)
+        self.constants = nn.Parameter(torch.zeros(6 * cfg.dim))
+
+    def forward(self, z: Tensor, modulation: Tensor | None, noisy: Tensor | None) -> Tensor:
+        """modulation [B, 6 D]: shared, 0 where a row is clean."""
+        constants = self.constants.to(z.dtype)[None]
+        return self.modulated(z, constants if modulation is None else modulation + constants)
+
+
+LAYERS: dict[str, type[TokenScalarLayer] | type[AdaLNZeroLayer] | type[AdaLNSingleLayer]] = {
+    "token_scalars": TokenScalarLayer,
+    "adaln_zero": AdaLNZeroLayer,
+    "adaln_single": AdaLNSingleLayer,
+}
+
+
+# The stem before the patches, and the pixel read-outs after them
+
+
+class ConvStem(nn.Module):
+    """Two 3x3 convolutions before the patches are cut: [B, C, H, W] -> [B, stem_width, H, W]."""
+
+    def __init__(self, cfg: ViTConfig) -> None:
+        super().__init__()
+        self.into = nn.Conv2d(cfg.channels, cfg.stem_width, 3, padding=1)
+        self.modulation = FiLM(cfg.time_width, cfg.stem_width)
+        self.mix = nn.Conv2d(cfg.stem_width, cfg.stem_width, 3, padding=1)
+
+    def forward(self, x: Tensor, time: Tensor | None, noisy: Tensor | None) -> Tensor:
+        features = self.into(x.contiguous(memory_format=torch.channels_last))
+        return F.gelu(self.mix(F.gelu(self.modulation.modulate(features, time, noisy))))
+
+
+class LinearReadout(nn.Module):
+    """Each patch token is mapped linearly to its pixels (Sec. 4.1)."""
+
+    def __init__(self, cfg: ViTConfig) -> None:
+        super().__init__()
+        self.patch_size, self.channels = cfg.patch_size, cfg.channels
+        self.to_pixels = nn.Linear(cfg.dim, cfg.patch_size**2 * cfg.channels)
+
+    def forward(self, tokens: Tensor, pixels: Tensor, time: Tensor | None, noisy: Tensor | None) -> Tensor:
+        """tokens [B, N, D], pixels [B, C or stem_width, H, W] what the patches were cut from -> [B, C, H, W]."""
+        return unpatchify(self.to_pixels(tokens), self.patch_size, self.channels)
+
+
+class ConvReadout(nn.Module):
+    """Tokens become ``readout_width`` features per pixel, which three 3x3 convolutions refine beside the pixels at hand."""
+
+    def __init__(self, cfg: ViTConfig) -> None:
+        super().__init__()
+        self.patch_size, width = cfg.patch_size, cfg.readout_width
+        self.width = width
+        beside = cfg.stem_width if cfg.patch_embedding == "conv" else cfg.channels
+        self.to_pixels = nn.Linear(cfg.dim, cfg.patch_size**2 * width)
+        self.modulation = FiLM(cfg.time_width, width)
+        self.mix = nn.Conv2d(width + beside, width, 3, padding=1)
+        self.refine = nn.Conv2d(width, width, 3, padding=1)
+        self.to_image = nn.Conv2d(width, cfg.channels, 3, padding=1)
+
+    def forward(self, tokens: Tensor, pixels: Tensor, time: Tensor | None, noisy: Tensor | None) -> Tensor:
+        features = unpatchify(self.to_pixels(tokens), self.patch_size, self.width)
+        features = self.mix(torch.cat((features, pixels.to(features.dtype)), dim=1))
+        features = features + self.refine(F.gelu(self.modulation.modulate(features, time, noisy)))
+        return self.to_image(F.gelu(features))
+
+
+READOUTS: dict[str, type[LinearReadout] | type[ConvReadout]] = {"linear": LinearReadout, "conv": ConvReadout}
+
+
+# The network
 
 
 class Output(NamedTuple):
     """What one pass gives: both read-outs of every row.
 
     Attributes:
-        logits: [B, K], unnormalised log p(y|x) up to a constant; meant for clean rows.
-        eps: [B, C, H, W], the predicted noise of Eq. 15, meant for noisy rows. A network trained for another target
-            (v, x0) gives that target here; :meth:`hybvit.Diffusion.to_eps` converts it.
-        untold: [B, C, H, W], ``eps`` as it is when no label is told, without a gradient; None where it was not asked for.
+        logits: [B, K], unnormalized log p(y|x) up to a constant; meant for clean rows.
+        prediction: [B, C, H, W], what the pixel read-out predicts of noisy rows: the noise of Eq. 15 by default, or another
+            target; :meth:`hybvit.Diffusion.to_x0` converts it.
+        uncond: [B, C, H, W], ``prediction`` as it is without a label and without a gradient; None where it was not asked for.
     """
 
     logits: Tensor
-    eps: Tensor
-    untold: Tensor | None = None
+    prediction: Tensor
+    uncond: Tensor | None = None
 
 
 @dataclass
@@ -46,7 +321,7 @@ class Stream:
         time: the embedding A of Eq. 21 [B, h], or None when every row is clean.
         noisy: [B, 1], 1 where t > 0 and 0 for a clean row, or None when every row is clean.
         condition: what the layers get of the time: A itself, or the modulation that all layers share [B, 6 D].
-        kept: tokens that a long skip will bring back, the newest last.
+        skips: tokens that a long skip will bring back, the newest last.
     """
 
     z: Tensor
@@ -54,12 +329,12 @@ class Stream:
     time: Tensor | None
     noisy: Tensor | None
     condition: Tensor | None
-    kept: list[Tensor]
+    skips: list[Tensor]
 
-    def without_first(self, rows: int) -> Stream:
-        """What is left when so many rows have left the batch."""
-        time, noisy, condition = (None if part is None else part[rows:] for part in (self.time, self.noisy, self.condition))
-        return Stream(self.z[rows:], self.pixels[rows:], time, noisy, condition, [z[rows:] for z in self.kept])
+    def drop_rows(self, n: int) -> Stream:
+        """What is left when the first n rows have left the batch."""
+        time, noisy, condition = (None if part is None else part[n:] for part in (self.time, self.noisy, self.condition))
+        return Stream(self.z[n:], self.pixels[n:], time, noisy, condition, [z[n:] for z in self.skips])
 
 
 class HybViT(nn.Module):
@@ -69,6 +344,8 @@ class HybViT(nn.Module):
     a network with ``label_conditioning`` denoises towards, K or None for none.
     """
 
+    num_prefix_tokens = 1  # the class token, before those of the patches
+
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
         self.cfg = cfg
@@ -77,38 +354,32 @@ class HybViT(nn.Module):
         self.patch_embedding = nn.Linear(cfg.patch_size**2 * features, cfg.dim)
         self.class_token = nn.Parameter(torch.empty(1, 1, cfg.dim))
         self.positions = nn.Parameter(torch.empty(1, cfg.num_patches + 1, cfg.dim))
-        self.registers = nn.Parameter(torch.empty(1, cfg.registers, cfg.dim)) if cfg.registers else None
         self.time_embedding = TimeEmbedding(cfg.dim, cfg.time_width)
-        self.clean_time = nn.Parameter(torch.empty(1, 1, cfg.dim)) if cfg.time == "token" else None
         self.shared_modulation = nn.Linear(cfg.dim, 6 * cfg.dim, bias=False) if cfg.time == "adaln_single" else None
         self.layers = nn.ModuleList(LAYERS[cfg.time](cfg) for _ in range(cfg.depth))
         skips = cfg.depth // 2 if cfg.long_skips else 0
         self.skips = nn.ModuleList(nn.Linear(2 * cfg.dim, cfg.dim) for _ in range(skips))
         self.label_embedding = nn.Embedding(cfg.num_classes + 1, cfg.dim) if cfg.label_conditioning else None
-        self.class_pool = AttentionPool(cfg) if cfg.class_pool == "attention" else ClassToken()
         self.class_readout = nn.Sequential(nn.LayerNorm(cfg.dim), nn.Linear(cfg.dim, cfg.num_classes))
-        self.pixel_norm = make_norm(cfg) if cfg.final_norm else nn.Identity()
+        self.pixel_norm = nn.LayerNorm(cfg.dim) if cfg.final_norm else nn.Identity()
         self.pixel_readout = READOUTS[cfg.pixel_readout](cfg)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier normal weights and zero biases, N(0, position_std^2) positions and tokens, as published; the weights of adaLN
-        and FiLM start at zero, the smoothing convolution as the identity, label embeddings N(0, 0.02^2)."""
+        """Xavier normal weights and zero biases, N(0, position_std^2) positions and class token, as published; the weights of
+        adaLN and FiLM start at zero, label embeddings at N(0, 0.02^2)."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_normal_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for token in (self.positions, self.class_token, self.registers, self.clean_time):
-            if token is not None:
-                nn.init.normal_(token, std=self.cfg.position_std)
+        for token in (self.positions, self.class_token):
+            nn.init.normal_(token, std=self.cfg.position_std)
         for module in self.modules():
             if isinstance(module, FiLM):
                 nn.init.zeros_(module.weight)
             if isinstance(module, AdaLNZeroLayer):
                 nn.init.zeros_(module.modulation.weight)
-            if isinstance(module, LinearConvReadout):
-                nn.init.dirac_(module.smooth.weight)
         if self.shared_modulation is not None:
             nn.init.zeros_(self.shared_modulation.weight)
         if self.label_embedding is not None:
@@ -120,67 +391,70 @@ class HybViT(nn.Module):
         Raises:
             ValueError: x, t or y has another shape or type than the configuration says.
         """
-        stream = self.up_to_tap(x, t)
-        return Output(self.read_class(stream.z), self.read_pixels(self.to_the_end(stream, y)))
+        stream = self.forward_trunk(x, t)
+        return Output(self.forward_head(stream.z), self.read_pixels(self.forward_tail(stream, y)))
 
     def classify(self, x: Tensor, t: Tensor | None = None) -> Tensor:
-        """x float [B, C, H, W] in [-1, 1], clean, or lightly noisy at t -> logits [B, K] (Eq. 20)."""
-        return self.read_class(self.up_to_tap(x, t).z)
+        """x float [B, C, H, W] in [-1, 1], clean, or noisy at t -> logits [B, K] (Eq. 20)."""
+        return self.forward_head(self.forward_trunk(x, t).z)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """x float [B, C, H, W] in [-1, 1], clean -> the tokens [B, N + 1, D] that the label read-out sees, as timm has it."""
+        return self.forward_trunk(x, None).z
+
+    def forward_head(self, z: Tensor, pre_logits: bool = False) -> Tensor:
+        """Eq. 20 and the label read-out: z [B, n, D] -> logits [B, K] in float32 or wider, or its class token [B, D]."""
+        if pre_logits:
+            return z[:, 0]
+        logits = self.class_readout(z[:, 0])
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     def features(self, x: Tensor) -> Tensor:
-        """x float [B, C, H, W] in [-1, 1], clean -> what the label read-out sees [B, D]: the class token, or the pool."""
-        return self.class_pool(self.up_to_tap(x, None).z)
+        """x float [B, C, H, W] in [-1, 1], clean -> the class token that the label read-out sees [B, D]."""
+        return self.forward_head(self.forward_features(x), pre_logits=True)
 
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x_t [B, C, H, W] at t int64 [B] in 1..T -> what the pixel read-out predicts [B, C, H, W]: see :class:`Output`."""
-        return self.read_pixels(self.to_the_end(self.up_to_tap(x_t, t), y))
+        return self.read_pixels(self.forward_tail(self.forward_trunk(x_t, t), y))
 
-    def denoise_with_and_without(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`denoise` told the label and not told it, as guidance needs both: the layers up to the tap, which are not told
-        anyway, see the images once."""
-        stream = self.up_to_tap(x_t, t)
-        told, untold = (self.read_pixels(self.to_the_end(stream, label)) for label in (y, None))
-        return told, untold
+    def denoise_cond_uncond(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`denoise` with the label and without, as guidance needs both: the trunk, which never sees it, runs once."""
+        stream = self.forward_trunk(x_t, t)
+        cond, uncond = (self.read_pixels(self.forward_tail(stream, label)) for label in (y, None))
+        return cond, uncond
 
     def joint(
         self,
         images: Tensor,
         x_t: Tensor,
         t: Tensor,
-        t_images: Tensor | None = None,
         y: Tensor | None = None,
-        label_all: bool = False,
-        untold: bool = False,
+        classify_noisy: bool = False,
+        uncond: bool = False,
     ) -> Output:
-        """Both mini-batches of Sec. 4.2 in one pass: the logits of ``images``, the noise in ``x_t``.
+        """Both mini-batches of Sec. 4.2 in one pass: the logits of ``images``, the prediction for ``x_t``.
 
-        images [Bc, C, H, W] clean, or at ``t_images`` [Bc]; x_t [Bd, C, H, W] noisy at t [Bd] -> Output(logits [Bc, K], eps
-        [Bd, C, H, W]). With ``label_all`` the logits of x_t follow: [Bc + Bd, K]; with ``untold`` the third part is there too.
-        The images leave the batch where their labels are read.
+        images [Bc, C, H, W] clean; x_t [Bd, C, H, W] noisy at t [Bd] -> Output(logits [Bc, K], prediction [Bd, C, H, W]). With
+        ``classify_noisy`` the logits of x_t follow: [Bc + Bd, K]; with ``uncond`` the third part is there too. The images leave
+        the batch where their labels are read.
         """
         rows = len(images)
-        stream = self.up_to_tap(torch.cat((images, x_t)), torch.cat((t.new_zeros(rows) if t_images is None else t_images, t)))
-        logits = self.read_class(stream.z if label_all else stream.z[:rows])
-        noisy = stream.without_first(rows)
-        told = self.read_pixels(self.to_the_end(noisy, y))
-        if not untold:
-            return Output(logits, told)
+        stream = self.forward_trunk(torch.cat((images, x_t)), torch.cat((t.new_zeros(rows), t)))
+        logits = self.forward_head(stream.z if classify_noisy else stream.z[:rows])
+        noisy = stream.drop_rows(rows)
+        prediction = self.read_pixels(self.forward_tail(noisy, y))
+        if not uncond:
+            return Output(logits, prediction)
         with torch.no_grad():
-            return Output(logits, told, self.read_pixels(self.to_the_end(noisy, None)))
+            return Output(logits, prediction, self.read_pixels(self.forward_tail(noisy, None)))
 
     @property
     def null_label(self) -> int | None:
         """What stands for "no label" in ``y``; None for a network that takes no labels."""
         return self.cfg.num_classes if self.cfg.label_conditioning else None
 
-    @property
-    def last_shared_weight(self) -> nn.Parameter:
-        """The last matrix that both tasks train."""
-        layer = cast(PlainLayer, self.layers[self.cfg.tap - 1])
-        return [p for p in layer.mlp.parameters() if p.ndim == 2][-1]
-
-    def up_to_tap(self, x: Tensor, t: Tensor | None) -> Stream:
-        """Eqs. 17-21 up to the layer that the label read-out sees."""
+    def forward_trunk(self, x: Tensor, t: Tensor | None) -> Stream:
+        """Eqs. 17-21 up to the tap, the layer that the label read-out sees."""
         self.check_input(x, t)
         time = noisy = condition = None
         if t is not None:
@@ -192,18 +466,11 @@ class HybViT(nn.Module):
         # The residual stream has the precision of the products (bf16 under autocast), which halves its memory traffic.
         token, positions = self.class_token.to(patches.dtype), self.positions.to(patches.dtype)
         z = torch.cat((token.expand(len(x), -1, -1), patches), dim=1) + positions
-        extra = []
-        if self.clean_time is not None:
-            token = self.clean_time.expand(len(x), -1, -1)
-            extra.append(token if time is None or noisy is None else token + (time * noisy)[:, None])
-        if self.registers is not None:
-            extra.append(self.registers.expand(len(x), -1, -1))
-        if extra:
-            z = torch.cat((z[:, :1], *(tokens.to(z.dtype) for tokens in extra), z[:, 1:]), dim=1)
-        return self.through(Stream(z, pixels, time, noisy, condition, []), 0, self.cfg.tap)
+        return self.run_layers(Stream(z, pixels, time, noisy, condition, []), 0, self.cfg.tap)
 
-    def to_the_end(self, stream: Stream, y: Tensor | None) -> Stream:
-        """The layers after the tap, told the label where the network takes one."""
+    def forward_tail(self, stream: Stream, y: Tensor | None) -> Stream:
+        """The layers after the tap, which are given the label where the network takes one: given before it, the label read-out
+        of a noisy image would only have to copy it."""
         if self.label_embedding is not None:
             if y is not None and (y.shape != stream.z.shape[:1] or y.is_floating_point()):
                 raise ValueError(f"y has shape {list(y.shape)}, type {y.dtype}: it must be int64 [{len(stream.z)}] of labels")
@@ -212,27 +479,22 @@ class HybViT(nn.Module):
             stream = replace(stream, z=stream.z + self.label_embedding(y)[:, None].to(stream.z.dtype))
         elif y is not None:
             raise ValueError("y is given, but this network was built without model.label_conditioning")
-        return self.through(stream, self.cfg.tap, self.cfg.depth)
+        return self.run_layers(stream, self.cfg.tap, self.cfg.depth)
 
-    def through(self, stream: Stream, first: int, last: int) -> Stream:
-        z, kept = stream.z, list(stream.kept)
+    def run_layers(self, stream: Stream, first: int, last: int) -> Stream:
+        z, skips = stream.z, list(stream.skips)
         for k in range(first, last):
             mirrored = k - (len(self.layers) - len(self.skips))
             if mirrored >= 0:
-                z = self.skips[mirrored](torch.cat((z, kept.pop()), dim=-1))
+                z = self.skips[mirrored](torch.cat((z, skips.pop()), dim=-1))
             z = self.layers[k](z, stream.condition, stream.noisy)
             if k < len(self.skips):
-                kept.append(z)
-        return replace(stream, z=z, kept=kept)
-
-    def read_class(self, z: Tensor) -> Tensor:
-        """Eq. 20 and the label head: z [B, n, D] -> logits [B, K] in float32 or wider."""
-        logits = self.class_readout(self.class_pool(z))
-        return logits if logits.dtype == torch.float64 else logits.float()
+                skips.append(z)
+        return replace(stream, z=z, skips=skips)
 
     def read_pixels(self, stream: Stream) -> Tensor:
         """What has left the last layer -> the predicted image [B, C, H, W] in float32 or wider."""
-        tokens = self.pixel_norm(stream.z[:, self.cfg.prefix :])
+        tokens = self.pixel_norm(stream.z[:, self.num_prefix_tokens :])
         image = self.pixel_readout(tokens, stream.pixels, stream.time, stream.noisy)
         return image if image.dtype == torch.float64 else image.float()
 

@@ -24,32 +24,28 @@ class ViTConfig:
         depth: number of layers L.
         heads: attention heads.
         mlp_ratio: hidden width of the MLP as a multiple of ``dim``.
-        time: how a layer is told the time. ``token_scalars`` is Eq. 21 as published: one scale and one shift per token,
-            which the LayerNorm that follows cancels in the attention and MLP branches. ``adaln_zero`` (Peebles & Xie
-            2023) gives scale, shift and gate per channel, inside the branches; ``adaln_single`` (Chen et al. 2023)
-            computes them once for all layers, each of which adds its own constants; ``token`` (U-ViT, Bao et al. 2023) is
-            one more token in the sequence.
+        time: how the time enters a layer. ``token_scalars`` is Eq. 21 as published: one scale and one shift per token, which
+            the LayerNorm that follows cancels in the attention and MLP branches. ``adaln_zero`` (Peebles & Xie 2023) gives
+            scale, shift and gate per channel, inside the branches; ``adaln_single`` (Chen et al. 2023) computes them once for
+            all layers, each of which adds its own constants.
         ffn_time: apply the token scalars a second time, before the MLP (published default).
         long_skips: join layer k to layer L - 1 - k by concatenation and a Linear (U-ViT).
-        norm: ``layer``, or ``rms`` (Zhang & Sennrich 2019), which neither centres nor shifts.
         mlp: ``gelu``, or ``swiglu`` (Shazeer 2020) with two thirds of the hidden width, so as many parameters.
-        rope: turn queries and keys by the row and column of their patch (axial RoPE, Heo et al. 2024).
+        rope: rotate queries and keys by the row and column of their patch (axial RoPE, Heo et al. 2024).
         qk_norm: a LayerNorm of the queries and of the keys of each head (Dehghani et al. 2023).
-        registers: further learned tokens that no read-out looks at (Darcet et al. 2024).
         class_depth: the label read-out sees what leaves this layer, 1..depth, and labelled images go no further; None is the
             last layer, as published.
-        class_pool: what the label read-out sees: the class ``token``, or the patch tokens pooled by a learned ``attention``.
         patch_embedding: ``linear`` maps each patch to its token (the paper); ``conv`` lets two 3x3 convolutions of
             ``stem_width`` channels, modulated by the time, look at the pixels first.
         stem_width: features per pixel of the ``conv`` patch embedding.
-        pixel_readout: ``linear`` maps each token to its patch (the paper); ``linear_conv`` adds a 3x3 convolution (U-ViT);
-            ``conv`` maps each token to ``readout_width`` features per pixel, which three 3x3 convolutions, modulated by
-            the time, refine beside the input image, or beside the features of a ``conv`` patch embedding.
+        pixel_readout: ``linear`` maps each token to its patch (the paper); ``conv`` maps each token to ``readout_width``
+            features per pixel, which three 3x3 convolutions, modulated by the time, refine beside the input image, or beside
+            the features of a ``conv`` patch embedding.
         readout_width: features per pixel of the ``conv`` read-out.
-        final_norm: a normalisation of the patch tokens before the pixel read-out.
+        final_norm: a LayerNorm of the patch tokens before the pixel read-out.
         label_conditioning: add an embedding of the label to the tokens of a noisy image where the label read-out has been
             passed; it needs a ``class_depth`` below ``depth``.
-        position_std: standard deviation of the initial positional embedding and of all learned tokens (published: 1).
+        position_std: standard deviation of the initial positional embedding and class token (published: 1).
 
     Raises:
         ValueError: a field is out of range, or does not go with another one; the message names both.
@@ -63,19 +59,16 @@ class ViTConfig:
     depth: int = 9
     heads: int = 12
     mlp_ratio: float = 2.0
-    time: Literal["token_scalars", "adaln_zero", "adaln_single", "token"] = "token_scalars"
+    time: Literal["token_scalars", "adaln_zero", "adaln_single"] = "token_scalars"
     ffn_time: bool = True
     long_skips: bool = False
-    norm: Literal["layer", "rms"] = "layer"
     mlp: Literal["gelu", "swiglu"] = "gelu"
     rope: bool = False
     qk_norm: bool = False
-    registers: int = 0
     class_depth: int | None = None
-    class_pool: Literal["token", "attention"] = "token"
     patch_embedding: Literal["linear", "conv"] = "linear"
     stem_width: int = 16
-    pixel_readout: Literal["linear", "linear_conv", "conv"] = "linear"
+    pixel_readout: Literal["linear", "conv"] = "linear"
     readout_width: int = 16
     final_norm: bool = False
     label_conditioning: bool = False
@@ -91,9 +84,8 @@ class ViTConfig:
         for name, high in AT_MOST.items():
             if not getattr(self, name) <= high:
                 raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at most {high:,}")
-        for name in ("position_std", "registers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at least 0")
+        if self.position_std < 0:
+            raise ValueError(f"model.position_std is {self.position_std}: it must be at least 0")
         if int(self.dim * self.mlp_ratio) < 1 or self.mlp_width < 1:
             raise ValueError(f"model.mlp_ratio is {self.mlp_ratio}: the MLP would have no hidden unit")
         if self.image_size % self.patch_size:
@@ -109,14 +101,12 @@ class ViTConfig:
         if self.class_depth is not None and not 1 <= self.class_depth <= self.depth:
             raise ValueError(f"model.class_depth is {self.class_depth}: it must be in 1..{self.depth}, the number of layers")
         if self.rope and self.dim // self.heads % 4:
-            raise ValueError(f"model.rope turns by row and by column: model.dim / model.heads must be a multiple of 4, not "
+            raise ValueError(f"model.rope rotates by row and by column: model.dim / model.heads must be a multiple of 4, not "
                              f"{self.dim // self.heads}")  # fmt: skip
         if self.label_conditioning and self.tap == self.depth:
             raise ValueError(
                 f"model.label_conditioning needs layers after the label read-out: model.class_depth below {self.depth}"
             )
-        if self.registers and self.time == "token_scalars":
-            raise ValueError("model.registers and the published model.time token_scalars do not go together")
 
     @property
     def num_patches(self) -> int:
@@ -126,11 +116,6 @@ class ViTConfig:
     def tap(self) -> int:
         """Number of layers before the label read-out."""
         return self.class_depth or self.depth
-
-    @property
-    def prefix(self) -> int:
-        """Tokens before those of the patches: the class token, registers and, with ``time`` token, the time's."""
-        return 1 + self.registers + (self.time == "token")
 
     @property
     def mlp_width(self) -> int:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol, cast
+from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from .. import seeds
 from ..data.images import to_pixels
 from ..errors import DivergedError
-from ..objective import Batch
+from ..objective import Batch, Losses, Objective
 
 RANK = 64  # directions kept of a class's covariance
 JITTER = 1e-4  # added to its diagonal, as in JEM++'s code
@@ -38,12 +39,34 @@ class Backbone(Protocol):
         """x [B, C, H, W] -> [B, F]."""
 
 
-class JEMLosses(NamedTuple):
-    """Scalars; ``total`` is what is minimised, ``energy_gap`` the mean energy of real images minus that of samples."""
+@dataclass(frozen=True)
+class JEMConfig:
+    """Joint energy-based training (objective jem; Grathwohl et al. 2020), and what JEM++ (Yang & Ji 2021) changes.
 
-    total: Tensor
-    ce: Tensor
-    energy_gap: Tensor
+    Args:
+        steps: K, Langevin steps per training step.
+        step_size: of a Langevin step, on pixels in [-1, 1].
+        noise: standard deviation of the noise in a Langevin step.
+        replay: M, images in the replay buffer (Tieleman 2008's persistent chains).
+        restart: share of the chains that start anew.
+        input_noise: standard deviation of the noise on the real images, where their energy is lowered.
+        weight: of log p(x) beside log p(y|x).
+        informative: chains start from a Gaussian per class, fitted to the training images (JEM++), instead of uniform noise.
+        proximal: bound on every element of the gradient in a Langevin step, so that a step without its noise stays in an
+            L-infinity ball of radius step_size * proximal (proximal SGLD of JEM++); 0 for none.
+        limit: the run has diverged when the energies of real and drawn images are further apart than this.
+    """
+
+    steps: int = 20
+    step_size: float = 1.0
+    noise: float = 0.01
+    replay: int = 10_000
+    restart: float = 0.05
+    input_noise: float = 0.03
+    weight: float = 1.0
+    informative: bool = False
+    proximal: float = 0.0
+    limit: float = 1000.0
 
 
 class JEM(nn.Module):
@@ -58,17 +81,7 @@ class JEM(nn.Module):
         backbone: an nn.Module with ``classify`` and ``features``.
         image_shape: (C, H, W).
         num_classes: K.
-        steps: Langevin steps per training step.
-        step_size: of a Langevin step.
-        noise: standard deviation of the noise of a Langevin step.
-        replay: M, images in the replay buffer (Tieleman 2008's persistent chains).
-        restart: probability that a chain starts anew.
-        input_noise: standard deviation of the noise on real images where their energy is lowered.
-        weight: of log p(x) beside log p(y|x).
-        informative: chains start from a Gaussian per class (JEM++), not from U(-1, 1): see :meth:`informed_by`.
-        proximal: bound on each element of dE/dx, so that a step without its noise stays in an L-infinity ball of radius
-            step_size * proximal (proximal SGLD of JEM++); 0 for none.
-        limit: a larger |energy gap| counts as divergence.
+        cfg: the settings of chains and objective.
     """
 
     replay_images: Tensor
@@ -82,26 +95,14 @@ class JEM(nn.Module):
         backbone: nn.Module,
         image_shape: tuple[int, int, int],
         num_classes: int,
-        *,
-        steps: int = 20,
-        step_size: float = 1.0,
-        noise: float = 0.01,
-        replay: int = 10_000,
-        restart: float = 0.05,
-        input_noise: float = 0.03,
-        weight: float = 1.0,
-        informative: bool = False,
-        proximal: float = 0.0,
-        limit: float = 1e3,
+        cfg: JEMConfig,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.image_shape, self.num_classes = image_shape, num_classes
-        self.steps, self.step_size, self.noise = steps, step_size, noise
-        self.restart, self.input_noise, self.weight = restart, input_noise, weight
-        self.informative, self.proximal, self.limit = informative, proximal, limit
-        self.register_buffer("replay_images", torch.rand(replay, *image_shape) * 2 - 1)
-        if informative:
+        self.cfg = cfg
+        self.register_buffer("replay_images", torch.rand(cfg.replay, *image_shape) * 2 - 1)
+        if cfg.informative:
             d = math.prod(image_shape)
             self.register_buffer("class_shares", torch.zeros(num_classes))
             self.register_buffer("class_means", torch.zeros(num_classes, d))
@@ -140,12 +141,12 @@ class JEM(nn.Module):
             for _ in range(steps):
                 x = x.requires_grad_()  # the view is for hooks on modules (FlopCounterMode), which take no leaf here
                 (gradient,) = torch.autograd.grad(self.energy(x.view_as(x)).sum(), x)
-                if self.proximal:
-                    gradient = gradient.clamp(-self.proximal, self.proximal)
-                x = (x - self.step_size * gradient + self.noise * noise().to(x)).detach()
+                if self.cfg.proximal:
+                    gradient = gradient.clamp(-self.cfg.proximal, self.cfg.proximal)
+                x = (x - self.cfg.step_size * gradient + self.cfg.noise * noise().to(x)).detach()
         return x
 
-    def loss(self, batch: Batch, generator: torch.Generator, label_smoothing: float = 0.0) -> JEMLosses:
+    def loss(self, batch: Batch, objective: Objective, generator: torch.Generator | None) -> Losses:
         """-log p(y|x) + weight * (E(real) - E(samples)): Alg. 1 of Grathwohl et al. 2020.
 
         It follows from log p(x, y) = log p(y|x) + log p(x) and d/dw log p(x) = E_{x' ~ p}[dE(x')/dw] - dE(x)/dw.
@@ -153,6 +154,7 @@ class JEM(nn.Module):
 
         Args:
             batch: ``images`` with ``labels``, int64 [B] or shares [B, K]; ``clean`` are the real images of p(x).
+            objective: its label smoothing.
             generator: on the CPU; it decides every draw.
 
         Raises:
@@ -163,31 +165,31 @@ class JEM(nn.Module):
         if clean is None or images is None or labels is None:
             raise ValueError("the batch is incomplete: JEM needs `clean` images, and `images` with `labels`")
         chains = self._chains(len(clean), generator)
-        samples = self.sgld(self._continued(chains, generator).to(clean), self.steps, generator)
-        real = self.energy(clean + self.input_noise * seeds.normal_like(clean, generator)).mean()
+        samples = self.sgld(self._continued(chains, generator).to(clean), self.cfg.steps, generator)
+        real = self.energy(clean + self.cfg.input_noise * seeds.normal_like(clean, generator)).mean()
         drawn = self.energy(samples).mean()
         gap = real - drawn
         # An energy that is not finite makes the gap inf or nan.
-        if not math.isfinite(gap.item()) or abs(gap.item()) > self.limit:
+        if not math.isfinite(gap.item()) or abs(gap.item()) > self.cfg.limit:
             raise DivergedError(
                 f"JEM diverged: mean energy {real.item():.4g} of real images, {drawn.item():.4g} of samples, "
-                f"gap {gap.item():.4g} beyond jem.limit {self.limit:g}; go back to a checkpoint with a lower optim.lr, "
+                f"gap {gap.item():.4g} beyond jem.limit {self.cfg.limit:g}; go back to a checkpoint with a lower optim.lr, "
                 "more jem.input_noise or more jem.steps"
             )
         self.replay_images[chains] = samples.to(self.replay_images)
-        ce = F.cross_entropy(self.classify(images), labels, label_smoothing=label_smoothing)
-        return JEMLosses(ce + self.weight * gap, ce, gap)
+        ce = F.cross_entropy(self.classify(images), labels, label_smoothing=objective.label_smoothing)
+        return Losses(ce + self.cfg.weight * gap, ce, energy_gap=gap)
 
-    def _chains(self, n: int, generator: torch.Generator) -> Tensor:
+    def _chains(self, n: int, generator: torch.Generator | None) -> Tensor:
         """int64 [n], all different: JEM draws with replacement, where it is left open which of two ends a chain keeps."""
         if n > len(self.replay_images):
             raise ValueError(f"jem.replay is {len(self.replay_images)}: a batch of {n} images needs as many chains")
         return torch.randperm(len(self.replay_images), generator=generator)[:n].to(self.replay_images.device)
 
-    def _continued(self, chains: Tensor, generator: torch.Generator) -> Tensor:
+    def _continued(self, chains: Tensor, generator: torch.Generator | None) -> Tensor:
         """Where the chains stand, [n, C, H, W]; a share ``restart`` of them at a new start."""
         x = self.replay_images[chains]
-        anew = torch.rand(len(chains), generator=generator) < self.restart
+        anew = torch.rand(len(chains), generator=generator) < self.cfg.restart
         x[anew.to(x.device)] = self.initial(int(anew.sum()), generator)
         return x
 
@@ -198,7 +200,7 @@ class JEM(nn.Module):
             ValueError: the initial distribution is informative, but :meth:`informed_by` was never called.
         """
         device = self.replay_images.device
-        if not self.informative:
+        if not self.cfg.informative:
             return (torch.rand(n, *self.image_shape, generator=generator) * 2 - 1).to(device)
         if not self.class_shares.any():
             raise ValueError("JEM's informative start knows no images yet: call `informed_by` first")
@@ -225,7 +227,7 @@ class JEM(nn.Module):
         Raises:
             ValueError: the initial distribution is not informative, or there are no images of this shape.
         """
-        if not self.informative:
+        if not self.cfg.informative:
             raise ValueError("this JEM starts its chains from uniform noise: set jem.informative")
         if len(images) == 0 or images.shape[1:] != self.image_shape or labels.shape != images.shape[:1]:
             wanted = ", ".join(map(str, self.image_shape))

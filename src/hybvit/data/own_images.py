@@ -212,9 +212,7 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
 def huggingface(data: DataConfig, decoding: Decoding) -> Dataset:
     """A data set of the Hugging Face hub by OWNER/NAME; or parquet files, one or a folder (train*.parquet, test*.parquet)."""
     if data.root is None:
-        raise ConfigError(
-            "data.root is not set: give --data hf://OWNER/NAME, a parquet file or a folder of them"
-        )
+        raise ConfigError("data.root is not set: give --data hf://OWNER/NAME, a parquet file or a folder of them")
     splits = load_huggingface(data.root)
     if data.test_root is not None:
         splits["test"] = next(iter(load_huggingface(data.test_root).values()))

@@ -52,9 +52,7 @@ def open_shards(data: DataConfig, decoding: Decoding, num_classes: int) -> Datas
     """Shards in ``data.root``: a folder with train/*.tar and test/*.tar (or val/), or train*.tar and test*.tar; or a pattern as
     train-{0000..0099}.tar, a path or URL, with the test shards in ``data.test_root``."""
     if data.root is None:
-        raise ConfigError(
-            "data.root is not set: give --data DIR with tar shards, or a pattern such as train-{00..99}.tar"
-        )
+        raise ConfigError("data.root is not set: give --data DIR with tar shards, or a pattern such as train-{00..99}.tar")
     train = shard_names(data.root, ("train",))
     test = shard_names(data.test_root, ("",)) if data.test_root else shard_names(data.root, TEST_NAMES)
     if not train:

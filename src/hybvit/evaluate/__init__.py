@@ -17,7 +17,7 @@ from .. import __version__, hybrid
 from ..adapters import Evaluable, adapt, is_adapter
 from ..arguments import ArgumentParser, positive, whole
 from ..checkpoint import MANIFEST
-from ..config import Config, DataConfig, ObjectiveConfig
+from ..config import Config, DataConfig
 from ..data.catalog import CATALOG
 from ..data.datasets import open_dataset
 from ..data.images import save_image
@@ -26,6 +26,7 @@ from ..data.own_images import Dataset
 from ..devices import keep_freed_memory
 from ..distributed import gathered, processes
 from ..errors import ConfigError, DataError
+from ..objective import Objective
 from ..report import write_report
 from ..run_folder import environment, make_folder, read_metrics, training_summary, write_text
 from ..samplers import SAMPLERS
@@ -197,7 +198,7 @@ def open_adapted(spec: str, dataset: str | None, root: str | None) -> tuple[Eval
         channels, size, _ = model.image_shape
     cfg = Config(
         model=ViTConfig(image_size=size, patch_size=1, channels=channels, num_classes=max(1, info.num_classes if info else 10)),
-        objective=ObjectiveConfig(kind="genvit"),  # data without labels will do
+        objective=Objective(kind="genvit"),  # data without labels will do
         data=DataConfig(name=name, root=root, resize=True),
     )
     data = open_dataset(cfg)
@@ -293,7 +294,7 @@ def run(args: Any, suites: tuple[str, ...], rank: int, world: int) -> None:
         model, cfg, data = open_adapted(args.model, args.dataset, data_root)
         objective, is_run = "adapted", False
     else:
-        model = hybrid.load(args.model, average=args.average)
+        model = hybrid.load(args.model)
         cfg = located(model.cfg, data_root) if data_root else model.cfg
         data = open_dataset(cfg)
         check_classes(model.cfg, data)

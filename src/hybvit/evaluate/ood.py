@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import plots
-from ..config import Config, DataConfig, ObjectiveConfig
+from ..config import Config, DataConfig
 from ..data.catalog import CATALOG
 from ..data.datasets import open_dataset, out_of_distribution
 from ..data.files import Files
@@ -32,6 +32,7 @@ from ..metrics.ood import (
     log_density,
     max_probability,
 )
+from ..objective import Objective
 from ..vit import ViTConfig
 from .context import Context, Metric, Picture, Result
 
@@ -180,5 +181,5 @@ def own_images(root: str, decoding: Decoding) -> ImageSet:
         files = Files(path)
         return picture_files(files, picture_names(files), None, decoding)
     model = ViTConfig(image_size=decoding.size, patch_size=1, channels=decoding.channels)
-    data = open_dataset(Config(model=model, objective=ObjectiveConfig(kind="genvit"), data=DataConfig(name=form, root=root)))
+    data = open_dataset(Config(model=model, objective=Objective(kind="genvit"), data=DataConfig(name=form, root=root)))
     return ImageSet(torch.cat([part.spread(len(part)).in_memory for part in (data.train, data.test)]))

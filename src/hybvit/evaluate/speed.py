@@ -15,7 +15,8 @@ from ..config import minibatches
 from ..data.batches import random_batch
 from ..devices import autocast, resolve_precision
 from ..hybrid import HybridModel
-from ..networks import build_network, losses_of
+from ..networks import build_network
+from ..objective import hybrid_loss
 from ..seeds import generator
 from .context import Context, Metric, Result
 
@@ -62,7 +63,7 @@ def train_speed(model: HybridModel, result: Result) -> None:
 
     def step() -> None:
         with autocast(model.device, precision):
-            loss = losses_of(net, cfg, model.diffusion, batch, generator(0, "noise")).total
+            loss = hybrid_loss(net, model.diffusion, batch, cfg.objective, generator=generator(0, "noise")).total
         loss.backward()
         net.zero_grad()
 

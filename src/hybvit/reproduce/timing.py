@@ -17,7 +17,8 @@ from ..config import Config, differences, minibatches, override
 from ..data.batches import random_batch
 from ..data.catalog import CATALOG
 from ..devices import autocast, best_device, keep_freed_memory, resolve_precision
-from ..networks import build_network, losses_of, number_of_parameters
+from ..networks import build_network, number_of_parameters
+from ..objective import hybrid_loss
 from ..recipes import STRONG
 from ..run_folder import environment, read_json
 from ..seeds import generator
@@ -55,7 +56,7 @@ def one_step(cfg: Config, device: torch.device) -> Callable[[], None]:
 
     def step() -> None:
         with autocast(device, precision):
-            total = losses_of(net, cfg, diffusion, batch, generator(0, "noise", next(count))).total
+            total = hybrid_loss(net, diffusion, batch, cfg.objective, generator=generator(0, "noise", next(count))).total
         total.backward()
         for optimizer in optimizers:
             optimizer.step()
