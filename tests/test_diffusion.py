@@ -136,3 +136,27 @@ def test_half_precision_images_get_full_precision_coefficients():
 def test_broken_schedules_are_refused(broken):
     with pytest.raises(ValueError, match="alpha_bar"):
         Diffusion(torch.tensor(broken))
+
+
+@pytest.mark.parametrize("kind", ["eps", "x0", "v", "flow"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "flow"])
+def test_to_x0_and_to_eps_undo_each_target(kind, schedule):
+    diffusion = getattr(Diffusion, schedule)(1000)
+    g = torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(4, 1, 3, 3, generator=g, dtype=torch.float64) for _ in range(2))
+    t = torch.tensor([1, 300, 999, 1000])
+    x_t, target = diffusion.q_sample(x0, t, noise), diffusion.target(kind, x0, t, noise)
+    torch.testing.assert_close(diffusion.to_x0(kind, target, x_t, t), x0)
+    torch.testing.assert_close(diffusion.to_eps(kind, target, x_t, t), noise)
+
+
+def test_x0_from_v_is_exact_to_rounding_even_at_T():
+    """By way of eps it would be divided by sqrt(abar_T) = 5e-5."""
+    diffusion, g = Diffusion.cosine(1000), torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(64, 1, 8, 8, generator=g, dtype=torch.float64) for _ in range(2))
+    t = torch.full((64,), 1000)
+    x_t, v = diffusion.q_sample(x0, t, noise), diffusion.velocity(x0, t, noise)
+    direct = diffusion.to_x0("v", v.float(), x_t.float(), t)
+    by_eps = diffusion.predict_x0(x_t.float(), t, diffusion.to_eps("v", v.float(), x_t.float(), t))
+    assert (direct - x0).abs().max() < 1e-6
+    assert (by_eps - x0).abs().max() > 1e-4

@@ -56,12 +56,15 @@ def test_predict_refuses_other_shapes(bad):
         model().predict(bad)
 
 
-@pytest.mark.parametrize("target", ["eps", "x0", "v"])
-def test_denoise_always_speaks_eps(target):
+@pytest.mark.parametrize("target", ["eps", "x0", "v", "flow"])
+def test_denoise_gives_eps_and_predict_x0_the_image_whatever_the_target(target):
     m = model(override(CFG, objective={"target": target}))
     x_t, t = torch.randn(3, 1, 8, 8), torch.tensor([1, 400, 900])
-    raw = m.net(x_t, t).eps
+    raw = m.net(x_t, t).prediction
     torch.testing.assert_close(m.denoise(x_t, t), m.diffusion.to_eps(target, raw, x_t, t))
+    torch.testing.assert_close(m.predict_x0(x_t, t), m.diffusion.to_x0(target, raw, x_t, t))
+    x0 = m.diffusion.predict_x0(x_t.double(), t, m.denoise(x_t, t).double())
+    torch.testing.assert_close(m.predict_x0(x_t, t).double(), x0, rtol=1e-3, atol=1e-4)
 
 
 def test_bits_per_dim_has_one_value_per_image_and_follows_its_seed():
@@ -77,7 +80,7 @@ def test_bits_per_dim_has_one_value_per_image_and_follows_its_seed():
 def test_guidance_raises_the_probability_of_the_label():
     m = model(override(CFG, diffusion={"steps": 50}))
     m.logits = lambda x: torch.stack((torch.zeros(len(x)), 20 * x.mean((1, 2, 3)), *torch.full((2, len(x)), -9.0)), dim=1)
-    m.denoise = lambda x_t, t: m.diffusion.predict_eps(x_t, t, 0.3 * x_t.clamp(-1, 1))
+    m.predict_x0 = lambda x_t, t: 0.3 * x_t.clamp(-1, 1)
     plain = m.sample(8, steps=10).float().mean()
     bright = m.sample(8, steps=10, labels=1, guidance=3.0).float().mean()
     dark = m.sample(8, steps=10, labels=torch.zeros(8, dtype=torch.int64), guidance=3.0).float().mean()
@@ -86,16 +89,15 @@ def test_guidance_raises_the_probability_of_the_label():
 
 
 def test_a_network_that_takes_labels_draws_them_with_and_without_guidance():
-    told = override(CFG, model={"class_depth": 1, "label_conditioning": True})
+    told = override(CFG, model={"class_depth": 1, "label_conditioning": True}, objective={"target": "x0"})
     m, unlabelled = model(override(told, data={"classes": tuple("abcd")})), model(told)
 
     def denoise(x_t, t, y=None):  # the images of class y are flat, y / 4 bright; without a label they are black
-        x0 = torch.full_like(x_t, -1.0) if y is None else torch.where(y == 4, -1.0, y / 4)[:, None, None, None].expand_as(x_t)
-        return m.diffusion.predict_eps(x_t, t, x0)
+        return torch.full_like(x_t, -1.0) if y is None else torch.where(y == 4, -1.0, y / 4)[:, None, None, None].expand_as(x_t)
 
     real = model(override(told, data={"classes": tuple("abcd")}))
-    m.denoise = unlabelled.denoise = denoise
-    m.net.denoise_with_and_without = lambda x_t, t, y: (denoise(x_t, t, y), denoise(x_t, t))  # its target is eps
+    m.predict_x0 = unlabelled.predict_x0 = denoise
+    m.net.denoise_cond_uncond = lambda x_t, t, y: (denoise(x_t, t, y), denoise(x_t, t))  # its target is x0
     assert m.sample(2, steps=5, labels=[0, 2]).float().mean((1, 2, 3)).tolist() == pytest.approx([127.5, 191.25], abs=0.5)
     assert torch.equal(m.sample(2, steps=5, labels=["a", "C"]), m.sample(2, steps=5, labels=[0, 2]))
     assert torch.equal(m.sample(2, steps=5, labels="d"), m.sample(2, steps=5, labels=3))
@@ -111,7 +113,7 @@ def test_a_network_that_takes_labels_draws_them_with_and_without_guidance():
     x_t, t, y = torch.randn(2, 1, 8, 8), torch.tensor([30, 700]), torch.tensor([1, 3])
     for target in ("eps", "v"):
         real.cfg = override(real.cfg, objective={"target": target})
-        expected = 3 * real.denoise(x_t, t, y) - 2 * real.denoise(x_t, t)
+        expected = 3 * real.predict_x0(x_t, t, y) - 2 * real.predict_x0(x_t, t)
         torch.testing.assert_close(real.conditional(y, 2.0)(x_t, t), expected)
 
 

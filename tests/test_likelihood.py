@@ -52,11 +52,10 @@ def test_a_step_is_the_kl_of_two_gaussians():
     )
     at = torch.full((3,), t)
     x_t = diffusion.q_sample(x0, at, noise)
-    off = diffusion.predict_eps(x_t, at, x0 * 0.5)  # a denoiser that believes in half the image
     true, model = diffusion.posterior(x0, x_t, at), diffusion.posterior(x0 * 0.5, x_t, at)
     p, q = (torch.distributions.Normal(m, v.sqrt().expand_as(m)) for m, v in (true, model))
     expected = torch.distributions.kl_divergence(p, q).flatten(1).mean(1) / math.log(2)
-    torch.testing.assert_close(step_bits(lambda x, t: off, diffusion, x0, t, noise), expected)
+    torch.testing.assert_close(step_bits(lambda x, t: x0 * 0.5, diffusion, x0, t, noise), expected)
 
 
 @pytest.mark.parametrize("T", [10, 40, 160])
@@ -70,7 +69,7 @@ def test_the_bound_of_a_gaussian_is_its_closed_form_and_above_the_entropy(T):
 
     def denoise(x_t, t):
         abar = diffusion.alpha_bar[t][:, None, None, None]
-        return (1 - abar).sqrt() * x_t / (abar * std**2 + 1 - abar)
+        return abar.sqrt() * std**2 * x_t / (abar * std**2 + 1 - abar)
 
     abar = diffusion.alpha_bar
     unknown = std**2 * (1 - abar) / (abar * std**2 + 1 - abar)  # Var(x_0|x_t)
@@ -91,9 +90,14 @@ def images(b: int, seed: int = 0) -> torch.Tensor:
     return ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
-def wavy(x_t, t):
+def wavy(diffusion: Diffusion):
     """A denoiser without closed form, and not a good one."""
-    return torch.tanh(x_t * 0.7 + torch.cos(t.to(x_t.dtype) / 30)[:, None, None, None])
+
+    def denoise(x_t, t):
+        eps = torch.tanh(x_t * 0.7 + torch.cos(t.to(x_t.dtype) / 30)[:, None, None, None])
+        return diffusion.predict_x0(x_t, t, eps)
+
+    return denoise
 
 
 def test_a_step_at_mixed_times_is_each_image_at_its_own():
@@ -104,11 +108,11 @@ def test_a_step_at_mixed_times_is_each_image_at_its_own():
 
     def denoise(x_t, t):
         seen.append(t.tolist())
-        return wavy(x_t, t)
+        return wavy(diffusion)(x_t, t)
 
     together = step_bits(denoise, diffusion, x0, torch.tensor(times), noise)
     assert seen == [times]
-    alone = [step_bits(wavy, diffusion, x0[i : i + 1], t, noise[i : i + 1]) for i, t in enumerate(times)]
+    alone = [step_bits(wavy(diffusion), diffusion, x0[i : i + 1], t, noise[i : i + 1]) for i, t in enumerate(times)]
     torch.testing.assert_close(together, torch.cat(alone))
 
 
@@ -119,14 +123,14 @@ def test_a_step_is_the_kl_at_every_time_and_the_decoder_at_1():
     for t in range(1, 13):
         at = torch.full((3,), t)
         x_t = diffusion.q_sample(x0, at, noise)
-        believed = diffusion.predict_x0(x_t, at, wavy(x_t, at)).clamp(-1, 1)
-        true, model = diffusion.posterior(x0, x_t, at)[0], diffusion.posterior(believed, x_t, at)[0]
+        x0_pred = wavy(diffusion)(x_t, at).clamp(-1, 1)
+        true, model = diffusion.posterior(x0, x_t, at)[0], diffusion.posterior(x0_pred, x_t, at)[0]
         if t > 1:
             nats = (true - model) ** 2 / (2 * diffusion.posterior_variance[t])
         else:
             nats = -discretised_gaussian_log_likelihood(x0, model, diffusion.posterior_variance[2].item() ** 0.5)
         expected = nats.flatten(1).mean(1) / math.log(2)
-        torch.testing.assert_close(step_bits(wavy, diffusion, x0, t, noise), expected)
+        torch.testing.assert_close(step_bits(wavy(diffusion), diffusion, x0, t, noise), expected)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 7, 128])
@@ -136,13 +140,13 @@ def test_the_terms_are_the_prior_and_each_step_whatever_goes_in_one_call(rows):
     expected[:, 0] = prior_bits(diffusion, x0)
     for t in range(20, 0, -1):
         noise = torch.randn(x0.shape, generator=g).double()
-        expected[:, t] = step_bits(wavy, diffusion, x0, t, noise)
+        expected[:, t] = step_bits(wavy(diffusion), diffusion, x0, t, noise)
     calls: list[int] = []
 
     def denoise(x_t, t):
         assert len(x_t) == len(t)
         calls.append(len(t))
-        return wavy(x_t, t)
+        return wavy(diffusion)(x_t, t)
 
     terms = bound_terms(denoise, diffusion, x0, torch.Generator().manual_seed(5), rows=rows)
     torch.testing.assert_close(terms, expected)
@@ -157,7 +161,7 @@ def test_the_terms_are_the_prior_and_each_step_whatever_goes_in_one_call(rows):
 
 def test_terms_take_images_in_float32():
     diffusion, x0 = Diffusion.cosine(20), images(3)
-    terms = [bound_terms(wavy, diffusion, x, torch.Generator().manual_seed(5)) for x in (x0, x0.float())]
+    terms = [bound_terms(wavy(diffusion), diffusion, x, torch.Generator().manual_seed(5)) for x in (x0, x0.float())]
     assert terms[1].dtype == torch.float64
     torch.testing.assert_close(terms[1], terms[0], rtol=1e-3, atol=1e-5)
 
@@ -165,7 +169,7 @@ def test_terms_take_images_in_float32():
 def exact_for(diffusion: Diffusion, std: float):
     def denoise(x_t, t):
         abar = diffusion.alpha_bar[t][:, None, None, None]
-        return (1 - abar).sqrt() * x_t / (abar * std**2 + 1 - abar)
+        return abar.sqrt() * std**2 * x_t / (abar * std**2 + 1 - abar)
 
     return denoise
 
@@ -198,7 +202,7 @@ def test_times_are_looked_at_by_their_share_of_a_gaussians_bound():
 def test_the_sampled_bound_is_unbiased_and_knows_its_error(draws, denoiser):
     """One image repeated: rows are drawn independently, so they are so many trials."""
     diffusion, n = Diffusion(Diffusion.cosine(80).alpha_bar[:21]), 3000  # ends early, so that the prior counts
-    denoise = exact_for(diffusion, 0.4) if denoiser == "exact" else wavy
+    denoise = exact_for(diffusion, 0.4) if denoiser == "exact" else wavy(diffusion)
     x0 = images(3)[1:2].expand(n, -1, -1, -1)
     bits, error = sampled_bound(denoise, diffusion, x0, torch.Generator().manual_seed(2), draws, rows=4 * n)
     full = variational_bound(denoise, diffusion, x0, torch.Generator().manual_seed(3), rows=4 * n)
@@ -225,7 +229,7 @@ def test_the_sampled_bound_evaluates_t_1_always_and_each_stratum_twice():
 
     def denoise(x_t, t):
         seen.append(t)
-        return wavy(x_t, t)
+        return wavy(diffusion)(x_t, t)
 
     for draws in (6, 5):  # odd counts as the next even one
         seen.clear()
@@ -241,7 +245,7 @@ def test_the_sampled_bound_evaluates_t_1_always_and_each_stratum_twice():
             assert bool(((edges - _time_shares(diffusion))[inside - 2] < (stratum + 1) / 3).all())  # and where it begins
         assert len(times[:, 1:].unique()) > 12  # images and pairs differ
     with pytest.raises(ValueError, match="draws is 0"):
-        sampled_bound(wavy, diffusion, x0, torch.Generator(), 0)
+        sampled_bound(wavy(diffusion), diffusion, x0, torch.Generator(), 0)
 
 
 @pytest.mark.parametrize("draws", [2, 6])
@@ -262,8 +266,8 @@ def test_times_are_drawn_as_often_as_their_shares_say(draws):
 
 def test_the_sampled_bound_of_two_steps_has_no_times_to_draw():
     diffusion, x0 = Diffusion.cosine(2), images(2).repeat_interleave(2000, dim=0)
-    bits, error = sampled_bound(wavy, diffusion, x0, torch.Generator().manual_seed(0), 2, rows=20_000)
-    full = variational_bound(wavy, diffusion, x0, torch.Generator().manual_seed(1), rows=20_000)
+    bits, error = sampled_bound(wavy(diffusion), diffusion, x0, torch.Generator().manual_seed(0), 2, rows=20_000)
+    full = variational_bound(wavy(diffusion), diffusion, x0, torch.Generator().manual_seed(1), rows=20_000)
     for i in range(2):
         rows = slice(2000 * i, 2000 * (i + 1))
         tolerance = 4 * math.sqrt((bits[rows].var() + full[rows].var()).item() / 2000)

@@ -59,6 +59,9 @@ class Evaluable(Protocol):
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The noise eps in x_t [B, C, H, W] at times t int64 [B] in 1..T."""
 
+    def predict_x0(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The clean image in x_t [B, C, H, W], as :meth:`denoise` implies it."""
+
     def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int, guidance: float = 0.0) -> Tensor:
         """The generated images of these numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU.
 
@@ -144,6 +147,10 @@ class Adapted:
             raise ConfigError(f"denoise({list(x_t.shape)}) has the shape {list(eps.shape)}: it must be the same")
         return eps
 
+    def predict_x0(self, x_t: Tensor, t: Tensor) -> Tensor:
+        x_t, t = x_t.to(self.device), t.to(self.device)
+        return self.diffusion.predict_x0(x_t, t, self.denoise(x_t, t))
+
     @property
     def own_sampler(self) -> str | None:
         return None
@@ -155,7 +162,7 @@ class Adapted:
     def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int, guidance: float = 0.0) -> Tensor:
         if guidance:
             raise ConfigError(f"guidance {guidance}: this model's denoiser takes no labels")
-        return draw(self.denoise, self.diffusion, self.image_shape, self.device, indices, sampler, steps, seed)
+        return draw(self.predict_x0, self.diffusion, self.image_shape, self.device, indices, sampler, steps, seed)
 
     def parameters(self) -> list[Tensor]:
         return [parameter for module in self.modules for parameter in module.parameters()]

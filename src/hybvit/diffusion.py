@@ -135,8 +135,22 @@ class Diffusion:
             return noise
         return x0 if kind == "x0" else self.velocity(x0, t, noise)
 
+    def to_x0(self, kind: Target, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The x_0 that a prediction of this kind stands for: what samplers and the bound take, D(x_t, t) of Karras et al. 2022.
+
+        One well-conditioned step for x0, v and flow; only a prediction of eps needs the division of :meth:`predict_x0`.
+        """
+        if kind == "x0":
+            return prediction
+        if kind == "eps":
+            return self.predict_x0(x_t, t, prediction)
+        signal, noise = self.at("sqrt_alpha_bar", t, x_t), self.at("sqrt_one_minus_alpha_bar", t, x_t)
+        if kind == "flow":  # Eq. 10 with eps = x_0 + prediction
+            return (x_t - noise * prediction) / (signal + noise)
+        return signal * x_t - noise * prediction
+
     def to_eps(self, kind: Target, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The eps that a prediction of this kind stands for; samplers and the bound speak eps only."""
+        """The eps that a prediction of this kind stands for: what users are given, whatever the network was trained for."""
         if kind == "eps":
             return prediction
         if kind == "x0":

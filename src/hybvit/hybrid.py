@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from .diffusion import Diffusion
 from .errors import CheckpointError, ConfigError, DataError
 from .metrics.likelihood import variational_bound
 from .networks import Network, build_network
-from .samplers import ImageNoise, Spacing, run_sampler
+from .samplers import Denoiser, ImageNoise, Spacing, run_sampler
 from .seeds import generator, mix
 from .vit import HybViT, ViTConfig
 
@@ -149,14 +149,24 @@ class HybridModel:
             ConfigError: the network was not trained to denoise.
             ValueError: y is given to a network that takes no labels.
         """
+        x_t, t = x_t.to(self.device), t.to(self.device)
+        return self.diffusion.to_eps(self.cfg.objective.target, self._prediction(x_t, t, y), x_t, t)
+
+    def predict_x0(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The predicted clean image x_0 [B, C, H, W], not clipped: what samplers and the bound take. Differentiable.
+
+        Arguments and errors: those of :meth:`denoise`.
+        """
+        x_t, t = x_t.to(self.device), t.to(self.device)
+        return self.diffusion.to_x0(self.cfg.objective.target, self._prediction(x_t, t, y), x_t, t)
+
+    def _prediction(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         if not self.has_denoiser:
             raise ConfigError(
                 f"this model was trained with objective {self.cfg.objective.kind}: it has no denoiser, so it cannot "
                 + ("be steered or score bits" if self.has_samples else "sample or score bits")
             )
-        x_t, t = x_t.to(self.device), t.to(self.device)
-        prediction = self.net.denoise(x_t, t) if y is None else self.net.denoise(x_t, t, y)
-        return self.diffusion.to_eps(self.cfg.objective.target, prediction, x_t, t)
+        return self.net.denoise(x_t, t) if y is None else self.net.denoise(x_t, t, y)
 
     @property
     def takes_labels(self) -> bool:
@@ -168,34 +178,33 @@ class HybridModel:
         """Whether :meth:`draw` tells the denoiser a random label for each image."""
         return self.takes_labels and bool(self.cfg.data.classes)
 
-    def conditional(self, labels: Tensor, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
-        """A denoiser given ``labels`` [B]; with guidance w: (1 + w) eps(x_t, y) - w eps(x_t) (Ho & Salimans 2021)."""
+    def conditional(self, labels: Tensor, guidance: float) -> Denoiser:
+        """A denoiser (-> x_0) given ``labels`` [B]; guidance w: (1 + w) D(x_t, t, y) - w D(x_t, t) (Ho & Salimans 2021)."""
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             if not guidance:
-                return self.denoise(x_t, t, labels)
+                return self.predict_x0(x_t, t, labels)
             both = self.net.denoise_cond_uncond(x_t, t, labels)
-            cond, uncond = (self.diffusion.to_eps(self.cfg.objective.target, prediction, x_t, t) for prediction in both)
+            cond, uncond = (self.diffusion.to_x0(self.cfg.objective.target, prediction, x_t, t) for prediction in both)
             return (1 + guidance) * cond - guidance * uncond
 
         return denoise
 
-    def guided(self, labels: Tensor, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
-        """A denoiser steered towards ``labels`` [B] by the network's own classifier at the predicted clean image.
+    def guided(self, labels: Tensor, guidance: float) -> Denoiser:
+        """A denoiser (-> x_0) steered towards ``labels`` [B] by the network's own classifier at the predicted clean image.
 
-        eps - guidance * sqrt(1 - abar_t) * grad_{x_t} log p(y | x_0(x_t)) (Dhariwal & Nichol 2021, Alg. 2; the classifier sees
-        the predicted x_0, since it was trained on clean images).
+        eps - guidance * sqrt(1 - abar_t) * grad_{x_t} log p(y | x_0(x_t)), in terms of x_0 (Dhariwal & Nichol 2021, Alg. 2; the
+        classifier sees the predicted x_0, since it was trained on clean images).
         """
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             with torch.enable_grad():
                 x_t = x_t.detach().requires_grad_()
-                eps = self.denoise(x_t, t)
-                x0 = self.diffusion.predict_x0(x_t, t, eps).clamp(-1, 1)
-                log_p = self.logits(x0).log_softmax(dim=1)[torch.arange(len(labels)), labels].sum()
+                x0 = self.predict_x0(x_t, t)
+                log_p = self.logits(x0.clamp(-1, 1)).log_softmax(dim=1)[torch.arange(len(labels)), labels].sum()
                 (gradient,) = torch.autograd.grad(log_p, x_t)
-            scale = guidance * self.diffusion.at("sqrt_one_minus_alpha_bar", t, x_t)
-            return (eps - scale * gradient).detach()
+            signal, noise = (self.diffusion.at(name, t, x_t) for name in ("sqrt_alpha_bar", "sqrt_one_minus_alpha_bar"))
+            return (x0 + guidance * noise**2 / signal * gradient).detach()
 
         return denoise
 
@@ -294,7 +303,7 @@ class HybridModel:
             raise ConfigError(f"guidance {guidance}: this model's denoiser was not trained with labels to draw at random")
         if self.own_sampler:
             return self.net.draw(indices, steps, seed)
-        denoise: Callable[[Tensor, Tensor], Tensor] = self.denoise
+        denoise: Denoiser = self.predict_x0
         if self.draws_by_label:
             classes = len(self.cfg.data.classes)
             labels = torch.tensor([mix(seed, "labels of samples", i) % classes for i in indices], device=self.device)
@@ -307,7 +316,7 @@ class HybridModel:
 
         x float [B, C, H, W] in [-1, 1]. Raises ConfigError where the network was not trained to denoise.
         """
-        return variational_bound(self.denoise, self.diffusion, x.to(self.device), generator(seed, "bound"))
+        return variational_bound(self.predict_x0, self.diffusion, x.to(self.device), generator(seed, "bound"))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write weights (safetensors), config.yaml and a manifest of SHA-256 sums, all or nothing.
@@ -338,7 +347,7 @@ class HybridModel:
 
 @torch.no_grad()
 def draw(
-    denoise: Callable[[Tensor, Tensor], Tensor],
+    denoise: Denoiser,
     diffusion: Diffusion,
     image_shape: tuple[int, int, int],
     device: torch.device,
@@ -348,7 +357,7 @@ def draw(
     seed: int,
     spacing: Spacing | None = None,
 ) -> Tensor:
-    """Diffusion samples by their numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU."""
+    """Samples of a denoiser (-> x_0) by their numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU."""
     noise = ImageNoise([mix(seed, "samples", i) for i in indices], image_shape, device)
     for x in run_sampler(sampler, denoise, diffusion, noise, steps, spacing):
         pass

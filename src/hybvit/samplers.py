@@ -2,7 +2,8 @@
 
 Each takes ``(denoise, diffusion, x, times)`` and yields x at times[1], times[2], ..., the last one being x_0:
 
-    denoise(x_t, t) -> eps     x_t [B, C, H, W], t int64 [B]; any model becomes one by a few lines
+    denoise(x_t, t) -> x_0     D(x_t, t) of Karras et al. 2022: x_t [B, C, H, W], t int64 [B]; any model becomes one by a few
+                               lines (:meth:`hybvit.Diffusion.to_x0` converts other targets)
     x                          [B, C, H, W], the start at times[0], usually N(0, I)
     times                      int64 [n + 1], strictly decreasing from <= T to 0 (see :func:`timesteps`)
     clip                       clip the predicted x_0 to [-1, 1] at every step, as the paper does
@@ -148,13 +149,10 @@ def heun(denoise: Denoiser, diffusion: Diffusion, x: Tensor, times: Tensor, clip
 
 
 def predict(denoise: Denoiser, diffusion: Diffusion, x: Tensor, t: int, clip: bool) -> tuple[Tensor, Tensor]:
-    """The predicted (x_0, eps) at time t, consistent with each other: where x_0 is clipped, eps is the one that fits it."""
+    """The predicted x_0 at time t, and the eps that fits it."""
     at = torch.full((len(x),), t, device=x.device)
-    eps = denoise(x, at)
-    x0 = diffusion.predict_x0(x, at, eps)
-    if not clip:
-        return x0, eps
-    x0 = x0.clamp(-1, 1)
+    x0 = denoise(x, at)
+    x0 = x0.clamp(-1, 1) if clip else x0
     return x0, diffusion.predict_eps(x, at, x0)
 
 

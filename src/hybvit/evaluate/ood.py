@@ -134,8 +134,8 @@ def bound_score(ctx: Context, images: ImageSet) -> Tensor:
     def score(x: Tensor) -> Tensor:
         x, draws = x.to(ctx.model.device), ctx.options.bound_draws
         if not draws:
-            return -variational_bound(ctx.model.denoise, ctx.model.diffusion, x, ctx.seeded(2))
-        return -sampled_bound(ctx.model.denoise, ctx.model.diffusion, x, ctx.seeded(2), draws)[0]
+            return -variational_bound(ctx.model.predict_x0, ctx.model.diffusion, x, ctx.seeded(2))
+        return -sampled_bound(ctx.model.predict_x0, ctx.model.diffusion, x, ctx.seeded(2), draws)[0]
 
     return ctx.over(images, score, "bounds", BOUND_BATCH)
 

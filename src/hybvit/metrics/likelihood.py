@@ -36,15 +36,15 @@ def step_bits(denoise: Denoiser, diffusion: Diffusion, x0: Tensor, t: int | Tens
     """
     at = torch.full((len(x0),), t, device=x0.device) if isinstance(t, int) else t.to(x0.device)
     x_t = diffusion.q_sample(x0, at, noise)
-    believed = diffusion.predict_x0(x_t, at, denoise(x_t, at)).clamp(-1, 1).cpu().double()
+    x0_pred = denoise(x_t, at).clamp(-1, 1).cpu().double()
     x0, at = x0.cpu().double(), at.cpu()
     # The two means differ only by what they take for x_0, so x_t drops out; at t = 1 the mean is the predicted x_0 itself.
     weight = _kl_weight(diffusion)[at].reshape(-1, *[1] * (x0.ndim - 1))
-    nats = weight * (x0 - believed) ** 2
+    nats = weight * (x0 - x0_pred) ** 2
     last = at == 1
     if bool(last.any()):
         sigma = diffusion.posterior_variance[2].item() ** 0.5
-        nats[last] = -discretised_gaussian_log_likelihood(x0[last], believed[last], sigma)
+        nats[last] = -discretised_gaussian_log_likelihood(x0[last], x0_pred[last], sigma)
     return nats.flatten(1).mean(dim=1) / math.log(2)
 
 
