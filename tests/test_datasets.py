@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from hybvit.catalog import CATALOG, DEBIAN
 from hybvit.config import Config, DataConfig, override
 from hybvit.data import datasets
-from hybvit.data.catalog import CATALOG, DEBIAN
 from hybvit.data.files import ArraysOnly, Files, read_idx, unpickle
 from hybvit.data.image_set import BadFiles, Decoding, ImageSet, LazyPictures
 from hybvit.data.locate import located

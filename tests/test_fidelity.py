@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hybvit import extractors
+from hybvit.catalog import DEBIAN
 from hybvit.checkpoint import sha256
 from hybvit.config import Config, DataConfig, ObjectiveConfig
-from hybvit.data.catalog import DEBIAN
 from hybvit.data.datasets import open_dataset
 from hybvit.data.images import to_x, with_channels
 from hybvit.errors import ConfigError, DataError

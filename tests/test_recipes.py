@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from hybvit import cli, published
+from hybvit.catalog import CATALOG
 from hybvit.config import Config, ConfigError, differences, minibatches, override, to_dict
 from hybvit.cost import GPU, PEAK, ROWS, UTILISATION, cost
-from hybvit.data.catalog import CATALOG
 from hybvit.networks import build_network, image_shape, losses_of, number_of_parameters
 from hybvit.objective import Batch
 from hybvit.recipes import PRESETS, preset

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from hybvit import cli
-from hybvit.data.catalog import CATALOG
+from hybvit.catalog import CATALOG
 from hybvit.data.datasets import open_dataset
 from hybvit.data.images import to_x
 from hybvit.recipes import preset

@@ -12,6 +12,7 @@ FLOORS = [
     {"errors", "seeds", "vit_config", "layers", "readouts", "vit", "diffusion", "samplers", "objective"},
     {"metrics"},
     {
+        "catalog",
         "config",
         "devices",
         "muon",

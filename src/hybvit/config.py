@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from .data.catalog import CATALOG, OWN_IMAGES
+from .catalog import CATALOG, OWN_IMAGES
 from .diffusion import SCHEDULES, Diffusion, Target
 from .errors import ConfigError
 from .objective import Balance, Norm, Times, Weighting

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import AutoAugment, AutoAugmentPolicy, InterpolationMode
 
+from ..catalog import Policy
 from ..seeds import mix
-from .catalog import Policy
 
 # Columns of the draws, each uniform in [0, 1).
 FLIP, TOP, LEFT, POLICY, FIRST, FIRST_SIGN, SECOND, SECOND_SIGN, ERASE, ERASE_TOP, ERASE_LEFT = range(11)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..catalog import CATALOG
 from ..config import Config, minibatches
 from ..errors import ConfigError, DataError
 from ..objective import Batch
 from ..seeds import generator
 from .augment import auto_augment, draws, erase, flip_half, mix_batch, weak
-from .catalog import CATALOG
 from .image_set import ImageSet
 from .images import to_x
 from .own_images import Dataset

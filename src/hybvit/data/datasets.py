@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..catalog import CATALOG, DEBIAN, DatasetInfo
 from ..config import Config, DataConfig
 from ..errors import ConfigError, DataError
 from . import own_images, shards
-from .catalog import CATALOG, DEBIAN, DatasetInfo
 from .image_set import BadFiles, Decoding, ImageSet
 from .images import MODES, fit, with_channels
 from .own_images import Dataset

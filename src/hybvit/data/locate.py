@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..catalog import CATALOG, OWN_IMAGES
 from ..config import Config, override
-from .catalog import CATALOG, OWN_IMAGES
 from .datasets import find
 from .files import Files
 from .own_images import picture_names

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..catalog import CATALOG, DEBIAN, IDX_FILES
 from ..errors import DataError
-from .catalog import CATALOG, DEBIAN, IDX_FILES
 from .files import Files, check_md5, field, read_idx, read_mat, read_members, read_npz, unpickle
 from .image_set import Decoding, ImageSet, picture_files
 from .own_images import every_fifth, picture_names

@@ -16,9 +16,9 @@ from PIL import Image
 from .. import __version__, hybrid
 from ..adapters import Evaluable, adapt, is_adapter
 from ..arguments import ArgumentParser, positive, whole
+from ..catalog import CATALOG
 from ..checkpoint import MANIFEST
 from ..config import Config, DataConfig, ObjectiveConfig
-from ..data.catalog import CATALOG
 from ..data.datasets import open_dataset
 from ..data.images import save_image
 from ..data.locate import form_of, located

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import plots
+from ..catalog import CATALOG
 from ..config import Config, DataConfig, ObjectiveConfig
-from ..data.catalog import CATALOG
 from ..data.datasets import open_dataset, out_of_distribution
 from ..data.files import Files
 from ..data.image_set import BadFiles, Decoding, ImageSet, picture_files

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from ..baselines.jem import JEM
+from ..catalog import CATALOG
 from ..config import Config, differences, minibatches, override
 from ..data.batches import random_batch
-from ..data.catalog import CATALOG
 from ..devices import autocast, best_device, keep_freed_memory, resolve_precision
 from ..networks import build_network, losses_of, number_of_parameters
 from ..recipes import STRONG
