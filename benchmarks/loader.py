@@ -19,9 +19,7 @@ from hybvit.config import Config, override
 from hybvit.data.augment import auto_augment, draws, erase, weak
 from hybvit.data.batches import TrainingBatches, policy_of
 from hybvit.data.datasets import open_dataset
-from hybvit.data.image_set import ImageSet
-from hybvit.data.images import to_x
-from hybvit.data.own_images import Dataset
+from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.devices import best_device, keep_freed_memory, resolve_precision
 from hybvit.recipes import preset
 from hybvit.run_folder import environment

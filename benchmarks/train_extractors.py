@@ -22,8 +22,7 @@ from hybvit.checkpoint import sha256
 from hybvit.data.augment import draws, weak
 from hybvit.data.batches import Order
 from hybvit.data.datasets import open_dataset
-from hybvit.data.image_set import ImageSet
-from hybvit.data.images import to_x
+from hybvit.data.image_set import ImageSet, to_x
 from hybvit.extractors import ASSETS, RECORD, SmallCNN
 from hybvit.recipes import preset
 from hybvit.seeds import mix

@@ -10,9 +10,7 @@ import torch
 from hybvit.config import Config, DataConfig, minibatches, override
 from hybvit.data import datasets
 from hybvit.data.batches import Order, TrainingBatches, batches_of_steps, policy_of, random_batch, resolve_workers
-from hybvit.data.image_set import ImageSet
-from hybvit.data.images import to_pixels
-from hybvit.data.own_images import Dataset
+from hybvit.data.image_set import Dataset, ImageSet, to_pixels
 from hybvit.errors import ConfigError
 from hybvit.objective import Batch
 from hybvit.recipes import preset

@@ -13,9 +13,8 @@ from hybvit.catalog import CATALOG, DEBIAN
 from hybvit.config import Config, DataConfig, override
 from hybvit.data import datasets
 from hybvit.data.files import ArraysOnly, Files, read_idx, unpickle
-from hybvit.data.image_set import BadFiles, Decoding, ImageSet, LazyPictures
+from hybvit.data.image_set import BadFiles, Dataset, Decoding, ImageSet, LazyPictures
 from hybvit.data.locate import located
-from hybvit.data.own_images import Dataset
 from hybvit.errors import ConfigError, DataError
 from hybvit.recipes import PRESETS, preset
 from hybvit.vit import HybViT, ViTConfig

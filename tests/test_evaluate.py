@@ -13,9 +13,7 @@ from hybvit import cli
 from hybvit.adapters import Adapted, adapt
 from hybvit.config import override
 from hybvit.data.datasets import open_dataset
-from hybvit.data.image_set import ImageSet
-from hybvit.data.images import to_x
-from hybvit.data.own_images import Dataset
+from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.errors import ConfigError, DataError
 from hybvit.evaluate import SUITES, evaluate
 from hybvit.evaluate.context import Context, Options
@@ -170,7 +168,7 @@ def test_an_attack_is_on_images_of_all_classes(linear, tmp_path):
     data = digits()
     by_class = Dataset(data.train, ImageSet(data.test.in_memory[order], data.test.labels[order]), data.classes)
     ctx = context(linear, tmp_path, data=by_class)
-    assert len(ctx.test.spread(16).labels.unique()) >= 9
+    assert len(ctx.test.subsample(16).labels.unique()) >= 9
 
 
 def test_answers_without_a_gradient_leave_out_the_score_that_needs_one(linear, tmp_path):
@@ -198,7 +196,7 @@ def test_what_an_adapter_returns_is_checked():
 
 def test_accuracy_of_a_known_classifier(linear, tmp_path):
     record = evaluate(context(linear, tmp_path), ("accuracy",), quiet)
-    data = digits().test.spread(60)
+    data = digits().test.subsample(60)
     right = (linear.logits(to_x(data.in_memory)).argmax(1) == data.labels).double().mean().item()
     assert record["metrics"]["test/accuracy"]["value"] == right
     assert sum(map(sum, record["tables"]["confusion_matrix"])) == 60

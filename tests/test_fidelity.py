@@ -17,7 +17,8 @@ from hybvit.catalog import DEBIAN
 from hybvit.checkpoint import sha256
 from hybvit.config import Config, DataConfig, ObjectiveConfig
 from hybvit.data.datasets import open_dataset
-from hybvit.data.images import to_x, with_channels
+from hybvit.data.image_set import to_x
+from hybvit.data.images import with_channels
 from hybvit.errors import ConfigError, DataError
 from hybvit.extractors import Extractor, extractor
 from hybvit.hybrid import HybridModel

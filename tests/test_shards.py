@@ -251,7 +251,7 @@ def test_a_bad_sample_among_those_that_give_the_mean_is_left_out(tmp_path, capsy
     data = open_dataset(cfg)
     assert TrainingBatches(data, cfg)(0).images.shape == (4, 3, 8, 8)
     assert "003" in capsys.readouterr().err
-    first = data.train.spread(19)
+    first = data.train.subsample(19)
     assert number_of(first.in_memory) == [i for i in range(20) if i != 3]
     assert first.labels.tolist() == [i % 3 for i in range(20) if i != 3]
 

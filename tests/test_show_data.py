@@ -9,7 +9,7 @@ from PIL import Image
 from hybvit import cli
 from hybvit.catalog import CATALOG
 from hybvit.data.datasets import open_dataset
-from hybvit.data.images import to_x
+from hybvit.data.image_set import to_x
 from hybvit.recipes import preset
 from hybvit.show_data import FIGURE_1_IMAGES, augmentation_rows, figure_1_rows
 

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from . import checkpoint
 from .config import Config, DiffusionConfig, did_you_mean, load_config, to_yaml
-from .data.images import as_pixels, to_pixels, to_x
+from .data.image_set import to_pixels, to_x
+from .data.images import as_pixels
 from .devices import best_device
 from .diffusion import Diffusion
 from .errors import CheckpointError, ConfigError, DataError

@@ -15,8 +15,8 @@ from .config import Config, parse
 from .data.augment import auto_augment, cutmix, draws, erase, mixed_labels, mixup, weak
 from .data.batches import IMAGES_FOR_THE_MEAN, policy_of
 from .data.datasets import open_dataset
-from .data.image_set import ImageSet
-from .data.images import save_image, to_pixels, to_x
+from .data.image_set import ImageSet, to_pixels, to_x
+from .data.images import save_image
 from .data.locate import located
 from .recipes import preset
 from .seeds import generator
@@ -36,13 +36,13 @@ class Row(NamedTuple):
 
 def augmentation_rows(train: ImageSet, classes: tuple[str, ...], cfg: Config, columns: int) -> list[Row]:
     """Raw, weak and strong (before mixing); with labels, MixUp and CutMix too."""
-    shown = train.spread(columns)
+    shown = train.subsample(columns)
     pixels, labels = shown.in_memory, shown.labels
     index = torch.arange(len(shown))
     keys = torch.stack((torch.zeros_like(index), index, torch.zeros_like(index)), dim=1)
     u = draws(cfg.train.seed, "augmentation", keys)
     weakly = weak(pixels, u, cfg.data.crop_padding, cfg.data.flip)
-    mean = to_x(train.spread(IMAGES_FOR_THE_MEAN).in_memory).mean(dim=(0, 2, 3))
+    mean = to_x(train.subsample(IMAGES_FOR_THE_MEAN).in_memory).mean(dim=(0, 2, 3))
     strongly = erase(to_x(auto_augment(policy_of(cfg)).apply(weakly, u)), u, cfg.data.erasing, mean)
     names = [classes[k] for k in labels.tolist()] if labels is not None else [""] * len(pixels)
     rows = [Row("raw", pixels, names), Row("weak", weakly, names), Row("strong", to_pixels(strongly), names)]
@@ -62,7 +62,7 @@ def in_words(shares: Tensor, classes: tuple[str, ...]) -> str:
 
 def figure_1_rows(train: ImageSet, cfg: Config) -> list[Row]:
     """Images at t = 0, T/4, T/2, 3T/4 and T of the configured diffusion, as in Figure 1 of the paper."""
-    diffusion, x = cfg.diffusion.build(), to_x(train.spread(FIGURE_1_IMAGES).in_memory)
+    diffusion, x = cfg.diffusion.build(), to_x(train.subsample(FIGURE_1_IMAGES).in_memory)
     noise = torch.randn(x.shape, generator=generator(cfg.train.seed, "noise"))
     times = [round(share * diffusion.T) for share in FIGURE_1_TIMES]
     noisy = [x if t == 0 else diffusion.q_sample(x, torch.full((len(x),), t), noise) for t in times]

@@ -26,7 +26,8 @@ from .baselines.jem import JEM
 from .config import Config, OptimConfig, differences, field_help, fields_in, minibatches, override, parse, without_effect
 from .data.batches import TrainingBatches, batches_of_steps, resolve_workers
 from .data.datasets import Dataset, open_dataset
-from .data.images import grid, save_image, to_x
+from .data.image_set import to_x
+from .data.images import grid, save_image
 from .data.locate import located
 from .devices import autocast, best_device, keep_freed_memory, resolve_precision
 from .errors import CheckpointError, ConfigError, DivergedError, Interrupted
@@ -207,7 +208,7 @@ def begin_from(start: HybridModel, net: Network, say: Callable[[str], None]) -> 
 def prepare(net: JEM, cfg: Config, data: Dataset) -> None:
     """Fill the replay buffer from the training images where the objective says so."""
     if cfg.jem.informative:
-        images, labels = data.train.spread(INFORMING_IMAGES).take(torch.arange(min(INFORMING_IMAGES, len(data.train))))
+        images, labels = data.train.subsample(INFORMING_IMAGES).take(torch.arange(min(INFORMING_IMAGES, len(data.train))))
         if labels is None:
             raise ConfigError(f"{cfg.data.root}: jem.informative needs labelled images")
         net.informed_by(to_x(images), labels)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import seeds
-from ..data.images import to_pixels
+from ..data.image_set import to_pixels
 from ..errors import DivergedError
 from ..objective import Batch
 

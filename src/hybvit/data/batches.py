@@ -20,9 +20,7 @@ from ..errors import ConfigError, DataError
 from ..objective import Batch
 from ..seeds import generator
 from .augment import auto_augment, draws, erase, flip_half, mix_batch, weak
-from .image_set import ImageSet
-from .images import to_x
-from .own_images import Dataset
+from .image_set import Dataset, ImageSet, to_x
 from .shards import Shards, ShardStream
 
 IMAGES_FOR_THE_MEAN = 2048
@@ -110,7 +108,7 @@ class TrainingBatches:
         self.clean = self._sequence(clean, "order of clean images", denoising, 1)
         self.labelled = self._sequence([data.train], "order of labelled images", labelled, cfg.data.repeats)
         strong = cfg.data.augment == "strong" and cfg.objective.kind != "genvit"
-        self.mean = to_x(data.train.spread(IMAGES_FOR_THE_MEAN).in_memory).mean(dim=(0, 2, 3)) if strong else None
+        self.mean = to_x(data.train.subsample(IMAGES_FOR_THE_MEAN).in_memory).mean(dim=(0, 2, 3)) if strong else None
         self.auto_augment = auto_augment(policy_of(cfg)) if strong else None
 
     def _sequence(self, sets: list[ImageSet], stream: str, size: int, repeats: int) -> EndlessSequence:

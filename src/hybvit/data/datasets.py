@@ -18,9 +18,8 @@ from ..catalog import CATALOG, DEBIAN, DatasetInfo
 from ..config import Config, DataConfig
 from ..errors import ConfigError, DataError
 from . import own_images, shards
-from .image_set import BadFiles, Decoding, ImageSet
+from .image_set import BadFiles, Dataset, Decoding, ImageSet, of_each_class
 from .images import MODES, fit, with_channels
-from .own_images import Dataset
 from .readers import READERS, class_names
 
 INTERPOLATED_BATCH = 100  # images in a test batch, for the interpolations of Tables 3 and 11
@@ -51,12 +50,8 @@ def _hold_out(data: Dataset, part: float) -> Dataset:
     """Every n-th training image of each class, with n = 1 / ``part``, is set apart, and at least one of two or more."""
     if isinstance(data.train.pixels, shards.Shards):
         raise ConfigError("data.held_out: a stream of shards cannot be split: give other shards for the purpose")
-    every, labels = round(1 / part), data.train.labels
-    labels = torch.zeros(len(data.train), dtype=torch.int64) if labels is None else labels
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        members = (labels == label).nonzero().flatten()
-        chosen[members[min(every, max(len(members), 2)) - 1 :: every]] = True
+    every = round(1 / part)
+    chosen = of_each_class(data.train, lambda members: members[min(every, max(len(members), 2)) - 1 :: every])
     return replace(data, train=data.train.where(~chosen), held_out=data.train.where(chosen))
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..catalog import CATALOG, DEBIAN, IDX_FILES
 from ..errors import DataError
 from .files import Files, check_md5, field, read_idx, read_mat, read_members, read_npz, unpickle
-from .image_set import Decoding, ImageSet, picture_files
-from .own_images import every_fifth, picture_names
+from .image_set import Decoding, ImageSet, every_fifth, picture_files
+from .own_images import picture_names
 
 
 def digits(source: Path, split: str, decoding: Decoding) -> ImageSet:
@@ -24,7 +24,7 @@ def digits(source: Path, split: str, decoding: Decoding) -> ImageSet:
     raw = load_digits()  # values 0..16
     pixels = torch.from_numpy(np.round(raw.images * (255 / 16)).astype(np.uint8))[:, None]
     images = ImageSet(pixels, torch.from_numpy(raw.target).long())
-    held_out = every_fifth(images.labels)
+    held_out = every_fifth(images)
     return images.where(held_out if split == "test" else ~held_out)
 
 

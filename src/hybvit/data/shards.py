@@ -25,9 +25,9 @@ from ..config import DataConfig
 from ..errors import ConfigError, DataError
 from ..seeds import generator
 from .files import naming
-from .image_set import Decoding, ImageSet, pictures
+from .image_set import Dataset, Decoding, ImageSet, pictures
 from .images import read_image, readable_suffixes
-from .own_images import TEST_NAMES, Dataset
+from .own_images import TEST_NAMES
 
 ROW_LANES = STEP_LANES = 8
 SHORTEST_LANE = 16  # samples; lanes differ by one, which must not matter

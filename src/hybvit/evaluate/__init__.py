@@ -20,9 +20,9 @@ from ..catalog import CATALOG
 from ..checkpoint import MANIFEST
 from ..config import Config, DataConfig, ObjectiveConfig
 from ..data.datasets import open_dataset
+from ..data.image_set import Dataset
 from ..data.images import save_image
 from ..data.locate import form_of, located
-from ..data.own_images import Dataset
 from ..devices import keep_freed_memory
 from ..distributed import gathered, processes
 from ..errors import ConfigError, DataError
@@ -118,7 +118,7 @@ def stored_before(ctx: Context, name: str, weights: str) -> bool:
 
 def test_digest(ctx: Context) -> str:
     """Number and SHA-256 of some of the test images: results on others are not used."""
-    few = ctx.data.test.spread(256)
+    few = ctx.data.test.subsample(256)
     digest = hashlib.sha256(few.in_memory.numpy().tobytes())
     if few.labels is not None:
         digest.update(few.labels.numpy().tobytes())

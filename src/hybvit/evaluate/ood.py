@@ -50,10 +50,10 @@ def run(ctx: Context) -> Result:
         result.notes.append("Nothing was measured: it takes at least two test images, and two of some other set.")
         return result
     if ctx.options.limit is not None:
-        sets = {name: images.spread(ctx.options.limit) for name, images in sets.items()}
+        sets = {name: images.subsample(ctx.options.limit) for name, images in sets.items()}
     for score, (compute, largest) in scores(ctx).items():
         try:
-            inside = compute(ctx.test if largest is None else ctx.test.spread(largest))
+            inside = compute(ctx.test if largest is None else ctx.test.subsample(largest))
         except RuntimeError as error:
             if score != "grad_norm":
                 raise
@@ -62,7 +62,7 @@ def run(ctx: Context) -> Result:
             continue
         plotted = {"test": inside.tolist()}
         for name, images in sets.items():
-            outside = compute(images if largest is None else images.spread(largest))
+            outside = compute(images if largest is None else images.subsample(largest))
             plotted[name] = outside.tolist()
             n, key = len(inside) + len(outside), f"ood/{name}"
             value = auroc(inside, outside)
@@ -72,7 +72,7 @@ def run(ctx: Context) -> Result:
             result.metrics[f"{key}/fpr95_{score}"] = Metric(fpr_at_95_tpr(inside, outside), n)
         result.pictures[score] = Picture(plots.histograms(plotted, SCORE_WORDS[score]), f"{SCORE_WORDS[score]}, by data set")
     for name, images in sets.items():
-        pixels = images.spread(SHOWN).in_memory
+        pixels = images.subsample(SHOWN).in_memory
         result.pictures[f"images_{name}"] = Picture(
             grid(pixels, columns=10, scale=max(1, 32 // pixels.shape[-1])), f"{name}: what the network has not seen"
         )
@@ -181,4 +181,4 @@ def own_images(root: str, decoding: Decoding) -> ImageSet:
         return picture_files(files, picture_names(files), None, decoding)
     model = ViTConfig(image_size=decoding.size, patch_size=1, channels=decoding.channels)
     data = open_dataset(Config(model=model, objective=ObjectiveConfig(kind="genvit"), data=DataConfig(name=form, root=root)))
-    return ImageSet(torch.cat([part.spread(len(part)).in_memory for part in (data.train, data.test)]))
+    return ImageSet(torch.cat([part.subsample(len(part)).in_memory for part in (data.train, data.test)]))

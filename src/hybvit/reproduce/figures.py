@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 from .. import plots
 from ..config import Config
 from ..data.datasets import open_dataset
-from ..data.images import grid, to_pixels, to_x
+from ..data.image_set import to_pixels, to_x
+from ..data.images import grid
 from ..evaluate.fidelity import GRID_IMAGES
 from ..evaluate.quality import PER_CLASS
 from ..seeds import generator
