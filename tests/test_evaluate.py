@@ -12,7 +12,6 @@ import torch
 from hybvit import cli
 from hybvit.adapters import Adapted, adapt
 from hybvit.config import override
-from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.errors import ConfigError, DataError
 from hybvit.evaluate import SUITES, evaluate
@@ -22,7 +21,7 @@ from hybvit.hybrid import load
 from hybvit.recipes import preset
 from hybvit.report import WORDS, meaning
 
-from .conftest import QUICK, hybvit
+from .conftest import QUICK, hybvit, opened
 
 FAST = Options(
     limit=60, samples=40, steps=3, bound_images=8, bound_draws=4, attack_images=16, autoattack_images=0, attack_steps=3
@@ -30,7 +29,7 @@ FAST = Options(
 
 
 def digits() -> Dataset:
-    return open_dataset(preset("digits"))
+    return opened(preset("digits"))
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +202,7 @@ def test_accuracy_of_a_known_classifier(linear, tmp_path):
 
 
 def test_temperature_is_fitted_on_images_held_out_and_never_on_test_images(linear, tmp_path):
-    data = open_dataset(override(preset("digits"), data={"held_out": 0.1}))
+    data = opened(override(preset("digits"), data={"held_out": 0.1}))
     a = evaluate(context(linear, tmp_path / "a", data=data), ("calibration",), quiet)
     shuffled = ImageSet(data.test.in_memory, data.test.labels.flip(0))
     other = Dataset(data.train, shuffled, data.classes, None, data.held_out)
@@ -211,7 +210,7 @@ def test_temperature_is_fitted_on_images_held_out_and_never_on_test_images(linea
     assert a["metrics"]["calibration/temperature"] == b["metrics"]["calibration/temperature"]
     assert a["metrics"]["calibration/temperature"]["n"] == len(data.held_out)
     assert not any("held out" in note for note in a["notes"]["calibration"])
-    whole = open_dataset(override(preset("digits"), data={"held_out": 0.0}))
+    whole = opened(override(preset("digits"), data={"held_out": 0.0}))
     none_held_out = evaluate(context(linear, tmp_path / "c", data=whole), ("calibration",), quiet)
     assert any("held out" in note for note in none_held_out["notes"]["calibration"])
 

@@ -415,6 +415,11 @@ def minibatches(cfg: Config) -> tuple[int, int]:
     return 0 if kind == "vit" else size, 0 if kind == "genvit" else size if labelled is None else labelled
 
 
+def labels_of_clean(cfg: Config) -> bool:
+    """Whether the objective takes the labels of the images to be denoised."""
+    return cfg.model.label_conditioning or (cfg.objective.kind == "hybvit" and cfg.objective.noisy_labels > 0)
+
+
 def batch_in_words(cfg: Config) -> str:
     """``128``, or ``128 + 64`` where the labelled mini-batch has another size."""
     denoising, labelled = minibatches(cfg)

@@ -58,7 +58,7 @@ class HybridModel:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return self.cfg.model.channels, self.cfg.model.image_size, self.cfg.model.image_size
+        return self.cfg.model.image_shape
 
     def logits(self, x: Tensor) -> Tensor:
         """x float [B, C, H, W] in [-1, 1], clean -> [B, K]. Differentiable."""

@@ -111,6 +111,11 @@ class ViTConfig:
             raise ValueError("model.registers and the published model.time token_scalars do not go together")
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.image_size, self.image_size
+
+    @property
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
 

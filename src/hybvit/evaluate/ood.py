@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import plots
 from ..catalog import CATALOG
-from ..config import Config, DataConfig, ObjectiveConfig
+from ..config import DataConfig
 from ..data.datasets import open_dataset, out_of_distribution
 from ..data.files import Files
 from ..data.image_set import BadFiles, Decoding, ImageSet, picture_files
@@ -32,7 +32,6 @@ from ..metrics.ood import (
     log_density,
     max_probability,
 )
-from ..vit import ViTConfig
 from .context import Context, Metric, Picture, Result
 
 NEIGHBOURS = 50
@@ -179,6 +178,5 @@ def own_images(root: str, decoding: Decoding) -> ImageSet:
     if form == "folder":
         files = Files(path)
         return picture_files(files, picture_names(files), None, decoding)
-    model = ViTConfig(image_size=decoding.size, patch_size=1, channels=decoding.channels)
-    data = open_dataset(Config(model=model, objective=ObjectiveConfig(kind="genvit"), data=DataConfig(name=form, root=root)))
+    data = open_dataset(DataConfig(name=form, root=root), (decoding.channels, decoding.size, decoding.size))
     return ImageSet(torch.cat([part.subsample(len(part)).in_memory for part in (data.train, data.test)]))

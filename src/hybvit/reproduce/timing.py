@@ -14,7 +14,7 @@ import torch
 
 from ..baselines.jem import JEM
 from ..catalog import CATALOG
-from ..config import Config, differences, minibatches, override
+from ..config import Config, differences, labels_of_clean, minibatches, override
 from ..data.batches import random_batch
 from ..devices import autocast, best_device, keep_freed_memory, resolve_precision
 from ..networks import build_network, losses_of, number_of_parameters
@@ -39,7 +39,7 @@ def one_step(cfg: Config, device: torch.device) -> Callable[[], None]:
     """A closure that takes one optimisation step on random images, at a learning rate of 0: nothing can diverge."""
     cfg = override(cfg, jem={"limit": math.inf})
     torch.manual_seed(0)
-    batch = random_batch(cfg, minibatches(cfg), device)
+    batch = random_batch(cfg.model, minibatches(cfg), labels_of_clean(cfg), device)
     net = build_network(cfg).to(device)
     if isinstance(net, JEM) and cfg.jem.informative:
         assert batch.images is not None
