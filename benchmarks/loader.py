@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,13 +16,10 @@ import torchvision.transforms as T
 from torchvision.transforms.functional import to_pil_image
 
 from hybvit.bench import joint_step
-from hybvit.config import Config, override
-from hybvit.data.augment import auto_augment, draws, erase, weak
-from hybvit.data.batches import TrainingBatches, policy_of
+from hybvit.config import Config, minibatches
+from hybvit.data.batches import TrainingBatches, auto_augment, draws, erase, policy_of, weak
 from hybvit.data.datasets import open_dataset
-from hybvit.data.image_set import ImageSet
-from hybvit.data.images import to_x
-from hybvit.data.own_images import Dataset
+from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.devices import best_device, keep_freed_memory, resolve_precision
 from hybvit.recipes import preset
 from hybvit.run_folder import environment
@@ -51,7 +49,9 @@ def measure(name: str, cfg: Config, data: Dataset, threads: int) -> dict[str, fl
     net, diffusion, step = HybViT(cfg.model), cfg.diffusion.build(), [0]
     precision = resolve_precision("auto", best_device())
     loaders = {
-        augment: TrainingBatches(data, override(cfg, data={"augment": augment, "flip": name != "digits"}))
+        augment: TrainingBatches(
+            data, replace(cfg.data, augment=augment, flip=name != "digits"), minibatches(cfg), cfg.train.seed
+        )
         for augment in ("none", "weak", "strong")
     }
     batch = loaders["none"](0)
@@ -86,7 +86,7 @@ def against_pil(data: Dataset, cfg: Config) -> dict[str, float | list[float]]:
         [
             T.RandomHorizontalFlip(),
             T.RandomCrop(pixels.shape[-1], padding=4),
-            T.AutoAugment(T.AutoAugmentPolicy(policy_of(cfg))),
+            T.AutoAugment(T.AutoAugmentPolicy(policy_of(cfg.data))),
             T.ToTensor(),
             T.Normalize(mean, mean),
             T.RandomErasing(0.25, (0.02, 0.4), (0.3, 3.3)),
@@ -98,7 +98,7 @@ def against_pil(data: Dataset, cfg: Config) -> dict[str, float | list[float]]:
         epoch[0] += 1
         index = torch.arange(IMAGES)
         u = draws(0, "augmentation", torch.stack((torch.full_like(index, epoch[0]), index, torch.zeros_like(index)), dim=1))
-        erase(to_x(auto_augment(policy_of(cfg)).apply(weak(pixels, u, 4, True), u)), u, 0.25, fill)
+        erase(to_x(auto_augment(policy_of(cfg.data)).apply(weak(pixels, u, 4, True), u)), u, 0.25, fill)
 
     def theirs() -> None:
         torch.stack([pipeline(picture) for picture in pictures])
@@ -118,7 +118,7 @@ def main() -> None:
     threads, rows = torch.get_num_threads(), []
     for name, preset_name in (("digits", "digits"), ("Fashion-MNIST", "fashion_mnist_pocket"), ("CIFAR-shaped", "cifar10")):
         cfg = preset(preset_name)
-        data = cifar_shaped(cfg) if name == "CIFAR-shaped" else open_dataset(cfg)
+        data = cifar_shaped(cfg) if name == "CIFAR-shaped" else open_dataset(cfg.data, cfg.model.image_shape)
         rows.append(measure(name, cfg, data, threads) | against_pil(data, cfg))
         shown = ", ".join(f"{kind} {value:,}" for kind, value in rows[-1].items() if isinstance(value, float))
         print(f"{name}: {shown}", flush=True)

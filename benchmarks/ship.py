@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from hybvit import checkpoint, load
+from hybvit.catalog import CATALOG
 from hybvit.config import Config, as_typed, differences, load_config, override
-from hybvit.data.catalog import CATALOG
 from hybvit.hybrid import BUNDLED, HybridModel, bundled
 from hybvit.recipes import PRESETS
 from hybvit.run_folder import read_metrics, training_summary

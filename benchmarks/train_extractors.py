@@ -19,11 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hybvit.checkpoint import sha256
-from hybvit.data.augment import draws, weak
-from hybvit.data.batches import Order
+from hybvit.data.batches import Order, draws, weak
 from hybvit.data.datasets import open_dataset
-from hybvit.data.image_set import ImageSet
-from hybvit.data.images import to_x
+from hybvit.data.image_set import ImageSet, to_x
 from hybvit.extractors import ASSETS, RECORD, SmallCNN
 from hybvit.recipes import preset
 from hybvit.seeds import mix
@@ -95,7 +93,8 @@ def in_memory(images: ImageSet) -> tuple[Tensor, Tensor]:
 
 def make(name: str) -> None:
     recipe = RECIPES[name]
-    data = open_dataset(preset(recipe.preset))
+    cfg = preset(recipe.preset)
+    data = open_dataset(cfg.data, cfg.model.image_shape)
     (train, labels), (test, test_labels) = (in_memory(images) for images in (data.train, data.test))
     started = time.perf_counter()
     net = fit(train, labels, recipe)

@@ -106,7 +106,7 @@ def stream() -> str:
 
 
 def datasets() -> str:
-    from hybvit.data.catalog import CATALOG
+    from hybvit.catalog import CATALOG
 
     lines = ["| name | images | classes | splits | licence | preset |", "|---|---|---|---|---|---|"]
     for name, info in CATALOG.items():

@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from hybvit.config import Config, labels_of_clean, minibatches
+from hybvit.data.batches import TrainingBatches
+from hybvit.data.datasets import open_dataset
+from hybvit.data.image_set import Dataset
 from hybvit.vit import ViTConfig
 
 DATA = Path(__file__).parent / "data"
@@ -47,6 +51,17 @@ def hybvit(*arguments: str | Path, cwd: Path | None = None, timeout: float = 120
     command = [sys.executable, "-m", "hybvit.cli", *map(str, arguments)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def opened(cfg: Config) -> Dataset:
+    """The data of a configuration, as training opens them."""
+    return open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labelled=cfg.objective.kind != "genvit")
+
+
+def batches_of(data: Dataset, cfg: Config, rank: int = 0, world: int = 1) -> TrainingBatches:
+    """The batches of a configuration, as training takes them."""
+    known = labels_of_clean(cfg)
+    return TrainingBatches(data, cfg.data, minibatches(cfg), cfg.train.seed, clean_labels=known, rank=rank, world=world)
 
 
 QUICK = (  # every suite of evaluate, in seconds

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from hybvit.data.catalog import CATALOG
+from hybvit.catalog import CATALOG
 
 
 def python2_pickle(content: dict[str, Any]) -> bytes:

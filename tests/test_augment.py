@@ -3,9 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torchvision.transforms import v2
 
-from hybvit.data.augment import DRAWS, FLIP, POLICY, auto_augment, draws, erase, flip_half, mix_batch, weak
+from hybvit.data.batches import DRAWS, FLIP, POLICY, auto_augment, draws, erase, flip_half, mix_batch, weak
+from hybvit.seeds import mix, splitmix64
 
 STREAM = "augmentation"
 
@@ -40,6 +42,18 @@ def test_draws_depend_on_seed_epoch_image_and_repeat_and_on_nothing_else():
     for other in (draws(1, STREAM, keys(50)), draws(0, STREAM, keys(50, epoch=1)), draws(0, STREAM, keys(50, repeat=1))):
         assert not bool((u == other).any())
     assert not bool((u == draws(0, "flips of clean images", keys(50))).any())
+
+
+def test_the_hash_of_tensors_is_the_hash_of_seeds():
+    def unsigned(z: int) -> int:  # the finaliser as published
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        return z ^ (z >> 31)
+
+    bits = [0, 1, 2**63 - 1, 2**63, 2**64 - 1, *(mix(seed, STREAM) * 2 + seed % 2 for seed in range(100))]
+    signed = torch.tensor([z - 2**64 if z >= 2**63 else z for z in bits])
+    assert [z % 2**64 for z in splitmix64(signed).tolist()] == [unsigned(z) for z in bits]
+    assert mix(0, "weights") == unsigned(1) % 2**63
 
 
 # weak
@@ -78,6 +92,17 @@ def test_flips_of_clean_images():
 
 
 # AutoAugment
+
+
+def test_torchvision_still_has_the_private_parts_that_are_used():
+    theirs = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+    for name in ("_policies", "_AUGMENTATION_SPACE", "_apply_image_or_video_transform", "_fill", "interpolation"):
+        assert hasattr(theirs, name), (
+            f"torchvision {torchvision.__version__} has no AutoAugment.{name}: BatchAutoAugment reads it; "
+            "lower the bound of torchvision in pyproject.toml, or adapt the class"
+        )
+    assert not hasattr(theirs, "_augmentation_space"), "BatchAutoAugment would override a method of torchvision"
+    assert {len(policy) for policy in theirs._policies} == {2}
 
 
 @pytest.mark.parametrize("policy", ["cifar10", "svhn", "imagenet"])

@@ -18,7 +18,7 @@ from hybvit.baselines.jem import JEM, evaluating, gaussian
 from hybvit.baselines.preact_resnet import PreActBlock, PreActResNet18
 from hybvit.baselines.unet import DenoisingUNet
 from hybvit.baselines.wide_resnet import WideResNet
-from hybvit.data.images import to_pixels
+from hybvit.data.image_set import to_pixels
 from hybvit.errors import ConfigError, DivergedError
 from hybvit.objective import Batch
 from hybvit.vit import HybViT, ViTConfig

@@ -2,21 +2,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from hybvit.config import Config, DataConfig, minibatches, override
-from hybvit.data import datasets
-from hybvit.data.batches import Order, TrainingBatches, batches_of_steps, policy_of, random_batch, resolve_workers
-from hybvit.data.image_set import ImageSet
-from hybvit.data.images import to_pixels
-from hybvit.data.own_images import Dataset
+from hybvit.config import Config, DataConfig, labels_of_clean, minibatches, override
+from hybvit.data.batches import Order, policy_of, random_batch
+from hybvit.data.image_set import Dataset, ImageSet, to_pixels
+from hybvit.data.loader import batches_of_steps, resolve_workers
 from hybvit.errors import ConfigError
 from hybvit.objective import Batch
 from hybvit.recipes import preset
 from hybvit.vit import ViTConfig
+
+from .conftest import batches_of, opened
 
 
 def colours(n: int = 60, classes: int = 5, size: int = 8, unlabelled: int = 0) -> Dataset:
@@ -61,26 +62,26 @@ def test_repeats_show_each_image_three_times_in_an_epoch():
 @pytest.mark.parametrize(("kind", "present"), [("vit", (0, 1, 1, 0)), ("genvit", (1, 0, 0, 0)), ("hybvit", (1, 1, 1, 0))])
 def test_the_objective_decides_the_mini_batches(kind, present):
     cfg = override(preset("digits"), objective={"kind": kind})
-    batch = TrainingBatches(datasets.open_dataset(cfg), cfg)(3)
+    batch = batches_of(opened(cfg), cfg)(3)
     assert tuple(int(part is not None) for part in batch) == present
 
 
 def test_a_batch_is_a_function_of_seed_and_step():
     cfg = override(preset("digits"), data={"augment": "weak"})
-    data = datasets.open_dataset(cfg)
-    forward, direct = TrainingBatches(data, cfg), TrainingBatches(data, cfg)
+    data = opened(cfg)
+    forward, direct = batches_of(data, cfg), batches_of(data, cfg)
     for step in range(30):
         late = forward(step)
     assert same(late, direct(29))
-    other = TrainingBatches(data, override(cfg, train={"seed": 1}))(29)
+    other = batches_of(data, override(cfg, train={"seed": 1}))(29)
     assert not torch.equal(late.images, other.images)
 
 
 def test_clean_images_are_never_augmented():
     cfg = override(preset("digits"), data={"augment": "weak"})
-    data = datasets.open_dataset(cfg)
+    data = opened(cfg)
     known = {image.numpy().tobytes() for image in data.train.pixels}
-    batch = TrainingBatches(data, cfg)(0)
+    batch = batches_of(data, cfg)(0)
     assert all(image.numpy().tobytes() in known for image in to_pixels(batch.clean))
     assert not all(image.numpy().tobytes() in known for image in to_pixels(batch.images))
 
@@ -88,7 +89,7 @@ def test_clean_images_are_never_augmented():
 def test_unlabelled_images_join_the_denoising_mini_batch_only():
     data, cfg = colours(unlabelled=40), config("none")
     known = {image.numpy().tobytes(): i for i, image in enumerate([*data.train.pixels, *data.unlabelled.pixels])}
-    batches, seen = TrainingBatches(data, cfg), []
+    batches, seen = batches_of(data, cfg), []
     for step in range(25):  # four epochs of 100
         batch = batches(step)
         seen += [known[image.numpy().tobytes()] for image in to_pixels(batch.clean)]
@@ -98,23 +99,23 @@ def test_unlabelled_images_join_the_denoising_mini_batch_only():
 
 def test_clean_flips_mirror_and_do_nothing_else():
     data, plain, flipped = colours(), config("none"), config("none", clean_flip=True)
-    a, b = TrainingBatches(data, plain)(0).clean, TrainingBatches(data, flipped)(0).clean
+    a, b = batches_of(data, plain)(0).clean, batches_of(data, flipped)(0).clean
     mirrored = [torch.equal(y, x.flip(2)) for x, y in zip(a, b, strict=True)]
     assert all(m or torch.equal(x, y) for m, x, y in zip(mirrored, a, b, strict=True))
     assert 3 < sum(mirrored) < 13
 
 
 def test_strong_augmentation_mixes_half_of_the_batches():
-    batches = TrainingBatches(colours(), config())
+    batches = batches_of(colours(), config())
     mixed = [batches(step).labels.ndim == 2 for step in range(100)]
     assert 30 < sum(mixed) < 70
-    assert not any(TrainingBatches(colours(), config(mixing=0.0))(step).labels.ndim == 2 for step in range(20))
+    assert not any(batches_of(colours(), config(mixing=0.0))(step).labels.ndim == 2 for step in range(20))
 
 
 def test_augmentation_does_not_depend_on_the_batch_size():
     data = colours()
-    small = TrainingBatches(data, config(batch_size=8, mixing=0.0))
-    large = TrainingBatches(data, config(batch_size=16, mixing=0.0))(2)
+    small = batches_of(data, config(batch_size=8, mixing=0.0))
+    large = batches_of(data, config(batch_size=16, mixing=0.0))(2)
     halves = [small(4), small(5)]
     assert torch.equal(torch.cat([part.images for part in halves]), large.images)
     assert torch.equal(torch.cat([part.clean for part in halves]), large.clean)
@@ -123,8 +124,8 @@ def test_augmentation_does_not_depend_on_the_batch_size():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(workers):
     data, cfg = colours(), config()
-    here = list(batches_of_steps(TrainingBatches(data, cfg), 3, 15, 0))
-    there = list(batches_of_steps(TrainingBatches(data, cfg), 3, 15, workers))
+    here = list(batches_of_steps(batches_of(data, cfg), 3, 15, 0))
+    there = list(batches_of_steps(batches_of(data, cfg), 3, 15, workers))
     assert len(there) == 12
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
 
@@ -132,10 +133,10 @@ def test_batches_do_not_depend_on_the_number_of_workers(workers):
 SHARE = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
-from tests.test_batches import colours, config
-from hybvit.data.batches import TrainingBatches, batches_of_steps
+from tests.test_batches import batches_of, colours, config
+from hybvit.data.loader import batches_of_steps
 rank, workers = int(sys.argv[2]), int(sys.argv[3])
-batches = TrainingBatches(colours(), config(), rank, 2)
+batches = batches_of(colours(), config(), rank, 2)
 torch.save([list(batch) for batch in batches_of_steps(batches, 0, 12, workers)], sys.argv[4])
 """
 
@@ -150,7 +151,7 @@ def test_two_processes_share_the_batches_of_one(tmp_path, workers):
     ]
     assert [process.wait(60) for process in running] == [0, 0]
     parts = [torch.load(file, weights_only=True) for file in files]
-    alone, mixed = TrainingBatches(colours(), config()), 0
+    alone, mixed = batches_of(colours(), config()), 0
     for step in range(12):
         for whole, first, second in zip(alone(step)[:3], parts[0][step], parts[1][step], strict=False):
             assert torch.equal(whole[0::2], first)
@@ -160,15 +161,15 @@ def test_two_processes_share_the_batches_of_one(tmp_path, workers):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
-    with pytest.raises(ConfigError, match=r"train\.batch_size is 10: 2 processes need a multiple of 4"):
-        TrainingBatches(colours(), config(batch_size=10), 0, 2)
-    with pytest.raises(ConfigError, match=r"train\.labelled_batch_size is 6: 2 processes need a multiple of 4"):
-        TrainingBatches(colours(), override(config(), train={"labelled_batch_size": 6}), 0, 2)
+    with pytest.raises(ConfigError, match=r"2 processes cannot share a mini-batch of 10 images: .*batch_size multiples of 4"):
+        batches_of(colours(), config(batch_size=10), 0, 2)
+    with pytest.raises(ConfigError, match=r"a mini-batch of 6 images: .*train\.labelled_batch_size multiples of 4"):
+        batches_of(colours(), override(config(), train={"labelled_batch_size": 6}), 0, 2)
 
 
 def test_the_two_mini_batches_may_differ_in_size_and_each_keeps_its_own_order():
     data, cfg = colours(), config(mixing=0.0)
-    equal, unequal = TrainingBatches(data, cfg), TrainingBatches(data, override(cfg, train={"labelled_batch_size": 4}))
+    equal, unequal = batches_of(data, cfg), batches_of(data, override(cfg, train={"labelled_batch_size": 4}))
     parts = [unequal(step) for step in range(8)]
     assert [(len(part.clean), len(part.images), len(part.labels)) for part in parts] == [(16, 4, 4)] * 8
     for name in ("images", "labels"):  # the augmentation too is that of the image in its epoch
@@ -176,7 +177,7 @@ def test_the_two_mini_batches_may_differ_in_size_and_each_keeps_its_own_order():
             torch.cat([getattr(part, name) for part in parts]), torch.cat([getattr(equal(s), name) for s in (0, 1)])
         )
     assert torch.equal(parts[1].clean, equal(1).clean)
-    shared = [TrainingBatches(data, override(cfg, train={"labelled_batch_size": 4}), rank, 2)(3) for rank in range(2)]
+    shared = [batches_of(data, override(cfg, train={"labelled_batch_size": 4}), rank, 2)(3) for rank in range(2)]
     for rank, part in enumerate(shared):
         assert torch.equal(part.clean, parts[3].clean[rank::2])
         assert torch.equal(part.images, parts[3].images[rank::2])
@@ -189,7 +190,7 @@ def conditioned(cfg: Config) -> Config:
 def test_a_conditioned_network_is_told_the_labels_of_the_denoising_images():
     data, cfg = colours(unlabelled=40), config("none")
     label_of = {image.numpy().tobytes(): int(y) for image, y in zip(data.train.pixels, data.train.labels, strict=True)}
-    batches, plain, missing = TrainingBatches(data, conditioned(cfg)), TrainingBatches(data, cfg), 0
+    batches, plain, missing = batches_of(data, conditioned(cfg)), batches_of(data, cfg), 0
     for step in range(10):
         batch = batches(step)
         assert batch.clean_labels.dtype == torch.int64
@@ -197,21 +198,21 @@ def test_a_conditioned_network_is_told_the_labels_of_the_denoising_images():
         assert same(batch._replace(clean_labels=None), plain(step))
         missing += int((batch.clean_labels == -1).sum())
     assert 30 < missing < 100
-    alone = TrainingBatches(
+    alone = batches_of(
         Dataset(ImageSet(data.train.pixels), data.test, ()), override(conditioned(cfg), objective={"kind": "genvit"})
     )
     assert alone(0).clean_labels.tolist() == [-1] * 16
-    assert TrainingBatches(data, override(conditioned(cfg), objective={"kind": "vit"}))(0).clean_labels is None
+    assert batches_of(data, override(conditioned(cfg), objective={"kind": "vit"}))(0).clean_labels is None
     noisy = override(cfg, objective={"noisy_labels": 0.5})
-    assert same(TrainingBatches(data, noisy)(3), TrainingBatches(data, conditioned(cfg))(3))
-    assert TrainingBatches(data, override(noisy, objective={"kind": "genvit"}))(3).clean_labels is None
+    assert same(batches_of(data, noisy)(3), batches_of(data, conditioned(cfg))(3))
+    assert batches_of(data, override(noisy, objective={"kind": "genvit"}))(3).clean_labels is None
 
 
 @pytest.mark.parametrize("kind", ["vit", "genvit", "hybvit"])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_random_batch_has_the_form_of_a_real_one(kind, device):
     cfg = override(conditioned(config(mixing=0.0)), objective={"kind": kind}, train={"labelled_batch_size": 6})
-    made, real = random_batch(cfg, minibatches(cfg), device), TrainingBatches(colours(), cfg)(0)
+    made, real = random_batch(cfg.model, minibatches(cfg), labels_of_clean(cfg), device), batches_of(colours(), cfg)(0)
     form = lambda batch: [part if part is None else (part.shape, part.dtype) for part in batch]  # noqa: E731
     assert form(made) == form(real)
 
@@ -223,17 +224,17 @@ def test_workers_beside_a_cpu_are_none_and_beside_a_gpu_some():
 
 
 def test_the_policy_is_the_data_sets_own():
-    assert policy_of(preset("cifar100")) == "cifar10"
-    assert policy_of(override(preset("cifar10"), data={"name": "svhn"})) == "svhn"
-    assert policy_of(preset("paper_32")) == "imagenet"
-    assert policy_of(override(preset("paper_32"), data={"policy": "svhn"})) == "svhn"
+    assert policy_of(preset("cifar100").data) == "cifar10"
+    assert policy_of(replace(preset("cifar10").data, name="svhn")) == "svhn"
+    assert policy_of(preset("paper_32").data) == "imagenet"
+    assert policy_of(replace(preset("paper_32").data, policy="svhn")) == "svhn"
 
 
 @pytest.mark.parametrize("kind", ["vit", "genvit", "hybvit"])
 def test_two_processes_share_every_batch(kind):
     cfg = override(config("weak", 8), objective={"kind": kind})
-    whole = TrainingBatches(colours(), cfg)(5)
-    parts = [TrainingBatches(colours(), cfg, rank, 2)(5) for rank in (0, 1)]
+    whole = batches_of(colours(), cfg)(5)
+    parts = [batches_of(colours(), cfg, rank, 2)(5) for rank in (0, 1)]
     for name, together in whole._asdict().items():
         halves = [getattr(part, name) for part in parts]
         if together is None:

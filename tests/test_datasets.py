@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from hybvit.catalog import CATALOG, DEBIAN
 from hybvit.config import Config, DataConfig, override
 from hybvit.data import datasets
-from hybvit.data.catalog import CATALOG, DEBIAN
 from hybvit.data.files import ArraysOnly, Files, read_idx, unpickle
-from hybvit.data.image_set import BadFiles, Decoding, ImageSet, LazyPictures
-from hybvit.data.locate import located
-from hybvit.data.own_images import Dataset
+from hybvit.data.image_set import BadFiles, Dataset, Decoding, ImageSet, LazyPictures
+from hybvit.data.locate import locate
 from hybvit.errors import ConfigError, DataError
 from hybvit.recipes import PRESETS, preset
 from hybvit.vit import HybViT, ViTConfig
 
 from . import official
+from .conftest import opened
 
 
 def decoding(size: int = 32, channels: int = 3, memory: int = 2**30) -> Decoding:
@@ -151,7 +151,7 @@ def test_the_papers_presets_augment_strongly_with_three_times_the_images(name):
 def test_digits_are_scikit_learns_with_every_fifth_of_a_class_held_out():
     from sklearn.datasets import load_digits
 
-    data, raw = datasets.open_dataset(preset("digits")), load_digits()
+    data, raw = opened(preset("digits")), load_digits()
     assert data.classes == tuple("0123456789")
     assert data.train.pixels.max() == 255
     for k in range(10):
@@ -165,7 +165,7 @@ def test_digits_are_scikit_learns_with_every_fifth_of_a_class_held_out():
 def test_mnist(tmp_path, monkeypatch, place, compress):
     official.unpacked(tmp_path / place, official.mnist(compress=compress))
     small(monkeypatch, "mnist", tmp_path / place, splits={"train": 20, "test": 10}, balance={"train": 2, "test": 1})
-    data = datasets.open_dataset(config("mnist", tmp_path, channels=1))
+    data = opened(config("mnist", tmp_path, channels=1))
     assert data.train.pixels.shape == (20, 1, 32, 32)
     assert torch.equal(data.train.pixels[:, 0, 2:30, 2:30], torch.from_numpy(official.noise(20, 28, 28)))
     assert data.test.labels.tolist() == list(range(10))
@@ -174,15 +174,15 @@ def test_mnist(tmp_path, monkeypatch, place, compress):
 def test_cifar10_from_the_archive_and_unpacked(tmp_path, monkeypatch):
     archive = official.tar_gz(tmp_path / "cifar-10-python.tar.gz", official.cifar10())
     small(monkeypatch, "cifar10", tmp_path, splits={"train": 50, "test": 10}, balance={"train": 5, "test": 1})
-    data = datasets.open_dataset(config("cifar10", tmp_path))
+    data = opened(config("cifar10", tmp_path))
     assert data.train.pixels.shape == (50, 3, 32, 32)
     expected = np.concatenate([official.noise(10, 3072, seed=i) for i in range(5)]).reshape(50, 3, 32, 32)
     assert torch.equal(data.train.pixels, torch.from_numpy(expected))
     assert data.classes[data.test.labels[3]] == "cat"
-    by_name = datasets.open_dataset(config("cifar10", archive))
+    by_name = opened(config("cifar10", archive))
     official.unpacked(tmp_path / "loose", official.cifar10())
     for root in (tmp_path / "loose", tmp_path / "loose" / "cifar-10-batches-py"):
-        loose = datasets.open_dataset(config("cifar10", root))
+        loose = opened(config("cifar10", root))
         assert torch.equal(loose.train.pixels, by_name.train.pixels)
         assert torch.equal(loose.train.labels, data.train.labels)
 
@@ -190,7 +190,7 @@ def test_cifar10_from_the_archive_and_unpacked(tmp_path, monkeypatch):
 def test_cifar100_takes_the_fine_labels(tmp_path, monkeypatch):
     official.tar_gz(tmp_path / "cifar-100-python.tar.gz", official.cifar100())
     small(monkeypatch, "cifar100", tmp_path, splits={"train": 100, "test": 100}, balance={"train": 1, "test": 1})
-    data = datasets.open_dataset(config("cifar100", tmp_path))
+    data = opened(config("cifar100", tmp_path))
     assert data.train.labels.tolist() == list(range(100))
     assert data.classes[data.train.labels[7]] == "beetle"
 
@@ -198,7 +198,7 @@ def test_cifar100_takes_the_fine_labels(tmp_path, monkeypatch):
 def test_svhn_calls_its_class_10_zero(tmp_path, monkeypatch):
     official.svhn(tmp_path)
     small(monkeypatch, "svhn", tmp_path, splits={"train": 20, "test": 10}, balance={"train": (2,) * 10, "test": (1,) * 10})
-    data = datasets.open_dataset(config("svhn", tmp_path))
+    data = opened(config("svhn", tmp_path))
     assert data.test.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
     assert torch.equal(data.test.pixels, torch.from_numpy(official.noise(10, 32, 32, 3)).permute(0, 3, 1, 2))
 
@@ -207,15 +207,15 @@ def test_stl10_is_stored_by_columns_and_its_unlabelled_images_can_be_denoised(tm
     official.tar_gz(tmp_path / "stl10_binary.tar.gz", official.stl10())
     splits = {"train": 10, "test": 20, "unlabelled": 7}
     small(monkeypatch, "stl10", tmp_path, splits=splits, balance={"train": 1, "test": 2})
-    data = datasets.open_dataset(config("stl10", tmp_path, size=96, unlabelled=True))
+    data = opened(config("stl10", tmp_path, size=96, unlabelled=True))
     assert torch.equal(data.train.pixels, torch.from_numpy(official.noise(10, 3, 96, 96)))
     assert data.train.labels.tolist() == list(range(10))
     assert len(data.unlabelled) == 7
     assert data.unlabelled.labels is None
-    resized = datasets.open_dataset(config("stl10", tmp_path, size=32, resize=True))
+    resized = opened(config("stl10", tmp_path, size=32, resize=True))
     assert resized.train.pixels.shape == (10, 3, 32, 32)
     with pytest.raises(ConfigError, match=r"set it to 96, or --data\.resize true"):
-        datasets.open_dataset(config("stl10", tmp_path, size=32))
+        opened(config("stl10", tmp_path, size=32))
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -227,7 +227,7 @@ def test_tiny_imagenet(tmp_path, monkeypatch, packed, memory):
         official.unpacked(tmp_path, official.tiny_imagenet())
     splits = {"train": 12, "test": 6, "unlabelled": 5}
     small(monkeypatch, "tiny_imagenet", tmp_path, splits=splits, balance={"train": 4, "test": 2}, num_classes=3)
-    data = datasets.open_dataset(config("tiny_imagenet", tmp_path, size=64, unlabelled=True, memory_gib=memory))
+    data = opened(config("tiny_imagenet", tmp_path, size=64, unlabelled=True, memory_gib=memory))
     assert isinstance(data.train.pixels, torch.Tensor if memory else LazyPictures)
     assert data.classes == ("goldfish (n01443537)", "Egyptian cat (n02124075)", "reel (n04067472)")  # by sorted id
     assert data.test.labels.tolist() == [1, 0, 2, 1, 0, 2]
@@ -265,13 +265,13 @@ def test_imagenet32_takes_its_names_from_map_clsloc(tmp_path, monkeypatch):
 def test_imagenet_as_folders(tmp_path, monkeypatch):
     official.unpacked(tmp_path, official.imagenet())
     small(monkeypatch, "imagenet", tmp_path, splits={"train": 6, "test": 4}, balance={"test": 2}, num_classes=2)
-    data = datasets.open_dataset(config("imagenet", tmp_path, size=32))
+    data = opened(config("imagenet", tmp_path, size=32))
     assert data.classes == ("tench (n01440764)", "crane (n02012849)")
     assert data.train.pixels.shape == (6, 3, 32, 32)
     assert data.test.labels.tolist() == [0, 0, 1, 1]
     (tmp_path / "val" / "stray.JPEG").write_bytes(official.jpeg(0))
     with pytest.raises(DataError, match=r"stray\.JPEG: lies in no class folder"):
-        datasets.open_dataset(config("imagenet", tmp_path, size=32))
+        opened(config("imagenet", tmp_path, size=32))
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -283,17 +283,17 @@ def test_celeba(tmp_path, monkeypatch, packed):
     else:
         official.unpacked(tmp_path, images)
     small(monkeypatch, "celeba", tmp_path, splits={"train": 6, "validation": 1, "test": 3})
-    data = datasets.open_dataset(config("celeba", tmp_path))
+    data = opened(config("celeba", tmp_path))
     assert data.train.pixels.shape == (6, 3, 32, 32)
     assert (len(data.test), data.test.labels, data.classes) == (3, None, ())
     with pytest.raises(ConfigError, match="--objective genvit"):
-        datasets.open_dataset(override(config("celeba", tmp_path), objective={"kind": "hybvit"}))
+        opened(override(config("celeba", tmp_path), objective={"kind": "hybvit"}))
 
 
 def test_celeba_hq(tmp_path, monkeypatch):
     official.zip_file(tmp_path / "CelebAMask-HQ.zip", official.celeba_hq())
     small(monkeypatch, "celeba_hq", tmp_path, splits={"train": 18, "test": 2})
-    data = datasets.open_dataset(config("celeba_hq", tmp_path, size=128))
+    data = opened(config("celeba_hq", tmp_path, size=128))
     assert (len(data.train), len(data.test)) == (18, 2)
     tenth = torch.from_numpy(official.noise(1, 3, seed=10)[0]).float()
     assert (data.test.take(torch.tensor([1]))[0].float().mean(dim=(0, 2, 3)) - tenth).abs().max() < 3
@@ -301,7 +301,7 @@ def test_celeba_hq(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not (DEBIAN / "fashion-mnist").is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_the_real_fashion_mnist():
-    data = datasets.open_dataset(preset("fashion_mnist_pocket"))
+    data = opened(preset("fashion_mnist_pocket"))
     assert data.train.pixels.shape == (60_000, 1, 32, 32)
     assert data.train.labels.bincount().tolist() == [6000] * 10
     assert data.test.labels.bincount().tolist() == [1000] * 10
@@ -315,10 +315,10 @@ def test_the_real_fashion_mnist():
 def test_a_wrong_checksum_is_refused(tmp_path):
     official.tar_gz(tmp_path / "cifar-10-python.tar.gz", official.cifar10())
     with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz: wrong checksum .*published c58f3010"):
-        datasets.open_dataset(config("cifar10", tmp_path))
+        opened(config("cifar10", tmp_path))
     official.unpacked(tmp_path, official.mnist())
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: wrong checksum"):
-        datasets.open_dataset(config("mnist", tmp_path, channels=1))
+        opened(config("mnist", tmp_path, channels=1))
 
 
 @pytest.mark.parametrize(
@@ -493,19 +493,19 @@ def test_interpolations_are_means_of_consecutive_batches():
 
 def test_a_model_that_does_not_fit_the_data_is_refused():
     with pytest.raises(ConfigError, match=r"model\.channels is 3"):
-        datasets.open_dataset(override(preset("digits"), model={"channels": 3}))
+        opened(override(preset("digits"), model={"channels": 3}))
     with pytest.raises(ConfigError, match=r"model\.image_size is 4"):
-        datasets.open_dataset(override(preset("digits"), model={"image_size": 4}))
+        opened(override(preset("digits"), model={"image_size": 4}))
     with pytest.raises(ConfigError, match="no unlabelled images"):
-        datasets.open_dataset(override(preset("digits"), data={"unlabelled": True}))
+        opened(override(preset("digits"), data={"unlabelled": True}))
     with pytest.raises(ConfigError, match=r"data\.test_root"):
-        datasets.open_dataset(override(preset("digits"), data={"test_root": "x"}))
+        opened(override(preset("digits"), data={"test_root": "x"}))
 
 
 def test_data_option_finds_the_named_sets_own_files(tmp_path):
     official.unpacked(tmp_path / "FashionMNIST" / "raw", official.mnist(compress=False))
-    assert located(preset("fashion_mnist_pocket"), str(tmp_path)).data.name == "fashion_mnist"
-    assert located(preset("cifar10"), str(tmp_path)).data.name == "cifar10"  # it is to be downloaded there
+    assert locate(preset("fashion_mnist_pocket").data, str(tmp_path)).name == "fashion_mnist"
+    assert locate(preset("cifar10").data, str(tmp_path)).name == "cifar10"  # it is to be downloaded there
 
 
 def test_zip_archives_can_be_read_by_threads(tmp_path):
@@ -528,7 +528,7 @@ def test_a_folder_counts_as_present_only_with_something_in_it(tmp_path):
 
 def test_held_out_images_are_not_trained_on():
     cfg = override(preset("digits"), data={"held_out": 0.1})
-    data, whole = datasets.open_dataset(cfg), datasets.open_dataset(override(preset("digits"), data={"held_out": 0.0}))
+    data, whole = opened(cfg), opened(override(preset("digits"), data={"held_out": 0.0}))
     assert len(data.train) + len(data.held_out) == len(whole.train)
     shares = data.held_out.labels.bincount() / whole.train.labels.bincount()
     assert ((shares > 0.09) & (shares < 0.11)).all()

@@ -12,10 +12,7 @@ import torch
 from hybvit import cli
 from hybvit.adapters import Adapted, adapt
 from hybvit.config import override
-from hybvit.data.datasets import open_dataset
-from hybvit.data.image_set import ImageSet
-from hybvit.data.images import to_x
-from hybvit.data.own_images import Dataset
+from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.errors import ConfigError, DataError
 from hybvit.evaluate import SUITES, evaluate
 from hybvit.evaluate.context import Context, Options
@@ -24,7 +21,7 @@ from hybvit.hybrid import load
 from hybvit.recipes import preset
 from hybvit.report import WORDS, meaning
 
-from .conftest import QUICK, hybvit
+from .conftest import QUICK, hybvit, opened
 
 FAST = Options(
     limit=60, samples=40, steps=3, bound_images=8, bound_draws=4, attack_images=16, autoattack_images=0, attack_steps=3
@@ -32,7 +29,7 @@ FAST = Options(
 
 
 def digits() -> Dataset:
-    return open_dataset(preset("digits"))
+    return opened(preset("digits"))
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +167,7 @@ def test_an_attack_is_on_images_of_all_classes(linear, tmp_path):
     data = digits()
     by_class = Dataset(data.train, ImageSet(data.test.in_memory[order], data.test.labels[order]), data.classes)
     ctx = context(linear, tmp_path, data=by_class)
-    assert len(ctx.test.spread(16).labels.unique()) >= 9
+    assert len(ctx.test.subsample(16).labels.unique()) >= 9
 
 
 def test_answers_without_a_gradient_leave_out_the_score_that_needs_one(linear, tmp_path):
@@ -198,14 +195,14 @@ def test_what_an_adapter_returns_is_checked():
 
 def test_accuracy_of_a_known_classifier(linear, tmp_path):
     record = evaluate(context(linear, tmp_path), ("accuracy",), quiet)
-    data = digits().test.spread(60)
+    data = digits().test.subsample(60)
     right = (linear.logits(to_x(data.in_memory)).argmax(1) == data.labels).double().mean().item()
     assert record["metrics"]["test/accuracy"]["value"] == right
     assert sum(map(sum, record["tables"]["confusion_matrix"])) == 60
 
 
 def test_temperature_is_fitted_on_images_held_out_and_never_on_test_images(linear, tmp_path):
-    data = open_dataset(override(preset("digits"), data={"held_out": 0.1}))
+    data = opened(override(preset("digits"), data={"held_out": 0.1}))
     a = evaluate(context(linear, tmp_path / "a", data=data), ("calibration",), quiet)
     shuffled = ImageSet(data.test.in_memory, data.test.labels.flip(0))
     other = Dataset(data.train, shuffled, data.classes, None, data.held_out)
@@ -213,7 +210,7 @@ def test_temperature_is_fitted_on_images_held_out_and_never_on_test_images(linea
     assert a["metrics"]["calibration/temperature"] == b["metrics"]["calibration/temperature"]
     assert a["metrics"]["calibration/temperature"]["n"] == len(data.held_out)
     assert not any("held out" in note for note in a["notes"]["calibration"])
-    whole = open_dataset(override(preset("digits"), data={"held_out": 0.0}))
+    whole = opened(override(preset("digits"), data={"held_out": 0.0}))
     none_held_out = evaluate(context(linear, tmp_path / "c", data=whole), ("calibration",), quiet)
     assert any("held out" in note for note in none_held_out["notes"]["calibration"])
 

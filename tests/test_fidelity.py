@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hybvit import extractors
+from hybvit.catalog import DEBIAN
 from hybvit.checkpoint import sha256
 from hybvit.config import Config, DataConfig, ObjectiveConfig
-from hybvit.data.catalog import DEBIAN
-from hybvit.data.datasets import open_dataset
-from hybvit.data.images import to_x, with_channels
+from hybvit.data.image_set import to_x
+from hybvit.data.images import with_channels
 from hybvit.errors import ConfigError, DataError
 from hybvit.extractors import Extractor, extractor
 from hybvit.hybrid import HybridModel
@@ -31,6 +31,8 @@ from hybvit.metrics.fidelity import (
 )
 from hybvit.recipes import preset
 from hybvit.vit import HybViT, ViTConfig
+
+from .conftest import opened
 
 
 def normal(n: int, dim: int, seed: int, mean: float = 0.0, std: float = 1.0) -> torch.Tensor:
@@ -304,7 +306,7 @@ def digits_cnn() -> Extractor:
 
 @pytest.fixture(scope="module")
 def digits():
-    return open_dataset(preset("digits"))
+    return opened(preset("digits"))
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +314,7 @@ def fashion():
     """The first 1,000 test images, 32 x 32."""
     if not (DEBIAN / "fashion-mnist").is_dir():
         pytest.skip("needs the Debian package dataset-fashion-mnist")
-    return open_dataset(preset("fashion_mnist_pocket")).test.first(1000)
+    return opened(preset("fashion_mnist_pocket")).test.first(1000)
 
 
 def record(data_name: str) -> dict[str, object]:

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hybvit.data.images import as_pixels, fit, grid, read_image, to_pixels, to_x, with_channels
+from hybvit.data.image_set import to_pixels, to_x
+from hybvit.data.images import as_pixels, fit, grid, read_image, with_channels
 from hybvit.errors import DataError
 
 

@@ -8,7 +8,6 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 from sklearn.metrics import log_loss, recall_score, top_k_accuracy_score
 
-from hybvit.data.datasets import open_dataset
 from hybvit.metrics.classification import (
     brier,
     confusion_matrix,
@@ -20,6 +19,8 @@ from hybvit.metrics.classification import (
 )
 from hybvit.metrics.judge import PixelSVM, class_shares
 from hybvit.recipes import preset
+
+from .conftest import opened
 
 
 def scores() -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,7 +98,7 @@ def test_class_shares():
 
 
 def test_the_judge_of_the_digits_is_98_percent_accurate_itself():
-    data = open_dataset(preset("digits"))
+    data = opened(preset("digits"))
     assert sum(len(part) for part in (data.train, data.held_out, data.test)) == len(load_digits().target)
     judge = PixelSVM(data.train.pixels, data.train.labels)
     assert (judge.predict(data.test.pixels) == data.test.labels).double().mean() >= 0.98

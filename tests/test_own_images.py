@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 
 from hybvit.config import Config, DataConfig, override
-from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import LazyPictures
-from hybvit.data.locate import located
+from hybvit.data.locate import locate
 from hybvit.errors import ConfigError, DataError
 from hybvit.recipes import preset
 from hybvit.vit import ViTConfig
 
 from . import official
+from .conftest import batches_of, opened
 
 
 def own(root: Path | str, name: str = "folder", channels: int = 3, kind: str = "hybvit", **data) -> Config:
@@ -37,12 +37,12 @@ def test_a_folder_of_classes(tmp_path):
         save(tmp_path / "cat" / f"{i}.png", (10 * i, 0, 0))
         save(tmp_path / "dog" / f"{i}.jpg", mode="L")
     (tmp_path / "dog" / "notes.txt").write_text("not an image")
-    data = open_dataset(own(tmp_path))
+    data = opened(own(tmp_path))
     assert data.classes == ("cat", "dog")
     assert data.train.pixels.shape == (8, 3, 8, 8)
     assert data.test.labels.tolist() == [0, 0, 1, 1]
     assert data.test.pixels[:2, 0, 0, 0].tolist() == [0, 50]  # the first and the sixth cat
-    assert open_dataset(own(tmp_path, channels=1)).train.pixels.shape == (8, 1, 8, 8)
+    assert opened(own(tmp_path, channels=1)).train.pixels.shape == (8, 1, 8, 8)
 
 
 def test_a_folder_with_its_own_split(tmp_path):
@@ -50,11 +50,11 @@ def test_a_folder_with_its_own_split(tmp_path):
         for i in range(n):
             save(tmp_path / split / "a" / f"{i}.png")
             save(tmp_path / split / "b" / f"{i}.png")
-    data = open_dataset(own(tmp_path))
+    data = opened(own(tmp_path))
     assert (len(data.train.labels), len(data.test.labels)) == (6, 4)
     save(tmp_path / "val" / "c" / "0.png")
     with pytest.raises(DataError, match="'c'"):
-        open_dataset(own(tmp_path))
+        opened(own(tmp_path))
 
 
 @pytest.mark.parametrize("images", [0, 1])
@@ -65,7 +65,7 @@ def test_a_class_without_a_training_image_is_named(tmp_path, images):
     for i in range(images):
         save(tmp_path / "dog" / f"{i}.png")
     with pytest.raises(DataError, match="class 'dog' has no training image"):
-        open_dataset(own(tmp_path))
+        opened(own(tmp_path))
 
 
 def test_documents_beside_the_images_are_left_alone(tmp_path):
@@ -73,43 +73,42 @@ def test_documents_beside_the_images_are_left_alone(tmp_path):
         save(tmp_path / "cat" / f"{i}.png")
     (tmp_path / "cat" / "paper.pdf").write_text("%PDF")
     (tmp_path / "cat" / "film.mpg").write_text("film")
-    assert len(open_dataset(own(tmp_path)).train) == 4
+    assert len(opened(own(tmp_path)).train) == 4
 
 
 def test_folders_that_cannot_serve_are_named(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
-        open_dataset(own(tmp_path / "nowhere"))
+        opened(own(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="no class sub-folders and no images"):
-        open_dataset(own(tmp_path))
+        opened(own(tmp_path))
     (tmp_path / "a").mkdir()
     with pytest.raises(DataError, match="no image files"):
-        open_dataset(own(tmp_path))
+        opened(own(tmp_path))
     (tmp_path / "a" / "broken.png").write_bytes(b"\x89PNG")
     with pytest.raises(DataError, match=r"broken\.png"):
-        open_dataset(own(tmp_path))
+        opened(own(tmp_path))
     with pytest.raises(ConfigError, match=r"data\.root is not set"):
-        open_dataset(override(own(tmp_path), data={"root": None}))
+        opened(override(own(tmp_path), data={"root": None}))
 
 
 def test_a_flat_folder_is_for_genvit(tmp_path):
     for i in range(11):
         save(tmp_path / f"{i:02d}.png", (20 * i, 0, 0))
     with pytest.raises(ConfigError, match="no labels: train on them with --objective genvit"):
-        open_dataset(own(tmp_path))
-    data = open_dataset(own(tmp_path, kind="genvit"))
+        opened(own(tmp_path))
+    data = opened(own(tmp_path, kind="genvit"))
     assert (len(data.train), len(data.test), data.train.labels, data.classes) == (8, 3, None, ())
     assert data.test.pixels[:, 0, 0, 0].tolist() == [0, 100, 200]
     save(tmp_path / "cat" / "0.png")
     with pytest.raises(DataError, match=r"00\.png: lies beside the class folders \(cat"):
-        open_dataset(own(tmp_path))
+        opened(own(tmp_path))
 
 
 def test_a_zip_serves_like_a_folder(tmp_path):
     members = {f"{kind}/{i}.jpg": official.jpeg(i) for kind in ("cat", "dog") for i in range(6)}
     root = official.zip_file(tmp_path / "pets.zip", members | {"__MACOSX/cat/._0.jpg": b"not an image"})
-    cfg = located(preset("digits"), str(root))
-    assert cfg.data.name == "folder"
-    data = open_dataset(override(own(root), data={"name": cfg.data.name}))
+    assert locate(preset("digits").data, str(root)).name == "folder"
+    data = opened(own(root))
     assert data.classes == ("cat", "dog")
     assert (len(data.train), len(data.test)) == (8, 4)
 
@@ -118,10 +117,10 @@ def test_a_test_folder_elsewhere(tmp_path):
     for i in range(3):
         save(tmp_path / "mine" / "a" / f"{i}.png")
     save(tmp_path / "held out" / "a" / "9.png")
-    data = open_dataset(own(tmp_path / "mine", test_root=str(tmp_path / "held out")))
+    data = opened(own(tmp_path / "mine", test_root=str(tmp_path / "held out")))
     assert (len(data.train), len(data.test)) == (3, 1)
     with pytest.raises(DataError, match="nowhere"):
-        open_dataset(own(tmp_path / "mine", test_root=str(tmp_path / "nowhere")))
+        opened(own(tmp_path / "mine", test_root=str(tmp_path / "nowhere")))
 
 
 @pytest.mark.parametrize("memory", [1.0, 0.0])
@@ -132,7 +131,7 @@ def test_bad_files_are_named_counted_and_left_out_up_to_a_limit(tmp_path, capsys
         (tmp_path / "a" / f"{i}.png").write_bytes(b"\x89PNG rubbish")
 
     def read(limit: int) -> torch.Tensor:
-        data = open_dataset(own(tmp_path, max_bad_files=limit, memory_gib=memory))
+        data = opened(own(tmp_path, max_bad_files=limit, memory_gib=memory))
         return torch.cat([pixels for pixels, _ in data.train.batches(4)])
 
     with pytest.raises(DataError, match=r"3\.png.*--data\.max_bad_files N"):
@@ -151,7 +150,7 @@ def test_bad_files_are_named_counted_and_left_out_up_to_a_limit(tmp_path, capsys
 def test_images_that_do_not_fit_into_memory_are_decoded_when_asked_for(tmp_path):
     for i in range(10):
         save(tmp_path / "ab"[i % 2] / f"{i}.png", (10 * i, 0, 0))
-    now, later = (open_dataset(own(tmp_path, memory_gib=gib)) for gib in (1.0, 0.0))
+    now, later = (opened(own(tmp_path, memory_gib=gib)) for gib in (1.0, 0.0))
     assert isinstance(later.train.pixels, LazyPictures)
     assert later.train.pixels.shape == now.train.pixels.shape
     index = torch.tensor([3, 0, 3])
@@ -179,15 +178,15 @@ def test_a_manifest(tmp_path, form):
         save(tmp_path / "pictures" / f"{i}.png", (10 * i, 0, 0))
     rows = [{"path": f"pictures/{i}.png", "label": 2 + 8 * (i % 2)} for i in range(12)]
     path = table(tmp_path, form, rows)
-    assert located(preset("paper_32"), str(path)).data.name == "manifest"
-    data = open_dataset(own(path, "manifest"))
+    assert locate(preset("paper_32").data, str(path)).name == "manifest"
+    data = opened(own(path, "manifest"))
     assert data.classes == ("2", "10")  # by value, not as text
     assert (len(data.train), len(data.test)) == (8, 4)
     assert data.test.labels.tolist() == [0, 1, 0, 1]
     split = table(tmp_path, form, [{**row, "split": "val" if i < 3 else "train"} for i, row in enumerate(rows)])
-    assert len(open_dataset(own(split, "manifest")).test) == 3
+    assert len(opened(own(split, "manifest")).test) == 3
     flat = table(tmp_path, form, [{"filename": row["path"]} for row in rows])
-    assert open_dataset(own(flat, "manifest", kind="genvit")).classes == ()
+    assert opened(own(flat, "manifest", kind="genvit")).classes == ()
 
 
 @pytest.mark.parametrize(
@@ -204,13 +203,13 @@ def test_manifests_that_cannot_serve_name_the_line(tmp_path, rows, message):
     save(tmp_path / "0.png")
     save(tmp_path / "1.png")
     with pytest.raises(DataError, match=message):
-        open_dataset(own(table(tmp_path, "jsonl", rows), "manifest"))
+        opened(own(table(tmp_path, "jsonl", rows), "manifest"))
 
 
 def test_a_manifest_that_is_no_json(tmp_path):
     (tmp_path / "images.jsonl").write_text('{"path": "0.png"}\nnonsense\n')
     with pytest.raises(DataError, match="line 2: not JSON"):
-        open_dataset(own(tmp_path / "images.jsonl", "manifest"))
+        opened(own(tmp_path / "images.jsonl", "manifest"))
 
 
 # Hugging Face
@@ -237,33 +236,32 @@ def test_parquet_files(tmp_path, labels):
     made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
     made.to_parquet(tmp_path / "train-00000-of-00001.parquet")
     made.select(range(3)).to_parquet(tmp_path / "test-00000-of-00001.parquet")
-    cfg = located(preset("paper_32"), str(tmp_path))
-    assert cfg.data.name == "huggingface"
-    data = open_dataset(own(tmp_path, "huggingface", kind="genvit" if labels == "none" else "hybvit"))
+    assert locate(preset("paper_32").data, str(tmp_path)).name == "huggingface"
+    data = opened(own(tmp_path, "huggingface", kind="genvit" if labels == "none" else "hybvit"))
     assert (len(data.train), len(data.test)) == (12, 3)
     assert data.train.pixels[:, 0, 0, 0].tolist() == [10 * i for i in range(12)]
     assert data.classes == {"names": ("zebra", "ant"), "text": ("ant", "zebra"), "none": ()}[labels]
     if labels != "none":
         assert [data.classes[k] for k in data.test.labels] == ["zebra", "ant", "zebra"]
-    single = open_dataset(own(tmp_path / "train-00000-of-00001.parquet", "huggingface", kind="genvit"))
+    single = opened(own(tmp_path / "train-00000-of-00001.parquet", "huggingface", kind="genvit"))
     assert (len(single.train), len(single.test)) == {"none": (9, 3)}.get(labels, (8, 4))
 
 
 def test_hugging_face_sets_that_cannot_be_read_are_named(tmp_path, monkeypatch):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 rubbish")
     with pytest.raises(DataError, match=r"a\.parquet: not readable"):
-        open_dataset(own(tmp_path / "a.parquet", "huggingface"))
+        opened(own(tmp_path / "a.parquet", "huggingface"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DataError, match="hf://nobody/nothing: not readable"):
-        open_dataset(own("hf://nobody/nothing", "huggingface"))
+        opened(own("hf://nobody/nothing", "huggingface"))
 
 
 def test_data_option_means_what_lies_there(tmp_path):
     save(tmp_path / "a" / "0.png")
-    assert located(preset("fashion_mnist_pocket"), str(tmp_path)).data.name == "folder"
-    assert located(preset("digits"), "anywhere").data.name == "folder"
-    assert located(preset("digits"), "hf://owner/name").data.name == "huggingface"
-    assert located(preset("digits"), "train-{000..009}.tar").data.name == "shards"
+    assert locate(preset("fashion_mnist_pocket").data, str(tmp_path)).name == "folder"
+    assert locate(preset("digits").data, "anywhere").name == "folder"
+    assert locate(preset("digits").data, "hf://owner/name").name == "huggingface"
+    assert locate(preset("digits").data, "train-{000..009}.tar").name == "shards"
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -277,7 +275,7 @@ def test_layouts_of_folders_and_zips(tmp_path, packed, layout):
         root = official.zip_file(tmp_path / "a.zip", members)
     else:
         root = official.unpacked(tmp_path / "a", members) / ("photos" if layout == "one folder" else "")
-    data = open_dataset(own(root))
+    data = opened(own(root))
     assert data.classes == ("cat", "dog")
     assert (len(data.train), len(data.test)) == ((12, 4) if layout == "split" else (8, 4))
 
@@ -285,11 +283,11 @@ def test_layouts_of_folders_and_zips(tmp_path, packed, layout):
 def test_damaged_zips_and_stray_images_are_named(tmp_path):
     (tmp_path / "bad.zip").write_bytes(b"junk")
     with pytest.raises(DataError, match=r"bad\.zip: damaged"):
-        open_dataset(own(tmp_path / "bad.zip"))
+        opened(own(tmp_path / "bad.zip"))
     official.unpacked(tmp_path / "a", {"train/cat/0.jpg": official.jpeg(0), "train/dog/0.jpg": official.jpeg(1)})
     official.unpacked(tmp_path / "a", {"test/0.jpg": official.jpeg(2)})
     with pytest.raises(DataError, match=r"0\.jpg: lies in no class folder"):
-        open_dataset(own(tmp_path / "a"))
+        opened(own(tmp_path / "a"))
 
 
 def test_a_link_to_a_parent_multiplies_nothing(tmp_path):
@@ -297,7 +295,7 @@ def test_a_link_to_a_parent_multiplies_nothing(tmp_path):
         save(tmp_path / "cat" / f"{i}.png")
         save(tmp_path / "dog" / f"{i}.png")
     (tmp_path / "cat" / "loop").symlink_to(tmp_path / "cat")
-    data = open_dataset(own(tmp_path))
+    data = opened(own(tmp_path))
     assert (len(data.train), len(data.test)) == (8, 4)
 
 
@@ -314,9 +312,9 @@ def test_splits_of_parquet_files(tmp_path, names):
         datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{name}.parquet")
     if names == ("train-0", "x"):
         with pytest.raises(DataError, match=r"x\.parquet: neither its name nor its folder"):
-            open_dataset(own(tmp_path, "huggingface"))
+            opened(own(tmp_path, "huggingface"))
         return
-    data = open_dataset(own(tmp_path, "huggingface"))
+    data = opened(own(tmp_path, "huggingface"))
     sizes = {("test-0",): (8, 2), ("x", "y"): (16, 4)}.get(names, (10, 10))
     assert (len(data.train), len(data.test)) == sizes
     train, test = (set(part.pixels[:, 0, 0, 0].tolist()) for part in (data.train, data.test))
@@ -324,13 +322,13 @@ def test_splits_of_parquet_files(tmp_path, names):
 
 
 def test_a_bad_file_met_by_a_worker_is_one_line(tmp_path):
-    from hybvit.data.batches import TrainingBatches, batches_of_steps
+    from hybvit.data.loader import batches_of_steps
 
     for i in range(10):
         save(tmp_path / "ab"[i % 2] / f"{i}.png")
     (tmp_path / "a" / "4.png").write_bytes(b"rubbish")
     cfg = override(own(tmp_path, memory_gib=0.0), train={"batch_size": 8})
-    batches = TrainingBatches(open_dataset(cfg), cfg)
+    batches = batches_of(opened(cfg), cfg)
     with pytest.raises(DataError) as caught:
         list(batches_of_steps(batches, 0, 8, 2))
     assert str(caught.value).startswith(str(tmp_path / "a" / "4.png"))
@@ -340,4 +338,4 @@ def test_a_bad_file_met_by_a_worker_is_one_line(tmp_path):
 def test_what_a_relative_data_option_means_does_not_depend_on_where_one_stands(tmp_path, monkeypatch):
     save(tmp_path / "photos" / "a" / "0.png")
     monkeypatch.chdir(tmp_path)
-    assert located(preset("digits"), "photos").data.root == str(tmp_path / "photos")
+    assert locate(preset("digits").data, "photos").root == str(tmp_path / "photos")

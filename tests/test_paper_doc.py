@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hybvit import layers
+from hybvit.catalog import CATALOG
 from hybvit.config import Config, value_of
-from hybvit.data.catalog import CATALOG
 from hybvit.diffusion import Diffusion
 from hybvit.recipes import PRESETS
 from hybvit.reproduce.tables import FIGURES, NAMES, rows, runs_of

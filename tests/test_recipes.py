@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from hybvit import cli, published
+from hybvit.catalog import CATALOG
 from hybvit.config import Config, ConfigError, differences, minibatches, override, to_dict
 from hybvit.cost import GPU, PEAK, ROWS, UTILISATION, cost
-from hybvit.data.catalog import CATALOG
-from hybvit.networks import build_network, image_shape, losses_of, number_of_parameters
+from hybvit.networks import build_network, losses_of, number_of_parameters
 from hybvit.objective import Batch
 from hybvit.recipes import PRESETS, preset
 from hybvit.seeds import generator
@@ -60,7 +60,7 @@ def shrunk(cfg: Config) -> Config:
 
 
 def real_batch(cfg: Config, size: int, device: str) -> Batch:
-    clean, images = torch.rand(2, size, *image_shape(cfg), device=device) * 2 - 1
+    clean, images = torch.rand(2, size, *cfg.model.image_shape, device=device) * 2 - 1
     labels = torch.zeros(size, dtype=torch.int64, device=device)
     kind = cfg.objective.kind
     return Batch(None if kind == "vit" else clean, *((None, None) if kind == "genvit" else (images, labels)))

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from hybvit import reproduce
+from hybvit.catalog import CATALOG
 from hybvit.checkpoint import newest, read_tensors, step_folders
 from hybvit.config import differences, override
 from hybvit.cost import cost
-from hybvit.data.catalog import CATALOG
 from hybvit.errors import ConfigError
 from hybvit.published import tables
 from hybvit.recipes import PRESETS, preset

@@ -11,12 +11,13 @@ import webdataset
 from PIL import Image
 
 from hybvit.config import Config, DataConfig, override
-from hybvit.data.batches import TrainingBatches
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import BadFiles, Decoding
 from hybvit.data.shards import ROW_LANES, STEP_LANES, Shards, ShardStream
 from hybvit.errors import ConfigError, DataError
 from hybvit.vit import ViTConfig
+
+from .conftest import batches_of, opened
 
 STREAM = "order of labelled images"
 
@@ -201,45 +202,54 @@ def test_where_shards_may_lie(tmp_path, layout):
         cfg = config(tmp_path)
         if layout == "pattern":
             cfg = config(tmp_path / "train-{000..001}.tar", test_root=str(tmp_path / "test-000.tar"))
-    data = open_dataset(cfg)
+    data = opened(cfg)
     assert (len(data.train), len(data.test), data.classes) == (18, 5, ("0", "1", "2"))
     assert data.test.labels.tolist() == [0, 1, 2, 0, 1]
     (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
-    assert open_dataset(cfg).classes == ("red", "green", "blue")
+    assert opened(cfg).classes == ("red", "green", "blue")
 
 
 def test_shards_that_cannot_serve_are_named(tmp_path):
     write_shards(tmp_path, [9])
     with pytest.raises(DataError, match=r"no test shards .*--data\.test_root"):
-        open_dataset(config(tmp_path))
+        opened(config(tmp_path))
     with pytest.raises(DataError, match=r"train-7\.tar: no such shard"):
-        open_dataset(config(tmp_path / "train-{7..8}.tar"))
+        opened(config(tmp_path / "train-{7..8}.tar"))
     with pytest.raises(ConfigError, match=r"data\.root is not set"):
-        open_dataset(override(config(tmp_path), data={"root": None}))
+        opened(override(config(tmp_path), data={"root": None}))
     write_shards(tmp_path, [9], prefix="test")
     with pytest.raises(DataError, match=r"9 test images take .* raise --data\.memory_gib"):
-        open_dataset(config(tmp_path, memory_gib=0.0))
+        opened(config(tmp_path, memory_gib=0.0))
 
 
 def test_unlabelled_shards_are_for_genvit(tmp_path):
     write_shards(tmp_path, [9], labels=False)
     write_shards(tmp_path, [5], labels=False, prefix="test")
     cfg = override(config(tmp_path), train={"batch_size": 4})
-    data = open_dataset(cfg)
+    data = opened(cfg)
     assert data.test.labels is None
     with pytest.raises(DataError, match="without a label; train with --objective genvit"):
-        TrainingBatches(data, cfg)(0)
-    assert TrainingBatches(data, override(cfg, objective={"kind": "genvit"}))(0).clean.shape == (4, 3, 8, 8)
+        batches_of(data, cfg)(0)
+    assert batches_of(data, override(cfg, objective={"kind": "genvit"}))(0).clean.shape == (4, 3, 8, 8)
+
+
+def test_of_shards_whose_classes_nobody_names_only_the_images_are_read(tmp_path):
+    write_shards(tmp_path, [9])
+    write_shards(tmp_path, [5], prefix="test")
+    data = open_dataset(config(tmp_path).data, (3, 8, 8))
+    assert (data.classes, data.test.labels, data.train.subsample(9).labels) == ((), None, None)
+    (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
+    assert open_dataset(config(tmp_path).data, (3, 8, 8)).test.labels.tolist() == [0, 1, 2, 0, 1]
 
 
 def test_strong_augmentation_of_a_stream(tmp_path):
     write_shards(tmp_path, [40])
     write_shards(tmp_path, [5], prefix="test")
     cfg = override(config(tmp_path, augment="strong", repeats=3), train={"batch_size": 16})
-    data = open_dataset(cfg)
-    batch = TrainingBatches(data, cfg)(5)
+    data = opened(cfg)
+    batch = batches_of(data, cfg)(5)
     assert batch.images.shape == (16, 3, 8, 8)
-    assert torch.equal(batch.images, TrainingBatches(data, cfg)(5).images)
+    assert torch.equal(batch.images, batches_of(data, cfg)(5).images)
 
 
 def test_a_bad_sample_among_those_that_give_the_mean_is_left_out(tmp_path, capsys):
@@ -248,10 +258,10 @@ def test_a_bad_sample_among_those_that_give_the_mean_is_left_out(tmp_path, capsy
         for i in range(20):
             writer.write({"__key__": f"{i:03d}", "png": b"rubbish" if i == 3 else png(i), "cls": i % 3})
     cfg = override(config(tmp_path, augment="strong", max_bad_files=1), train={"batch_size": 4})
-    data = open_dataset(cfg)
-    assert TrainingBatches(data, cfg)(0).images.shape == (4, 3, 8, 8)
+    data = opened(cfg)
+    assert batches_of(data, cfg)(0).images.shape == (4, 3, 8, 8)
     assert "003" in capsys.readouterr().err
-    first = data.train.spread(19)
+    first = data.train.subsample(19)
     assert number_of(first.in_memory) == [i for i in range(20) if i != 3]
     assert first.labels.tolist() == [i % 3 for i in range(20) if i != 3]
 
@@ -259,16 +269,16 @@ def test_a_bad_sample_among_those_that_give_the_mean_is_left_out(tmp_path, capsy
 def test_a_test_folder_of_shards_with_any_names(tmp_path):
     write_shards(tmp_path / "mine", [9])
     write_shards(tmp_path / "theirs", [5], prefix="y")
-    assert len(open_dataset(config(tmp_path / "mine", test_root=str(tmp_path / "theirs"))).test) == 5
+    assert len(opened(config(tmp_path / "mine", test_root=str(tmp_path / "theirs"))).test) == 5
 
 
 def test_loader_workers_and_a_stream_give_the_same_batches(tmp_path):
-    from hybvit.data.batches import batches_of_steps
+    from hybvit.data.loader import batches_of_steps
 
     write_shards(tmp_path, [300, 300])
     write_shards(tmp_path, [5], prefix="test")
     cfg = override(config(tmp_path, augment="strong", shuffle_buffer=64), train={"batch_size": 16})
-    data = open_dataset(cfg)
-    here = [TrainingBatches(data, cfg)(step) for step in range(20)]
-    there = list(batches_of_steps(TrainingBatches(data, cfg), 0, 20, 2))
+    data = opened(cfg)
+    here = [batches_of(data, cfg)(step) for step in range(20)]
+    there = list(batches_of_steps(batches_of(data, cfg), 0, 20, 2))
     assert all(torch.equal(a.images, b.images) and torch.equal(a.clean, b.clean) for a, b in zip(here, there, strict=True))

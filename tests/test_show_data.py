@@ -7,18 +7,18 @@ import torch
 from PIL import Image
 
 from hybvit import cli
-from hybvit.data.catalog import CATALOG
-from hybvit.data.datasets import open_dataset
-from hybvit.data.images import to_x
+from hybvit.catalog import CATALOG
+from hybvit.data.image_set import to_x
 from hybvit.recipes import preset
 from hybvit.show_data import FIGURE_1_IMAGES, augmentation_rows, figure_1_rows
 
 from . import official
+from .conftest import opened
 
 
 def test_rows_show_what_training_sees():
     cfg = preset("digits")
-    data = open_dataset(cfg)
+    data = opened(cfg)
     raw, weakly, strongly, mixed, cut = augmentation_rows(data.train, data.classes, cfg, 10)
     known = {image.numpy().tobytes(): int(label) for image, label in zip(data.train.pixels, data.train.labels, strict=True)}
     assert [known[image.numpy().tobytes()] for image in raw.pixels] == [int(label) for label in raw.labels]
@@ -33,7 +33,7 @@ def test_rows_show_what_training_sees():
 
 def test_figure_1_goes_from_the_image_to_noise():
     cfg = preset("digits")
-    data = open_dataset(cfg)
+    data = opened(cfg)
     rows = figure_1_rows(data.train, cfg)
     assert len(rows) == FIGURE_1_IMAGES
     assert rows[0].labels == [f"t = {t}" for t in (0, 250, 500, 750, 1000)]

@@ -1,9 +1,15 @@
-"""The house: imports point downward only, and no room without a name."""
+"""The house: imports point downward only, never in a circle, and no room is without a name.
+
+A room is a module of the package, or a sub-package.
+"""
 
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import hybvit
 
@@ -12,6 +18,7 @@ FLOORS = [
     {"errors", "seeds", "vit_config", "layers", "readouts", "vit", "diffusion", "samplers", "objective"},
     {"metrics"},
     {
+        "catalog",
         "config",
         "devices",
         "muon",
@@ -54,7 +61,7 @@ def room(path: Path) -> str:
 def imports_of(path: Path) -> set[str]:
     """The rooms of hybvit that a file imports, at the top or inside a function."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
             depth = len(path.relative_to(SOURCE).parts) - node.level
             base = path.relative_to(SOURCE).parts[:depth]
@@ -71,6 +78,17 @@ def test_every_room_has_a_floor_and_imports_point_downward():
         assert room(path) in floor_of, f"{path.name} stands on no floor"
         for other in imports_of(path):
             assert floor_of[other] <= floor_of[room(path)], f"{path.name} imports upward: {other}"
+
+
+def test_no_circles_between_rooms():
+    imports: dict[str, set[str]] = {}
+    for path in SOURCE.glob("**/*.py"):
+        if path != SOURCE / "__init__.py":
+            imports.setdefault(room(path), set()).update(imports_of(path) - {room(path)})
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        pytest.fail(f"rooms import each other: {' <- '.join(error.args[1])}")
 
 
 def test_floor_0_needs_torch_only():

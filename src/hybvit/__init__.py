@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .adapters import Adapted
     from .config import Config, load_config
-    from .data.images import to_pixels, to_x
+    from .data.image_set import to_pixels, to_x
     from .diffusion import Diffusion
     from .errors import CheckpointError, ConfigError, DataError, DivergedError, Interrupted
     from .hybrid import HybridModel, Prediction, load, load_published
@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Adapted": "adapters",
     "Config": "config", "load_config": "config",
-    "to_pixels": "data.images", "to_x": "data.images",
+    "to_pixels": "data.image_set", "to_x": "data.image_set",
     "Diffusion": "diffusion",
     "CheckpointError": "errors", "ConfigError": "errors", "DataError": "errors", "DivergedError": "errors",
     "Interrupted": "errors",

@@ -18,8 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from .baselines.jem import JEMConfig
-from .data.catalog import CATALOG, OWN_IMAGES
+from .catalog import CATALOG, OWN_IMAGES
 from .diffusion import SCHEDULES, Diffusion
 from .errors import ConfigError
 from .objective import Objective
@@ -51,6 +50,36 @@ class NetworkConfig:
     channels: tuple[int, ...] = (128, 256, 256, 256)
     layers: int = 2
     attention_at: int = 16
+
+
+@dataclass(frozen=True)
+class JEMConfig:
+    """Joint energy-based training (objective jem; Grathwohl et al. 2020), and what JEM++ (Yang & Ji 2021) changes.
+
+    Args:
+        steps: K, Langevin steps per training step.
+        step_size: of a Langevin step, on pixels in [-1, 1].
+        noise: standard deviation of the noise in a Langevin step.
+        replay: M, images in the replay buffer (Tieleman 2008's persistent chains).
+        restart: share of the chains that start anew.
+        input_noise: standard deviation of the noise on the real images, where their energy is lowered.
+        weight: of log p(x) beside log p(y|x).
+        informative: chains start from a Gaussian per class, fitted to the training images (JEM++), instead of uniform noise.
+        proximal: bound on every element of the gradient in a Langevin step, so that a step without its noise stays in an
+            L-infinity ball of radius step_size * proximal (proximal SGLD of JEM++); 0 for none.
+        limit: the run has diverged when the energies of real and drawn images are further apart than this.
+    """
+
+    steps: int = 20
+    step_size: float = 1.0
+    noise: float = 0.01
+    replay: int = 10_000
+    restart: float = 0.05
+    input_noise: float = 0.03
+    weight: float = 1.0
+    informative: bool = False
+    proximal: float = 0.0
+    limit: float = 1000.0
 
 
 @dataclass(frozen=True)
@@ -335,6 +364,11 @@ def minibatches(cfg: Config) -> tuple[int, int]:
     """Images of one training step: (to denoise, labelled), 0 where the objective has none; those of a JEM are to model."""
     kind, size, labelled = cfg.objective.kind, cfg.train.batch_size, cfg.train.labelled_batch_size
     return 0 if kind == "vit" else size, 0 if kind == "genvit" else size if labelled is None else labelled
+
+
+def labels_of_clean(cfg: Config) -> bool:
+    """Whether the objective takes the labels of the images to be denoised."""
+    return cfg.model.label_conditioning or (cfg.objective.kind == "hybvit" and cfg.objective.noisy_labels > 0)
 
 
 def batch_in_words(cfg: Config) -> str:

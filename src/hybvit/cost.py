@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from .baselines.jem import JEM
-from .config import Config, minibatches
+from .config import Config, labels_of_clean, minibatches
 from .data.batches import random_batch
 from .networks import build_network, number_of_parameters
 from .objective import Objective, hybrid_loss
@@ -73,7 +73,7 @@ def _counted(cfg: Config, sizes: tuple[int, int]) -> _Counted:
     """Operations of one Langevin step, and of the rest of a training step, for mini-batches of these sizes."""
     with torch.device("meta"):
         net = build_network(cfg)
-    batch = random_batch(cfg, sizes, "meta")
+    batch = random_batch(cfg.model, sizes, labels_of_clean(cfg), "meta")
     langevin = 0
     with FlopCounterMode(display=False) as counter:
         if isinstance(net, JEM):

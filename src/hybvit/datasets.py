@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import ArgumentParser
-from .data.catalog import CATALOG, DatasetInfo
+from .catalog import CATALOG, DatasetInfo
 from .data.datasets import find, what_to_do
 from .errors import ConfigError
 

@@ -23,7 +23,8 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from . import checkpoint
-from .data.images import fit, to_x, with_channels
+from .data.image_set import to_x
+from .data.images import fit, with_channels
 from .errors import ConfigError, DataError
 from .hybrid import HybridModel
 from .hybrid import load as load_run

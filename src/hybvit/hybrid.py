@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from . import checkpoint
 from .config import Config, DiffusionConfig, did_you_mean, load_config, to_yaml, without_addresses
-from .data.images import as_pixels, to_pixels, to_x
+from .data.image_set import to_pixels, to_x
+from .data.images import as_pixels
 from .devices import best_device
 from .diffusion import Diffusion
 from .errors import CheckpointError, ConfigError, DataError
@@ -57,7 +58,7 @@ class HybridModel:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return self.cfg.model.channels, self.cfg.model.image_size, self.cfg.model.image_size
+        return self.cfg.model.image_shape
 
     def logits(self, x: Tensor) -> Tensor:
         """x float [B, C, H, W] in [-1, 1], clean -> [B, K]. Differentiable."""

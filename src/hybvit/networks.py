@@ -24,7 +24,7 @@ def build_network(cfg: Config) -> Network:
         ConfigError: the U-Net's library is not installed.
         ValueError: a field of ``network`` does not fit the images.
     """
-    shape, own = image_shape(cfg), cfg.network
+    shape, own = cfg.model.image_shape, cfg.network
     backbone: Network
     if own.name == "wide_resnet":
         backbone = WideResNet(shape, cfg.model.num_classes, own.depth, own.width, own.dropout, own.batch_norm)
@@ -49,10 +49,6 @@ def compile_calls(net: Network) -> None:
     for name in ("classify", "denoise", "denoise_cond_uncond", "joint"):
         if hasattr(net, name):
             setattr(net, name, torch.compile(getattr(net, name), dynamic=False, mode=mode))
-
-
-def image_shape(cfg: Config) -> tuple[int, int, int]:
-    return cfg.model.channels, cfg.model.image_size, cfg.model.image_size
 
 
 def number_of_parameters(net: nn.Module) -> int:

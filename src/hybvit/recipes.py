@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from .catalog import CATALOG
 from .config import (
     Config,
     DataConfig,
@@ -16,7 +17,6 @@ from .config import (
     did_you_mean,
     override,
 )
-from .data.catalog import CATALOG
 from .errors import ConfigError
 from .objective import Objective
 from .vit import ViTConfig

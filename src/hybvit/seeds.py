@@ -20,14 +20,29 @@ STREAMS = {
     "labels of samples": 11,
 }
 
+SPLITMIX_STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # shift and factor of splitmix64's finaliser, and
+SPLITMIX_LAST = 31  # a last shift (Steele et al. 2014)
+
 
 def mix(seed: int, stream: str, index: int = 0) -> int:
     """(seed, stream, index) -> a 63-bit seed; index is an epoch, a step or an image. splitmix64's finaliser does the mixing,
     since neighbouring seeds would give Mersenne states that start alike."""
     z = (seed * 0x9E3779B97F4A7C15 + STREAMS[stream] * 0xD1342543DE82EF95 + index * 0xBF58476D1CE4E5B9 + 1) % 2**64
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-    return (z ^ (z >> 31)) % 2**63
+    for shift, factor in SPLITMIX_STEPS:
+        z = (z ^ (z >> shift)) * factor % 2**64
+    return (z ^ (z >> SPLITMIX_LAST)) % 2**63
+
+
+def splitmix64(z: Tensor) -> Tensor:
+    """The same finaliser of each of some int64, whose bits stand for an unsigned number."""
+    for shift, factor in SPLITMIX_STEPS:
+        z = (z ^ unsigned_shift(z, shift)) * (factor - 2**64)  # products of int64 wrap around; both factors are above 2^63
+    return z ^ unsigned_shift(z, SPLITMIX_LAST)
+
+
+def unsigned_shift(z: Tensor, bits: int) -> Tensor:
+    """Zeros come in from the left, where >> would copy the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:

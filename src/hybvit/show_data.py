@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +13,11 @@ from torch import Tensor
 
 from .arguments import ArgumentParser, positive
 from .config import Config, parse
-from .data.augment import auto_augment, cutmix, draws, erase, mixed_labels, mixup, weak
-from .data.batches import IMAGES_FOR_THE_MEAN, policy_of
+from .data.batches import auto_augment, cutmix, draws, erase, mean_colour, mixed_labels, mixup, policy_of, weak
 from .data.datasets import open_dataset
-from .data.image_set import ImageSet
-from .data.images import save_image, to_pixels, to_x
-from .data.locate import located
+from .data.image_set import ImageSet, to_pixels, to_x
+from .data.images import save_image
+from .data.locate import locate
 from .recipes import preset
 from .seeds import generator
 
@@ -36,14 +36,14 @@ class Row(NamedTuple):
 
 def augmentation_rows(train: ImageSet, classes: tuple[str, ...], cfg: Config, columns: int) -> list[Row]:
     """Raw, weak and strong (before mixing); with labels, MixUp and CutMix too."""
-    shown = train.spread(columns)
+    shown = train.subsample(columns)
     pixels, labels = shown.in_memory, shown.labels
     index = torch.arange(len(shown))
     keys = torch.stack((torch.zeros_like(index), index, torch.zeros_like(index)), dim=1)
     u = draws(cfg.train.seed, "augmentation", keys)
     weakly = weak(pixels, u, cfg.data.crop_padding, cfg.data.flip)
-    mean = to_x(train.spread(IMAGES_FOR_THE_MEAN).in_memory).mean(dim=(0, 2, 3))
-    strongly = erase(to_x(auto_augment(policy_of(cfg)).apply(weakly, u)), u, cfg.data.erasing, mean)
+    strongly = to_x(auto_augment(policy_of(cfg.data)).apply(weakly, u))
+    strongly = erase(strongly, u, cfg.data.erasing, mean_colour(train))
     names = [classes[k] for k in labels.tolist()] if labels is not None else [""] * len(pixels)
     rows = [Row("raw", pixels, names), Row("weak", weakly, names), Row("strong", to_pixels(strongly), names)]
     if labels is not None:
@@ -62,7 +62,7 @@ def in_words(shares: Tensor, classes: tuple[str, ...]) -> str:
 
 def figure_1_rows(train: ImageSet, cfg: Config) -> list[Row]:
     """Images at t = 0, T/4, T/2, 3T/4 and T of the configured diffusion, as in Figure 1 of the paper."""
-    diffusion, x = cfg.diffusion.build(), to_x(train.spread(FIGURE_1_IMAGES).in_memory)
+    diffusion, x = cfg.diffusion.build(), to_x(train.subsample(FIGURE_1_IMAGES).in_memory)
     noise = torch.randn(x.shape, generator=generator(cfg.train.seed, "noise"))
     times = [round(share * diffusion.T) for share in FIGURE_1_TIMES]
     noisy = [x if t == 0 else diffusion.q_sample(x, torch.full((len(x),), t), noise) for t in times]
@@ -103,8 +103,8 @@ def main(arguments: list[str]) -> None:
     args, fields = parser.parse_known_args(arguments)
     cfg = parse(fields, preset(args.preset))
     if args.data:
-        cfg = located(cfg, args.data)
-    data = open_dataset(cfg)
+        cfg = replace(cfg, data=locate(cfg.data, args.data))
+    data = open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labelled=cfg.objective.kind != "genvit")
     out = args.out or Path("runs") / "show-data" / args.preset
     save_image(sheet(augmentation_rows(data.train, data.classes, cfg, args.columns)), out / "augmentation.png")
     save_image(sheet(figure_1_rows(data.train, cfg)), out / "figure1.png")

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, cast
@@ -21,11 +22,24 @@ from tqdm import tqdm
 from . import checkpoint
 from .arguments import ArgumentParser
 from .baselines.jem import JEM
-from .config import Config, OptimConfig, differences, field_help, fields_in, minibatches, override, parse, without_effect
-from .data.batches import TrainingBatches, batches_of_steps, resolve_workers
-from .data.datasets import Dataset, open_dataset
-from .data.images import grid, save_image, to_x
-from .data.locate import located
+from .config import (
+    Config,
+    OptimConfig,
+    differences,
+    field_help,
+    fields_in,
+    labels_of_clean,
+    minibatches,
+    override,
+    parse,
+    without_effect,
+)
+from .data.batches import TrainingBatches
+from .data.datasets import open_dataset
+from .data.image_set import Dataset, to_x
+from .data.images import grid, save_image
+from .data.loader import batches_of_steps, resolve_workers
+from .data.locate import locate
 from .devices import autocast, best_device, keep_freed_memory, resolve_precision
 from .errors import CheckpointError, ConfigError, DivergedError, Interrupted
 from .hybrid import HybridModel, load
@@ -61,7 +75,7 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
     """
     device = best_device()
     keep_freed_memory()
-    data = open_dataset(cfg)
+    data = open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labelled=cfg.objective.kind != "genvit")
     cfg = settle(cfg, data, device)
     fresh = not checkpoint.step_folders(out / "checkpoints")
     start = start_of(cfg, say) if cfg.train.init and fresh else None  # before a folder is made for nothing
@@ -86,7 +100,7 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
         ema.net.load_state_dict(tensors["ema"])
         restore_optimizers(optimizers, tensors.get("optimizer", {}))
     run.forget_metrics_after(done)
-    batches = TrainingBatches(data, cfg)
+    batches = TrainingBatches(data, cfg.data, minibatches(cfg), cfg.train.seed, clean_labels=labels_of_clean(cfg))
     workers = resolve_workers(cfg.data.workers, device)
     weights: list[Tensor] = list(net.parameters())
     parameters = number_of_parameters(net)
@@ -194,7 +208,7 @@ def begin_from(start: HybridModel, net: Network, say: Callable[[str], None]) -> 
 def prepare(net: JEM, cfg: Config, data: Dataset) -> None:
     """Fill the replay buffer from the training images where the objective says so."""
     if cfg.jem.informative:
-        images, labels = data.train.spread(INFORMING_IMAGES).take(torch.arange(min(INFORMING_IMAGES, len(data.train))))
+        images, labels = data.train.subsample(INFORMING_IMAGES).take(torch.arange(min(INFORMING_IMAGES, len(data.train))))
         if labels is None:
             raise ConfigError(f"{cfg.data.root}: jem.informative needs labelled images")
         net.informed_by(to_x(images), labels)
@@ -422,7 +436,7 @@ def main(arguments: list[str]) -> None:
     if args.objective:
         cfg = override(cfg, objective={"kind": args.objective})
     if args.data:
-        cfg = located(cfg, args.data)
+        cfg = replace(cfg, data=locate(cfg.data, args.data))
     for line in without_effect(cfg, fields_in(fields)):
         say_at_once(f"warning: {line}")
     out = args.out or Path("runs") / (args.preset + (f"-{args.objective}" if args.objective else ""))

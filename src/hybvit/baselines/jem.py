@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
@@ -21,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import seeds
-from ..data.images import to_pixels
+from ..config import JEMConfig
+from ..data.image_set import to_pixels
 from ..errors import DivergedError
 from ..objective import Batch, Losses, Objective
 
@@ -37,36 +37,6 @@ class Backbone(Protocol):
 
     def features(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] -> [B, F]."""
-
-
-@dataclass(frozen=True)
-class JEMConfig:
-    """Joint energy-based training (objective jem; Grathwohl et al. 2020), and what JEM++ (Yang & Ji 2021) changes.
-
-    Args:
-        steps: K, Langevin steps per training step.
-        step_size: of a Langevin step, on pixels in [-1, 1].
-        noise: standard deviation of the noise in a Langevin step.
-        replay: M, images in the replay buffer (Tieleman 2008's persistent chains).
-        restart: share of the chains that start anew.
-        input_noise: standard deviation of the noise on the real images, where their energy is lowered.
-        weight: of log p(x) beside log p(y|x).
-        informative: chains start from a Gaussian per class, fitted to the training images (JEM++), instead of uniform noise.
-        proximal: bound on every element of the gradient in a Langevin step, so that a step without its noise stays in an
-            L-infinity ball of radius step_size * proximal (proximal SGLD of JEM++); 0 for none.
-        limit: the run has diverged when the energies of real and drawn images are further apart than this.
-    """
-
-    steps: int = 20
-    step_size: float = 1.0
-    noise: float = 0.01
-    replay: int = 10_000
-    restart: float = 0.05
-    input_noise: float = 0.03
-    weight: float = 1.0
-    informative: bool = False
-    proximal: float = 0.0
-    limit: float = 1000.0
 
 
 class JEM(nn.Module):

@@ -1,1 +1,1 @@
-"""Images in, batches out: ``images`` (files and pixel ranges), ``datasets`` (by name), ``batches`` (what a step sees)."""
+"""Images in, batches out: ``datasets`` (by name), ``image_set`` (what they hold), ``batches`` (what a step sees)."""

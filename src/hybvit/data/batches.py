@@ -1,32 +1,132 @@
-"""What a training step sees, as a pure function of (seed, step): that is what makes a resumed run exact.
+"""What a training step sees: which images, in which order, and what happens to them before the network.
 
-The same function serves one process or many (each takes every ``world``-th row of the batch) and any number of loader workers.
+All of it is a pure function of (seed, step): that is what makes a resumed run exact. The same function serves one process or
+many (each takes every ``world``-th row of the batch) and any number of loader workers.
+
+Only the labelled mini-batch is augmented: flip, crop, AutoAugment on ``pixels``; random erasing on ``x``; then MixUp or CutMix
+of the batch. Every draw is a hash of (seed, epoch, image, repeat): the same image in the same epoch is augmented alike,
+whatever the batch size.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Iterator, Sequence
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import AutoAugment, AutoAugmentPolicy, InterpolationMode
 
-from ..config import Config, minibatches
+from ..catalog import CATALOG, Policy
+from ..config import DataConfig
 from ..errors import ConfigError, DataError
 from ..objective import Batch
-from ..seeds import generator
-from .augment import auto_augment, draws, erase, flip_half, mix_batch, weak
-from .catalog import CATALOG
-from .image_set import ImageSet
-from .images import to_x
-from .own_images import Dataset
+from ..seeds import generator, mix, splitmix64, unsigned_shift
+from ..vit_config import ViTConfig
+from .image_set import Dataset, ImageSet, to_x
 from .shards import Shards, ShardStream
 
 IMAGES_FOR_THE_MEAN = 2048
 NO_LABEL = -1  # of an image without one, where others have theirs
+
+
+class TrainingBatches:
+    """Step number in, :class:`Batch` out, on the CPU. The two mini-batches are shuffled independently.
+
+    Args:
+        data: how the labelled images are augmented, and whether the others are flipped.
+        sizes: images to denoise and labelled ones in a step; 0 for a mini-batch that the objective does without.
+        clean_labels: whether the images to denoise come with their labels.
+        rank, world: of ``world`` processes that share every batch, process ``rank`` gets rows rank, rank + world, ...
+
+    Raises:
+        ConfigError: the batch cannot be shared among so many.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        data: DataConfig,
+        sizes: tuple[int, int],
+        seed: int,
+        *,
+        clean_labels: bool = False,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        for size in sizes:
+            if world > 1 and size % (2 * world):
+                raise ConfigError(
+                    f"{world} processes cannot share a mini-batch of {size} images: make train.batch_size and "
+                    f"train.labelled_batch_size multiples of {2 * world}"
+                )
+        self.data, self.sizes, self.seed, self.clean_labels = data, sizes, seed, clean_labels
+        self.num_classes, self.rank, self.world = len(dataset.classes), rank, world
+        denoising, labelled = sizes
+        clean = [images for images in (dataset.train, dataset.unlabelled) if images is not None]
+        self.clean = self._sequence(clean, "order of clean images", denoising, 1)
+        self.labelled = self._sequence([dataset.train], "order of labelled images", labelled, data.repeats)
+        strong = labelled > 0 and data.augment == "strong"
+        self.mean = mean_colour(dataset.train) if strong else None
+        self.auto_augment = auto_augment(policy_of(data)) if strong else None
+
+    def _sequence(self, sets: list[ImageSet], stream: str, size: int, repeats: int) -> EndlessSequence:
+        if size and isinstance(sets[0].pixels, Shards):
+            return ShardStream(sets[0].pixels, self.seed, stream, size, self.data.shuffle_buffer, repeats)
+        return ShuffledSets(sets, self.seed, stream, repeats)
+
+    def __call__(self, step: int) -> Batch:
+        denoising, labelled = (step * n + torch.arange(n)[self.rank :: self.world] for n in self.sizes)
+        clean = images = labels = clean_labels = None
+        if len(denoising):
+            pixels, known, keys = self.clean.take(denoising)
+            if self.data.clean_flip:
+                pixels = flip_half(pixels, draws(self.seed, "flips of clean images", keys))
+            clean = to_x(pixels)
+            if self.clean_labels:
+                clean_labels = torch.full((len(clean),), NO_LABEL) if known is None else known
+        if len(labelled):
+            pixels, labels, keys = self.labelled.take(labelled)
+            if labels is None or bool((labels < 0).any()):
+                raise DataError(f"{self.data.root}: a sample without a label; train with --objective genvit")
+            images, labels = self.augmented(pixels, labels, draws(self.seed, "augmentation", keys), step)
+        return Batch(clean, images, labels, clean_labels)
+
+    def augmented(self, pixels: Tensor, labels: Tensor, u: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The labelled mini-batch as ``data.augment`` says -> x, and labels int64 [B] or class shares float [B, K]."""
+        data = self.data
+        if data.augment != "none":
+            pixels = weak(pixels, u, data.crop_padding, data.flip)
+        if self.auto_augment is None or self.mean is None:
+            return to_x(pixels), labels
+        x = erase(to_x(self.auto_augment.apply(pixels, u)), u, data.erasing, self.mean)
+        return mix_batch(x, labels, self.num_classes, data.mixing, generator(self.seed, "mixing", step))
+
+
+def mean_colour(images: ImageSet) -> Tensor:
+    """[C] of some of the images, in the range of x: what random erasing paints with."""
+    return to_x(images.subsample(IMAGES_FOR_THE_MEAN).in_memory).mean(dim=(0, 2, 3))
+
+
+def policy_of(data: DataConfig) -> Policy:
+    """The AutoAugment policy: the configured one, else the data set's own, else ImageNet's."""
+    if data.policy != "auto":
+        return data.policy
+    return CATALOG[data.name].policy if data.name in CATALOG else "imagenet"
+
+
+def random_batch(model: ViTConfig, sizes: tuple[int, int], clean_labels: bool, device: torch.device | str) -> Batch:
+    """Random images in the form that a training step of this model takes, (to denoise, labelled) so many: to be timed or
+    counted."""
+    clean, images = (torch.rand(n, *model.image_shape, device=device) * 2 - 1 if n else None for n in sizes)
+    denoised, labels = (torch.arange(n, device=device) % model.num_classes if n else None for n in sizes)
+    return Batch(clean, images, labels, denoised if clean_labels else None)
+
+
+# The order
 
 
 class Order:
@@ -86,131 +186,155 @@ class ShuffledSets:
         return pixels, labels, keys
 
 
-class TrainingBatches:
-    """Step number in, :class:`Batch` out, on the CPU. The two mini-batches are shuffled independently; only ``images`` is
-    augmented. What is conditioned on labels, or labels noisy images too, gets those of the denoising images.
+# Augmentation, on whole batches
+
+# Columns of the draws, each uniform in [0, 1).
+FLIP, TOP, LEFT, POLICY, FIRST, FIRST_SIGN, SECOND, SECOND_SIGN, ERASE, ERASE_TOP, ERASE_LEFT = range(11)
+ERASE_SHAPES = 11  # from here on: an area and an aspect ratio for each attempt
+ERASE_ATTEMPTS = 10
+DRAWS = ERASE_SHAPES + 2 * ERASE_ATTEMPTS
+ERASE_AREA, ERASE_ASPECT = (0.02, 0.4), (0.3, 3.3)
+
+
+def draws(seed: int, stream: str, keys: Tensor) -> Tensor:
+    """int64 [B, 3] of (epoch, image, repeat) -> float64 [B, DRAWS], uniform in [0, 1): counter-based, one row per key."""
+    state = torch.full((len(keys),), mix(seed, stream), dtype=torch.int64)
+    for column in keys.unbind(1):
+        state = splitmix64(state + column * 0x1E3779B97F4A7C15)
+    rows = splitmix64(state[:, None] + torch.arange(1, DRAWS + 1) * 0x1E3779B97F4A7C15)
+    return unsigned_shift(rows, 11).double() / 2.0**53
+
+
+def flip_half(pixels: Tensor, u: Tensor) -> Tensor:
+    """Mirror left to right with probability 1/2; uint8 [B, C, H, W], draws [B, DRAWS]."""
+    return torch.where((u[:, FLIP] < 0.5)[:, None, None, None], pixels.flip(3), pixels)
+
+
+def weak(pixels: Tensor, u: Tensor, padding: int, flip: bool) -> Tensor:
+    """Random crop of the original size after padding with black, and a mirror image with probability 1/2 if ``flip``.
+
+    uint8 [B, C, H, W], draws [B, DRAWS] -> the same shape.
+    """
+    b, c, h, w = pixels.shape
+    top, left = ((u[:, column, None] * (2 * padding + 1)).long() for column in (TOP, LEFT))
+    rows, columns = top + torch.arange(h), left + torch.arange(w)
+    if flip:
+        columns = torch.where(u[:, FLIP, None] < 0.5, columns.flip(1), columns)
+    padded = torch.nn.functional.pad(pixels, (padding, padding, padding, padding)).flatten(2)
+    index = (rows[:, :, None] * (w + 2 * padding) + columns[:, None, :]).flatten(1)
+    return padded.gather(2, index[:, None].expand(b, c, h * w)).reshape(b, c, h, w)
+
+
+class BatchAutoAugment(AutoAugment):
+    """torchvision's AutoAugment with its policies and its operations, each run once for all images that drew it."""
+
+    def apply(self, pixels: Tensor, u: Tensor) -> Tensor:
+        """uint8 [B, C, H, W], draws [B, DRAWS] -> the same shape. Colour-only operations are dropped for grey images."""
+        _, channels, height, width = pixels.shape
+        space = self._augmentation_space(10, (height, width))
+        chosen = (u[:, POLICY] * len(self._policies)).long().tolist()
+        pixels = pixels.clone()
+        for stage, (draw, sign) in enumerate(((FIRST, FIRST_SIGN), (SECOND, SECOND_SIGN))):
+            groups: dict[tuple[str, float], list[int]] = defaultdict(list)
+            for i, (probability, negative) in enumerate(zip(u[:, draw].tolist(), (u[:, sign] < 0.5).tolist(), strict=True)):
+                operation, p, level = self._policies[chosen[i]][stage]
+                if probability >= p or (channels == 1 and operation == "Color"):
+                    continue
+                magnitudes, signed = space[operation]
+                magnitude = magnitudes[level] if magnitudes is not None else 0.0
+                groups[operation, -magnitude if signed and negative else magnitude].append(i)
+            for (operation, magnitude), members in groups.items():
+                index = torch.tensor(members)
+                changed = self._apply_image_or_video_transform(
+                    pixels[index], operation, magnitude, interpolation=self.interpolation, fill=self._fill
+                )
+                pixels[index] = changed
+        return pixels
+
+    @functools.lru_cache  # noqa: B019  (one instance per policy lives as long as the process)
+    def _augmentation_space(self, levels: int, size: tuple[int, int]) -> dict[str, tuple[list[float] | None, bool]]:
+        """Operation -> its magnitudes by level, and whether a draw decides their sign."""
+        space = {}
+        for operation, (magnitudes, signed) in self._AUGMENTATION_SPACE.items():
+            values = magnitudes(levels, *size)
+            space[operation] = (None if values is None else values.tolist(), signed)
+        return space
+
+
+@functools.lru_cache
+def auto_augment(policy: Policy) -> BatchAutoAugment:
+    return BatchAutoAugment(AutoAugmentPolicy(policy), InterpolationMode.NEAREST)
+
+
+def erase(x: Tensor, u: Tensor, probability: float, fill: Tensor) -> Tensor:
+    """Random erasing (Zhong et al. 2020): with ``probability``, a rectangle of 2 to 40 % of the area and an aspect ratio
+    of 0.3 to 3.3 takes the colour ``fill`` [C]. An image too small for such a rectangle stays whole.
+
+    x float [B, C, H, W], draws [B, DRAWS] -> the same shape.
+    """
+    _, _, height, width = x.shape
+    shapes = u[:, ERASE_SHAPES:].reshape(len(x), ERASE_ATTEMPTS, 2)
+    area = height * width * (ERASE_AREA[0] + (ERASE_AREA[1] - ERASE_AREA[0]) * shapes[..., 0])
+    low, high = map(math.log, ERASE_ASPECT)
+    aspect = torch.exp(low + (high - low) * shapes[..., 1])
+    h, w = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    share = h * w / (height * width)
+    fits = (h >= 1) & (w >= 1) & (h < height) & (w < width) & (share >= ERASE_AREA[0]) & (share <= ERASE_AREA[1])
+    erased = (u[:, ERASE] < probability) & fits.any(dim=1)
+    first = fits.int().argmax(dim=1, keepdim=True)
+    h, w = h.gather(1, first), w.gather(1, first)
+    top, left = (
+        (u[:, at, None] * (full - side + 1)).floor() for at, full, side in ((ERASE_TOP, height, h), (ERASE_LEFT, width, w))
+    )
+    rows, columns = torch.arange(height), torch.arange(width)
+    in_rows, in_columns = (rows >= top) & (rows < top + h), (columns >= left) & (columns < left + w)
+    mask = erased[:, None, None] & in_rows[:, :, None] & in_columns[:, None, :]
+    return torch.where(mask[:, None], fill[:, None, None].to(x.dtype), x)
+
+
+def mixup(x: Tensor, share: float) -> Tensor:
+    """``share`` of each image and the rest of its partner, half a batch away (Zhang et al. 2018)."""
+    return x * share + x.roll(len(x) // 2, 0) * (1 - share)
+
+
+def cutmix(x: Tensor, share: float, centre: tuple[float, float]) -> tuple[Tensor, float]:
+    """A box of 1 - ``share`` of the area, around ``centre`` (of height and width), of each image's partner, half a batch away
+    (Yun et al. 2019) -> the images, and the share that is left of each, exactly."""
+    _, _, height, width = x.shape
+    half_h, half_w = (int(side * math.sqrt(1 - share)) // 2 for side in (height, width))
+    row, column = int(centre[0] * height), int(centre[1] * width)
+    top, bottom = max(row - half_h, 0), min(row + half_h, height)
+    left, right = max(column - half_w, 0), min(column + half_w, width)
+    mixed = x.clone()
+    mixed[:, :, top:bottom, left:right] = x.roll(len(x) // 2, 0)[:, :, top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def mixed_labels(labels: Tensor, num_classes: int, share: float) -> Tensor:
+    """int64 [B] -> class shares float32 [B, K] of images mixed with their partners, half a batch away."""
+    own = torch.nn.functional.one_hot(labels, num_classes).float()
+    return own * share + own.roll(len(labels) // 2, 0) * (1 - share)
+
+
+def mix_batch(
+    x: Tensor, labels: Tensor, num_classes: int, probability: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """With ``probability``, MixUp or CutMix, half each; lambda ~ Beta(1, 1), one draw for the whole batch.
+
+    The partner stands half a batch away (torchvision takes the neighbour): of interleaved parts of a batch, as processes hold
+    them, each then has its own partners, and repeats of one image are not mixed with each other.
 
     Args:
-        rank, world: of ``world`` processes that share every batch, process ``rank`` gets rows rank, rank + world, ...
+        x: float [B, C, H, W]; labels: int64 [B].
 
-    Raises:
-        ConfigError: the batch cannot be shared among so many.
+    Returns:
+        the images, and their targets: int64 [B] where nothing was mixed, class shares float32 [B, K] otherwise.
     """
-
-    def __init__(self, data: Dataset, cfg: Config, rank: int = 0, world: int = 1) -> None:
-        self.cfg = cfg
-        for name in ("batch_size", "labelled_batch_size"):
-            size = getattr(cfg.train, name)
-            if world > 1 and size is not None and size % (2 * world):
-                raise ConfigError(f"train.{name} is {size}: {world} processes need a multiple of {2 * world}")
-        self.rank, self.world = rank, world
-        self.sizes = minibatches(cfg)
-        denoising, labelled = self.sizes
-        clean = [images for images in (data.train, data.unlabelled) if images is not None]
-        self.clean = self._sequence(clean, "order of clean images", denoising, 1)
-        self.labelled = self._sequence([data.train], "order of labelled images", labelled, cfg.data.repeats)
-        strong = cfg.data.augment == "strong" and cfg.objective.kind != "genvit"
-        self.mean = to_x(data.train.spread(IMAGES_FOR_THE_MEAN).in_memory).mean(dim=(0, 2, 3)) if strong else None
-        self.auto_augment = auto_augment(policy_of(cfg)) if strong else None
-
-    def _sequence(self, sets: list[ImageSet], stream: str, size: int, repeats: int) -> EndlessSequence:
-        cfg = self.cfg
-        if size and isinstance(sets[0].pixels, Shards):
-            return ShardStream(sets[0].pixels, cfg.train.seed, stream, size, cfg.data.shuffle_buffer, repeats)
-        return ShuffledSets(sets, cfg.train.seed, stream, repeats)
-
-    def __call__(self, step: int) -> Batch:
-        data, kind, seed = self.cfg.data, self.cfg.objective.kind, self.cfg.train.seed
-        denoising, labelled = (step * n + torch.arange(n)[self.rank :: self.world] for n in self.sizes)
-        clean = images = labels = clean_labels = None
-        if kind != "vit":
-            pixels, known, keys = self.clean.take(denoising)
-            if data.clean_flip:
-                pixels = flip_half(pixels, draws(seed, "flips of clean images", keys))
-            clean = to_x(pixels)
-            if labels_of_clean(self.cfg):
-                clean_labels = torch.full((len(clean),), NO_LABEL) if known is None else known
-        if kind != "genvit":
-            pixels, labels, keys = self.labelled.take(labelled)
-            if labels is None or bool((labels < 0).any()):
-                raise DataError(f"{data.root}: a sample without a label; train with --objective genvit")
-            images, labels = self.augmented(pixels, labels, draws(seed, "augmentation", keys), step)
-        return Batch(clean, images, labels, clean_labels)
-
-    def augmented(self, pixels: Tensor, labels: Tensor, u: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """The labelled mini-batch as ``data.augment`` says -> x, and labels int64 [B] or class shares float [B, K]."""
-        data = self.cfg.data
-        if data.augment != "none":
-            pixels = weak(pixels, u, data.crop_padding, data.flip)
-        if self.auto_augment is None or self.mean is None:
-            return to_x(pixels), labels
-        x = erase(to_x(self.auto_augment.apply(pixels, u)), u, data.erasing, self.mean)
-        return mix_batch(x, labels, self.cfg.model.num_classes, data.mixing, generator(self.cfg.train.seed, "mixing", step))
-
-
-def random_batch(cfg: Config, sizes: tuple[int, int], device: torch.device | str) -> Batch:
-    """Random images in the form that the objective takes, (to denoise, labelled) so many: to be timed or counted."""
-    shape = (cfg.model.channels, cfg.model.image_size, cfg.model.image_size)
-    clean, images = (torch.rand(n, *shape, device=device) * 2 - 1 if n else None for n in sizes)
-    denoised, labels = (torch.arange(n, device=device) % cfg.model.num_classes if n else None for n in sizes)
-    return Batch(clean, images, labels, denoised if labels_of_clean(cfg) else None)
-
-
-def labels_of_clean(cfg: Config) -> bool:
-    """Whether the objective takes the labels of the images to be denoised."""
-    return cfg.model.label_conditioning or (cfg.objective.kind == "hybvit" and cfg.objective.noisy_labels > 0)
-
-
-def policy_of(cfg: Config) -> str:
-    """The AutoAugment policy: the configured one, else the data set's own, else ImageNet's."""
-    if cfg.data.policy != "auto":
-        return cfg.data.policy
-    return CATALOG[cfg.data.name].policy if cfg.data.name in CATALOG else "imagenet"
-
-
-def batches_of_steps(batches: TrainingBatches, start: int, stop: int, workers: int) -> Iterator[Batch]:
-    """The batches of steps start..stop - 1 in order, made by ``workers`` background processes, or here for 0."""
-    if workers == 0:
-        return map(batches, range(start, stop))
-    loader: DataLoader[Batch] = DataLoader(
-        _Guarded(batches),  # type: ignore[arg-type]
-        batch_size=None,
-        sampler=range(start, stop),
-        num_workers=workers,
-        prefetch_factor=4,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_start_worker,
-    )
-    return map(_unguarded, loader)
-
-
-class _Guarded:
-    """Batches, or the exception in their place: a DataLoader would bury it in a traceback."""
-
-    def __init__(self, batches: TrainingBatches) -> None:
-        self.batches = batches
-
-    def __getitem__(self, step: int) -> Batch | Exception:
-        try:
-            return self.batches(step)
-        except Exception as error:
-            return error
-
-
-def _unguarded(found: Batch | Exception) -> Batch:
-    if isinstance(found, Exception):
-        raise found
-    return found
-
-
-def resolve_workers(workers: int | None, device: torch.device) -> int:
-    """None: no workers beside a CPU that trains, else one per core up to eight."""
-    if workers is not None:
-        return workers
-    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
-
-
-def _start_worker(worker: int) -> None:
-    torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):  # both may go to the whole process group
-        signal.signal(number, signal.SIG_IGN)  # the training process decides when to stop
+    happens, cut, share, *centre = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
+    if happens >= probability:
+        return x, labels
+    if cut < 0.5:
+        x, share = cutmix(x, share, (centre[0], centre[1]))
+    else:
+        x = mixup(x, share)
+    return x, mixed_labels(labels, num_classes, share)

@@ -14,36 +14,42 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import Config, DataConfig
+from ..catalog import CATALOG, DEBIAN, DatasetInfo
+from ..config import DataConfig
 from ..errors import ConfigError, DataError
 from . import own_images, shards
-from .catalog import CATALOG, DEBIAN, DatasetInfo
-from .image_set import BadFiles, Decoding, ImageSet
+from .image_set import BadFiles, Dataset, Decoding, ImageSet, of_each_class
 from .images import MODES, fit, with_channels
-from .own_images import Dataset
 from .readers import READERS, class_names
 
 INTERPOLATED_BATCH = 100  # images in a test batch, for the interpolations of Tables 3 and 11
 
 
-def open_dataset(cfg: Config) -> Dataset:
-    """Read the configured data set at the model's size and channels.
+def open_dataset(
+    data: DataConfig, image_shape: tuple[int, int, int], num_classes: int = 0, *, labelled: bool = False
+) -> Dataset:
+    """Read a data set for a model.
+
+    Args:
+        image_shape: (C, H, W) of the images that the model takes; H = W.
+        num_classes: of the model; only shards without a list of their classes need it, and without it have no labels.
+        labelled: whether the images must have labels.
 
     Raises:
-        ConfigError: the model's channels or size do not fit the data.
+        ConfigError: the model's channels or size do not fit the data, or the labels are missing.
         DataError: a file is missing or corrupt; the message names it.
     """
-    data, m = cfg.data, cfg.model
-    if m.channels not in MODES:
-        raise ConfigError(f"model.channels is {m.channels}: images have 1 (grey) or 3 (colour)")
-    decoding = Decoding(m.channels, m.image_size, BadFiles(data.max_bad_files), int(data.memory_gib * 2**30))
+    channels, size, _ = image_shape
+    if channels not in MODES:
+        raise ConfigError(f"model.channels is {channels}: images have 1 (grey) or 3 (colour)")
+    decoding = Decoding(channels, size, BadFiles(data.max_bad_files), int(data.memory_gib * 2**30))
     if data.name in CATALOG:
         found = _named(data, decoding)
     elif data.name == "shards":
-        found = shards.open_shards(data, decoding, m.num_classes)
+        found = shards.open_shards(data, decoding, num_classes)
     else:
         found = own_images.READERS[data.name](data, decoding)
-    _check(found, cfg)
+    _check(found, data.root or data.name, labelled)
     return _hold_out(found, data.held_out) if data.held_out else found
 
 
@@ -51,12 +57,8 @@ def _hold_out(data: Dataset, part: float) -> Dataset:
     """Every n-th training image of each class, with n = 1 / ``part``, is set apart, and at least one of two or more."""
     if isinstance(data.train.pixels, shards.Shards):
         raise ConfigError("data.held_out: a stream of shards cannot be split: give other shards for the purpose")
-    every, labels = round(1 / part), data.train.labels
-    labels = torch.zeros(len(data.train), dtype=torch.int64) if labels is None else labels
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        members = (labels == label).nonzero().flatten()
-        chosen[members[min(every, max(len(members), 2)) - 1 :: every]] = True
+    every = round(1 / part)
+    chosen = of_each_class(data.train, lambda members: members[min(every, max(len(members), 2)) - 1 :: every])
     return replace(data, train=data.train.where(~chosen), held_out=data.train.where(chosen))
 
 
@@ -204,15 +206,14 @@ def _check_published(info: DatasetInfo, name: str, split: str, source: Path, ima
         )
 
 
-def _check(data: Dataset, cfg: Config) -> None:
-    where = cfg.data.root or cfg.data.name
+def _check(data: Dataset, where: str, labelled: bool) -> None:
     for split, images in (("training", data.train), ("test", data.test)):
         if len(images) == 0:
             hint = "; name test images with --data.test_root" if split == "test" else ""
             raise DataError(f"{where}: the {split} split holds no image{hint}")
     labels = data.train.labels
     if labels is None:
-        if cfg.objective.kind != "genvit" and not isinstance(data.train.pixels, shards.Shards):
+        if labelled and not isinstance(data.train.pixels, shards.Shards):
             raise ConfigError(f"{where}: its images have no labels: train on them with --objective genvit")
         return
     for name, count in zip(data.classes, labels.bincount(minlength=len(data.classes)).tolist(), strict=True):

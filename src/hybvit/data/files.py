@@ -204,9 +204,7 @@ class Files:
     def names(self) -> list[str]:
         """All files, sorted."""
         if self._zipped:
-            with naming(self.source):
-                inside = [name.removeprefix(self.below) for name in self._archive().namelist() if name.startswith(self.below)]
-                return sorted(name for name in inside if name and not name.endswith("/"))
+            return sorted(name for name in self._entries() if name and not name.endswith("/"))
         found, seen = [], set[Path]()
         for folder, folders, names in os.walk(self.source, followlinks=True, onerror=self._unreadable):
             real = Path(folder).resolve()
@@ -230,9 +228,8 @@ class Files:
     def folders(self) -> list[str]:
         """The top-level folders, sorted; an empty one too."""
         if self._zipped:
-            with naming(self.source):
-                inside = [name.removeprefix(self.below) for name in self._archive().namelist() if name.startswith(self.below)]
-            return sorted({name.split("/")[0] for name in inside if "/" in name and not name.startswith("__MACOSX")})
+            entries = self._entries()
+            return sorted({name.split("/")[0] for name in entries if "/" in name and not name.startswith("__MACOSX")})
         with naming(self.source):
             return sorted(entry.name for entry in os.scandir(self.source) if entry.is_dir() and not entry.name.startswith("."))
 
@@ -246,6 +243,11 @@ class Files:
     def text(self, name: str) -> str:
         with naming(self.source / name), self.open(name) as file:
             return file.read().decode("utf-8")
+
+    def _entries(self) -> list[str]:
+        """Paths of the archive's files and folders below this one."""
+        with naming(self.source):
+            return [name.removeprefix(self.below) for name in self._archive().namelist() if name.startswith(self.below)]
 
     def _archive(self) -> zipfile.ZipFile:
         """One open archive per process and thread: a file position cannot be shared."""

@@ -1,4 +1,7 @@
-"""Images by index: in memory as uint8 where they fit, decoded when asked for where they do not."""
+"""Images by index: in memory as uint8 where they fit, decoded when asked for where they do not.
+
+``pixels`` are uint8 [N, C, H, W]; ``x`` is float [N, C, H, W] in [-1, 1], what networks take. The range changes here only.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,21 @@ from .files import Files
 from .images import read_image
 
 Decode = Callable[[int], Tensor]  # index -> uint8 [C, H, W]; raises DataError
+
+
+def to_x(pixels: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """float in [-1, 1] (clipped to it) -> uint8 0..255."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def evenly_spaced(n: int, count: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """At most ``count`` of the indices 0..n-1 at equal distances, both ends included: int64 [min(n, count)]."""
+    return torch.linspace(0, n - 1, min(n, count), dtype=dtype).round().long()
 
 
 class BadFiles:
@@ -119,12 +137,11 @@ class ImageSet:
             return self.pixels.first(n)
         return ImageSet(*self.take(torch.arange(min(n, len(self)))))
 
-    def spread(self, n: int) -> ImageSet:
+    def subsample(self, n: int) -> ImageSet:
         """At most n images at equal distances, both ends included (files are often sorted by class); of a stream the first."""
         if not isinstance(self.pixels, (Tensor, LazyPictures)):
             return self.pixels.first(n)
-        index = torch.linspace(0, len(self) - 1, min(n, len(self)), dtype=torch.float64).round().long()
-        return ImageSet(*self.take(index))
+        return ImageSet(*self.take(evenly_spaced(len(self), n)))
 
     @property
     def in_memory(self) -> Tensor:
@@ -148,6 +165,32 @@ class ImageSet:
         _, channels, size, _ = lazy.shape
         decoding = Decoding(channels, size, lazy.bad_files, 0)
         return ImageSet(LazyPictures(len(kept), lambda i: lazy.decode(kept[i]), decoding), labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set opened for one model; ``unlabelled`` are further images for the denoising mini-batch, ``held_out`` training
+    images that are not trained on."""
+
+    train: ImageSet
+    test: ImageSet
+    classes: tuple[str, ...]
+    unlabelled: ImageSet | None = None
+    held_out: ImageSet | None = None
+
+
+def of_each_class(images: ImageSet, choose: Callable[[Tensor], Tensor]) -> Tensor:
+    """bool [N]: what ``choose`` takes of the indices [M] of each class, or of all images where there are no labels."""
+    labels = torch.zeros(len(images), dtype=torch.int64) if images.labels is None else images.labels
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        chosen[choose((labels == label).nonzero().flatten())] = True
+    return chosen
+
+
+def every_fifth(images: ImageSet) -> Tensor:
+    """bool [N]: of each class its first, sixth, eleventh ... image."""
+    return of_each_class(images, lambda members: members[::5])
 
 
 def pictures(n: int, decode: Decode, labels: Sequence[int] | Tensor | None, decoding: Decoding, what: str) -> ImageSet:

@@ -1,4 +1,4 @@
-"""Pictures and pixel ranges, in one place: ``pixels`` are uint8 [N, C, H, W]; ``x`` is float [N, C, H, W] in [-1, 1]."""
+"""Pictures: read from files of any format, brought to one size and one number of channels, written as grids."""
 
 from __future__ import annotations
 
@@ -20,16 +20,6 @@ from ..errors import ConfigError, DataError
 
 MODES = {1: "L", 3: "RGB"}
 MAX_IMAGE_PIXELS = 64_000_000  # more than this is refused before it is decoded
-
-
-def to_x(pixels: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
-
-
-def to_pixels(x: Tensor) -> Tensor:
-    """float in [-1, 1] (clipped to it) -> uint8 0..255."""
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def fit(pixels: Tensor, size: int, resize: bool = False) -> Tensor:

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from ..config import Config, override
-from .catalog import CATALOG, OWN_IMAGES
+from ..catalog import CATALOG, OWN_IMAGES
+from ..config import DataConfig
 from .datasets import find
 from .files import Files
 from .own_images import picture_names
 
 
-def located(cfg: Config, root: str) -> Config:
-    """The configuration with ``data.root`` and, by what is there, ``data.name``: the named data set's own files if ``root``
-    holds them (or is to receive them), else the form of the user's own images."""
+def locate(data: DataConfig, root: str) -> DataConfig:
+    """The settings with ``root`` and, by what is there, ``name``."""
     here = root if "://" in root else os.path.abspath(root)  # a run may be evaluated from another folder
-    return override(cfg, data={"root": here, "name": _form(cfg, root)})
+    return replace(data, root=here, name=form_of(root, data.name))
 
 
-def form_of(root: str) -> str:
-    """The form of the user's own images that lie at ``root``."""
-    return _form(Config(), root)
-
-
-def _form(cfg: Config, root: str) -> str:
-    path, named = Path(root), cfg.data.name
+def form_of(root: str, named: str = "folder") -> str:
+    """The ``named`` data set if ``root`` holds its files (or is to receive them), else the form of the user's own images."""
+    path = Path(root)
     if named not in (*OWN_IMAGES, "digits") and path.exists() and find(named, root) is not None:
         return named
     if root.startswith("hf://") or path.suffix == ".parquet":

@@ -10,45 +10,25 @@ import io
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
 from .files import Files, naming
-from .image_set import Decoding, ImageSet, picture_files, pictures
+from .image_set import Dataset, Decoding, ImageSet, every_fifth, picture_files, pictures
 from .images import read_image, readable_suffixes
 
 TEST_NAMES = ("test", "val", "validation")
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A data set opened for one model; ``unlabelled`` are further images for the denoising mini-batch, ``held_out`` training
-    images that are not trained on."""
-
-    train: ImageSet
-    test: ImageSet
-    classes: tuple[str, ...]
-    unlabelled: ImageSet | None = None
-    held_out: ImageSet | None = None
-
-
-def every_fifth(labels: Tensor | None, n: int = 0) -> Tensor:
-    """bool [N]: of each class its first, sixth, eleventh ... image (of all ``n`` images where there are no labels)."""
-    labels = torch.zeros(n, dtype=torch.int64) if labels is None else labels
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        held_out[(labels == label).nonzero().flatten()[::5]] = True
-    return held_out
-
-
-def split_every_fifth(images: ImageSet, classes: tuple[str, ...]) -> Dataset:
-    held_out = every_fifth(images.labels, len(images))
+def with_test_images(images: ImageSet, test: ImageSet | None, classes: tuple[str, ...]) -> Dataset:
+    """A data set of training and test images; without the latter, every fifth image of a class is one."""
+    if test is not None:
+        return Dataset(images, test, classes)
+    held_out = every_fifth(images)
     return Dataset(images.where(~held_out), images.where(held_out), classes)
 
 
@@ -87,7 +67,7 @@ def folder(data: DataConfig, decoding: Decoding) -> Dataset:
     classes = class_folders(files)
     images = read_classes(files, classes, decoding)
     if test is None:
-        return split_every_fifth(images, classes)
+        return with_test_images(images, None, classes)
     extra = sorted(set(class_folders(test)) - set(classes))
     if extra:
         raise DataError(
@@ -153,7 +133,7 @@ def manifest(data: DataConfig, decoding: Decoding) -> Dataset:
         labels = [number[row["label"]] for row in part] if classes else None
         names = [row["path"] for row in part]
         sets.append(pictures(len(names), decoder(source.parent, names, decoding), labels, decoding, source.name))
-    return split_every_fifth(sets[0], classes) if len(sets) == 1 else Dataset(sets[0], sets[1], classes)
+    return with_test_images(sets[0], sets[1] if len(sets) > 1 else None, classes)
 
 
 def decoder(folder: Path, names: list[str], decoding: Decoding) -> Callable[[int], Tensor]:
@@ -225,7 +205,7 @@ def huggingface(data: DataConfig, decoding: Decoding) -> Dataset:
         names = label_names([str(value) for value in train[label_column]])
     classes = tuple(names or ())
     sets = [as_image_set(part, image_column, label_column, classes, data.root, decoding) for part in (train, test) if part]
-    return split_every_fifth(sets[0], classes) if len(sets) == 1 else Dataset(sets[0], sets[1], classes)
+    return with_test_images(sets[0], sets[1] if len(sets) > 1 else None, classes)
 
 
 def load_huggingface(root: str) -> dict[str, Any]:

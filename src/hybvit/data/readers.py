@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..catalog import CATALOG, DEBIAN, IDX_FILES
 from ..errors import DataError
-from .catalog import CATALOG, DEBIAN, IDX_FILES
-from .files import Files, check_md5, field, read_idx, read_mat, read_members, read_npz, unpickle
-from .image_set import Decoding, ImageSet, picture_files
-from .own_images import every_fifth, picture_names
+from .files import Files, check_md5, field, naming, read_idx, read_mat, read_members, read_npz, unpickle
+from .image_set import Decoding, ImageSet, every_fifth, picture_files
+from .own_images import picture_names
 
 
 def digits(source: Path, split: str, decoding: Decoding) -> ImageSet:
@@ -24,7 +24,7 @@ def digits(source: Path, split: str, decoding: Decoding) -> ImageSet:
     raw = load_digits()  # values 0..16
     pixels = torch.from_numpy(np.round(raw.images * (255 / 16)).astype(np.uint8))[:, None]
     images = ImageSet(pixels, torch.from_numpy(raw.target).long())
-    held_out = every_fifth(images.labels)
+    held_out = every_fifth(images)
     return images.where(held_out if split == "test" else ~held_out)
 
 
@@ -247,17 +247,21 @@ def class_names(name: str, source: Path) -> tuple[str, ...]:
         return tuple(first_word(wnid, words) for wnid in _tiny_imagenet_ids(files, top))
     if name == "imagenet":
         mapping = source.parent / "LOC_synset_mapping.txt"
-        words = (
-            dict(line.split(" ", 1) for line in mapping.read_text().splitlines() if " " in line) if mapping.is_file() else {}
-        )
+        lines = read_lines(mapping) if mapping.is_file() else []
+        words = dict(line.split(" ", 1) for line in lines if " " in line)
         return tuple(first_word(wnid, words) for wnid in Files(source).folders())
     mapping = source.parent / "map_clsloc.txt"  # "n02119789 1 kit_fox"
     if mapping.is_file():
-        rows = [line.split() for line in mapping.read_text().splitlines() if line.strip()]
+        rows = [line.split() for line in read_lines(mapping) if line.strip()]
         if sorted(int(row[1]) for row in rows) != list(range(1, 1001)):
             raise DataError(f"{mapping}: does not number the classes from 1 to 1000")
         return tuple(f"{row[2]} ({row[0]})" for row in sorted(rows, key=lambda row: int(row[1])))
     return tuple(str(k) for k in range(1, 1001))
+
+
+def read_lines(path: Path) -> list[str]:
+    with naming(path):
+        return path.read_text(encoding="utf-8").splitlines()
 
 
 def first_word(wnid: str, words: dict[str, str]) -> str:

@@ -29,9 +29,9 @@ from ..config import DataConfig
 from ..errors import ConfigError, DataError
 from ..seeds import generator
 from .files import naming
-from .image_set import Decoding, ImageSet, pictures
+from .image_set import Dataset, Decoding, ImageSet, pictures
 from .images import read_image, readable_suffixes
-from .own_images import TEST_NAMES, Dataset
+from .own_images import TEST_NAMES
 
 ROW_LANES = STEP_LANES = 8
 SHORTEST_LANE = 16  # samples; lanes differ by one, which must not matter
@@ -129,7 +129,7 @@ def shard_classes(root: str, num_classes: int) -> tuple[str, ...]:
     path = (Path(root) if Path(root).is_dir() else Path(root).parent) / "classes.txt"
     if path.is_file():
         with naming(path):
-            return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+            return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     return tuple(str(k) for k in range(num_classes))
 
 
@@ -196,8 +196,8 @@ class Shards:
         return pixels, self.label(sample)
 
     def label(self, sample: Encoded) -> int:
-        """The class as a whole number or a name of classes.txt; -1 without one."""
-        if sample.label is None:
+        """The class as a whole number or a name of classes.txt; -1 without one, or where no classes are known."""
+        if sample.label is None or not self.number:
             return -1
         text = sample.label.decode("utf-8", "replace").strip()
         label = self.number.get(text, int(text) if text.isdecimal() else -1)

@@ -16,21 +16,19 @@ from PIL import Image
 from .. import __version__, hybrid
 from ..adapters import Evaluable, adapt, is_adapter
 from ..arguments import ArgumentParser, positive, whole
+from ..catalog import CATALOG
 from ..checkpoint import MANIFEST
 from ..config import Config, DataConfig
-from ..data.catalog import CATALOG
 from ..data.datasets import open_dataset
+from ..data.image_set import Dataset
 from ..data.images import save_image
-from ..data.locate import form_of, located
-from ..data.own_images import Dataset
+from ..data.locate import form_of, locate
 from ..devices import keep_freed_memory
 from ..distributed import gathered, processes
 from ..errors import ConfigError, DataError
-from ..objective import Objective
 from ..report import write_report
 from ..run_folder import environment, make_folder, read_metrics, training_summary, write_text
 from ..samplers import SAMPLERS
-from ..vit import ViTConfig
 from . import accuracy, calibration, fidelity, likelihood, ood, quality, robustness, speed
 from .context import Context, Options, Picture, Result, Suite, lacking
 
@@ -119,7 +117,7 @@ def stored_before(ctx: Context, name: str, weights: str) -> bool:
 
 def test_digest(ctx: Context) -> str:
     """Number and SHA-256 of some of the test images: results on others are not used."""
-    few = ctx.data.test.spread(256)
+    few = ctx.data.test.subsample(256)
     digest = hashlib.sha256(few.in_memory.numpy().tobytes())
     if few.labels is not None:
         digest.update(few.labels.numpy().tobytes())
@@ -196,12 +194,8 @@ def open_adapted(spec: str, dataset: str | None, root: str | None) -> tuple[Eval
     if spec.partition(":")[0].endswith(".py"):
         model: Adapted = adapt(spec, (channels, size, size), 0)
         channels, size, _ = model.image_shape
-    cfg = Config(
-        model=ViTConfig(image_size=size, patch_size=1, channels=channels, num_classes=max(1, info.num_classes if info else 10)),
-        objective=Objective(kind="genvit"),  # data without labels will do
-        data=DataConfig(name=name, root=root, resize=True),
-    )
-    data = open_dataset(cfg)
+    cfg = Config(data=DataConfig(name=name, root=root, resize=True))
+    data = open_dataset(cfg.data, (channels, size, size), num_classes=10)  # of shards that do not list theirs
     if not spec.partition(":")[0].endswith(".py"):
         model = adapt(spec, (channels, size, size), len(data.classes))
     if model.has_classes and data.classes and len(model.classes) != len(data.classes):
@@ -295,8 +289,9 @@ def run(args: Any, suites: tuple[str, ...], rank: int, world: int) -> None:
         objective, is_run = "adapted", False
     else:
         model = hybrid.load(args.model)
-        cfg = located(model.cfg, data_root) if data_root else model.cfg
-        data = open_dataset(cfg)
+        cfg = dataclasses.replace(model.cfg, data=locate(model.cfg.data, data_root)) if data_root else model.cfg
+        shape, labelled = cfg.model.image_shape, cfg.objective.kind != "genvit"
+        data = open_dataset(cfg.data, shape, cfg.model.num_classes, labelled=labelled)
         check_classes(model.cfg, data)
         objective = cfg.objective.kind
         is_run = (Path(args.model) / "config.yaml").is_file() and not (Path(args.model) / MANIFEST).is_file()

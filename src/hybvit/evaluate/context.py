@@ -13,9 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..adapters import Evaluable
-from ..data.image_set import ImageSet
-from ..data.images import to_x
-from ..data.own_images import Dataset
+from ..data.image_set import Dataset, ImageSet, to_x
 from ..distributed import gathered, share_batches
 from ..metrics.classification import wilson_interval
 
@@ -103,7 +101,7 @@ class Context:
 
     @cached_property
     def test(self) -> ImageSet:
-        return self.data.test if self.options.limit is None else self.data.test.spread(self.options.limit)
+        return self.data.test if self.options.limit is None else self.data.test.subsample(self.options.limit)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -139,7 +137,7 @@ class Context:
     @cached_property
     def train_part(self) -> ImageSet:
         """At most TRAINING_FEATURES training images, at equal distances."""
-        return self.data.train.spread(TRAINING_FEATURES)
+        return self.data.train.subsample(TRAINING_FEATURES)
 
     @cached_property
     def samples(self) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.image_set import ImageSet, LazyPictures
+from ..data.image_set import ImageSet, LazyPictures, evenly_spaced
 from ..data.images import grid
 from ..distributed import share_batches
 from ..errors import ConfigError, DataError
@@ -52,7 +52,7 @@ def run(ctx: Context) -> Result:
     told += f", guidance {o.guidance:g}" if o.guidance else ""
     caption = f"Generated: {ctx.model.own_sampler or o.sampler}, {o.steps} steps, seed {o.seed}{told}"
     result.pictures["samples"] = Picture(grid(samples[:GRID_IMAGES], columns=10, scale=scale), caption)
-    real = ctx.data.train.spread(GRID_IMAGES).in_memory
+    real = ctx.data.train.subsample(GRID_IMAGES).in_memory
     result.pictures["training_images"] = Picture(grid(real, columns=10, scale=scale), "Real")
     if eye is not None:
         distances(ctx, eye, samples, result)
@@ -82,7 +82,7 @@ def distances(ctx: Context, eye: Extractor, samples: Tensor, result: Result) -> 
         result.metrics[f"fidelity/kid_{name}"] = Metric(kid, n, *around(kid, error))
     if min(n, reference) > NEIGHBOURS:
         few = min(n, reference, NEIGHBOURS_AMONG)  # equally many of each, or one of the two shares would look better
-        precision, recall = precision_recall(made[:few], spread(real, few), NEIGHBOURS)
+        precision, recall = precision_recall(made[:few], subsample(real, few), NEIGHBOURS)
         result.metrics[f"fidelity/precision_{name}"] = Metric(precision, few)
         result.metrics[f"fidelity/recall_{name}"] = Metric(recall, few)
     if eye.has_logits and n >= SPLITS:
@@ -122,7 +122,7 @@ class Known:
 
     def __init__(self, ctx: Context, eye: Extractor) -> None:
         self.ctx, self.eye = ctx, eye
-        few = ctx.data.train.spread(256).in_memory
+        few = ctx.data.train.subsample(256).in_memory
         self.key = (eye.name, eye.is_inception, len(ctx.data.train), hashlib.sha256(few.numpy().tobytes()).hexdigest())
 
     def __eq__(self, other: object) -> bool:
@@ -137,8 +137,9 @@ def around(value: float, error: float) -> tuple[float, float]:
     return value - 1.96 * error, value + 1.96 * error
 
 
-def spread(features: Tensor, n: int) -> Tensor:
-    return features[torch.linspace(0, len(features) - 1, min(n, len(features))).round().long()]
+def subsample(features: Tensor, n: int) -> Tensor:
+    """At most n rows at equal distances; placed in float32, as they were for every figure that is recorded."""
+    return features[evenly_spaced(len(features), n, torch.float32)]
 
 
 def second_opinion(ctx: Context, samples: Tensor, result: Result) -> None:

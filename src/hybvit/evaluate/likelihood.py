@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import plots
-from ..data.images import to_x
+from ..data.image_set import to_x
 from ..distributed import share_batches
 from ..metrics.classification import mean_interval
 from ..metrics.likelihood import bound_terms, sampled_bound
@@ -17,7 +17,7 @@ PLOTTED_IMAGES = 16  # for the terms by t, which need all T evaluations
 
 
 def run(ctx: Context) -> Result:
-    result, images, draws = Result(), ctx.test.spread(ctx.options.bound_images), ctx.options.bound_draws
+    result, images, draws = Result(), ctx.test.subsample(ctx.options.bound_images), ctx.options.bound_draws
     model, diffusion = ctx.model, ctx.model.diffusion
 
     def terms_of(index: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def run(ctx: Context) -> Result:
         bits, error = share_batches(len(images), BOUND_BATCH, bits_of, "bits per dimension")
         result.metrics["likelihood/time_sampling_error"] = Metric(error.pow(2).sum().sqrt().item() / len(error), len(error))
         result.tables["times_drawn_per_image"] = draws
-        shown = images.spread(PLOTTED_IMAGES)
+        shown = images.subsample(PLOTTED_IMAGES)
     else:
         shown = images
     (terms,) = share_batches(len(shown), min(BOUND_BATCH, 16), terms_of, "terms of the bound")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import plots
-from ..config import Config, DataConfig
-from ..data.catalog import CATALOG
+from ..catalog import CATALOG
+from ..config import DataConfig
 from ..data.datasets import open_dataset, out_of_distribution
 from ..data.files import Files
 from ..data.image_set import BadFiles, Decoding, ImageSet, picture_files
@@ -32,8 +32,6 @@ from ..metrics.ood import (
     log_density,
     max_probability,
 )
-from ..objective import Objective
-from ..vit import ViTConfig
 from .context import Context, Metric, Picture, Result
 
 NEIGHBOURS = 50
@@ -51,10 +49,10 @@ def run(ctx: Context) -> Result:
         result.notes.append("Nothing was measured: it takes at least two test images, and two of some other set.")
         return result
     if ctx.options.limit is not None:
-        sets = {name: images.spread(ctx.options.limit) for name, images in sets.items()}
+        sets = {name: images.subsample(ctx.options.limit) for name, images in sets.items()}
     for score, (compute, largest) in scores(ctx).items():
         try:
-            inside = compute(ctx.test if largest is None else ctx.test.spread(largest))
+            inside = compute(ctx.test if largest is None else ctx.test.subsample(largest))
         except RuntimeError as error:
             if score != "grad_norm":
                 raise
@@ -63,7 +61,7 @@ def run(ctx: Context) -> Result:
             continue
         plotted = {"test": inside.tolist()}
         for name, images in sets.items():
-            outside = compute(images if largest is None else images.spread(largest))
+            outside = compute(images if largest is None else images.subsample(largest))
             plotted[name] = outside.tolist()
             n, key = len(inside) + len(outside), f"ood/{name}"
             value = auroc(inside, outside)
@@ -73,7 +71,7 @@ def run(ctx: Context) -> Result:
             result.metrics[f"{key}/fpr95_{score}"] = Metric(fpr_at_95_tpr(inside, outside), n)
         result.pictures[score] = Picture(plots.histograms(plotted, SCORE_WORDS[score]), f"{SCORE_WORDS[score]}, by data set")
     for name, images in sets.items():
-        pixels = images.spread(SHOWN).in_memory
+        pixels = images.subsample(SHOWN).in_memory
         result.pictures[f"images_{name}"] = Picture(
             grid(pixels, columns=10, scale=max(1, 32 // pixels.shape[-1])), f"{name}: what the network has not seen"
         )
@@ -180,6 +178,5 @@ def own_images(root: str, decoding: Decoding) -> ImageSet:
     if form == "folder":
         files = Files(path)
         return picture_files(files, picture_names(files), None, decoding)
-    model = ViTConfig(image_size=decoding.size, patch_size=1, channels=decoding.channels)
-    data = open_dataset(Config(model=model, objective=Objective(kind="genvit"), data=DataConfig(name=form, root=root)))
-    return ImageSet(torch.cat([part.spread(len(part)).in_memory for part in (data.train, data.test)]))
+    data = open_dataset(DataConfig(name=form, root=root), (decoding.channels, decoding.size, decoding.size))
+    return ImageSet(torch.cat([part.subsample(len(part)).in_memory for part in (data.train, data.test)]))

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from .. import plots
-from ..data.image_set import ImageSet
-from ..data.images import grid, to_pixels, to_x
+from ..data.image_set import ImageSet, to_pixels, to_x
+from ..data.images import grid
 from ..distributed import share_batches
 from ..metrics.classification import wilson_interval
 from ..metrics.robustness import L2_EPS, LINF_EPS, PGD_STEP, Norm, autoattack, pgd, reliability, robust_curve
@@ -25,7 +25,7 @@ NOISE = 0.02  # of accuracies, that is not held against a model
 
 
 def run(ctx: Context) -> Result:
-    result, images = Result(), ctx.test.spread(ctx.options.attack_images)
+    result, images = Result(), ctx.test.subsample(ctx.options.attack_images)
     assert images.labels is not None
     x_of = lambda index: to_x(images.take(index)[0]).to(ctx.model.device)  # noqa: E731
     labels_of = lambda index: images.labels[index].to(ctx.model.device)  # noqa: E731
@@ -72,7 +72,7 @@ def run(ctx: Context) -> Result:
 
 def run_autoattack(ctx: Context, images: ImageSet, result: Result) -> list[str]:
     """AutoAttack's standard version on the first images, all at once -> those of its own warnings that speak against it."""
-    few, doubts = images.spread(max(1, ctx.options.autoattack_images)), list[str]()
+    few, doubts = images.subsample(max(1, ctx.options.autoattack_images)), list[str]()
     if not ctx.options.autoattack_images:
         result.notes.append("AutoAttack was not asked for (--autoattack-images), so PGD alone speaks here.")
         return doubts

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..config import minibatches
+from ..config import labels_of_clean, minibatches
 from ..data.batches import random_batch
 from ..devices import autocast, resolve_precision
 from ..hybrid import HybridModel
@@ -58,7 +58,7 @@ def train_speed(model: HybridModel, result: Result) -> None:
     torch.manual_seed(0)
     net = build_network(cfg).to(model.device)
     sizes = minibatches(cfg)
-    batch = random_batch(cfg, sizes, model.device)
+    batch = random_batch(cfg.model, sizes, labels_of_clean(cfg), model.device)
     precision = resolve_precision(cfg.train.precision, model.device)
 
     def step() -> None:

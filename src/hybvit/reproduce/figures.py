@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 from .. import plots
 from ..config import Config
 from ..data.datasets import open_dataset
-from ..data.images import grid, to_pixels, to_x
+from ..data.image_set import to_pixels, to_x
+from ..data.images import grid
 from ..evaluate.fidelity import GRID_IMAGES
 from ..evaluate.quality import PER_CLASS
 from ..seeds import generator
@@ -76,7 +77,7 @@ def draw(
 
 def noising(cfg: Config) -> Image.Image:
     """A few images (rows) at growing times (columns): q(x_t | x_0), Eqs. 9-10."""
-    diffusion, images = cfg.diffusion.build(), open_dataset(cfg).test.first(4)
+    diffusion, images = cfg.diffusion.build(), open_dataset(cfg.data, cfg.model.image_shape).test.first(4)
     x = to_x(images.take(torch.arange(4))[0])
     noise = torch.randn(x.shape, generator=generator(0, "noise"))
     columns = [diffusion.q_sample(x, torch.full((4,), round(share * diffusion.T)), noise) for share in NOISE_TIMES]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from ..catalog import CATALOG
 from ..config import Config, override
 from ..cost import GPU, PEAK, UTILISATION, cost
-from ..data.catalog import CATALOG
 from ..recipes import PRESETS, preset
 
 

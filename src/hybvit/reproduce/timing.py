@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from ..baselines.jem import JEM
-from ..config import Config, differences, minibatches, override
+from ..catalog import CATALOG
+from ..config import Config, differences, labels_of_clean, minibatches, override
 from ..data.batches import random_batch
-from ..data.catalog import CATALOG
 from ..devices import autocast, best_device, keep_freed_memory, resolve_precision
 from ..networks import build_network, number_of_parameters
 from ..objective import hybrid_loss
@@ -40,7 +40,7 @@ def one_step(cfg: Config, device: torch.device) -> Callable[[], None]:
     """A closure that takes one optimisation step on random images, at a learning rate of 0: nothing can diverge."""
     cfg = override(cfg, jem={"limit": math.inf})
     torch.manual_seed(0)
-    batch = random_batch(cfg, minibatches(cfg), device)
+    batch = random_batch(cfg.model, minibatches(cfg), labels_of_clean(cfg), device)
     net = build_network(cfg).to(device)
     if isinstance(net, JEM) and cfg.jem.informative:
         assert batch.images is not None
