@@ -40,6 +40,12 @@ def test_the_figures_are_rendered_from_results(page):
     assert "-->\n<!-- end" not in text, "a block is empty"
 
 
+def test_the_drawing_is_what_its_script_writes():
+    made = script("docs/draw_architecture.py")
+    assert made.PATH.read_text(encoding="utf-8") == made.drawing(), "run `python docs/draw_architecture.py`"
+    assert made.PATH.name in README
+
+
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
 def test_linked_files_exist(page):
     for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
