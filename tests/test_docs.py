@@ -52,6 +52,13 @@ def test_linked_files_exist(page):
         assert link.startswith("http") or ((ROOT / page).parent / link).exists(), link
 
 
+def test_one_substitution_makes_the_links_of_the_readme_absolute():
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert all(link.startswith(("https://", "docs/", "src/")) for link in links), (
+        "`](docs/` and `](src/` are what is substituted"
+    )
+
+
 @pytest.mark.parametrize("name", hybrid.bundled())
 def test_a_card_needs_nothing_outside_of_its_folder(name):
     links = re.findall(r"\]\(([^)#]+)\)", (hybrid.BUNDLED / name / "README.md").read_text())
