@@ -35,8 +35,8 @@ tags: [image-classification, {kind}-image-generation, diffusion, vit]
 
 # {name}
 
-One Vision Transformer, trained on the training images of [{title}]({source}) ({licence}), that labels such images, draws them,
-and tells how likely an image is. It comes with the package:
+One Vision Transformer, trained on the training images of [{title}]({source}) ({licence}), that classifies such images,
+generates them, and bounds their likelihood. It comes with the package:
 
 ```python
 import hybvit
@@ -46,20 +46,20 @@ images = model.sample(64, steps=20)  # uint8 [64, {channels}, {size}, {size}]
 labels, probabilities, score = model.predict(images)
 ```
 
-![100 images that it drew](samples.png)
+![100 images that it generated](samples.png)
 
-It is meant for trying the package, for teaching, and as a start for other images of that size and as many channels (its `model`
-fields with `--train.init {name}`). It has
-seen nothing but this data set: its labels for other pictures mean nothing, and its robustness to attacks is measured below, not
+It is meant for trying the package, for teaching, and as a starting point for other images of that size and number of channels
+(its `model` fields with `--train.init {name}`). It has
+seen this data set only, so its labels for other pictures mean nothing. Its robustness to attacks is measured below, not
 promised.{steering} The names of the figures are
-those of `hybvit evaluate`; docs/evaluation.md of the package says what each measures.
+those of `hybvit evaluate`; docs/evaluation.md in the repository says what each measures.
 
 <!-- begin card_{name} -->
 <!-- end card_{name} -->
 """
 STEERING = (
-    " It is not told labels when it draws: one class is drawn by steering it with its own classifier (`labels=3, guidance=2`), "
-    "which misses more often than not, since that knows clean images only."
+    " Its denoiser is unconditional. One class can be drawn with guidance from its own classifier (`labels=3, guidance=2`), "
+    "which misses more often than it hits, since that classifier has been trained on clean images only."
 )
 
 

@@ -108,13 +108,13 @@ def stream() -> str:
 def datasets() -> str:
     from hybvit.catalog import CATALOG
 
-    lines = ["| name | images | classes | splits | licence | preset |", "|---|---|---|---|---|---|"]
+    lines = ["| name | images | classes | splits | license | preset |", "|---|---|---|---|---|---|"]
     for name, info in CATALOG.items():
         side = "any size" if info.size is None else f"{info.size}x{info.size}"
         splits = ", ".join(f"{count:,} {split}" for split, count in info.splits.items())
         preset = f"`{info.preset}`" if info.preset else ""
         lines.append(
-            f"| `{name}` | [{info.title}]({info.source}), {side}, {'grey' if info.channels == 1 else 'colour'} "
+            f"| `{name}` | [{info.title}]({info.source}), {side}, {'gray' if info.channels == 1 else 'color'} "
             f"| {info.num_classes or 'none'} | {splits} | {info.licence} | {preset} |"
         )
     return "\n".join(lines)
@@ -132,7 +132,8 @@ def evaluation(record: dict[str, Any]) -> str:
     seconds = sum(suite["seconds"] for suite in record["suites"].values())
     counts = sorted({suite["environment"]["threads"] for suite in record["suites"].values()})
     protocol = record.get("tables", {}).get("protocol", {})
-    told = f", told {protocol['told']}" if "told" in protocol else ""
+    labels = {"no labels": "unconditional", "a random label for each": "class-conditional with a random label for each"}
+    told = f", {labels.get(protocol['told'], protocol['told'])}" if "told" in protocol else ""
     lines += [
         "",
         f"{options['samples']} samples ({options['sampler']}, {options['steps']} steps{told}), "
@@ -199,8 +200,8 @@ def shipped() -> str:
     options = [record["options"] for record in records.values()]
     drawn = " and ".join(dict.fromkeys(f"{o['samples']:,} samples by {o['sampler']} in {o['steps']} steps" for o in options))
     notes = (
-        f"In brackets 95 % intervals; {drawn}. The distances are on two small networks of ours: they compare with that of real "
-        "test images, not with each other, and with no FID."
+        f"In brackets 95 % intervals; {drawn}. Each distance is on a small extractor of its own: compare it with that of "
+        "real test images, not with the other column and not with an FID."
     )
     return "\n".join([*lines, "", notes])
 
@@ -236,7 +237,7 @@ def v2_costs() -> str:
     pace = took / cost(preset("cifar10")).gpu_hours
     heads = (
         "| preset | parameters | paper's | steps | paper's | GFLOP a step | GPU hours, counted | paper's, counted "
-        "| ours at the paper's pace | operations, joint over denoising step |"
+        "| v2 at the paper's pace | operations, joint over denoising step |"
     )
     lines = [heads, f"|{'---|' * 10}"]
     for name in PRESETS:
@@ -368,7 +369,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
 }
 PAGES = (
-    "README.md", "docs/data.md", "docs/reproduction.md", "docs/v2.md",
+    "README.md", "docs/ablation.md", "docs/data.md", "docs/reproduction.md", "docs/v2.md",
     *(f"src/hybvit/assets/models/{name}/README.md" for name in MODELS),
 )  # fmt: skip
 

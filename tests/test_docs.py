@@ -40,10 +40,23 @@ def test_the_figures_are_rendered_from_results(page):
     assert "-->\n<!-- end" not in text, "a block is empty"
 
 
+def test_the_drawing_is_what_its_script_writes():
+    made = script("docs/draw_architecture.py")
+    assert made.PATH.read_text(encoding="utf-8") == made.drawing(), "run `python docs/draw_architecture.py`"
+    assert made.PATH.name in README
+
+
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
 def test_linked_files_exist(page):
     for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
         assert link.startswith("http") or ((ROOT / page).parent / link).exists(), link
+
+
+def test_one_substitution_makes_the_links_of_the_readme_absolute():
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert all(link.startswith(("https://", "docs/", "src/")) for link in links), (
+        "`](docs/` and `](src/` are what is substituted"
+    )
 
 
 @pytest.mark.parametrize("name", hybrid.bundled())
