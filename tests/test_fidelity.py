@@ -14,7 +14,7 @@ from torch import nn
 
 from hybvit import extractors
 from hybvit.checkpoint import sha256
-from hybvit.config import Config, DataConfig, ObjectiveConfig
+from hybvit.config import Config, DataConfig
 from hybvit.data.catalog import DEBIAN
 from hybvit.data.datasets import open_dataset
 from hybvit.data.images import to_x, with_channels
@@ -29,6 +29,7 @@ from hybvit.metrics.fidelity import (
     kernel_distance,
     precision_recall,
 )
+from hybvit.objective import Objective
 from hybvit.recipes import preset
 from hybvit.vit import HybViT, ViTConfig
 
@@ -545,7 +546,7 @@ def exported(folder: Path, kind: str = "hybvit") -> HybridModel:
     torch.manual_seed(0)
     cfg = Config(
         model=ViTConfig(image_size=8, patch_size=4, channels=1, dim=16, depth=2, heads=2),
-        objective=ObjectiveConfig(kind=kind),
+        objective=Objective(kind=kind),
         data=DataConfig(name="digits"),
     )
     model = HybridModel(HybViT(cfg.model), cfg, "cpu")

@@ -6,9 +6,10 @@ from PIL import Image
 
 import hybvit
 from hybvit import hybrid
-from hybvit.config import Config, DiffusionConfig, ObjectiveConfig, override
+from hybvit.config import Config, DiffusionConfig, override
 from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.hybrid import HybridModel
+from hybvit.objective import Objective
 from hybvit.recipes import preset
 from hybvit.vit import HybViT
 
@@ -60,7 +61,7 @@ def test_predict_refuses_other_shapes(bad):
 def test_denoise_always_speaks_eps(target):
     m = model(override(CFG, objective={"target": target}))
     x_t, t = torch.randn(3, 1, 8, 8), torch.tensor([1, 400, 900])
-    raw = m.net(x_t, t).eps
+    raw = m.net(x_t, t).prediction
     torch.testing.assert_close(m.denoise(x_t, t), m.diffusion.to_eps(target, raw, x_t, t))
 
 
@@ -95,7 +96,7 @@ def test_a_network_that_takes_labels_draws_them_with_and_without_guidance():
 
     real = model(override(told, data={"classes": tuple("abcd")}))
     m.denoise = unlabelled.denoise = denoise
-    m.net.denoise_with_and_without = lambda x_t, t, y: (denoise(x_t, t, y), denoise(x_t, t))  # its target is eps
+    m.net.denoise_cond_uncond = lambda x_t, t, y: (denoise(x_t, t, y), denoise(x_t, t))  # its target is eps
     assert m.sample(2, steps=5, labels=[0, 2]).float().mean((1, 2, 3)).tolist() == pytest.approx([127.5, 191.25], abs=0.5)
     assert torch.equal(m.sample(2, steps=5, labels=["a", "C"]), m.sample(2, steps=5, labels=[0, 2]))
     assert torch.equal(m.sample(2, steps=5, labels="d"), m.sample(2, steps=5, labels=3))
@@ -188,7 +189,7 @@ def test_every_preset_builds_and_reloads(tmp_path):
             net = HybViT(cfg.model)
         assert sum(p.numel() for p in net.parameters()) > 0
     assert preset("digits_paper").model.time == "token_scalars"
-    assert preset("digits_paper").objective == ObjectiveConfig()
+    assert preset("digits_paper").objective == Objective()
     assert preset("digits_paper").diffusion == DiffusionConfig()
 
 
