@@ -8,22 +8,25 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from hybvit.baselines import jem as jem_room
-from hybvit.baselines.jem import JEM, evaluating, gaussian
+from hybvit.baselines.jem import JEM, JEMConfig, evaluating, gaussian
 from hybvit.baselines.preact_resnet import PreActBlock, PreActResNet18
 from hybvit.baselines.unet import DenoisingUNet
 from hybvit.baselines.wide_resnet import WideResNet
 from hybvit.data.image_set import to_pixels
+from hybvit.diffusion import Diffusion
 from hybvit.errors import ConfigError, DivergedError
-from hybvit.objective import Batch
+from hybvit.objective import Batch, Objective, hybrid_loss
 from hybvit.vit import HybViT, ViTConfig
 
 SHAPE = (1, 8, 8)
+PLAIN = Objective("jem", label_smoothing=0.0)
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -253,9 +256,8 @@ class Bowl(nn.Module):
 
 def small_jem(batch_norm: bool = False, replay: int = 12, **settings) -> JEM:
     torch.manual_seed(0)
-    return JEM(
-        WideResNet(SHAPE, 4, 10, 1, 0.0, batch_norm), SHAPE, 4, replay=replay, steps=settings.pop("steps", 3), **settings
-    )
+    backbone = WideResNet(SHAPE, 4, 10, 1, 0.0, batch_norm)
+    return JEM(backbone, SHAPE, 4, JEMConfig(replay=replay, **{"steps": 3, **settings}))
 
 
 def batch(seed: int = 0) -> Batch:
@@ -270,11 +272,13 @@ def test_energy_is_minus_logsumexp_and_features_are_the_backbones():
     torch.testing.assert_close(model.classify(x), logits)
     torch.testing.assert_close(model(x), logits)
     torch.testing.assert_close(model.features(x), model.backbone.features(x))
-    torch.testing.assert_close(JEM(Bowl(), SHAPE, 4, replay=1).energy(x), (x - 0.3).square().flatten(1).sum(dim=1) / 2)
+    torch.testing.assert_close(
+        JEM(Bowl(), SHAPE, 4, JEMConfig(replay=1)).energy(x), (x - 0.3).square().flatten(1).sum(dim=1) / 2
+    )
 
 
 def test_sgld_contracts_a_quadratic_energy():
-    model, x = JEM(Bowl(), SHAPE, 4, replay=1, noise=0.0, step_size=0.2), uniform(5, *SHAPE)
+    model, x = JEM(Bowl(), SHAPE, 4, JEMConfig(replay=1, noise=0.0, step_size=0.2)), uniform(5, *SHAPE)
     torch.testing.assert_close(model.sgld(x, 1, rng()), 0.3 + 0.8 * (x - 0.3))
     torch.testing.assert_close(model.sgld(x, 4, rng()), 0.3 + 0.8**4 * (x - 0.3))
     far = model.sgld(x + 5, 1, rng())  # the image itself is not clipped
@@ -284,14 +288,14 @@ def test_sgld_contracts_a_quadratic_energy():
 
 def test_sgld_samples_the_density_of_a_quadratic_energy():
     step = 0.05
-    model = JEM(Bowl((1, 16, 16)), (1, 16, 16), 4, replay=1, step_size=step, noise=math.sqrt(2 * step))
+    model = JEM(Bowl((1, 16, 16)), (1, 16, 16), 4, JEMConfig(replay=1, step_size=step, noise=math.sqrt(2 * step)))
     x = model.sgld(torch.zeros(64, 1, 16, 16), 200, rng())
     assert x.mean().item() == pytest.approx(0.3, abs=0.03)
     assert x.var().item() == pytest.approx(1 / (1 - step / 2), abs=0.04)  # 1 in the limit of small steps
 
 
 def test_proximal_bounds_every_element_of_a_step():
-    model = JEM(Bowl(), SHAPE, 4, replay=1, noise=0.0, step_size=0.5, proximal=0.1)
+    model = JEM(Bowl(), SHAPE, 4, JEMConfig(replay=1, noise=0.0, step_size=0.5, proximal=0.1))
     x = uniform(5, *SHAPE) * 3
     change = model.sgld(x, 1, rng()) - x
     torch.testing.assert_close(change, -0.5 * (x - 0.3).clamp(-0.1, 0.1))
@@ -325,38 +329,40 @@ def test_sgld_leaves_network_statistics_and_mode_alone():
 
 def test_loss_is_cross_entropy_and_the_gap_between_real_images_and_continued_chains():
     model, data = (
-        JEM(Bowl(), SHAPE, 4, replay=6, steps=2, noise=0.0, step_size=0.1, restart=0.0, input_noise=0.0, weight=0.5),
+        JEM(Bowl(), SHAPE, 4, JEMConfig(replay=6, steps=2, noise=0.0, step_size=0.1, restart=0.0, input_noise=0.0, weight=0.5)),
         batch(),
     )
     start = model.replay_images.clone()
-    losses = model.loss(data, rng())
+    losses = model.loss(data, PLAIN, rng())
     ended = 0.3 + 0.9**2 * (start - 0.3)
     torch.testing.assert_close(model.replay_images, ended)  # every chain went on, and came back to its own place
     torch.testing.assert_close(losses.energy_gap, model.energy(data.clean).mean() - model.energy(ended).mean())
     torch.testing.assert_close(losses.ce, torch.tensor(math.log(4)))
     torch.testing.assert_close(losses.total, losses.ce + 0.5 * losses.energy_gap)
-    model.loss(data, rng(1))
+    model.loss(data, PLAIN, rng(1))
     torch.testing.assert_close(model.replay_images, 0.3 + 0.9**4 * (start - 0.3))
 
 
 def test_loss_takes_shares_and_label_smoothing():
     model, data = small_jem(), batch()
-    plain = model.loss(data, rng()).ce
+    plain = model.loss(data, PLAIN, rng()).ce
     log_p = model.classify(data.images).log_softmax(dim=1)
     torch.testing.assert_close(plain, -log_p[torch.arange(6), data.labels].mean())
     one_hot = nn.functional.one_hot(data.labels, 4).float()
-    torch.testing.assert_close(model.loss(data._replace(labels=one_hot), rng()).ce, plain)
-    smooth = model.loss(data, rng(), 0.4).ce
+    torch.testing.assert_close(model.loss(data._replace(labels=one_hot), PLAIN, rng()).ce, plain)
+    smooth = model.loss(data, replace(PLAIN, label_smoothing=0.4), rng()).ce
     torch.testing.assert_close(smooth, -(log_p * (0.6 * one_hot + 0.1)).sum(dim=1).mean())
 
 
 def test_real_images_get_noise_where_their_energy_is_lowered():
     """E[E(x + s n)] of the bowl exceeds E(x) by s^2 D / 2."""
     shape = (1, 32, 32)
-    quiet, noisy = (JEM(Bowl(shape), shape, 4, replay=64, steps=1, restart=0.0, input_noise=s, limit=1e9) for s in (0.0, 0.5))
+    quiet, noisy = (
+        JEM(Bowl(shape), shape, 4, JEMConfig(replay=64, steps=1, restart=0.0, input_noise=s, limit=1e9)) for s in (0.0, 0.5)
+    )
     data = Batch(torch.zeros(64, *shape), torch.zeros(2, *shape), torch.tensor([0, 1]))
     noisy.load_state_dict(quiet.state_dict())
-    more = noisy.loss(data, rng()).energy_gap - quiet.loss(data, rng()).energy_gap
+    more = noisy.loss(data, PLAIN, rng()).energy_gap - quiet.loss(data, PLAIN, rng()).energy_gap
     assert more.item() == pytest.approx(0.25 * 1024 / 2, rel=0.05)
 
 
@@ -367,7 +373,7 @@ def test_a_step_lowers_the_energy_of_data_against_samples():
     def gap() -> float:
         return (model.energy(data.clean).mean() - model.energy(model.replay_images).mean()).item()
 
-    losses = model.loss(data, rng())
+    losses = model.loss(data, PLAIN, rng())
     before = gap()
     assert losses.energy_gap.item() == pytest.approx(before, abs=1e-5)
     (losses.total - losses.ce).backward()
@@ -377,7 +383,7 @@ def test_a_step_lowers_the_energy_of_data_against_samples():
 
 def test_every_weight_is_trained_and_no_gradient_reaches_the_samples():
     model = small_jem()
-    model.loss(batch(), rng()).total.backward()
+    model.loss(batch(), PLAIN, rng()).total.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
     assert not model.replay_images.requires_grad
 
@@ -388,7 +394,7 @@ def test_restarted_chains_leave_the_buffer():
     for model, share, tolerance in ((kept, 0, 0), (fresh, 1, 0), (some, 0.25, 0.06)):
         before = model.replay_images.clone()
         model.replay_images += 10  # chains far away: a new start is seen
-        model.loss(data, rng())
+        model.loss(data, PLAIN, rng())
         anew = (model.replay_images < 5).flatten(1).all(dim=1)
         assert anew.float().mean().item() == pytest.approx(share, abs=tolerance)
         torch.testing.assert_close(model.replay_images[~anew], before[~anew] + 10)
@@ -414,31 +420,31 @@ def test_divergence_is_seen_and_the_buffer_stays(value, limit):
         model.backbone.readout.bias.zero_()
         model.backbone.readout.weight.fill_(value)
     with pytest.raises(DivergedError, match=r"^JEM diverged: mean energy .* gap .* jem\.limit (10|inf);[^\n]*$"):
-        model.loss(data, rng())
+        model.loss(data, PLAIN, rng())
     assert torch.equal(model.replay_images, before)
 
 
 @pytest.mark.parametrize("shift", [-20.0, 20.0])
 def test_the_limit_bounds_the_gap_on_both_sides(shift):
     # Sampling steps of length 0 and chains at a known place make the gap a known number.
-    model = JEM(Bowl(mean=0.0), SHAPE, 4, replay=6, steps=0, restart=0.0, input_noise=0.0, limit=19.0)
+    model = JEM(Bowl(mean=0.0), SHAPE, 4, JEMConfig(replay=6, steps=0, restart=0.0, input_noise=0.0, limit=19.0))
     unit = math.sqrt(2 * 20 / 64)
     near, far = torch.zeros(6, *SHAPE), torch.full((6, *SHAPE), unit)  # energies 0 and 20
     model.replay_images.copy_(near if shift > 0 else far)
     data = batch()._replace(clean=far if shift > 0 else near)
     with pytest.raises(DivergedError, match=rf"gap {shift:g} beyond"):
-        model.loss(data, rng())
-    model.limit = 21.0
-    assert model.loss(data, rng()).energy_gap.item() == pytest.approx(shift, abs=1e-3)
+        model.loss(data, PLAIN, rng())
+    model.cfg = replace(model.cfg, limit=21.0)
+    assert model.loss(data, PLAIN, rng()).energy_gap.item() == pytest.approx(shift, abs=1e-3)
 
 
 def test_what_does_not_fit_is_refused():
     model, data = small_jem(replay=5), batch()
     with pytest.raises(ValueError, match=r"jem\.replay is 5: a batch of 6"):
-        model.loss(data, rng())
+        model.loss(data, PLAIN, rng())
     for part in (data._replace(clean=None), data._replace(images=None, labels=None), data._replace(labels=None)):
         with pytest.raises(ValueError, match="incomplete"):
-            model.loss(part, rng())
+            model.loss(part, PLAIN, rng())
     with pytest.raises(ValueError, match=r"jem\.informative"):
         model.informed_by(data.images, data.labels)
     informative = small_jem(informative=True)
@@ -483,7 +489,7 @@ def test_informative_starts_have_the_moments_of_each_class():
 
 def test_directions_beyond_the_rank_keep_their_variance():
     shape = (1, 16, 16)
-    model = JEM(Bowl(shape), shape, 1, replay=500, informative=True)
+    model = JEM(Bowl(shape), shape, 1, JEMConfig(replay=500, informative=True))
     model.informed_by(torch.randn(600, *shape, generator=rng()) * 0.2, torch.zeros(600, dtype=torch.int64), rng())
     assert model.class_stds.item() > 0.15  # most of 256 equal directions are beyond the 64
     assert model.replay_images.var().item() == pytest.approx(0.2**2, rel=0.03)
@@ -530,13 +536,13 @@ def test_informing_twice_forgets_the_first_images():
 def test_a_resumed_run_is_bit_identical(settings, tmp_path):
     def start() -> tuple[JEM, torch.optim.Optimizer]:
         model = small_jem(**settings)
-        if model.informative:
+        if model.cfg.informative:
             model.informed_by(*classes_of_images(60), rng())
         return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
     def step(model: JEM, optimiser: torch.optim.Optimizer, k: int) -> None:
         optimiser.zero_grad()
-        model.loss(batch(k), rng(k)).total.backward()
+        model.loss(batch(k), PLAIN, rng(k)).total.backward()
         optimiser.step()
 
     model, optimiser = start()
@@ -563,7 +569,7 @@ def test_the_state_has_the_chains_and_the_starts():
     wanted = {"replay_images", "class_shares", "class_means", "class_roots", "class_stds"}
     assert wanted <= model.state_dict().keys()
     with torch.device("meta"):
-        cifar = JEM(WideResNet((3, 32, 32), 10, 10, 1), (3, 32, 32), 10, informative=True)
+        cifar = JEM(WideResNet((3, 32, 32), 10, 10, 1), (3, 32, 32), 10, JEMConfig(informative=True))
     assert cifar.replay_images.shape == (10_000, 3, 32, 32)
     floats = sum(getattr(cifar, name).numel() for name in wanted - {"replay_images"})
     assert 4 * floats < 9e6
@@ -594,7 +600,7 @@ def test_draws_go_on_from_all_chains_in_an_order_of_the_seed():
     noisy = model.draw([1, 41], 1, seed=3)
     assert not torch.equal(noisy[0], noisy[1])  # with other noise
     assert torch.equal(model.replay_images, before)
-    quiet = JEM(Bowl(), SHAPE, 4, replay=3, step_size=0.5, noise=0.0)
+    quiet = JEM(Bowl(), SHAPE, 4, JEMConfig(replay=3, step_size=0.5, noise=0.0))
     torch.testing.assert_close(
         quiet.draw(range(3), 2, seed=0).sort(dim=0).values,
         to_pixels(0.3 + 0.25 * (quiet.replay_images - 0.3)).sort(dim=0).values,
@@ -603,8 +609,10 @@ def test_draws_go_on_from_all_chains_in_an_order_of_the_seed():
 
 def test_a_vit_is_a_backbone_too():
     cfg = ViTConfig(image_size=8, patch_size=2, channels=1, num_classes=4, dim=16, depth=2, heads=2)
-    model = JEM(HybViT(cfg), SHAPE, 4, replay=6, steps=2)
-    losses = model.loss(batch(), rng())
+    model = JEM(HybViT(cfg), SHAPE, 4, JEMConfig(replay=6, steps=2))
+    before = copy.deepcopy(model)
+    losses = hybrid_loss(model, Diffusion.cosine(4), batch(), PLAIN, generator=rng())
+    assert torch.equal(losses.total, before.loss(batch(), PLAIN, rng()).total)  # its objective is its own
     losses.total.backward()
     assert torch.isfinite(losses.total)
     assert model.features(batch().images).shape == (6, 16)
@@ -613,10 +621,10 @@ def test_a_vit_is_a_backbone_too():
 def test_a_copy_keeps_its_own_chains():
     model = small_jem()
     averaged = copy.deepcopy(model)
-    model.loss(batch(), rng())
+    model.loss(batch(), PLAIN, rng())
     assert not torch.equal(model.replay_images, averaged.replay_images)
 
 
 def test_rank_is_bounded_by_the_constant():
     assert jem_room.RANK == 64
-    assert JEM(Bowl((1, 16, 16)), (1, 16, 16), 2, replay=1, informative=True).class_roots.shape == (2, 64, 256)
+    assert JEM(Bowl((1, 16, 16)), (1, 16, 16), 2, JEMConfig(replay=1, informative=True)).class_roots.shape == (2, 64, 256)

@@ -15,7 +15,7 @@ from torch import nn
 from hybvit import extractors
 from hybvit.catalog import DEBIAN
 from hybvit.checkpoint import sha256
-from hybvit.config import Config, DataConfig, ObjectiveConfig
+from hybvit.config import Config, DataConfig
 from hybvit.data.image_set import to_x
 from hybvit.data.images import with_channels
 from hybvit.errors import ConfigError, DataError
@@ -29,6 +29,7 @@ from hybvit.metrics.fidelity import (
     kernel_distance,
     precision_recall,
 )
+from hybvit.objective import Objective
 from hybvit.recipes import preset
 from hybvit.vit import HybViT, ViTConfig
 
@@ -547,7 +548,7 @@ def exported(folder: Path, kind: str = "hybvit") -> HybridModel:
     torch.manual_seed(0)
     cfg = Config(
         model=ViTConfig(image_size=8, patch_size=4, channels=1, dim=16, depth=2, heads=2),
-        objective=ObjectiveConfig(kind=kind),
+        objective=Objective(kind=kind),
         data=DataConfig(name="digits"),
     )
     model = HybridModel(HybViT(cfg.model), cfg, "cpu")

@@ -6,9 +6,10 @@ from PIL import Image
 
 import hybvit
 from hybvit import hybrid
-from hybvit.config import Config, DiffusionConfig, ObjectiveConfig, override
+from hybvit.config import Config, DiffusionConfig, override
 from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.hybrid import HybridModel
+from hybvit.objective import Objective
 from hybvit.recipes import preset
 from hybvit.vit import HybViT
 
@@ -190,7 +191,7 @@ def test_every_preset_builds_and_reloads(tmp_path):
             net = HybViT(cfg.model)
         assert sum(p.numel() for p in net.parameters()) > 0
     assert preset("digits_paper").model.time == "token_scalars"
-    assert preset("digits_paper").objective == ObjectiveConfig()
+    assert preset("digits_paper").objective == Objective()
     assert preset("digits_paper").diffusion == DiffusionConfig()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hybvit import layers
+from hybvit import vit
 from hybvit.catalog import CATALOG
 from hybvit.config import Config, value_of
 from hybvit.diffusion import Diffusion
@@ -63,7 +63,7 @@ def test_a_wrong_name_in_the_page_is_found(right, wrong):
     assert unresolved(PAGE.replace(f"`{right}`", f"`{wrong}`")) == [wrong] * PAGE.count(f"`{right}`")
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Diffusion, "q_sample"), (layers, "attend")])
+@pytest.mark.parametrize(("owner", "name"), [(Diffusion, "q_sample"), (vit, "attend")])
 def test_a_renamed_function_is_found(owner, name, monkeypatch):
     monkeypatch.setattr(owner, "renamed", getattr(owner, name), raising=False)
     monkeypatch.delattr(owner, name)

@@ -15,7 +15,7 @@ import hybvit
 
 SOURCE = Path(hybvit.__file__).parent
 FLOORS = [
-    {"errors", "seeds", "vit_config", "layers", "readouts", "vit", "diffusion", "samplers", "objective"},
+    {"errors", "seeds", "vit_config", "vit", "diffusion", "samplers", "objective"},
     {"metrics"},
     {
         "catalog",

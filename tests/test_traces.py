@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import hybvit
+from hybvit.config import RETIRED, load_config
+from hybvit.errors import ConfigError
 
 from .traces import pinned
 
@@ -70,3 +73,32 @@ def test_an_export_of_0_1_0_answers_as_it_did():
         torch.testing.assert_close(value, torch.tensor(answers[name], dtype=value.dtype), rtol=1e-4, atol=1e-5)
     gap = model.sample(2, steps=5).int() - torch.tensor(answers["pixels"])
     assert gap.abs().max() <= 1
+
+
+LOST = {  # name -> a value that it could have in 0.1.0, of an option that is gone, or gone from one that stays
+    "model.norm": "rms", "model.registers": 4, "model.class_pool": "attention", "objective.balance": "gradient_norm",
+    "objective.class_noise": 0.05, "optim.cooldown": 0.1, "train.ema_power": [0.05],
+    "model.time": "token", "model.pixel_readout": "linear_conv", "objective.norm": "huber", "objective.weighting": "p2",
+    "optim.schedule": "cooldown",
+}  # fmt: skip
+
+
+def test_a_configuration_of_0_1_0_holds_every_option_that_is_gone_at_its_default():
+    content = yaml.safe_load((RECORDED / "run" / "config.yaml").read_text())
+    for name, default in RETIRED.items():
+        group, leaf = name.split(".")
+        assert content[group][leaf] == default
+    assert LOST.keys() >= RETIRED.keys()
+    load_config(RECORDED / "run" / "config.yaml")
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_an_option_that_is_gone_is_refused_by_name(name, tmp_path):
+    content = yaml.safe_load((RECORDED / "run" / "config.yaml").read_text())
+    group, leaf = name.split(".")
+    content[group][leaf] = LOST[name]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError) as refused:
+        load_config(tmp_path / "config.yaml")
+    assert f"{name} is {LOST[name]}" in str(refused.value).replace("'", "")
+    assert ("was removed" in str(refused.value)) == (name in RETIRED)

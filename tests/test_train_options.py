@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -31,21 +29,17 @@ from hybvit.run_folder import read_metrics
 from hybvit.train import (
     Average,
     build_optimizers,
-    learning_rate,
     matrices_of_layers,
     optimizer_tensors,
-    power_decay,
-    power_of_width,
     set_rates,
     train,
 )
 
-from .conftest import QUICK, hybvit
+from .conftest import hybvit
 from .test_train import STEPS, assert_identical, command, final_state
 
-WIDTHS = (0.05, 0.1)
 OPTIONS = (
-    "--optim.name=muon", "--optim.schedule=cooldown", "--train.ema_power=[0.05,0.1]", "--train.labelled_batch_size=4",
+    "--optim.name=muon", "--train.labelled_batch_size=4",
     "--train.snapshot_every=30", "--model.class_depth=1", "--model.label_conditioning=true",
 )  # fmt: skip
 
@@ -74,7 +68,7 @@ def test_a_killed_run_with_every_option_resumes_exactly(run, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed at step" in resumed.stdout
     state = final_state(run)
-    assert {key.split("/")[0] for key in state} == {"network", "ema", "ema-0.05", "ema-0.1", "optimizer"}
+    assert {key.split("/")[0] for key in state} == {"network", "ema", "optimizer"}
     assert_identical(state, final_state(out))
 
 
@@ -124,6 +118,29 @@ def test_what_is_timed_and_counted_has_both_sizes():
     shown = result.metrics["speed/train_gflop_per_image"]
     assert shown.n == 12
     assert shown.value * 12 == pytest.approx(cost(cfg).train_gflop_per_step, rel=0.01)  # attention has other kernels there
+
+
+def test_load_takes_the_averaged_weights_of_a_run_a_checkpoint_or_a_snapshot(run):
+    checkpoint, snapshot = newest(run / "checkpoints")[0], step_folders(run / "snapshots")[-1]
+    for source, folder in ((run, checkpoint), (checkpoint, checkpoint), (snapshot, snapshot)):
+        assert_identical(load(source).net.state_dict(), read_tensors(folder / "ema.safetensors"))
+    weights = load(run).net.positions.cpu()
+    assert not torch.equal(weights, read_tensors(checkpoint / "network.safetensors")["positions"])
+    assert not torch.equal(weights, load(snapshot).net.positions.cpu())
+
+
+def test_weights_are_averaged_and_buffers_taken_over():
+    net, held = (nn.Linear(2, 1, bias=False, dtype=torch.float64) for _ in range(2))
+    for each, start in ((net, 1.0), (held, 3.0)):
+        nn.init.constant_(each.weight, start)
+        each.register_buffer("count", torch.full((), start))
+    average = Average(held, net)
+    average.update(0.75)
+    assert held.weight.flatten().tolist() == [2.5, 2.5]
+    assert held.count == 1
+    average.update(0.0)
+    assert held.weight.flatten().tolist() == [1.0, 1.0]
+    assert net.weight.flatten().tolist() == [1.0, 1.0]
 
 
 # Muon
@@ -232,107 +249,6 @@ def test_muon_finds_the_vit_inside_a_jem():
     assert len(build_optimizers(jem, cfg.optim)) == 2
 
 
-# power-function averages
-
-
-@pytest.mark.parametrize("width", [0.01, 0.05, 0.1, 0.2, 0.27])
-def test_gamma_is_the_root_of_the_papers_formula_and_gives_that_width(width):
-    gamma = power_of_width(width)
-    assert (gamma + 1) ** 0.5 / (gamma + 2) / (gamma + 3) ** 0.5 == pytest.approx(width, rel=1e-9)
-    t = (np.arange(200_000) + 0.5) / 200_000
-    weights = t**gamma / (t**gamma).sum()
-    assert np.sqrt((weights * t**2).sum() - (weights * t).sum() ** 2) == pytest.approx(width, rel=1e-3)
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_the_average_weighs_step_t_by_t_to_the_gamma(width):
-    """With the unit vector e_t as the weights of step t, the average holds the weights that it gives: their sum is 1, and each
-    is the integral of (gamma + 1) u^gamma / T^(gamma + 1) over t - 1 .. t."""
-    steps, gamma = 50, power_of_width(width)
-    net, held = (nn.Linear(steps, 1, bias=False, dtype=torch.float64) for _ in range(2))
-    net.register_buffer("count", torch.zeros(()))
-    held.register_buffer("count", torch.zeros(()))
-    average = Average(held, net, lambda step: power_decay(step, gamma))
-    for step in range(steps):
-        with torch.no_grad():
-            net.weight.copy_(torch.eye(steps)[step : step + 1])
-        net.count.fill_(step)
-        average.update(step)
-    found = held.weight.detach().flatten()
-    t = torch.arange(steps + 1, dtype=torch.float64) / steps
-    torch.testing.assert_close(found, (t ** (gamma + 1)).diff(), rtol=1e-9, atol=1e-14)
-    assert found.sum() == pytest.approx(1, abs=1e-12)
-    assert held.count == steps - 1  # buffers are taken over, not averaged
-
-
-def test_a_run_keeps_its_averages_and_load_picks_one(run):
-    folder = newest(run / "checkpoints")[0]
-    main = load(run)
-    for width in map(str, WIDTHS):
-        expected = read_tensors(folder / f"ema-{width}.safetensors")
-        for source in (run, folder, step_folders(run / "snapshots")[0]):
-            assert_identical(load(source, average=width).net.state_dict(), expected)
-        assert not torch.equal(main.net.positions.cpu(), expected["positions"])
-    assert_identical(main.net.state_dict(), read_tensors(folder / "ema.safetensors"))
-    with pytest.raises(ConfigError, match=r"average 0\.2 was not kept; there is 0\.05, 0\.1"):
-        load(run, average="0.2")
-
-
-def test_runs_and_exports_without_averages_say_so(tiny_run, tmp_path):
-    with pytest.raises(ConfigError, match=r"average 0\.05 was not kept; there is the main one only"):
-        load(tiny_run, average="0.05")
-    load(tiny_run).save_pretrained(tmp_path / "exported")
-    with pytest.raises(ConfigError, match="an exported model has one set of weights"):
-        load(tmp_path / "exported", average="0.05")
-
-
-def test_evaluate_judges_the_average_that_is_asked_for(run, tmp_path):
-    shutil.copytree(run, tmp_path / "run")
-    arguments = ["evaluate", tmp_path / "run", *QUICK, "--suites=accuracy", "--average"]
-    done = hybvit(*arguments, "0.05")
-    assert done.returncode == 0, done.stderr
-    found = tmp_path / "run" / "average-0.05" / "results.json"  # beside those of the main average
-    assert json.loads(found.read_text())["average"] == "0.05"
-    assert not (tmp_path / "run" / "results.json").exists()
-    refused = hybvit(*arguments, "0.3")
-    assert refused.returncode == 2
-    assert "0.05, 0.1" in refused.stderr
-
-
-@pytest.mark.parametrize("widths", [(0.0,), (0.28,), (0.05, 0.05)])
-def test_widths_that_make_no_sense_are_refused(widths):
-    with pytest.raises(ConfigError, match=r"train\.ema_power"):
-        override(Config(), train={"ema_power": widths})
-
-
-# the schedule with a cooldown
-
-
-def test_the_cooldown_is_constant_then_linear_to_min_lr():
-    optim = {"lr": 0.1, "warmup_steps": 10, "min_lr": 0.02, "schedule": "cooldown", "cooldown": 0.25}
-    cfg = override(preset("digits"), optim=optim, train={"steps": 200})
-    rates = [learning_rate(step, cfg) for step in range(201)]
-    assert rates[4] == pytest.approx(0.05)
-    assert rates[9:151] == [0.1] * 142
-    assert rates[175] == pytest.approx(0.06)
-    assert rates[200] == pytest.approx(0.02)
-    assert rates[150:] == pytest.approx(np.linspace(0.1, 0.02, 51))
-    longer = override(cfg, train={"steps": 400})
-    assert [learning_rate(step, longer) for step in range(151)] == rates[:151]  # a longer run starts the same
-    assert learning_rate(200, override(cfg, optim={"cooldown": 0.0})) == 0.1
-    with pytest.raises(ConfigError, match=r"optim\.cooldown"):
-        override(cfg, optim={"cooldown": 1.5})
-
-
-def test_a_learned_balance_is_not_decayed():
-    cfg = override(preset("digits"), objective={"balance": "uncertainty"})
-    (optimizer,) = build_optimizers(build_network(cfg), cfg.optim)
-    decayed, apart = optimizer.param_groups
-    assert (decayed["weight_decay"], apart["weight_decay"]) == (cfg.optim.weight_decay, 0.0)
-    assert [list(p.shape) for p in apart["params"]] == [[2]]
-    assert len(decayed["params"]) == len(list(build_network(preset("digits")).parameters()))
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_run_is_the_plain_one_and_resumes_exactly(tmp_path):
@@ -361,27 +277,6 @@ def test_compiling_needs_a_compiler_and_no_langevin_chains(monkeypatch, tmp_path
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match=r"train\.compile does not go with"):
         override(preset("cifar10_jem"), train={"compile": True})
-
-
-def test_a_run_may_begin_from_one_whose_losses_were_balanced_otherwise(tmp_path):
-    fixed = override(
-        preset("digits"),
-        model={"depth": 1, "dim": 16, "readout_width": 8},
-        train={"steps": 2, "batch_size": 4, "preview_every": 0, "ema_decay": 0.0},
-        optim={"lr": 1e-2, "warmup_steps": 0},
-    )
-    learned = override(fixed, objective={"balance": "uncertainty"})
-    train(fixed, tmp_path / "fixed")
-    train(override(learned, train={"init": str(tmp_path / "fixed")}), tmp_path / "learned")
-    balance = load(tmp_path / "learned", "cpu").net.state_dict()["log_variances"]
-    assert 0 < balance.abs().max() < 0.1  # from 0, in two steps
-    train(override(fixed, train={"init": str(tmp_path / "learned")}), tmp_path / "fixed again")
-    assert "log_variances" not in load(tmp_path / "fixed again", "cpu").net.state_dict()
-    train(
-        override(learned, train={"init": str(tmp_path / "learned"), "steps": 1}, optim={"lr": 0.0, "min_lr": 0.0}),
-        tmp_path / "on",
-    )
-    assert torch.equal(load(tmp_path / "on", "cpu").net.state_dict()["log_variances"], balance)
 
 
 def test_a_run_starts_from_a_model_of_other_classes(tmp_path):

@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from hybvit import checkpoint
-from hybvit.layers import TimeEmbedding, attend
-from hybvit.readouts import FiLM, patchify, unpatchify
-from hybvit.vit import HybViT, ViTConfig
+from hybvit.vit import FiLM, HybViT, TimeEmbedding, ViTConfig, attend, patchify, unpatchify
 
 SMALL = ViTConfig(image_size=8, patch_size=2, channels=3, num_classes=5, dim=32, depth=3, heads=4)
 VARIANTS = {
@@ -19,12 +17,10 @@ VARIANTS = {
     "long skips": {"long_skips": True},
     "conv read-out": {"pixel_readout": "conv", "final_norm": True, "time": "adaln_zero"},
     "conv stem": {"patch_embedding": "conv", "pixel_readout": "conv"},
-    "linear conv": {"pixel_readout": "linear_conv"},
-    "adaln_single": {"time": "adaln_single", "final_norm": True, "norm": "rms"},
-    "time token": {"time": "token", "registers": 2, "rope": True},
-    "llama": {"norm": "rms", "mlp": "swiglu", "rope": True, "qk_norm": True},
+    "adaln_single": {"time": "adaln_single", "final_norm": True},
+    "llama": {"mlp": "swiglu", "rope": True, "qk_norm": True},
     "tap": {"class_depth": 2, "long_skips": True, "time": "adaln_single"},
-    "early tap": {"class_depth": 1, "long_skips": True, "class_pool": "attention"},
+    "early tap": {"class_depth": 1, "long_skips": True},
     "label": {"class_depth": 2, "label_conditioning": True, "time": "adaln_zero"},
 }
 
@@ -72,7 +68,7 @@ def test_golden_logits_and_noise(golden, golden_config, golden_file):
     checkpoint.load_published_weights(net, golden_file)
     with torch.no_grad():
         logits = net(golden["x"]).logits
-        eps = net(golden["x_t"], golden["t"] + 1).eps  # the file counts steps from 0
+        eps = net(golden["x_t"], golden["t"] + 1).prediction  # the file counts steps from 0
     assert (logits - golden["logits"]).abs().max() < 1e-5
     assert (eps - golden["eps"]).abs().max() < 1e-5
 
@@ -91,8 +87,8 @@ def test_a_row_at_time_0_is_a_clean_row(changes):
     t[1] = t[3] = 0
     mixed, clean, noisy = net(x, t), net(x), net(x[::2], t[::2])
     torch.testing.assert_close(mixed.logits[1::2], clean.logits[1::2], rtol=0, atol=1e-12)
-    torch.testing.assert_close(mixed.eps[1::2], clean.eps[1::2], rtol=0, atol=1e-12)
-    torch.testing.assert_close(mixed.eps[::2], noisy.eps, rtol=0, atol=1e-12)
+    torch.testing.assert_close(mixed.prediction[1::2], clean.prediction[1::2], rtol=0, atol=1e-12)
+    torch.testing.assert_close(mixed.prediction[::2], noisy.prediction, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
@@ -100,16 +96,16 @@ def test_one_joint_pass_equals_two_passes(changes):
     net, (x, t) = build(**changes), inputs()
     joint = net.joint(x, x.flip(0), t)
     torch.testing.assert_close(joint.logits, net(x).logits, rtol=0, atol=1e-12)
-    torch.testing.assert_close(joint.eps, net(x.flip(0), t).eps, rtol=0, atol=1e-12)
-    both = net.joint(x, x.flip(0), t, label_all=True)
+    torch.testing.assert_close(joint.prediction, net(x.flip(0), t).prediction, rtol=0, atol=1e-12)
+    both = net.joint(x, x.flip(0), t, classify_noisy=True)
     torch.testing.assert_close(both.logits, torch.cat((joint.logits, net(x.flip(0), t).logits)), rtol=0, atol=1e-12)
-    torch.testing.assert_close(both.eps, joint.eps, rtol=0, atol=1e-12)
+    torch.testing.assert_close(both.prediction, joint.prediction, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_the_time_reaches_the_output(changes):
     net, (x, _) = build(**changes), inputs()
-    early, late = net(x, torch.full((4,), 10)).eps, net(x, torch.full((4,), 900)).eps
+    early, late = net(x, torch.full((4,), 10)).prediction, net(x, torch.full((4,), 900)).prediction
     assert (early - late).abs().max() > 1e-3
 
 
@@ -117,7 +113,7 @@ def test_every_parameter_is_trained_by_the_joint_pass():
     for changes in VARIANTS.values():
         net, (x, t) = build(**changes), inputs()
         out = net.joint(x, x, t)
-        (out.logits.square().sum() + out.eps.square().sum()).backward()
+        (out.logits.square().sum() + out.prediction.square().sum()).backward()
         untouched = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
         assert untouched == []
 
@@ -188,15 +184,15 @@ def test_what_v2_adds_starts_where_it_does_not_disturb():
     x, t = inputs()
     for layer in net.layers:
         layer.register_forward_hook(lambda m, i, o: torch.testing.assert_close(o, i[0], rtol=0, atol=0))
-    stream = net.up_to_tap(x, t)
-    assert torch.equal(stream.z, net.up_to_tap(x, t + 300).z)  # the time is not seen yet, in the stem neither
+    stream = net.forward_trunk(x, t)
+    assert torch.equal(stream.z, net.forward_trunk(x, t + 300).z)  # the time is not seen yet, in the stem neither
     assert torch.equal(net.read_pixels(stream), net.read_pixels(replace(stream, time=1 + stream.time)))
     assert net.label_embedding.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 def test_conv_readout_sees_the_input_image():
     net, (x, t) = build(pixel_readout="conv"), inputs()
-    stream = net.to_the_end(net.up_to_tap(x, t), None)
+    stream = net.forward_tail(net.forward_trunk(x, t), None)
     assert (net.read_pixels(stream) - net.read_pixels(replace(stream, pixels=x + 1))).abs().max() > 1e-3
 
 
@@ -221,30 +217,41 @@ def test_labelled_images_go_no_further_than_the_tap():
     net.joint(x, x[:3], t[:3])
     net.classify(x)
     assert rows == [7, 7, 3, 4, 4]
-    assert net.last_shared_weight is net.layers[1].mlp[2].weight
 
 
-def test_lightly_noisy_images_are_classified_as_such():
-    net, (x, t) = build(**VARIANTS["tap"]), inputs()
+def test_a_noisy_image_is_classified_at_its_time():
+    net, (x, _) = build(**VARIANTS["tap"]), inputs()
     light = torch.tensor([0, 3, 0, 9])
-    torch.testing.assert_close(net.joint(x, x, t, t_images=light).logits, net(x, light).logits, rtol=0, atol=1e-12)
     torch.testing.assert_close(net.classify(x, light), net(x, light).logits, rtol=0, atol=1e-12)
     assert (net.classify(x, light) - net.classify(x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_features_and_head_are_those_of_timm(changes):
+    """timm: forward_features gives all tokens, forward_head their logits, or with pre_logits what these are a map of."""
+    net, (x, _) = build(**changes), inputs()
+    z = net.forward_features(x)
+    assert net.num_prefix_tokens == 1
+    assert z.shape == (4, net.num_prefix_tokens + 16, 32)
+    assert torch.equal(net.forward_head(z), net.classify(x))
+    assert torch.equal(net.forward_head(z, pre_logits=True), net.features(x))
+    assert torch.equal(net.features(x), z[:, 0])
+    assert torch.equal(net.class_readout(net.features(x)), net.classify(x))
 
 
 def test_the_label_reaches_the_pixels_and_not_the_logits():
     net, (x, t) = build(**VARIANTS["label"]), inputs()
     y = torch.tensor([0, 1, 2, 5])
-    told, untold = net(x, t, y), net(x, t)
-    assert torch.equal(told.logits, untold.logits)
-    assert (told.eps - untold.eps).abs().amax((1, 2, 3))[:3].min() > 1e-3
-    assert torch.equal(told.eps[3], untold.eps[3])  # K stands for no label
-    torch.testing.assert_close(net.joint(x, x, t, y=y).eps, told.eps, rtol=0, atol=1e-12)
-    both = net.joint(x, x, t, y=y, untold=True)
-    torch.testing.assert_close(both.eps, told.eps, rtol=0, atol=1e-12)
-    torch.testing.assert_close(both.untold, untold.eps, rtol=0, atol=1e-12)
-    assert both.eps.requires_grad
-    assert not both.untold.requires_grad
+    cond, uncond = net(x, t, y), net(x, t)
+    assert torch.equal(cond.logits, uncond.logits)
+    assert (cond.prediction - uncond.prediction).abs().amax((1, 2, 3))[:3].min() > 1e-3
+    assert torch.equal(cond.prediction[3], uncond.prediction[3])  # K stands for no label
+    torch.testing.assert_close(net.joint(x, x, t, y=y).prediction, cond.prediction, rtol=0, atol=1e-12)
+    both = net.joint(x, x, t, y=y, uncond=True)
+    torch.testing.assert_close(both.prediction, cond.prediction, rtol=0, atol=1e-12)
+    torch.testing.assert_close(both.uncond, uncond.prediction, rtol=0, atol=1e-12)
+    assert both.prediction.requires_grad
+    assert not both.uncond.requires_grad
     with pytest.raises(ValueError, match="label_conditioning"):
         build().denoise(x, t, y)
 
@@ -252,10 +259,10 @@ def test_the_label_reaches_the_pixels_and_not_the_logits():
 def test_the_pass_without_a_label_leaves_the_gradients_of_mixed_precision():
     net, (x, t) = build(**VARIANTS["label"]).float(), inputs()
     gradients = []
-    for untold in (False, True):
+    for uncond in (False, True):
         net.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            net.joint(x.float(), x.float(), t, y=torch.tensor([0, 1, 2, 5]), untold=untold).eps.square().sum().backward()
+            net.joint(x.float(), x.float(), t, y=torch.tensor([0, 1, 2, 5]), uncond=uncond).prediction.square().sum().backward()
         gradients.append({name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
@@ -291,24 +298,6 @@ def test_swiglu_has_as_many_parameters_and_its_gate():
     z = torch.randn(2, 48, dtype=torch.float64)
     gate, value = mlp.into(z).split(64, dim=1)
     torch.testing.assert_close(mlp(z), mlp.out(gate * gate.sigmoid() * value), rtol=0, atol=1e-12)
-
-
-def test_attention_pool_is_a_softmax_over_the_patches():
-    net = build(class_pool="attention", registers=2, time="token")
-    pool, z = net.class_pool, torch.randn(3, 20, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    k, v = pool.kv(pool.norm(z[:, 4:])).split(32, dim=2)
-    for h in range(4):
-        part = slice(8 * h, 8 * h + 8)
-        weights = ((k[..., part] @ pool.query[0, h, 0]) / math.sqrt(8)).softmax(dim=1)
-        torch.testing.assert_close(pool(z)[:, part], (weights[..., None] * v[..., part]).sum(1), rtol=0, atol=1e-12)
-
-
-def test_linear_conv_readout_starts_as_the_linear_one():
-    torch.manual_seed(0)
-    net = HybViT(ViTConfig(**{**SMALL.__dict__, "pixel_readout": "linear_conv"}))
-    readout, tokens = net.pixel_readout, torch.randn(2, 16, 32)
-    linear = unpatchify(readout.to_pixels(tokens), 2, 3)
-    torch.testing.assert_close(readout(tokens, None, None, None), linear)
 
 
 def test_attention_is_equation_16():
@@ -371,8 +360,7 @@ def test_time_embedding_sees_t_minus_1_sine_first():
         ({"class_depth": 10}, r"class_depth is 10: it must be in 1\.\.9"),
         ({"dim": 36, "heads": 6, "rope": True}, "multiple of 4"),
         ({"label_conditioning": True}, "class_depth below 9"),
-        ({"registers": 1}, "token_scalars"),
-        ({"registers": -1, "time": "token"}, "registers is -1"),
+        ({"time": "token"}, "model.time is 'token'"),
     ],
 )
 def test_impossible_networks_are_refused_by_field(changes, named):
