@@ -13,7 +13,7 @@ from PIL import Image
 
 from hybvit import checkpoint, cli, hybrid
 from hybvit.config import Config, differences, load_config, override, parse, to_yaml, value_of
-from hybvit.evaluate import build_parser
+from hybvit.evaluation import build_parser
 from hybvit.recipes import preset
 
 from .conftest import QUICK

@@ -17,9 +17,9 @@ from hybvit.data.image_set import ImageSet
 from hybvit.data.images import to_x
 from hybvit.data.own_images import Dataset
 from hybvit.errors import ConfigError, DataError
-from hybvit.evaluate import SUITES, evaluate
-from hybvit.evaluate.context import Context, Options
-from hybvit.evaluate.robustness import speaks_against
+from hybvit.evaluation import SUITES, evaluate
+from hybvit.evaluation.context import Context, Options
+from hybvit.evaluation.robustness import speaks_against
 from hybvit.hybrid import load
 from hybvit.recipes import preset
 from hybvit.report import WORDS, meaning
@@ -273,7 +273,7 @@ def test_a_folder_can_be_the_other_set(linear, tmp_path):
 
 def test_a_set_that_is_not_here_is_left_out_with_a_line_or_refused_where_it_was_asked_for(linear, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("hybvit.evaluate.ood.own_list", lambda name: ("celeba",))
+    monkeypatch.setattr("hybvit.evaluation.ood.own_list", lambda name: ("celeba",))
     record = evaluate(context(linear, tmp_path), ("ood",), quiet)
     assert any(note.startswith("celeba was left out: celeba: not found") for note in record["notes"]["ood"])
     asked = Options(**{**FAST.__dict__, "out_of_distribution": ("celeba",)})
@@ -322,7 +322,7 @@ def test_models_that_lack_something_get_the_suites_that_make_sense(linear, tmp_p
 
 def test_samples_on_disk_are_used_again_and_do_not_depend_on_how_they_were_drawn(tiny_run, tmp_path):
     from hybvit import load
-    from hybvit.evaluate.samples import folder_of
+    from hybvit.evaluation.samples import folder_of
 
     model = load(tiny_run, device="cpu")
     ctx = context(model, tmp_path)

@@ -35,7 +35,7 @@ FLOORS = [
         "train",
         "sample",
         "classify",
-        "evaluate",
+        "evaluation",
         "presets",
         "show",
         "bench",

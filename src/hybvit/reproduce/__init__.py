@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from .. import evaluate
+from .. import evaluation as evaluate
 from ..arguments import ArgumentParser
 from ..config import Config, did_you_mean
 from ..cost import cost

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import checkpoint, evaluate
+from .. import checkpoint
+from .. import evaluation as evaluate
 from ..config import Config, differences, load_config, minibatches, override, parse
 from ..cost import cost
 from ..errors import CheckpointError, ConfigError, DataError, DivergedError
