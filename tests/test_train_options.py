@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -40,7 +39,7 @@ from hybvit.train import (
     train,
 )
 
-from .conftest import QUICK, hybvit
+from .conftest import hybvit
 from .test_train import STEPS, assert_identical, command, final_state
 
 WIDTHS = (0.05, 0.1)
@@ -284,19 +283,6 @@ def test_runs_and_exports_without_averages_say_so(tiny_run, tmp_path):
     load(tiny_run).save_pretrained(tmp_path / "exported")
     with pytest.raises(ConfigError, match="an exported model has one set of weights"):
         load(tmp_path / "exported", average="0.05")
-
-
-def test_evaluate_judges_the_average_that_is_asked_for(run, tmp_path):
-    shutil.copytree(run, tmp_path / "run")
-    arguments = ["evaluate", tmp_path / "run", *QUICK, "--suites=accuracy", "--average"]
-    done = hybvit(*arguments, "0.05")
-    assert done.returncode == 0, done.stderr
-    found = tmp_path / "run" / "average-0.05" / "results.json"  # beside those of the main average
-    assert json.loads(found.read_text())["average"] == "0.05"
-    assert not (tmp_path / "run" / "results.json").exists()
-    refused = hybvit(*arguments, "0.3")
-    assert refused.returncode == 2
-    assert "0.05, 0.1" in refused.stderr
 
 
 @pytest.mark.parametrize("widths", [(0.0,), (0.28,), (0.05, 0.05)])

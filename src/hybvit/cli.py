@@ -21,7 +21,7 @@ VERBS = {
     "show": "print a preset's whole configuration",
     "bench": "time this machine against a plain reference and against its own peak",
 }
-MODULES = {"show-data": "show_data", "evaluate": "evaluation"}  # of verbs that are not called like their module
+MODULES = {"show-data": "show_data", "evaluate": "evaluation.command"}  # of verbs that are not called like their module
 EXIT_CODES = (
     (errors.ConfigError, 2),
     (errors.DataError, 3),

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from .. import evaluation as evaluate
 from ..arguments import ArgumentParser
 from ..config import Config, did_you_mean
 from ..cost import cost
 from ..data.images import save_image
 from ..errors import ConfigError, DataError, Interrupted
+from ..evaluation import command as evaluate
 from ..extractors import extractor
 from ..recipes import PRESETS
 from ..report import figure

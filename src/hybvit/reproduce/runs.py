@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import checkpoint
-from .. import evaluation as evaluate
 from ..config import Config, differences, load_config, minibatches, override, parse
 from ..cost import cost
 from ..errors import CheckpointError, ConfigError, DataError, DivergedError
+from ..evaluation import command as evaluate
 from ..recipes import PRESETS, preset
 from ..run_folder import check_same, locked, make_folder, read_json, read_metrics, training_summary, write_text
 from ..train import train
