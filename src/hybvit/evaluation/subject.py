@@ -130,7 +130,7 @@ def shape_of(data: Dataset) -> tuple[int, int, int]:
 
 def check_number_of_classes(model: Evaluable, data: Dataset) -> None:
     if model.has_classes and data.classes and len(model.classes) != len(data.classes):
-        raise ConfigError(f"the model has {len(model.classes)} classes, the data have {len(data.classes)}")
+        raise ConfigError(f"the data have {len(data.classes)} classes, the model has {len(model.classes)}")
 
 
 def run_folder_of(spec: str) -> Path | None:
