@@ -312,7 +312,7 @@ def main(arguments: list[str]) -> None:
     try:
         if not args.render:
             prepare(work, folder, scale, fields, shards)
-            faults = carry_out_all(mine, folder, scale, overrides, say_at_once)
+            faults = run_jobs(mine, folder, scale, overrides, say_at_once)
         for run, reason in work.missing.items():
             say_at_once(f"{run}: left out, {reason}")
         faults["figures"] = write_out(names, folder, scale, fields, collect(folder, scale, fields), say_at_once)
@@ -331,7 +331,7 @@ def prepare(work: Work, folder: Path, scale: Scale, fields: list[str], shards: i
         take_times(work.timed, folder, scale, fields, say_at_once)
 
 
-def carry_out_all(
+def run_jobs(
     mine: list[Need], folder: Path, scale: Scale, overrides: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, list[Exception]]:
     """Train and measure every run -> what each of them met."""
