@@ -23,7 +23,7 @@ import torch
 from hybvit.config import Config, minibatches, override
 from hybvit.cost import cost
 from hybvit.devices import best_device, resolve_precision
-from hybvit.evaluate.speed import peak_mib
+from hybvit.evaluation.speed import peak_mib
 from hybvit.recipes import preset
 from hybvit.reproduce.timing import REPEATS, timed, warmed_up
 from hybvit.run_folder import environment, write_text

@@ -146,7 +146,7 @@ def evaluation(record: dict[str, Any]) -> str:
 
 def card(name: str) -> str:
     """The figures of a model that comes with the package."""
-    from hybvit.evaluate.context import Options
+    from hybvit.evaluation.context import Options
 
     record = result(f"model_{name}")
     legs = []

@@ -13,7 +13,8 @@ from PIL import Image
 
 from hybvit import checkpoint, cli, hybrid
 from hybvit.config import Config, differences, load_config, override, parse, to_yaml, value_of
-from hybvit.evaluate import build_parser
+from hybvit.evaluation.command import build_parser
+from hybvit.evaluation.options import Options, given_options
 from hybvit.recipes import preset
 
 from .conftest import QUICK
@@ -125,10 +126,10 @@ def test_the_bundled_models_are_those_that_were_measured():
 @pytest.mark.parametrize("name", hybrid.bundled())
 def test_a_card_names_the_command_that_its_figures_came_from(name):
     words = re.search(r"Measured by `hybvit evaluate (.*)`", (hybrid.BUNDLED / name / "README.md").read_text())[1].split()
-    asked = vars(build_parser().parse_args(words))
+    asked = Options(**given_options(build_parser().parse_args(words)))
     options = json.loads((ROOT / "results" / f"model_{name}.json").read_text())["options"]
     for field in ("samples", "sampler", "steps", "limit", "seed", "attack_images", "autoattack_images", "bound_images"):
-        assert asked[field] == options[field]
+        assert getattr(asked, field) == options[field]
 
 
 @pytest.mark.parametrize("name", hybrid.bundled())

@@ -14,9 +14,9 @@ from hybvit.adapters import Adapted, adapt
 from hybvit.config import override
 from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.errors import ConfigError, DataError
-from hybvit.evaluate import SUITES, evaluate
-from hybvit.evaluate.context import Context, Options
-from hybvit.evaluate.robustness import speaks_against
+from hybvit.evaluation.context import Context, Options
+from hybvit.evaluation.robustness import speaks_against
+from hybvit.evaluation.suites import SUITES, run_suites
 from hybvit.hybrid import load
 from hybvit.recipes import preset
 from hybvit.report import WORDS, meaning
@@ -47,7 +47,7 @@ def linear() -> Adapted:
 
 
 def context(model, folder: Path, options: Options = FAST, data: Dataset | None = None) -> Context:
-    return Context(model, data or digits(), "digits", None, options, folder)
+    return Context(model, data or digits(), "digits", options, folder)
 
 
 def quiet(line: str) -> None:
@@ -90,34 +90,34 @@ def test_every_explanation_is_used_by_some_metric(tiny_run, tmp_path):
 
 def test_a_suite_is_taken_up_unless_something_that_matters_changed(linear, tmp_path):
     said: list[str] = []
-    first = evaluate(context(linear, tmp_path), ("accuracy", "ood"), said.append)
-    again = evaluate(context(linear, tmp_path), ("accuracy", "ood"), said.append)
+    first = run_suites(context(linear, tmp_path), ("accuracy", "ood"), said.append)
+    again = run_suites(context(linear, tmp_path), ("accuracy", "ood"), said.append)
     assert sum("taken from" in line for line in said) == 2
     assert first["metrics"] == again["metrics"]
     said.clear()
     fewer = Options(**{**FAST.__dict__, "bound_images": 4, "limit": 30})
-    evaluate(context(linear, tmp_path, fewer), ("accuracy",), said.append)
+    run_suites(context(linear, tmp_path, fewer), ("accuracy",), said.append)
     assert not any("taken from" in line for line in said)
     said.clear()
-    evaluate(context(linear, tmp_path, Options(**{**FAST.__dict__, "limit": 30, "samples": 7})), ("accuracy",), said.append)
+    run_suites(context(linear, tmp_path, Options(**{**FAST.__dict__, "limit": 30, "samples": 7})), ("accuracy",), said.append)
     assert any("taken from" in line for line in said)  # the number of samples does not matter to it
     other = Adapted((1, 8, 8), logits=lambda x: linear.logits(x), modules=[torch.nn.Linear(2, 2)], device="cpu")
     said.clear()
-    evaluate(context(other, tmp_path, Options(**{**FAST.__dict__, "limit": 30})), ("accuracy",), said.append)
+    run_suites(context(other, tmp_path, Options(**{**FAST.__dict__, "limit": 30})), ("accuracy",), said.append)
     assert not any("taken from" in line for line in said)  # other weights
 
 
 def test_a_suite_measured_before_stays_in_the_record(linear, tmp_path):
-    evaluate(context(linear, tmp_path), ("accuracy",), quiet)
-    record = evaluate(context(linear, tmp_path), ("calibration",), quiet)
+    run_suites(context(linear, tmp_path), ("accuracy",), quiet)
+    record = run_suites(context(linear, tmp_path), ("calibration",), quiet)
     assert {"test/accuracy", "calibration/ece_20"} <= record["metrics"].keys()
 
 
 def test_functions_without_modules_are_never_taken_for_each_other(linear, tmp_path):
     one = Adapted((1, 8, 8), logits=lambda x: linear.logits(x), device="cpu")
     two = Adapted((1, 8, 8), logits=lambda x: -linear.logits(x), device="cpu")
-    first = evaluate(context(one, tmp_path), ("accuracy",), quiet)
-    second = evaluate(context(two, tmp_path), ("accuracy",), quiet)
+    first = run_suites(context(one, tmp_path), ("accuracy",), quiet)
+    second = run_suites(context(two, tmp_path), ("accuracy",), quiet)
     assert first["metrics"]["test/accuracy"]["value"] > 0.8 > 0.2 > second["metrics"]["test/accuracy"]["value"]
 
 
@@ -125,8 +125,8 @@ def test_other_test_images_are_measured_anew(linear, tmp_path):
     said: list[str] = []
     data = digits()
     turned = Dataset(data.train, ImageSet(data.test.in_memory.flip(3), data.test.labels), data.classes)
-    evaluate(context(linear, tmp_path), ("accuracy",), quiet)
-    evaluate(context(linear, tmp_path, data=turned), ("accuracy",), said.append)
+    run_suites(context(linear, tmp_path), ("accuracy",), quiet)
+    run_suites(context(linear, tmp_path, data=turned), ("accuracy",), said.append)
     assert not any("taken from" in line for line in said)
 
 
@@ -141,7 +141,7 @@ def test_a_report_after_some_suites_holds_all_that_were_measured(tiny_run, tmp_p
 
 def test_one_image_is_enough_for_what_makes_sense_of_it(linear, tmp_path):
     options = Options(**{**FAST.__dict__, "limit": 1, "attack_images": 1, "bound_images": 1})
-    record = evaluate(context(linear, tmp_path, options), ("accuracy", "ood", "robustness"), quiet)
+    record = run_suites(context(linear, tmp_path, options), ("accuracy", "ood", "robustness"), quiet)
     assert "low" not in record["metrics"]["test/nll"]
     json.dumps(record["metrics"], allow_nan=False)
     assert any("at least two" in note for note in record["notes"]["ood"])
@@ -153,7 +153,7 @@ def test_numbers_do_not_depend_on_the_batch_size(tiny_run, tmp_path):
     model = load(tiny_run, device="cpu")
     suites = tuple(name for name in SUITES if name not in ("speed", "robustness"))
     records = [
-        evaluate(context(model, tmp_path / str(size), Options(**{**FAST.__dict__, "batch_size": size})), suites, quiet)[
+        run_suites(context(model, tmp_path / str(size), Options(**{**FAST.__dict__, "batch_size": size})), suites, quiet)[
             "metrics"
         ]
         for size in (7, 64)
@@ -172,7 +172,7 @@ def test_an_attack_is_on_images_of_all_classes(linear, tmp_path):
 
 def test_answers_without_a_gradient_leave_out_the_score_that_needs_one(linear, tmp_path):
     cut = Adapted((1, 8, 8), logits=lambda x: linear.logits(x).detach(), modules=linear.modules, device="cpu")
-    record = evaluate(context(cut, tmp_path), ("ood",), quiet)
+    record = run_suites(context(cut, tmp_path), ("ood",), quiet)
     assert any(note.startswith("grad_norm was left out") for note in record["notes"]["ood"])
     assert "ood/noise/auroc_knn" in record["metrics"]
 
@@ -180,7 +180,7 @@ def test_answers_without_a_gradient_leave_out_the_score_that_needs_one(linear, t
 def test_answers_that_are_not_finite_end_in_a_line(linear, tmp_path):
     broken = Adapted((1, 8, 8), logits=lambda x: linear.logits(x) * float("nan"), modules=linear.modules, device="cpu")
     with pytest.raises(DataError, match="test/nll is nan: the model's answers are not finite"):
-        evaluate(context(broken, tmp_path), ("accuracy",), quiet)
+        run_suites(context(broken, tmp_path), ("accuracy",), quiet)
     assert not (tmp_path / "evaluation").exists()
 
 
@@ -194,7 +194,7 @@ def test_what_an_adapter_returns_is_checked():
 
 
 def test_accuracy_of_a_known_classifier(linear, tmp_path):
-    record = evaluate(context(linear, tmp_path), ("accuracy",), quiet)
+    record = run_suites(context(linear, tmp_path), ("accuracy",), quiet)
     data = digits().test.subsample(60)
     right = (linear.logits(to_x(data.in_memory)).argmax(1) == data.labels).double().mean().item()
     assert record["metrics"]["test/accuracy"]["value"] == right
@@ -203,20 +203,20 @@ def test_accuracy_of_a_known_classifier(linear, tmp_path):
 
 def test_temperature_is_fitted_on_images_held_out_and_never_on_test_images(linear, tmp_path):
     data = opened(override(preset("digits"), data={"held_out": 0.1}))
-    a = evaluate(context(linear, tmp_path / "a", data=data), ("calibration",), quiet)
+    a = run_suites(context(linear, tmp_path / "a", data=data), ("calibration",), quiet)
     shuffled = ImageSet(data.test.in_memory, data.test.labels.flip(0))
     other = Dataset(data.train, shuffled, data.classes, None, data.held_out)
-    b = evaluate(context(linear, tmp_path / "b", data=other), ("calibration",), quiet)
+    b = run_suites(context(linear, tmp_path / "b", data=other), ("calibration",), quiet)
     assert a["metrics"]["calibration/temperature"] == b["metrics"]["calibration/temperature"]
     assert a["metrics"]["calibration/temperature"]["n"] == len(data.held_out)
     assert not any("held out" in note for note in a["notes"]["calibration"])
     whole = opened(override(preset("digits"), data={"held_out": 0.0}))
-    none_held_out = evaluate(context(linear, tmp_path / "c", data=whole), ("calibration",), quiet)
+    none_held_out = run_suites(context(linear, tmp_path / "c", data=whole), ("calibration",), quiet)
     assert any("held out" in note for note in none_held_out["notes"]["calibration"])
 
 
 def test_attacks_on_a_linear_classifier_and_their_curve(linear, tmp_path):
-    record = evaluate(context(linear, tmp_path), ("robustness",), quiet)
+    record = run_suites(context(linear, tmp_path), ("robustness",), quiet)
     for norm in ("linf", "l2"):
         curve = [m["value"] for name, m in record["metrics"].items() if name.startswith(f"robustness/pgd_{norm}_")]
         assert len(curve) == (9 if norm == "linf" else 11)
@@ -227,7 +227,7 @@ def test_attacks_on_a_linear_classifier_and_their_curve(linear, tmp_path):
 
 def test_a_broken_defence_is_marked_not_reliable(linear, tmp_path):
     quantised = Adapted((1, 8, 8), logits=lambda x: linear.logits((x * 3).round() / 3), modules=linear.modules, device="cpu")
-    record = evaluate(context(quantised, tmp_path), ("robustness",), quiet)
+    record = run_suites(context(quantised, tmp_path), ("robustness",), quiet)
     assert record["metrics"]["robustness/reliable"]["value"] == 0
     assert record["tables"]["not_reliable_because"]
     assert any(note.startswith("NOT RELIABLE") for note in record["notes"]["robustness"])
@@ -248,7 +248,7 @@ def test_which_of_autoattacks_warnings_are_doubts(warning, n, doubt):
 
 def test_other_images_score_lower_than_test_images(linear, tmp_path):
     options = Options(**{**FAST.__dict__, "out_of_distribution": ("noise", "interpolation")})
-    record = evaluate(context(linear, tmp_path, options), ("ood",), quiet)
+    record = run_suites(context(linear, tmp_path, options), ("ood",), quiet)
     assert record["metrics"]["ood/noise/auroc_knn"]["value"] > 0.9
     assert {"ood/interpolation/fpr95_logpx", "ood/noise/aupr_max_prob"} <= record["metrics"].keys()
     assert not any("denoising" in name for name in record["metrics"])
@@ -261,21 +261,21 @@ def test_a_folder_can_be_the_other_set(linear, tmp_path):
     for i in range(12):
         Image.new("RGB", (20, 30), (20 * i, 0, 0)).save(tmp_path / "odd" / f"{i}.png")
     options = Options(**{**FAST.__dict__, "out_of_distribution": (str(tmp_path / "odd"),)})
-    record = evaluate(context(linear, tmp_path, options), ("ood",), quiet)
+    record = run_suites(context(linear, tmp_path, options), ("ood",), quiet)
     assert record["metrics"]["ood/odd/auroc_logpx"]["n"] == 72
     gone = Options(**{**FAST.__dict__, "out_of_distribution": (str(tmp_path / "gone"),)})
     with pytest.raises(DataError, match="gone: neither a data set"):
-        evaluate(context(linear, tmp_path, gone), ("ood",), quiet)
+        run_suites(context(linear, tmp_path, gone), ("ood",), quiet)
 
 
 def test_a_set_that_is_not_here_is_left_out_with_a_line_or_refused_where_it_was_asked_for(linear, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("hybvit.evaluate.ood.own_list", lambda name: ("celeba",))
-    record = evaluate(context(linear, tmp_path), ("ood",), quiet)
+    monkeypatch.setattr("hybvit.evaluation.ood.own_list", lambda name: ("celeba",))
+    record = run_suites(context(linear, tmp_path), ("ood",), quiet)
     assert any(note.startswith("celeba was left out: celeba: not found") for note in record["notes"]["ood"])
     asked = Options(**{**FAST.__dict__, "out_of_distribution": ("celeba",)})
     with pytest.raises(DataError, match="celeba: not found"):
-        evaluate(context(linear, tmp_path, asked), ("ood",), quiet)
+        run_suites(context(linear, tmp_path, asked), ("ood",), quiet)
 
 
 def test_the_record_says_whether_samples_were_told_labels(tmp_path, monkeypatch):
@@ -283,7 +283,7 @@ def test_the_record_says_whether_samples_were_told_labels(tmp_path, monkeypatch)
     for told, words in ((False, "no labels"), (True, "a random label for each")):
         monkeypatch.setattr(type(model), "draws_by_label", told)
         monkeypatch.setattr(model, "draw", lambda indices, *_: torch.zeros(len(indices), 1, 8, 8, dtype=torch.uint8))
-        record = evaluate(context(model, tmp_path / str(told)), ("fidelity",), quiet)
+        record = run_suites(context(model, tmp_path / str(told)), ("fidelity",), quiet)
         assert record["tables"]["protocol"]["told"] == words
         page = json.loads((tmp_path / str(told) / "evaluation" / "fidelity" / "result.json").read_text())
         assert ("each of a random class" in json.dumps(page)) == told
@@ -299,32 +299,31 @@ def test_samples_are_drawn_with_the_guidance_that_was_asked_for(tmp_path, monkey
     monkeypatch.setattr(model, "draw", draw)
     for guidance in (0.0, 0.5):
         options = Options(**{**FAST.__dict__, "guidance": guidance})
-        record = evaluate(context(model, tmp_path, options), ("fidelity",), quiet)
+        record = run_suites(context(model, tmp_path, options), ("fidelity",), quiet)
         assert record["tables"]["protocol"]["guidance"] == guidance
     assert drawn == [0.0, 0.5]  # in one folder: samples of another guidance are not used again
 
 
 def test_models_that_lack_something_get_the_suites_that_make_sense(linear, tmp_path):
-    record = evaluate(context(linear, tmp_path / "a"), tuple(SUITES), quiet)
+    record = run_suites(context(linear, tmp_path / "a"), tuple(SUITES), quiet)
     images = "the model cannot generate images"
     assert record["left_out"] == {"likelihood": "the model has no denoiser", "fidelity": images, "quality": images}
     denoiser = Adapted((1, 8, 8), denoise=lambda x_t, t: x_t, device="cpu")
-    record = evaluate(context(denoiser, tmp_path / "b"), tuple(SUITES), quiet)
+    record = run_suites(context(denoiser, tmp_path / "b"), tuple(SUITES), quiet)
     assert set(record["left_out"]) == {"accuracy", "calibration", "robustness", "quality"}
     assert {"likelihood/bits_per_dim", "fidelity/fd_cnn-digits_40"} <= record["metrics"].keys()
     unlabelled = Dataset(digits().train, ImageSet(digits().test.in_memory), ())
-    record = evaluate(context(linear, tmp_path / "c", data=unlabelled), ("accuracy", "calibration", "ood"), quiet)
+    record = run_suites(context(linear, tmp_path / "c", data=unlabelled), ("accuracy", "calibration", "ood"), quiet)
     assert set(record["left_out"]) == {"accuracy", "calibration"}
 
 
 def test_samples_on_disk_are_used_again_and_do_not_depend_on_how_they_were_drawn(tiny_run, tmp_path):
     from hybvit import load
-    from hybvit.evaluate.samples import folder_of
 
     model = load(tiny_run, device="cpu")
     ctx = context(model, tmp_path)
     first = ctx.samples
-    (shard,) = folder_of(ctx).glob("*.safetensors")
+    (shard,) = ctx.samples_folder.glob("*.safetensors")
     changed = shard.stat().st_mtime_ns
     assert torch.equal(context(model, tmp_path).samples, first)
     assert shard.stat().st_mtime_ns == changed

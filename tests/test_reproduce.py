@@ -399,7 +399,7 @@ def test_other_settings_want_another_folder(finished):
     assert done.returncode == 2
     assert "model.dim = 16, not 32" in done.stderr
     cfg = override(configuration("stl10_genvit", POCKET, TINY), model={"dim": 32}, train={"steps": 80})
-    (fault,) = attempt(Need("x", cfg, (), False), finished / "pocket" / "stl10_genvit", POCKET, [], print)
+    (fault,) = attempt(Need("x", cfg, (), False), finished / "pocket" / "stl10_genvit", POCKET, {}, print)
     assert "choose another --out" in str(fault)
 
 
@@ -414,21 +414,21 @@ def tiny_jem(**jem):
 def test_a_jem_that_diverges_stops_and_is_recorded(tmp_path):
     need = Need("cifar10_jem", tiny_jem(limit=1e-9), ("accuracy",), False)
     said = []
-    assert attempt(need, tmp_path / "jem", POCKET, [], said.append) == []
+    assert attempt(need, tmp_path / "jem", POCKET, {}, said.append) == []
     assert state_of(tmp_path / "jem", need.cfg).diverged
     record = record_of("cifar10_jem", tmp_path / "jem", need.cfg)
     assert record["diverged"].startswith("step 1: JEM diverged")
     assert record["kept_step"] == 0
     assert any("jem" in line for line in said)
     said.clear()
-    assert attempt(need, tmp_path / "jem", POCKET, [], said.append) == []
+    assert attempt(need, tmp_path / "jem", POCKET, {}, said.append) == []
     assert said == []  # it is not tried again
 
 
 def test_a_jem_is_trained_evaluated_and_draws(tmp_path):
     need = Need("cifar10_jem", tiny_jem(), ("accuracy", "fidelity"), False)
-    looks = ["--samples", "24", "--steps", "2", "--extractor", "cnn-digits"]
-    assert attempt(need, tmp_path / "jem", POCKET, looks, print) == []
+    overrides = {"samples": 24, "steps": 2, "extractor": "cnn-digits"}
+    assert attempt(need, tmp_path / "jem", POCKET, overrides, print) == []
     record = record_of("cifar10_jem", tmp_path / "jem", need.cfg)
     assert "test/accuracy" in record["metrics"]
     assert math.isfinite(measured("fid", Row("JEM", "", None, "cifar10_jem"), record, POCKET).value)
@@ -438,11 +438,11 @@ def test_a_jem_is_trained_evaluated_and_draws(tmp_path):
 def test_two_processes_do_not_train_one_run(tmp_path):
     held = locked(tmp_path)
     need = Need("x", override(POCKET.config("stl10_genvit"), train={"steps": 2}), (), False)
-    (fault,) = attempt(need, tmp_path, POCKET, [], print)
+    (fault,) = attempt(need, tmp_path, POCKET, {}, print)
     assert "another process" in str(fault)
     held.close()
     held = locked(tmp_path, ".row.lock")  # as a process that evaluates it does
-    (fault,) = attempt(need, tmp_path, POCKET, [], print)
+    (fault,) = attempt(need, tmp_path, POCKET, {}, print)
     assert "another process" in str(fault)
     held.close()
 

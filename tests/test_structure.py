@@ -42,7 +42,7 @@ FLOORS = [
         "train",
         "sample",
         "classify",
-        "evaluate",
+        "evaluation",
         "presets",
         "show",
         "bench",

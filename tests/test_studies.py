@@ -11,6 +11,7 @@ import pytest
 from hybvit import cli
 from hybvit.config import differences, override
 from hybvit.errors import ConfigError
+from hybvit.evaluation import Options
 from hybvit.recipes import preset
 from hybvit.reproduce import studies
 from hybvit.reproduce.studies import Run, costs_of, cut, lines_of, runs_of, within
@@ -30,7 +31,8 @@ LOOK = "--look=--limit 50"
 @pytest.fixture
 def small_study(monkeypatch):
     monkeypatch.setitem(STUDIES, "ablation", STUDY)
-    monkeypatch.setattr(studies, "LOOKS", {("accuracy", "calibration"): (), ("fidelity",): ("--samples", "20", "--steps", "2")})
+    options = {("accuracy", "calibration"): Options(), ("fidelity",): Options(samples=20, steps=2)}
+    monkeypatch.setattr(studies, "EVAL_OPTIONS", options)
     monkeypatch.setattr(studies, "TRIAL_PARTS", 4)
     monkeypatch.setattr(studies, "TRIAL_PART", 2)
 

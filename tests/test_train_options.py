@@ -18,8 +18,8 @@ from hybvit.checkpoint import newest, read_tensors, step_folders
 from hybvit.config import Config, minibatches, override
 from hybvit.cost import cost
 from hybvit.errors import CheckpointError, ConfigError, DataError
-from hybvit.evaluate.context import Result
-from hybvit.evaluate.speed import train_speed
+from hybvit.evaluation.context import Result
+from hybvit.evaluation.speed import train_speed
 from hybvit.hybrid import HybridModel
 from hybvit.muon import BatchedMuon, orthogonalise
 from hybvit.networks import build_network

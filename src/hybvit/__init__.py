@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .data.image_set import to_pixels, to_x
     from .diffusion import Diffusion
     from .errors import CheckpointError, ConfigError, DataError, DivergedError, Interrupted
+    from .evaluation import EvaluationOptions, Results, evaluate
     from .hybrid import HybridModel, Prediction, load, load_published
     from .objective import Batch, Losses, Objective, hybrid_loss
     from .recipes import PRESETS, preset
@@ -26,6 +27,7 @@ _HOME = {
     "Diffusion": "diffusion",
     "CheckpointError": "errors", "ConfigError": "errors", "DataError": "errors", "DivergedError": "errors",
     "Interrupted": "errors",
+    "EvaluationOptions": "evaluation", "Results": "evaluation", "evaluate": "evaluation",
     "HybridModel": "hybrid", "Prediction": "hybrid", "load": "hybrid", "load_published": "hybrid",
     "Batch": "objective", "Losses": "objective", "Objective": "objective", "hybrid_loss": "objective",
     "PRESETS": "recipes", "preset": "recipes",

@@ -1,4 +1,4 @@
-"""The command line: `hybvit VERB ...`. A verb is a file of that name with ``main(arguments)``, imported when asked for."""
+"""The command line: `hybvit VERB ...`. A verb is a module with ``main(arguments)``, imported when asked for."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ VERBS = {
     "show": "print a preset's whole configuration",
     "bench": "time this machine against a plain reference and against its own peak",
 }
+MODULES = {"show-data": "show_data", "evaluate": "evaluation.command"}  # of verbs that are not called like their module
 EXIT_CODES = (
     (errors.ConfigError, 2),
     (errors.DataError, 3),
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             close = difflib.get_close_matches(arguments[0], VERBS, n=1)
             hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(VERBS)}"
             raise errors.ConfigError(f"unknown verb {arguments[0]!r}: {hint}")
-        importlib.import_module(f"hybvit.{arguments[0].replace('-', '_')}").main(arguments[1:])
+        importlib.import_module(f"hybvit.{MODULES.get(arguments[0], arguments[0])}").main(arguments[1:])
         return 0
     except KeyboardInterrupt:
         print("hybvit: interrupted", file=sys.stderr)

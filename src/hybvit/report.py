@@ -108,11 +108,10 @@ def write_report(
     Args:
         suites: name -> heading, in the order of the page.
     """
-    pictures = {name: stored_pictures(out / "evaluation" / name) for name in record["suites"]}
-    order = [name for name in ("fidelity", *suites) if name in record["suites"]]
-    order = list(dict.fromkeys(order))  # samples first: pictures say most
-    write_text(out / "report.html", page(out, record, cfg, history, suites, order, pictures))
-    write_text(out / "report.md", markdown(out, record, suites, order, pictures))
+    order = dict.fromkeys(name for name in ("fidelity", *suites) if name in record["suites"])  # pictures say most
+    pictures = {name: stored_pictures(out / "evaluation" / name) for name in order}
+    write_text(out / "report.html", page(out, record, cfg, history, suites, pictures))
+    write_text(out / "report.md", markdown(out, record, suites, pictures))
 
 
 def stored_pictures(folder: Path) -> dict[Path, str]:
@@ -131,12 +130,11 @@ def page(
     cfg: Config | None,
     history: list[dict[str, Any]],
     suites: Mapping[str, str],
-    order: list[str],
     pictures: dict[str, dict[Path, str]],
 ) -> str:
     title, sub = heading(record, cfg)
     parts = [f"<h1>{html.escape(title)}</h1><p class=sub>{html.escape(sub)}</p>", tiles(record["metrics"])]
-    for name in order:
+    for name in pictures:
         parts.append(f"<h2>{html.escape(suites[name])}</h2>")
         parts += [f"<p class=warn>{html.escape(note)}</p>" for note in record["notes"][name]]
         figures = "".join(figure(path, caption) for path, caption in pictures[name].items())
@@ -227,12 +225,10 @@ def training(history: list[dict[str, Any]]) -> list[str]:
     return [f"<h2>Training</h2><div class=row>{''.join(found)}</div>"] if found else []
 
 
-def markdown(
-    out: Path, record: dict[str, Any], suites: Mapping[str, str], order: list[str], pictures: dict[str, dict[Path, str]]
-) -> str:
+def markdown(out: Path, record: dict[str, Any], suites: Mapping[str, str], pictures: dict[str, dict[Path, str]]) -> str:
     """The same as text, with links to the pictures beside it."""
     lines = [f"# {record['objective']} on {record['data']}", "", f"{record['parameters']:,} parameters.", ""]
-    for name in order:
+    for name in pictures:
         lines += [f"## {suites[name]}", ""]
         lines += [f"> {note}\n" for note in record["notes"][name]]
         lines += [

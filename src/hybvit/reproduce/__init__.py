@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from .. import evaluate
 from ..arguments import ArgumentParser
 from ..config import Config, did_you_mean
 from ..cost import cost
 from ..data.images import save_image
 from ..errors import ConfigError, DataError, Interrupted
+from ..evaluation.options import Options, parse_options
 from ..extractors import extractor
 from ..recipes import PRESETS
 from ..report import figure
@@ -177,43 +177,59 @@ def write_out(
         earlier = (folder / f"{name}.md").is_file() or any((folder / "figures").glob(f"{name}[._]*"))
         if name not in names and not earlier:
             continue
-        if name in FIGURES:
-            try:
-                pictures = figures.draw(name, homes, configs, records, scale)
-            except (ConfigError, DataError) as error:
-                failed.append(error)
-                say(f"{name}: left out, {error}")
-                continue
-            for old in (folder / "figures").glob(f"{name}[._]*"):
-                old.unlink()
-            paths = [save_drawn(picture, folder / "figures" / stem) for stem, picture in pictures.items()]
-            said = render.verdicts(name, records, scale)
-            if paths:
-                shown = "".join(figure(path, path.stem) for path in paths)
-                number = name.removeprefix("figure")
-                page.append(
-                    f"<h2 id={name}>Figure {number}. {html.escape(FIGURES[name].title)}</h2><div class=row>{shown}</div>"
-                )
-                page.append(render.html_table(render.SAYS, said) if said else "")
-            written += len(paths)
+        if name not in FIGURES:
+            page.append(write_table(name, folder, scale, records))
+            written += 1
             continue
-        write_text(folder / f"{name}.md", render.markdown(name, records, scale))
-        write_text(folder / f"{name}.csv", render.as_csv(name, records, scale))
-        section = render.as_html(name, records, scale)
-        drawn = render.drawing(name, records, scale)
-        if drawn is not None:
-            write_text(folder / f"{name}.svg", drawn)
-            section += figure(folder / f"{name}.svg", "published (hollow) and ours (filled, with its 95 % interval)")
-        write_text(folder / f"{name}.html", render.document(f"{name}, {scale.name}", [section]))
-        page.append(section)
-        written += 1
-    facts = ", ".join(f"{key} {value}" for key, value in environment().items())
-    seeds = sorted({record["seed"] for record in records.values() if "seed" in record})
-    hours = sum(record.get("training", {}).get("seconds", 0) for record in records.values()) / 3600
-    page.append(f"<p class=sub>Seeds {seeds}; {hours:.1f} hours of training; rendered with {html.escape(facts)}.</p>")
+        try:
+            pictures = figures.draw(name, homes, configs, records, scale)
+        except (ConfigError, DataError) as error:
+            failed.append(error)
+            say(f"{name}: left out, {error}")
+            continue
+        paths = save_figure(name, pictures, folder / "figures")
+        if paths:
+            page.append(figure_section(name, paths, render.verdicts(name, records, scale)))
+        written += len(paths)
+    page.append(footer(records))
     write_text(folder / "index.html", render.document(f"hybvit, {scale.name} scale", page))
     say(f"{folder / 'index.html'}: {written} tables and pictures from {len(records)} runs")
     return failed
+
+
+def write_table(name: str, folder: Path, scale: Scale, records: dict[str, dict[str, Any]]) -> str:
+    """A table as Markdown, CSV, a drawing and a page of its own -> its section of the common page."""
+    write_text(folder / f"{name}.md", render.markdown(name, records, scale))
+    write_text(folder / f"{name}.csv", render.as_csv(name, records, scale))
+    section = render.as_html(name, records, scale)
+    drawn = render.drawing(name, records, scale)
+    if drawn is not None:
+        write_text(folder / f"{name}.svg", drawn)
+        section += figure(folder / f"{name}.svg", "published (hollow) and ours (filled, with its 95 % interval)")
+    write_text(folder / f"{name}.html", render.document(f"{name}, {scale.name}", [section]))
+    return section
+
+
+def save_figure(name: str, pictures: dict[str, figures.Drawn], folder: Path) -> list[Path]:
+    """The pictures of a figure in place of those that an earlier call drew."""
+    for old in folder.glob(f"{name}[._]*"):
+        old.unlink()
+    return [save_drawn(picture, folder / stem) for stem, picture in pictures.items()]
+
+
+def figure_section(name: str, paths: list[Path], verdicts: list[list[str]]) -> str:
+    shown = "".join(figure(path, path.stem) for path in paths)
+    number, title = name.removeprefix("figure"), html.escape(FIGURES[name].title)
+    section = f"<h2 id={name}>Figure {number}. {title}</h2><div class=row>{shown}</div>"
+    return section + (render.html_table(render.SAYS, verdicts) if verdicts else "")
+
+
+def footer(records: dict[str, dict[str, Any]]) -> str:
+    """What all of it rests on."""
+    facts = ", ".join(f"{key} {value}" for key, value in environment().items())
+    seeds = sorted({record["seed"] for record in records.values() if "seed" in record})
+    hours = sum(record.get("training", {}).get("seconds", 0) for record in records.values()) / 3600
+    return f"<p class=sub>Seeds {seeds}; {hours:.1f} hours of training; rendered with {html.escape(facts)}.</p>"
 
 
 def save_drawn(picture: figures.Drawn, stem: Path) -> Path:
@@ -232,7 +248,7 @@ def shard_of(text: str) -> tuple[int, int]:
     return int(found[1]) - 1, int(found[2])
 
 
-def main(arguments: list[str]) -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="hybvit reproduce",
         usage="hybvit reproduce NAME ... [--scale pocket|full] [--out DIR] [--dry-run] [--shard i/n] [--any.field VALUE ...]",
@@ -267,9 +283,14 @@ def main(arguments: list[str]) -> None:
         metavar="'--OPTION VALUE'",
         help="options for `hybvit evaluate`, over the scale's",
     )
-    args, fields = parser.parse_known_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    args, fields = build_parser().parse_known_args(arguments)
+    overrides = overrides_of(args.look)
     if set(args.names) & set(studies.STUDIES):
-        carry_out_study(args, fields)
+        carry_out_study(args, fields, overrides)
         return
     if args.budget is not None or args.seeds is not None:
         raise ConfigError(
@@ -280,7 +301,6 @@ def main(arguments: list[str]) -> None:
     for run in only - set(PRESETS):
         raise ConfigError(f"--runs: {run!r} is no preset{did_you_mean(run, list(PRESETS))} (`hybvit presets` lists them)")
     shard, shards = shard_of(args.shard)
-    looks = looks_of(args.look)
     folder = args.out / scale.name
     work = plan(names, scale, only, fields)
     mine = share_of(work.needs, shard, shards)
@@ -291,35 +311,59 @@ def main(arguments: list[str]) -> None:
     faults: dict[str, list[Exception]] = {}
     try:
         if not args.render:
-            if scale.name == "full":
-                say_whether_fid_can_be_had(say_at_once)
-            if work.timed and shards > 1:
-                say_at_once("steps are not timed while others work beside: run these tables once more without --shard")
-            elif work.timed:
-                take_times(work.timed, folder, scale, fields, say_at_once)
-            for place, need in enumerate(mine, 1):
-                say_at_once(f"[{place}/{len(mine)}] {need.run}: {state_of(folder / need.run, need.cfg).words()}")
-                faults[need.run] = attempt(need, folder / need.run, scale, looks, say_at_once)
-                for fault in faults[need.run]:
-                    say_at_once(f"{need.run}: left out, {fault}")
+            prepare(work, folder, scale, fields, shards)
+            faults = run_jobs(mine, folder, scale, overrides, say_at_once)
         for run, reason in work.missing.items():
             say_at_once(f"{run}: left out, {reason}")
         faults["figures"] = write_out(names, folder, scale, fields, collect(folder, scale, fields), say_at_once)
     except KeyboardInterrupt:
         raise Interrupted(f"{folder}: interrupted; what is done is kept, the same command goes on") from None
+    raise_worst(faults)
+
+
+def prepare(work: Work, folder: Path, scale: Scale, fields: list[str], shards: int) -> None:
+    """What comes before the trainings: the Inception weights, and the times of steps while nothing else is at work."""
+    if scale.name == "full":
+        say_whether_fid_can_be_had(say_at_once)
+    if work.timed and shards > 1:
+        say_at_once("steps are not timed while others work beside: run these tables once more without --shard")
+    elif work.timed:
+        take_times(work.timed, folder, scale, fields, say_at_once)
+
+
+def run_jobs(
+    mine: list[Need], folder: Path, scale: Scale, overrides: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, list[Exception]]:
+    """Train and measure every run -> what each of them met."""
+    faults: dict[str, list[Exception]] = {}
+    for place, need in enumerate(mine, 1):
+        say(f"[{place}/{len(mine)}] {need.run}: {state_of(folder / need.run, need.cfg).words()}")
+        faults[need.run] = attempt(need, folder / need.run, scale, overrides, say)
+        for fault in faults[need.run]:
+            say(f"{need.run}: left out, {fault}")
+    return faults
+
+
+def raise_worst(faults: dict[str, list[Exception]]) -> None:
+    """One error of the worst kind that names all faults, if there are any."""
     met = [(run, fault) for run, found in faults.items() for fault in found]
     if met:
         worst = next(kind for kind in USERS_FAULTS if any(isinstance(fault, kind) for _, fault in met))
         raise worst(f"{len(met)} parts could not be done: " + "; ".join(f"{run}: {fault}" for run, fault in met))
 
 
-def looks_of(words: list[str]) -> list[str]:
-    looks = [word for look in words for word in shlex.split(look)]
-    evaluate.build_parser().parse_args(["MODEL", *looks])  # a fault in it is to be seen before hours of training
-    return looks
+def overrides_of(words: list[str]) -> dict[str, Any]:
+    """The evaluation options given by --look.
+
+    Raises:
+        ConfigError: one is wrong: that is to be seen before hours of training.
+    """
+    overrides = parse_options([word for look in words for word in shlex.split(look)], "hybvit evaluate")
+    Options(**overrides)
+    return overrides
 
 
-def carry_out_study(args: argparse.Namespace, fields: list[str]) -> None:
+def carry_out_study(args: argparse.Namespace, fields: list[str], overrides: dict[str, Any]) -> None:
     """
     Raises:
         ConfigError: an argument does not go with a study.
@@ -338,10 +382,12 @@ def carry_out_study(args: argparse.Namespace, fields: list[str]) -> None:
     shard, shards = shard_of(args.shard)
     runs = studies.runs_of(name, set(filter(None, (args.runs or "").split(","))), [int(seed) for seed in seeds])[shard::shards]
     studies.check_fields(studies.STUDIES[name], runs, fields)
-    folder = args.out / args.scale
-    studies.main(
-        name, folder, runs, fields, args.budget, looks_of(args.look), shards == 1, args.render, args.dry_run, say_at_once
-    )
+    minutes = studies.STUDIES[name].minutes if args.budget is None else args.budget
+    asked = studies.Plan(name, args.out / args.scale / name, runs, fields, minutes, overrides)
+    if args.dry_run:
+        studies.dry_run(asked)
+    else:
+        studies.run_study(asked, shards == 1, args.render, say_at_once)
 
 
 def say_whether_fid_can_be_had(say: Callable[[str], None]) -> None:

@@ -15,8 +15,8 @@ from ..config import Config
 from ..data.datasets import open_dataset
 from ..data.image_set import to_pixels, to_x
 from ..data.images import grid
-from ..evaluate.fidelity import GRID_IMAGES
-from ..evaluate.quality import PER_CLASS
+from ..evaluation.fidelity import GRID_IMAGES
+from ..evaluation.quality import PER_CLASS
 from ..seeds import generator
 from .runs import snapshots_of
 from .scales import Scale

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import checkpoint, evaluate
+from .. import checkpoint
 from ..config import Config, differences, load_config, minibatches, override, parse
 from ..cost import cost
 from ..errors import CheckpointError, ConfigError, DataError, DivergedError
+from ..evaluation import Options, evaluate
 from ..recipes import PRESETS, preset
 from ..run_folder import check_same, locked, make_folder, read_json, read_metrics, training_summary, write_text
 from ..train import train
@@ -32,6 +34,14 @@ class Need(NamedTuple):
     cfg: Config
     suites: tuple[str, ...]
     snapshots: bool
+
+
+class Evaluation(NamedTuple):
+    """What is measured in one go: a run or a snapshot of it, by its folder, where the results are kept too."""
+
+    folder: Path
+    suites: tuple[str, ...]
+    options: Options
 
 
 class State(NamedTuple):
@@ -75,10 +85,15 @@ def state_of(folder: Path, cfg: Config) -> State:
     return State(done, cfg.train.steps, (folder / DIVERGED).is_file(), measured)
 
 
-def carry_out(need: Need, folder: Path, scale: Scale, looks: list[str], say: Callable[[str], None]) -> list[Exception]:
+def carry_out(
+    need: Need, folder: Path, scale: Scale, overrides: Mapping[str, Any], say: Callable[[str], None]
+) -> list[Exception]:
     """Train and evaluate what is missing of one row -> what could not be measured.
 
     A run that diverges is evaluated where its last checkpoint stands.
+
+    Args:
+        overrides: evaluation options in place of the scale's.
 
     Raises:
         Interrupted: the state is saved; the same call goes on.
@@ -100,9 +115,12 @@ def carry_out(need: Need, folder: Path, scale: Scale, looks: list[str], say: Cal
                 say(f"{need.run}: {error}")
             state = state_of(folder, need.cfg)
         failed = list[Exception]()
-        for call in calls_of(need, folder, scale) if state.done else ():  # else it diverged before its first checkpoint
+        # Without a step done it diverged before its first checkpoint.
+        for home, suites, options in evaluations_of(need, folder, scale, overrides) if state.done else ():
             try:
-                evaluate.main([*call, *looks])
+                # A run does not tell where its data are: they come from the configuration that it was asked with.
+                results = evaluate(home, need.cfg.data.root, suites=suites, options=options, out=home, say=say)
+                say(f"{results.save(home)} written")
             except USERS_FAULTS as error:
                 failed.append(error)
         return failed
@@ -111,22 +129,19 @@ def carry_out(need: Need, folder: Path, scale: Scale, looks: list[str], say: Cal
             held.close()
 
 
-def calls_of(need: Need, folder: Path, scale: Scale) -> list[list[str]]:
-    """The calls of `hybvit evaluate` for a row; what is stored of them with the same settings is not measured again."""
-    calls = []
-    for suites, usual in scale.looks.items():
-        arguments = list(usual)
-        if need.cfg.data.root is not None:  # a run does not tell where its data are
-            arguments += ["--data", need.cfg.data.root]
+def evaluations_of(need: Need, folder: Path, scale: Scale, overrides: Mapping[str, Any]) -> list[Evaluation]:
+    """The evaluations of a row; what is stored of them with the same settings is not measured again."""
+    found = []
+    for suites, options in scale.eval_options.items():
         if "fidelity" in suites and need.cfg.data.name in scale.fewer_samples:
-            arguments += ["--samples", str(scale.fewer_samples[need.cfg.data.name])]
-        wanted = [suite for suite in suites if suite in need.suites]
+            options = replace(options, samples=scale.fewer_samples[need.cfg.data.name])
+        options = replace(options, **overrides)
+        wanted = tuple(suite for suite in suites if suite in need.suites)
         if wanted:
-            calls.append([str(folder), "--suites", ",".join(wanted), *arguments])
+            found.append(Evaluation(folder, wanted, options))
         if "fidelity" in suites and need.snapshots:
-            for snapshot in snapshots_of(folder, need.cfg):
-                calls.append([str(snapshot), "--out", str(snapshot), "--suites", ",".join(SNAPSHOT_SUITES), *arguments])
-    return calls
+            found += [Evaluation(snapshot, SNAPSHOT_SUITES, options) for snapshot in snapshots_of(folder, need.cfg)]
+    return found
 
 
 def snapshots_of(folder: Path, cfg: Config) -> list[Path]:
@@ -135,10 +150,12 @@ def snapshots_of(folder: Path, cfg: Config) -> list[Path]:
     return [path for path in found if int(path.name.removeprefix("step-")) < cfg.train.steps]
 
 
-def attempt(need: Need, folder: Path, scale: Scale, looks: list[str], say: Callable[[str], None]) -> list[Exception]:
+def attempt(
+    need: Need, folder: Path, scale: Scale, overrides: Mapping[str, Any], say: Callable[[str], None]
+) -> list[Exception]:
     """:func:`carry_out`; a row that cannot be done does not stop the others."""
     try:
-        return carry_out(need, folder, scale, looks, say)
+        return carry_out(need, folder, scale, overrides, say)
     except USERS_FAULTS as error:
         return [error]
 
@@ -207,16 +224,13 @@ def evaluation_eflop(need: Need, scale: Scale) -> float:
     passes = 3 * (denoising + labelled) + (need.cfg.jem.steps * 2 * denoising if need.cfg.objective.kind == "jem" else 0)
     forward = cost(need.cfg).train_gflop_per_step / passes
     evaluations = 0.0
-    for call in calls_of(need, Path(), scale):
-        args = evaluate.build_parser().parse_args(call)
-        suites = args.suites.split(",")
+    for _, suites, options in evaluations_of(need, Path(), scale, {}):
         if "fidelity" in suites or "quality" in suites:
-            evaluations += args.samples * (args.steps or 100) * (SNAPSHOTS if need.snapshots else 1)
+            evaluations += options.samples * options.steps * (SNAPSHOTS if need.snapshots else 1)
         if "robustness" in suites:
-            evaluations += 18 * 3 * args.attack_steps * args.attack_images  # forward and backward at eighteen radii
+            evaluations += 18 * 3 * options.attack_steps * options.attack_images  # forward and backward at eighteen radii
         if "likelihood" in suites:
-            draws = need.cfg.diffusion.steps if args.bound_draws == "all" else int(args.bound_draws)
-            evaluations += args.bound_images * draws
+            evaluations += options.bound_images * (options.bound_draws or need.cfg.diffusion.steps)
     return forward * evaluations / 1e9
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from ..catalog import CATALOG
 from ..config import Config, override
 from ..cost import GPU, PEAK, UTILISATION, cost
+from ..evaluation.options import Options
 from ..recipes import PRESETS, preset
 
 
@@ -19,7 +20,7 @@ class Scale:
         name, words: the name on the command line, and what it is.
         config: a preset's name -> its configuration at this scale, or None where the scale has no data for it.
         fewer_samples: of the data sets where fewer are generated.
-        looks: how much `hybvit evaluate` looks at, as its own arguments; one call for each group of suites.
+        eval_options: how much an evaluation looks at, one for each group of suites.
         outside: the paper's out-of-distribution set -> the set at this scale, where there is one.
         machine: what the estimates of time are for.
         speed: FLOP/s that are assumed there.
@@ -28,7 +29,7 @@ class Scale:
     name: str
     words: str
     config: Callable[[str], Config | None]
-    looks: dict[tuple[str, ...], tuple[str, ...]]
+    eval_options: Mapping[tuple[str, ...], Options]
     outside: dict[str, str]
     machine: str
     speed: float
@@ -116,11 +117,11 @@ FULL = Scale(
     "the paper's settings, on GPUs",
     preset,
     {
-        ("accuracy", "calibration"): (),
-        ("fidelity", "quality"): ("--samples", "10000", "--sampler", "ddpm", "--steps", "1000"),
-        ("ood",): (),
-        ("robustness",): ("--attack-images", "1000", "--autoattack-images", "1000"),
-        ("likelihood",): ("--bound-images", "1000", "--bound-draws", "all"),
+        ("accuracy", "calibration"): Options(),
+        ("fidelity", "quality"): Options(samples=10000, sampler="ddpm", steps=1000),
+        ("ood",): Options(),
+        ("robustness",): Options(attack_images=1000, autoattack_images=1000),
+        ("likelihood",): Options(bound_images=1000, bound_draws=0),  # all of them
     },
     {"svhn": "svhn", "interpolation": "interpolation", "cifar100": "cifar100", "celeba": "celeba"},
     f"one {GPU} at {UTILISATION:.0%}",
@@ -132,11 +133,11 @@ POCKET = Scale(
     "small models on Fashion-MNIST and digits, minutes on a CPU",
     pocket,
     {
-        ("accuracy", "calibration"): (),
-        ("fidelity", "quality"): ("--samples", "1000", "--sampler", "ddim", "--steps", "50"),
-        ("ood",): ("--limit", "2000", "--bound-images", "64", "--bound-draws", "16"),
-        ("robustness",): ("--attack-images", "256", "--autoattack-images", "0"),
-        ("likelihood",): ("--bound-images", "128", "--bound-draws", "32"),
+        ("accuracy", "calibration"): Options(),
+        ("fidelity", "quality"): Options(samples=1000, sampler="ddim", steps=50),
+        ("ood",): Options(limit=2000, bound_images=64, bound_draws=16),
+        ("robustness",): Options(attack_images=256, autoattack_images=0),
+        ("likelihood",): Options(bound_images=128, bound_draws=32),
     },
     {"svhn": "digits", "interpolation": "interpolation", "noise": "noise"},
     "two CPU cores at 60 GFLOP/s",

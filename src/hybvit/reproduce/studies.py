@@ -8,7 +8,7 @@ import io
 import json
 import statistics
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from ..config import Config, did_you_mean, differences, fields_in, minibatches, override, parse
 from ..cost import cost
 from ..errors import ConfigError, DivergedError, Interrupted
+from ..evaluation.options import Options
 from ..run_folder import environment, make_folder, read_json, read_metrics, write_text
 from ..train import train
 from . import render, timing
@@ -23,10 +24,10 @@ from .runs import USERS_FAULTS, Need, attempt, record_of, state_of
 from .scales import POCKET
 from .variants import STUDIES, Study, Variant
 
-LOOKS = {  # how `hybvit evaluate` looks at every run of a study
-    ("accuracy", "calibration"): (),
-    ("fidelity",): ("--samples", "5000", "--sampler", "dpmpp_2m", "--steps", "25"),
-    ("likelihood",): ("--bound-images", "256", "--bound-draws", "32"),
+EVAL_OPTIONS = {  # of every run of a study
+    ("accuracy", "calibration"): Options(),
+    ("fidelity",): Options(samples=5000, sampler="dpmpp_2m", steps=25),
+    ("likelihood",): Options(bound_images=256, bound_draws=32),
 }
 TRIAL_PARTS, TRIAL_PART = 12, 5  # of the trial that a step's time is taken from: parts, and steps of each at least
 TRIAL_SHARE = 1 / 20  # of the budget: a machine that others use too is slower for seconds at a time
@@ -57,6 +58,24 @@ class Run(NamedTuple):
     @property
     def name(self) -> str:
         return self.variant.name if not self.seed else f"{self.variant.name}-seed{self.seed}"
+
+
+class Plan(NamedTuple):
+    """What is asked for.
+
+    Attributes:
+        name, folder: of the study, and where it is kept.
+        fields: settings of all runs, as on the command line.
+        minutes: of training that each run has.
+        overrides: evaluation options in place of the study's.
+    """
+
+    name: str
+    folder: Path
+    runs: list[Run]
+    fields: list[str]
+    minutes: float
+    overrides: Mapping[str, Any]
 
 
 def within(cfg: Config, minutes: float, fixed: bool) -> tuple[Config, float]:
@@ -139,19 +158,17 @@ def check_fields(study: Study, runs: list[Run], fields: list[str]) -> None:
             raise ConfigError(f"--{name} would undo what {run.variant.name} changes: choose other recipes by --runs")
 
 
-def carry_out(
-    name: str, runs: list[Run], fields: list[str], folder: Path, minutes: float, looks: list[str], say: Callable[[str], None]
-) -> list[Exception]:
+def carry_out(plan: Plan, say: Callable[[str], None]) -> list[Exception]:
     """Train and measure what is missing of a study -> the faults that left runs out."""
-    scale, failed = replace(POCKET, looks=LOOKS), list[Exception]()
-    suites = tuple(suite for group in LOOKS for suite in group)
-    for place, run in enumerate(runs, 1):
-        home = folder / run.name
+    scale, failed = replace(POCKET, eval_options=EVAL_OPTIONS), list[Exception]()
+    suites = tuple(suite for group in EVAL_OPTIONS for suite in group)
+    for place, run in enumerate(plan.runs, 1):
+        home = plan.folder / run.name
         faults: list[Exception]
         try:
-            cfg = configured(run, fields, home, minutes, say)
-            say(f"[{place}/{len(runs)}] {name}, {run.name}: {state_of(home, cfg).words()}")
-            faults = attempt(Need(run.name, cfg, suites, False), home, scale, looks, say)
+            cfg = configured(run, plan.fields, home, plan.minutes, say)
+            say(f"[{place}/{len(plan.runs)}] {plan.name}, {run.name}: {state_of(home, cfg).words()}")
+            faults = attempt(Need(run.name, cfg, suites, False), home, scale, plan.overrides, say)
         except (*USERS_FAULTS, DivergedError) as error:  # in the trial that the budget is measured by
             faults = [error]
         for fault in faults:
@@ -412,55 +429,42 @@ def runs_of(name: str, only: set[str], seeds: list[int]) -> list[Run]:
     return [Run(v, seed) for seed in seeds for v in study.variants.values() if not only or v.name in only]
 
 
-def dry_run(name: str, runs: list[Run], fields: list[str], folder: Path, minutes: float) -> None:
+def dry_run(plan: Plan) -> None:
     print(f"{'run':<28}{'parameters':>12}{'GFLOP a step':>14}{'steps':>8}  state")
-    for run in runs:
-        cfg, kept = recipe(run.variant, run.seed, fields), folder / run.name / BUDGET
+    for run in plan.runs:
+        cfg, kept = recipe(run.variant, run.seed, plan.fields), plan.folder / run.name / BUDGET
         price = cost(cfg)
         steps = read_json(kept)["steps"] if kept.is_file() else None
         state = "not begun" if steps is None else state_of(kept.parent, cut(cfg, steps, run.variant.fixed)).words()
         print(f"{run.name:<28}{price.parameters:>12,}{price.train_gflop_per_step:>14.1f}{steps or '':>8}  {state}")
-    hours = len(runs) * minutes / 60
-    print(f"{name}: {len(runs)} runs of {minutes:.4g} minutes, {hours:.1f} hours of training; trials and judging come on top")
+    hours = len(plan.runs) * plan.minutes / 60
+    print(
+        f"{plan.name}: {len(plan.runs)} runs of {plan.minutes:.4g} minutes, {hours:.1f} hours of training; "
+        "trials and judging come on top"
+    )
 
 
-def main(
-    name: str,
-    out: Path,
-    runs: list[Run],
-    fields: list[str],
-    minutes: float | None,
-    looks: list[str],
-    alone: bool,
-    only_render: bool,
-    only_plan: bool,
-    say: Callable[[str], None],
-) -> None:
+def run_study(plan: Plan, alone: bool, only_render: bool, say: Callable[[str], None]) -> None:
     """Carry out a study.
 
     Args:
-        fields: settings of all runs, as on the command line.
         alone: no other process has a part of it, so that steps can be timed.
 
     Raises:
         Interrupted: what is done is kept.
         ConfigError, DataError, CheckpointError: what some runs met, after the others are done.
     """
-    folder, budget = out / name, STUDIES[name].minutes if minutes is None else minutes
-    if only_plan:
-        dry_run(name, runs, fields, folder, budget)
-        return
-    make_folder(folder)
+    make_folder(plan.folder)
     failed = list[Exception]()
     try:
         if not only_render:
             if not alone:
                 say("budgets are of one process per machine, and steps are not timed beside others: once more without --shard")
             if alone:
-                time_steps(STUDIES[name], fields, folder, say)
-            failed = carry_out(name, runs, fields, folder, budget, looks, say)
-        write_out(name, folder, say)
+                time_steps(STUDIES[plan.name], plan.fields, plan.folder, say)
+            failed = carry_out(plan, say)
+        write_out(plan.name, plan.folder, say)
     except KeyboardInterrupt:
-        raise Interrupted(f"{folder}: interrupted; what is done is kept, the same command goes on") from None
+        raise Interrupted(f"{plan.folder}: interrupted; what is done is kept, the same command goes on") from None
     if failed:
         raise failed[0]

@@ -18,6 +18,7 @@ from ..metrics.robustness import L2_EPS, LINF_EPS, PGD_STEP, Norm, autoattack, p
 from .context import Context, Metric, Picture, Result
 
 ATTACK_BATCH = 64
+RADII: dict[Norm, tuple[float, ...]] = {"linf": LINF_EPS, "l2": L2_EPS}
 AUTOATTACK_EPS: dict[Norm, float] = {"linf": 8 / 255, "l2": 128 / 255}  # of images in [0, 1]
 RELIABILITY_IMAGES = 64
 SHOWN = 8
@@ -26,48 +27,55 @@ NOISE = 0.02  # of accuracies, that is not held against a model
 
 def run(ctx: Context) -> Result:
     result, images = Result(), ctx.test.subsample(ctx.options.attack_images)
-    assert images.labels is not None
-    x_of = lambda index: to_x(images.take(index)[0]).to(ctx.model.device)  # noqa: E731
-    labels_of = lambda index: images.labels[index].to(ctx.model.device)  # noqa: E731
-    lists: tuple[tuple[Norm, tuple[float, ...]], ...] = (("linf", LINF_EPS), ("l2", L2_EPS))
-    lines: dict[str, list[tuple[float, float]]] = {}
-    reasons: list[str] = []
-    for norm, radii in lists:
-        broken = []
-        for eps in radii:
-
-            def attack(index: Tensor, eps: float = eps, norm: Norm = norm) -> tuple[Tensor, Tensor]:
-                seed = ctx.seeded((1 << 10) + int(index[0]))
-                found = pgd(
-                    ctx.model.logits, x_of(index), labels_of(index), eps, norm, seed, ctx.options.attack_steps, PGD_STEP
-                )
-                return found.broken, to_pixels(found.images)
-
-            at_eps, attacked = share_batches(len(images), ATTACK_BATCH, attack, f"PGD {norm} {255 * eps:.0f}/255")
-            broken.append(at_eps)
-            if eps == radii[len(radii) // 2]:
-                result.pictures[f"attacked_{norm}"] = Picture(
-                    attacked_grid(images, attacked), f"Above clean, below attacked by PGD, {norm}, eps {255 * eps:.0f}/255"
-                )
-        accuracies, alone = robust_curve(broken), [1 - at.double().mean().item() for at in broken]
-        if any(larger > smaller + NOISE for smaller, larger in pairwise(alone)):
-            reasons.append(f"PGD ({norm}) with a larger radius breaks fewer images than with a smaller one")
-        clean = (ctx.logits_of(images).argmax(dim=1) == images.labels).double().mean().item()
-        for eps, accuracy in zip((0.0, *radii), (clean, *accuracies), strict=True):
-            bounds = wilson_interval(accuracy, len(images))
-            result.metrics[f"robustness/pgd_{norm}_{255 * eps:.0f}"] = Metric(accuracy, len(images), *bounds)
-        lines[norm] = [(255 * eps, value) for eps, value in zip((0.0, *radii), (clean, *accuracies), strict=True)]
-        result.pictures[f"curve_{norm}"] = Picture(
-            plots.curves({f"PGD, {ctx.options.attack_steps} steps": lines[norm]}, f"eps ({norm}) in 1/255", "accuracy"),
-            f"Accuracy under PGD, {norm} (Figure 8b): step 20/255, broken if any step fools it",
-        )
+    reasons = [reason for norm, radii in RADII.items() for reason in run_pgd(ctx, images, norm, radii, result)]
     reasons += run_autoattack(ctx, images, result)
     few = torch.arange(min(RELIABILITY_IMAGES, len(images)))
-    reasons = reliability(ctx.model.logits, x_of(few), labels_of(few), ctx.seeded(5)) + reasons
+    reasons = reliability(ctx.model.logits, *batch_of(ctx, images, few), ctx.seeded(5)) + reasons
     result.metrics["robustness/reliable"] = Metric(int(not reasons), len(few))
     result.tables["not_reliable_because"] = reasons
     result.notes += [f"NOT RELIABLE: {reason}" for reason in reasons]
     return result
+
+
+def batch_of(ctx: Context, images: ImageSet, index: Tensor) -> tuple[Tensor, Tensor]:
+    """x float [B, C, H, W] and labels int64 [B] on the model's device."""
+    pixels, labels = images.take(index)
+    assert labels is not None
+    return to_x(pixels).to(ctx.model.device), labels.to(ctx.model.device)
+
+
+def run_pgd(ctx: Context, images: ImageSet, norm: Norm, radii: tuple[float, ...], result: Result) -> list[str]:
+    """PGD at growing radii -> what speaks against it."""
+    broken = []
+    for eps in radii:
+
+        def attack(index: Tensor, eps: float = eps) -> tuple[Tensor, Tensor]:
+            x, labels = batch_of(ctx, images, index)
+            seed = ctx.seeded((1 << 10) + int(index[0]))
+            found = pgd(ctx.model.logits, x, labels, eps, norm, seed, ctx.options.attack_steps, PGD_STEP)
+            return found.broken, to_pixels(found.images)
+
+        at_eps, attacked = share_batches(len(images), ATTACK_BATCH, attack, f"PGD {norm} {255 * eps:.0f}/255")
+        broken.append(at_eps)
+        if eps == radii[len(radii) // 2]:
+            result.pictures[f"attacked_{norm}"] = Picture(
+                attacked_grid(images, attacked), f"Above clean, below attacked by PGD, {norm}, eps {255 * eps:.0f}/255"
+            )
+    assert images.labels is not None
+    clean = (ctx.logits_of(images).argmax(dim=1) == images.labels).double().mean().item()
+    curve = list(zip((0.0, *radii), (clean, *robust_curve(broken)), strict=True))
+    for eps, accuracy in curve:
+        bounds = wilson_interval(accuracy, len(images))
+        result.metrics[f"robustness/pgd_{norm}_{255 * eps:.0f}"] = Metric(accuracy, len(images), *bounds)
+    line = [(255 * eps, accuracy) for eps, accuracy in curve]
+    result.pictures[f"curve_{norm}"] = Picture(
+        plots.curves({f"PGD, {ctx.options.attack_steps} steps": line}, f"eps ({norm}) in 1/255", "accuracy"),
+        f"Accuracy under PGD, {norm} (Figure 8b): step 20/255, broken if any step fools it",
+    )
+    alone = [1 - at.double().mean().item() for at in broken]
+    if any(larger > smaller + NOISE for smaller, larger in pairwise(alone)):
+        return [f"PGD ({norm}) with a larger radius breaks fewer images than with a smaller one"]
+    return []
 
 
 def run_autoattack(ctx: Context, images: ImageSet, result: Result) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,13 +13,17 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..adapters import Evaluable
 from ..data.image_set import Dataset, ImageSet, to_x
 from ..distributed import gathered, share_batches
 from ..metrics.classification import wilson_interval
+from ..run_folder import temporary_name
+from .options import Options
 
+SHARD = 256  # generated images in a file
 TRAINING_FEATURES = 10_000  # training images at most that nearest neighbours are looked for among
 
 
@@ -52,40 +59,6 @@ class Result:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Options:
-    """How much is looked at; every value is part of a result's record.
-
-    Args:
-        limit: at most so many test images, at equal distances.
-        seed: decides samples, noise, attacks and resampling.
-        batch_size: images in one call of the model.
-        out_of_distribution: names of data sets, folders, ``interpolation`` or ``noise``; empty takes the data set's own.
-        bound_images, bound_draws: images whose likelihood is bounded, and the diffusion times drawn for each; 0 takes all.
-        attack_images, autoattack_images: images that are attacked, by PGD and by AutoAttack.
-        attack_steps: steps of PGD (the paper's 50).
-        samples, sampler, steps, guidance: how many images are generated, and how; guidance (classifier-free) is for networks
-            that draw by label.
-        extractor, inception: what a Frechet distance is measured with.
-    """
-
-    limit: int | None = None
-    seed: int = 0
-    batch_size: int = 256
-    out_of_distribution: tuple[str, ...] = ()
-    bound_images: int = 256
-    bound_draws: int = 32
-    attack_images: int = 256
-    autoattack_images: int = 64
-    attack_steps: int = 50
-    samples: int = 1000
-    sampler: str = "ddpm"
-    steps: int = 100
-    guidance: float = 0.0
-    extractor: str | None = None
-    inception: str | None = None
-
-
 @dataclass
 class Context:
     """A model, the data it is judged on, and what several suites need of both, computed once."""
@@ -93,7 +66,6 @@ class Context:
     model: Evaluable
     data: Dataset
     data_name: str
-    data_root: str | None
     options: Options
     folder: Path
     objective: str = "adapted"
@@ -105,9 +77,16 @@ class Context:
 
     @cached_property
     def fingerprint(self) -> str:
-        from .samples import fingerprint
+        """SHA-256 of what the model's answers depend on: nothing that another one gave is used.
 
-        return gathered(fingerprint(self))[0]
+        A model that does not tell what that is (functions without modules, and no file they came from) is another one each
+        time.
+        """
+        state = self.model.state()
+        digest = hashlib.sha256(self.identity.encode() if state or self.identity else os.urandom(16))
+        for tensor in (*state, self.model.diffusion.alpha_bar):
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return gathered(digest.hexdigest())[0]
 
     def over(self, images: ImageSet, work: Callable[[Tensor], Tensor], what: str, size: int | None = None) -> Tensor:
         """``work`` (x float [B, C, H, W] -> [B, ...]) on all images, shared by the processes."""
@@ -139,12 +118,30 @@ class Context:
         """At most TRAINING_FEATURES training images, at equal distances."""
         return self.data.train.subsample(TRAINING_FEATURES)
 
+    @property
+    def samples_folder(self) -> Path:
+        """One folder per (model, sampler, steps, seed, guidance): what is in it can be used again."""
+        o = self.options
+        key = hashlib.sha256(json.dumps([self.fingerprint, o.sampler, o.steps, o.seed, o.guidance]).encode()).hexdigest()[:12]
+        return self.folder / "samples" / f"{o.sampler}-{o.steps}-seed{o.seed}-{key}"
+
     @cached_property
     def samples(self) -> Tensor:
         """Generated uint8 [n, C, H, W]: kept on disk in shards, so that an interrupted run goes on where it was."""
-        from .samples import sampled
+        folder, o = self.samples_folder, self.options
+        folder.mkdir(parents=True, exist_ok=True)
 
-        return sampled(self)
+        def shard(index: Tensor) -> Tensor:
+            path = folder / f"{int(index[0]):08d}-{int(index[-1]) + 1:08d}.safetensors"
+            if path.is_file():
+                return load_file(path)["pixels"]
+            pixels = self.model.draw(index.tolist(), o.sampler, o.steps, o.seed, o.guidance)
+            part = temporary_name(path)
+            save_file({"pixels": pixels}, part)
+            part.replace(path)
+            return pixels
+
+        return share_batches(o.samples, SHARD, shard, "samples")[0]
 
     def seeded(self, what: int) -> torch.Generator:
         """A CPU generator for one use: the number tells uses apart."""
@@ -156,7 +153,6 @@ class Suite(NamedTuple):
 
     words: str
     wants: frozenset[str]
-    options: tuple[str, ...]
     run: Callable[[Context], Result]
 
 

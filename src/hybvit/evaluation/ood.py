@@ -50,32 +50,39 @@ def run(ctx: Context) -> Result:
         return result
     if ctx.options.limit is not None:
         sets = {name: images.subsample(ctx.options.limit) for name, images in sets.items()}
-    for score, (compute, largest) in scores(ctx).items():
+    for score, scorer in scores(ctx).items():
         try:
-            inside = compute(ctx.test if largest is None else ctx.test.subsample(largest))
+            of_test = scorer(ctx.test)
         except RuntimeError as error:
             if score != "grad_norm":
                 raise
-            # somebody else's model, whose answers have no gradient
+            # an external model, whose answers have no gradient
             result.notes.append(f"{score} was left out: {' '.join(str(error).split())[:120]}")
             continue
-        plotted = {"test": inside.tolist()}
-        for name, images in sets.items():
-            outside = compute(images if largest is None else images.subsample(largest))
-            plotted[name] = outside.tolist()
-            n, key = len(inside) + len(outside), f"ood/{name}"
-            value = auroc(inside, outside)
-            low, high = auroc_interval(inside, outside)
-            result.metrics[f"{key}/auroc_{score}"] = Metric(value, n, low, high)
-            result.metrics[f"{key}/aupr_{score}"] = Metric(aupr(inside, outside), n)
-            result.metrics[f"{key}/fpr95_{score}"] = Metric(fpr_at_95_tpr(inside, outside), n)
-        result.pictures[score] = Picture(plots.histograms(plotted, SCORE_WORDS[score]), f"{SCORE_WORDS[score]}, by data set")
+        compare(score, of_test, {name: scorer(images) for name, images in sets.items()}, result)
     for name, images in sets.items():
         pixels = images.subsample(SHOWN).in_memory
         result.pictures[f"images_{name}"] = Picture(
             grid(pixels, columns=10, scale=max(1, 32 // pixels.shape[-1])), f"{name}: what the network has not seen"
         )
     return result
+
+
+def compare(score: str, id_scores: Tensor, ood_scores: dict[str, Tensor], result: Result) -> None:
+    """How well a score tells the test images from each other set.
+
+    Args:
+        id_scores: float [N], of the test images.
+        ood_scores: by set, float [M].
+    """
+    for name, of_set in ood_scores.items():
+        n, key = len(id_scores) + len(of_set), f"ood/{name}"
+        low, high = auroc_interval(id_scores, of_set)
+        result.metrics[f"{key}/auroc_{score}"] = Metric(auroc(id_scores, of_set), n, low, high)
+        result.metrics[f"{key}/aupr_{score}"] = Metric(aupr(id_scores, of_set), n)
+        result.metrics[f"{key}/fpr95_{score}"] = Metric(fpr_at_95_tpr(id_scores, of_set), n)
+    plotted = {"test": id_scores.tolist()} | {name: of_set.tolist() for name, of_set in ood_scores.items()}
+    result.pictures[score] = Picture(plots.histograms(plotted, SCORE_WORDS[score]), f"{SCORE_WORDS[score]}, by data set")
 
 
 SCORE_WORDS = {
@@ -88,22 +95,21 @@ SCORE_WORDS = {
 }
 
 
-def scores(ctx: Context) -> dict[str, tuple[Callable[[ImageSet], Tensor], int | None]]:
-    """Score -> (function of images [N] -> float [N], how many images at most)."""
-    model, found = ctx.model, dict[str, tuple[Callable[[ImageSet], Tensor], int | None]]()
+def scores(ctx: Context) -> dict[str, Callable[[ImageSet], Tensor]]:
+    """Score -> function of images [N] -> float [N], or of fewer at equal distances where it is a slow one."""
+    model, found = ctx.model, dict[str, Callable[[ImageSet], Tensor]]()
     if model.has_classes:
         neighbours = min(NEIGHBOURS, len(ctx.train_part))
         known = ctx.features_of(ctx.train_part)
-        found["logpx"] = (lambda images: log_density(ctx.logits_of(images)), None)
-        found["max_prob"] = (lambda images: max_probability(ctx.logits_of(images)), None)
-        found["grad_norm"] = (
-            lambda images: ctx.over(images, lambda x: gradient_norm_score(model.logits, x.to(model.device)), "gradients"),
-            None,
+        found["logpx"] = lambda images: log_density(ctx.logits_of(images))
+        found["max_prob"] = lambda images: max_probability(ctx.logits_of(images))
+        found["grad_norm"] = lambda images: ctx.over(
+            images, lambda x: gradient_norm_score(model.logits, x.to(model.device)), "gradients"
         )
-        found["knn"] = (lambda images: knn_score(ctx.features_of(images), known, neighbours), None)
+        found["knn"] = lambda images: knn_score(ctx.features_of(images), known, neighbours)
     if model.has_denoiser:
-        found["denoising"] = (lambda images: denoising_score(ctx, images), None)
-        found["bits"] = (lambda images: bound_score(ctx, images), ctx.options.bound_images)
+        found["denoising"] = lambda images: denoising_score(ctx, images)
+        found["bits"] = lambda images: bound_score(ctx, images.subsample(ctx.options.bound_images))
     return found
 
 

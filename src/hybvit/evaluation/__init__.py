@@ -1,0 +1,114 @@
+"""Every number about a model, in suites that can be run, interrupted and repeated one by one: :func:`evaluate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..adapters import Evaluable
+from ..data.own_images import Dataset
+from ..devices import keep_freed_memory
+from ..distributed import processes, rank, world_size
+from ..run_folder import environment, make_folder, read_metrics, training_summary
+from .context import Context, Metric
+from .options import Options
+from .results import Results
+from .subject import Subject, subject_of
+from .suites import ALL, SUITES, check_suites, run_suites
+
+__all__ = ["ALL", "SUITES", "EvaluationOptions", "Metric", "Options", "Results", "evaluate"]
+
+EvaluationOptions = Options  # its name in the package hybvit
+
+
+def evaluate(
+    model: Evaluable | str | os.PathLike[str],
+    data: Dataset | str | os.PathLike[str] | None = None,
+    *,
+    suites: Sequence[str] | str = ALL,
+    options: Options = Options(),  # noqa: B008  it is frozen
+    out: str | os.PathLike[str] | None = None,
+    again: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Results:
+    """Measure a model, as `hybvit evaluate` does.
+
+    ::
+
+        model = hybvit.load("digits")
+        results = hybvit.evaluate(model, suites=["accuracy", "calibration"])
+        results["test/accuracy"]  # 0.98...
+        results.metrics["test/accuracy"].low  # with its 95 % interval, and n
+        results.report("judged")  # judged/report.html
+
+    Under ``torchrun`` the processes share the work, and all of them get the results.
+
+    Args:
+        model: a :class:`~hybvit.HybridModel`, a :class:`~hybvit.Adapted`, or what :func:`hybvit.load` takes: a run folder, an
+            exported folder, a name or a hub id; also ``timm:NAME``, ``torchvision:NAME`` and ``FILE.py:FUNCTION``.
+        data: a data set that is open already (``open_dataset``), its test images uint8 [N, C, H, W] of the model's shape; the
+            name of one (`hybvit datasets`); or where it lies. None takes the model's own, which an external one does not have.
+        suites: which of accuracy, calibration, ood, robustness, likelihood, fidelity, quality and speed; what makes no sense
+            for the model is left out (``results.left_out``).
+        options: how much is looked at, and how (:class:`hybvit.EvaluationOptions`).
+        out: a folder in which every suite and the samples are stored: the same call goes on where it was interrupted, and takes
+            up what was measured with the same settings. None keeps nothing.
+        again: measure anew what is stored.
+        say: takes a line of progress, such as ``print``; None for silence.
+
+    Raises:
+        ConfigError: a suite is unknown, an option does not fit the model, or the data do not.
+        DataError: the model or the data are not there, or the model's answers are not finite numbers.
+        CheckpointError: the model's files cannot be used.
+    """
+    names = check_suites(suites)
+    with processes():
+        subject = subject_of(model, data)
+        folder = Path(tempfile.mkdtemp(prefix="hybvit-")) if out is None else Path(out)
+        try:
+            results = measure(subject, names, options, folder, again, say)
+        except BaseException:
+            if out is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+    if out is None:
+        weakref.finalize(results, shutil.rmtree, folder, ignore_errors=True)  # a report needs the pictures until then
+    return results
+
+
+def measure(
+    subject: Subject,
+    suites: Sequence[str],
+    options: Options,
+    out: Path,
+    again: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Results:
+    """:func:`evaluate` on what is open already."""
+    started = time.monotonic()
+    keep_freed_memory()
+    model, cfg = subject.model, subject.cfg
+    make_folder(out)
+    options = options.for_model(model)
+    ctx = Context(model, subject.data, subject.data_name, options, out, subject.objective, subject.source)
+    found = run_suites(ctx, suites, say if say and rank() == 0 else lambda line: None, again)
+    history = read_metrics(subject.run / "metrics.jsonl") if subject.run else []
+    record = {
+        "model": subject.name,
+        "objective": subject.objective,
+        "data": subject.data_name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training": training_summary(history),
+        "seed": cfg.train.seed if cfg else 0,
+        "options": dataclasses.asdict(options),
+        "environment": environment() | {"world_size": world_size()},
+        "seconds": round(time.monotonic() - started, 2),
+        **found,
+    }
+    return Results(record, out, cfg, history, writes=rank() == 0)

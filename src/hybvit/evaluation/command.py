@@ -1,0 +1,58 @@
+"""`hybvit evaluate`: every number about a model, in suites that can be run, interrupted and repeated one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..adapters import is_adapter
+from ..arguments import ArgumentParser
+from ..distributed import processes
+from . import measure
+from .options import Options, add_options, given_options
+from .subject import open_subject
+from .suites import SUITES
+
+
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="hybvit evaluate",
+        description="Measure a model and write results.json; with --report, report.html and report.md too. "
+        "An interrupted run goes on with the "
+        "suite it was at; `torchrun --nproc-per-node N -m hybvit.cli evaluate ...` shares the work and gives the same numbers.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="run folder, exported folder, hub id or a model of the package; or somebody else's: timm:NAME, torchvision:NAME "
+        "(with @FILE for your own weights), FILE.py:FUNCTION that returns a hybvit.Adapted",
+    )
+    parser.add_argument("--suites", default=",".join(SUITES), help=f"comma-separated, of {', '.join(SUITES)} (all)")
+    parser.add_argument("--data", help="where the data are, if not where they were in training")
+    parser.add_argument("--dataset", metavar="NAME", help="the data set for somebody else's model")
+    add_options(parser)
+    parser.add_argument("--out", type=Path, help="folder for the results (the run folder, else ./evaluated/NAME)")
+    parser.add_argument("--report", action="store_true", help="write report.html and report.md too")
+    parser.add_argument("--again", action="store_true", help="measure anew what is stored with the same settings")
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    suites = tuple(args.suites.split(","))
+    for suite in suites:
+        if suite not in SUITES:
+            parser.error(f"--suites: {suite!r} is none of {', '.join(SUITES)}")
+    options = Options(**given_options(args))
+    with processes() as (rank, _):
+
+        def say(line: str) -> None:
+            if rank == 0:
+                print(line, flush=True)
+
+        subject = open_subject(args.model, args.dataset if is_adapter(args.model) else None, args.data)
+        out = args.out or subject.run or Path("evaluated") / Path(args.model.partition("@")[0].replace(":", "/")).resolve().name
+        results = measure(subject, suites, options, out, args.again, say)
+        say(f"{results.save(out)} written")
+        if args.report:
+            say(f"{results.report(out)} and report.md written: open it in a browser")

@@ -1,0 +1,110 @@
+"""What an evaluation found."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..config import Config, did_you_mean
+from ..report import write_report
+from ..run_folder import make_folder, write_text
+from .context import Metric
+from .suites import SUITES
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Results(Mapping[str, float | int]):
+    """The values of all metrics by their names, ``results["test/accuracy"]``, with everything that was found beside them.
+
+    Args:
+        record: all of it as plain dicts, lists and numbers: what :meth:`save` writes.
+        folder: where the suites stored what they found, pictures too.
+        cfg: the configuration of a model of ours, for the report.
+        history: lines of the metrics.jsonl of the run that it comes from, for the report.
+        writes: whether this process writes files; of several only the first does.
+    """
+
+    record: dict[str, Any]
+    folder: Path
+    cfg: Config | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    writes: bool = True
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        """Name (suite/what) -> value, number of items behind it, and its 95 % interval where one is known."""
+        return {name: Metric(**entry) for name, entry in self.record["metrics"].items()}
+
+    @property
+    def tables(self) -> dict[str, Any]:
+        """Name -> what is more than a number: the confusion matrix, the protocol of the samples and so on."""
+        return self.record["tables"]
+
+    @property
+    def notes(self) -> dict[str, list[str]]:
+        """Suite -> what has to be known to read its numbers, a line each."""
+        return self.record["notes"]
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Suite -> why it makes no sense for this model or these data."""
+        return self.record["left_out"]
+
+    def __getitem__(self, name: str) -> float | int:
+        """
+        Raises:
+            KeyError: it was not measured.
+        """
+        if name not in self.metrics:
+            raise KeyError(f"{name} was not measured{did_you_mean(str(name), list(self.metrics))}")
+        return self.metrics[name].value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.metrics)
+
+    def __len__(self) -> int:
+        return len(self.metrics)
+
+    def __repr__(self) -> str:
+        suites = ", ".join(self.record["suites"])
+        return f"Results({self.record['model']} on {self.record['data']}: {len(self)} metrics of {suites or 'no suite'})"
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write results.json into a folder -> its path.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        path = Path(folder) / "results.json"
+        if self.writes:
+            make_folder(path.parent)
+            write_text(path, json.dumps(self.record, indent=1, allow_nan=False) + "\n")
+        return path
+
+    def report(self, folder: str | os.PathLike[str]) -> Path:
+        """Write report.html (self-contained) and report.md with its pictures into a folder -> the path of the page.
+
+        Raises:
+            DataError: they cannot be written.
+        """
+        out = Path(folder)
+        if self.writes:
+            make_folder(out)
+            self.copy_suites(out)
+            headings = {name: suite.words for name, suite in SUITES.items()}
+            write_report(out, self.record, self.cfg, self.history, headings)
+        return out / "report.html"
+
+    def copy_suites(self, out: Path) -> None:
+        """Put what the suites stored where the report looks for it."""
+        if out.resolve() == self.folder.resolve():
+            return
+        for name in self.record["suites"]:
+            shutil.rmtree(out / "evaluation" / name, ignore_errors=True)  # with pictures of an earlier report
+            shutil.copytree(self.folder / "evaluation" / name, out / "evaluation" / name)

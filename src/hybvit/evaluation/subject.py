@@ -1,0 +1,175 @@
+"""What is evaluated: a model with the data that it is judged on, opened from what a user names or holds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .. import hybrid
+from ..adapters import Adapted, Evaluable, adapt, is_adapter
+from ..catalog import CATALOG
+from ..checkpoint import MANIFEST
+from ..config import Config, DataConfig
+from ..data.datasets import open_dataset
+from ..data.image_set import Dataset
+from ..data.locate import form_of, locate
+from ..errors import ConfigError
+from ..hybrid import HybridModel
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and its data.
+
+    Args:
+        name: of the model, for the record.
+        cfg: the configuration of a model of ours; None for an external model.
+        data_name: of the data set, as in ``data.name``.
+        source: of an external model: what it was made from, and a digest of that.
+        run: the run folder that the model was read from, if it was.
+    """
+
+    name: str
+    model: Evaluable
+    data: Dataset
+    cfg: Config | None
+    data_name: str
+    source: str = ""
+    run: Path | None = None
+
+    @property
+    def objective(self) -> str:
+        return "adapted" if self.cfg is None else self.cfg.objective.kind
+
+
+def subject_of(model: Evaluable | str | os.PathLike[str], data: Dataset | str | os.PathLike[str] | None) -> Subject:
+    """The arguments of :func:`hybvit.evaluate`, opened.
+
+    Raises:
+        ConfigError: model and data do not fit, or an external model comes without data.
+        DataError, CheckpointError: one of them cannot be read.
+    """
+    given = data if isinstance(data, Dataset) else None
+    place = None if data is None or isinstance(data, Dataset) else os.fspath(data)
+    named = place is not None and place in CATALOG and not Path(place).exists()
+    dataset, root = (place, None) if named else (None, place)
+    if isinstance(model, (str, os.PathLike)):
+        return with_given(os.fspath(model), given) if given else open_subject(os.fspath(model), dataset, root)
+    if given:
+        return given_both(model, given)
+    return with_own_data(model, dataset, root) if isinstance(model, HybridModel) else external_on(model, dataset, root)
+
+
+def open_subject(spec: str, dataset: str | None, root: str | None) -> Subject:
+    """A model by its path or name.
+
+    Args:
+        dataset: name of the data set; None takes the model's own.
+        root: where the data are; None takes where they were in training.
+    """
+    if is_adapter(spec):
+        model, cfg, data = open_adapted(spec, dataset, root)
+        return Subject(Path(spec).name, model, data, None, cfg.data.name, digest_of_source(spec))
+    return replace(with_own_data(hybrid.load(spec), dataset, root), name=Path(spec).name, run=run_folder_of(spec))
+
+
+def with_given(spec: str, data: Dataset) -> Subject:
+    """A model by its path or name, with data that are open already."""
+    if is_adapter(spec):
+        external = adapt(spec, shape_of(data), len(data.classes))
+        return replace(given_both(external, data), name=Path(spec).name, source=digest_of_source(spec))
+    return replace(given_both(hybrid.load(spec), data), name=Path(spec).name, run=run_folder_of(spec))
+
+
+def given_both(model: Evaluable, data: Dataset) -> Subject:
+    if shape_of(data) != tuple(model.image_shape):
+        images, wanted = ("x".join(map(str, shape)) for shape in (shape_of(data), model.image_shape))
+        raise ConfigError(f"the data's images are {images}, the model takes {wanted} (channels x height x width)")
+    if isinstance(model, HybridModel):
+        check_classes(model.cfg, data)
+        return Subject("HybridModel", model, data, model.cfg, model.cfg.data.name)
+    check_number_of_classes(model, data)
+    return Subject(type(model).__name__, model, data, None, "images")
+
+
+def with_own_data(model: HybridModel, dataset: str | None, root: str | None) -> Subject:
+    """A model of ours on the data that it was trained on, or on others of as many classes."""
+    group = model.cfg.data
+    if dataset is not None and dataset != group.name:
+        group = replace(group, name=dataset, root=None, test_root=None)
+    if root:
+        group = replace(locate(group, root), test_root=None)
+    labelled = model.cfg.objective.kind != "genvit"
+    data = open_dataset(group, model.image_shape, model.cfg.model.num_classes, labelled=labelled)
+    check_classes(model.cfg, data)
+    return Subject("HybridModel", model, data, replace(model.cfg, data=group), group.name)
+
+
+def external_on(model: Evaluable, dataset: str | None, root: str | None) -> Subject:
+    """An external model that is there already, on data at its own size."""
+    if dataset is None and root is None:
+        raise ConfigError("data is None: say on which data an external model is to be judged, by a name (`hybvit datasets`)")
+    name = dataset or form_of(str(root))
+    data = open_dataset(DataConfig(name=name, root=root, resize=True), model.image_shape, max(1, len(model.classes)))
+    check_number_of_classes(model, data)
+    return Subject(type(model).__name__, model, data, None, name)
+
+
+def shape_of(data: Dataset) -> tuple[int, int, int]:
+    _, channels, height, width = data.test.pixels.shape
+    return channels, height, width
+
+
+def check_number_of_classes(model: Evaluable, data: Dataset) -> None:
+    if model.has_classes and data.classes and len(model.classes) != len(data.classes):
+        raise ConfigError(f"the data have {len(data.classes)} classes, the model has {len(model.classes)}")
+
+
+def run_folder_of(spec: str) -> Path | None:
+    path = Path(spec)
+    return path if (path / "config.yaml").is_file() and not (path / MANIFEST).is_file() else None
+
+
+def digest_of_source(spec: str) -> str:
+    """What an external model is made from, where that is a file."""
+    return f"{spec} {hashlib.sha256(source.read_bytes()).hexdigest()}" if (source := source_of(spec)) else ""
+
+
+def check_classes(cfg: Config, data: Dataset) -> None:
+    if cfg.objective.kind == "genvit" or not data.classes:
+        return
+    if len(data.classes) != cfg.model.num_classes:
+        raise ConfigError(f"the data have {len(data.classes)} classes, the model has {cfg.model.num_classes}")
+    if cfg.data.classes and data.classes != cfg.data.classes:
+        raise ConfigError(f"the data's classes ({', '.join(data.classes)}) are not the model's ({', '.join(cfg.data.classes)})")
+
+
+def open_adapted(spec: str, dataset: str | None, root: str | None) -> tuple[Evaluable, Config, Dataset]:
+    """An external model by its name, with the data that it is to be judged on."""
+    if dataset is None and root is None:
+        raise ConfigError(f"{spec}: say on which data it is to be judged: --dataset NAME (`hybvit datasets`) or --data DIR")
+    name = dataset or form_of(str(root))
+    if name not in (*CATALOG,) and root is None:
+        raise ConfigError(f"--dataset {name!r}: it must be one of {', '.join(CATALOG)}")
+    info = CATALOG.get(name)
+    size, channels = (info.size or 224, info.channels) if info else (224, 3)
+    if spec.partition(":")[0].endswith(".py"):
+        model: Adapted = adapt(spec, (channels, size, size), 0)
+        channels, size, _ = model.image_shape
+    cfg = Config(data=DataConfig(name=name, root=root, resize=True))
+    data = open_dataset(cfg.data, (channels, size, size), num_classes=10)  # of shards that do not list theirs
+    if not spec.partition(":")[0].endswith(".py"):
+        model = adapt(spec, (channels, size, size), len(data.classes))
+    if model.has_classes and data.classes and len(model.classes) != len(data.classes):
+        raise ConfigError(f"{spec} has {len(model.classes)} classes, the data have {len(data.classes)}")
+    if model.has_classes and data.classes:
+        model.classes = data.classes
+    return model, cfg, data
+
+
+def source_of(spec: str) -> Path | None:
+    """The file that an external model is made from."""
+    path = Path(spec.partition(":")[0])
+    return path if is_adapter(spec) and path.suffix == ".py" else None

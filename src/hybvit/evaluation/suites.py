@@ -1,0 +1,165 @@
+"""The suites of an evaluation, run or taken up one by one, and how their results are stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .. import __version__
+from ..data.images import save_image
+from ..distributed import gathered, rank
+from ..errors import ConfigError, DataError
+from ..run_folder import environment, make_folder, write_text
+from . import accuracy, calibration, fidelity, likelihood, ood, quality, robustness, speed
+from .context import Context, Picture, Result, Suite, lacking
+
+SUITES: dict[str, Suite] = {
+    "accuracy": Suite("How often the labels are right", frozenset({"classes", "labels"}), accuracy.run),
+    "calibration": Suite("Whether a probability means what it says", frozenset({"classes", "labels"}), calibration.run),
+    "ood": Suite("Whether it knows what it has not seen", frozenset(), ood.run),
+    "robustness": Suite("How it stands attacks", frozenset({"classes", "labels"}), robustness.run),
+    "likelihood": Suite("How likely the data are", frozenset({"denoiser"}), likelihood.run),
+    "fidelity": Suite("How good the samples are", frozenset({"samples"}), fidelity.run),
+    "quality": Suite("What it thinks of its own samples", frozenset({"samples", "classes"}), quality.run),
+    "speed": Suite("What it costs on this machine", frozenset(), speed.run),
+}
+ALL = tuple(SUITES)
+
+
+def check_suites(suites: Sequence[str] | str) -> tuple[str, ...]:
+    """Names of suites, several or as one string with commas, in the order in which they are run.
+
+    Raises:
+        ConfigError: there is no such suite.
+    """
+    names = suites.split(",") if isinstance(suites, str) else suites
+    for name in names:
+        if name not in SUITES:
+            raise ConfigError(f"suites: {name!r} is none of {', '.join(SUITES)}")
+    return tuple(name for name in SUITES if name in names)
+
+
+def run_suites(ctx: Context, suites: Sequence[str], say: Callable[[str], None] = print, again: bool = False) -> dict[str, Any]:
+    """Run the suites that make sense for this model, or take up what was stored of them -> the record for results.json.
+
+    What an earlier call stored of other suites is in the record too. Of several processes only the first writes files.
+
+    Args:
+        again: run a suite even where its result with these settings is stored.
+    """
+    record: dict[str, Any] = {"suites": {}, "left_out": {}, "metrics": {}, "tables": {}, "notes": {}}
+    weights = ctx.fingerprint  # here, since all processes have to take part in it
+    for name in SUITES:
+        if name not in suites:
+            if stored_before(ctx, name, weights):
+                add(record, name, json.loads((ctx.folder / "evaluation" / name / "result.json").read_text()))
+            continue
+        reason = lacking(ctx, SUITES[name].wants)
+        if reason is not None:
+            record["left_out"][name] = reason
+            say(f"{name}: left out, {reason}")
+            continue
+        stored = run_or_take_up(ctx, name, say, again)
+        add(record, name, stored)
+        for note in stored["notes"]:
+            say(f"  note: {note}")
+        for metric, entry in stored["metrics"].items():
+            say(line_of(metric, entry))
+    return record
+
+
+def run_or_take_up(ctx: Context, name: str, say: Callable[[str], None], again: bool) -> dict[str, Any]:
+    """The record of one suite, measured unless it is stored with the same settings."""
+    facts = {"version": __version__, "data": ctx.data_name, "test_images": test_digest(ctx), "weights": ctx.fingerprint}
+    settings = facts | ctx.options.of_suite(name)
+    folder = ctx.folder / "evaluation" / name
+    stored: dict[str, Any] | None = gathered(None if again else read_stored(folder, settings))[0]
+    if stored is not None:
+        say(f"{name}: taken from {folder} (--again measures anew)")
+        return stored
+    started = time.monotonic()
+    say(f"{name}: {SUITES[name].words.lower()} ...")
+    result = SUITES[name].run(ctx)
+    stored = as_record(result, settings, time.monotonic() - started)
+    if rank() == 0:
+        store(folder, stored, result.pictures)
+    return stored
+
+
+def add(record: dict[str, Any], name: str, stored: dict[str, Any]) -> None:
+    record["suites"][name] = {key: stored[key] for key in ("seconds", "settings", "environment")}
+    for part in ("metrics", "tables"):
+        record[part] |= stored[part]
+    record["notes"][name] = stored["notes"]
+
+
+def stored_before(ctx: Context, name: str, weights: str) -> bool:
+    """Whether an earlier call measured a suite on these weights and this data set, with whatever settings it records."""
+    try:
+        settings = json.loads((ctx.folder / "evaluation" / name / "result.json").read_text())["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return (settings.get("weights"), settings.get("test_images")) == (weights, test_digest(ctx))
+
+
+def test_digest(ctx: Context) -> str:
+    """Number and SHA-256 of some of the test images: results on others are not used."""
+    few = ctx.data.test.subsample(256)
+    digest = hashlib.sha256(few.in_memory.numpy().tobytes())
+    if few.labels is not None:
+        digest.update(few.labels.numpy().tobytes())
+    return f"{len(ctx.data.test)}-{digest.hexdigest()[:16]}"
+
+
+def as_record(result: Result, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
+    for name, metric in result.metrics.items():
+        if not math.isfinite(metric.value):
+            raise DataError(f"{name} is {metric.value}: the model's answers are not finite numbers")
+    return {
+        "settings": settings,
+        "seconds": round(seconds, 2),
+        "environment": environment(),
+        "metrics": {
+            name: {k: v for k, v in m._asdict().items() if v is not None and not (k in ("low", "high") and math.isnan(v))}
+            for name, m in result.metrics.items()
+        },
+        "tables": result.tables,
+        "notes": result.notes,
+        "pictures": {name: picture.caption for name, picture in result.pictures.items()},
+    }
+
+
+def store(folder: Path, stored: dict[str, Any], pictures: dict[str, Picture]) -> None:
+    """Pictures first: a folder with result.json is complete."""
+    make_folder(folder)
+    for old in (*folder.glob("*.png"), *folder.glob("*.svg")):
+        old.unlink()  # an earlier measurement may have made others
+    for name, picture in pictures.items():
+        if isinstance(picture.content, Image.Image):
+            save_image(picture.content, folder / f"{name}.png")
+        else:
+            write_text(folder / f"{name}.svg", picture.content)
+    write_text(folder / "result.json", json.dumps(stored, indent=1, allow_nan=False) + "\n")
+
+
+def read_stored(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """What was stored of a suite, if it was measured with these settings on these weights."""
+    try:
+        stored = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return stored if stored.get("settings") == json.loads(json.dumps(settings)) else None
+
+
+def line_of(name: str, metric: dict[str, Any]) -> str:
+    value = metric["value"]
+    shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    interval = f"  [{metric['low']:.4f}, {metric['high']:.4f}]" if "low" in metric else ""
+    return f"  {name:<46}{shown:>10}{interval}  n {metric['n']:,}"

@@ -1,0 +1,247 @@
+"""Evaluation from Python: what goes in, what comes out, and that results of earlier versions are taken up."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tempfile
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import hybvit
+from hybvit import Adapted, EvaluationOptions, cli
+from hybvit.data.datasets import open_dataset
+from hybvit.data.image_set import ImageSet
+from hybvit.data.images import to_x
+from hybvit.data.own_images import Dataset
+from hybvit.errors import ConfigError
+from hybvit.evaluation import ALL, Metric
+from hybvit.evaluation.command import build_parser
+from hybvit.evaluation.context import Context
+from hybvit.evaluation.options import Options, given_options, parse_options
+from hybvit.recipes import preset
+from hybvit.reproduce.runs import Need, evaluations_of
+from hybvit.reproduce.scales import POCKET, SCALES
+from hybvit.reproduce.studies import EVAL_OPTIONS
+
+FEW = EvaluationOptions(limit=40, samples=20, steps=2)
+# Of every suite for rows at both scales and for a study, as hybvit 0.1.0 stored them before options were objects.
+TEST_IMAGES = "364-d8e194ec58bcb33f"  # of the digits
+STORED = json.loads((Path(__file__).parent / "data" / "evaluation_settings.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def model():
+    return hybvit.load("digits", device="cpu")
+
+
+def adapted() -> Adapted:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    return Adapted((1, 8, 8), logits=net, modules=[net], device="cpu")
+
+
+def test_evaluate_is_a_function_of_the_package():
+    import hybvit.evaluation
+
+    assert callable(hybvit.evaluate)
+    assert {"evaluate", "Results", "EvaluationOptions"} <= set(hybvit.__all__)
+
+
+def test_a_model_on_its_own_data(model):
+    said: list[str] = []
+    results = hybvit.evaluate(model, suites=["accuracy", "calibration"], options=FEW, say=said.append)
+    assert isinstance(results, hybvit.Results)
+    test = open_dataset(model.cfg).test.subsample(40)
+    right = (model.predict(test.in_memory).labels == test.labels).double().mean().item()
+    assert results["test/accuracy"] == right
+    metric = results.metrics["test/accuracy"]
+    assert isinstance(metric, Metric)
+    assert metric.n == 40
+    assert metric.low <= metric.value <= metric.high
+    assert sum(map(sum, results.tables["confusion_matrix"])) == 40
+    assert set(results.notes) == {"accuracy", "calibration"}
+    assert results.left_out == {}
+    assert results.record["objective"] == "hybvit"
+    assert results.record["options"] == asdict(FEW)
+    assert any(line.startswith("accuracy: how often") for line in said)
+
+
+def test_results_are_a_mapping_of_names_to_values(model):
+    results = hybvit.evaluate(model, suites="accuracy", options=FEW)
+    assert dict(results)["test/nll"] == results["test/nll"]
+    assert len(results) == len(results.metrics)
+    assert "test/accuracy" in results
+    assert "fidelity/kid" not in results
+    assert "metrics of accuracy" in repr(results)
+    with pytest.raises(KeyError, match="test/acuracy was not measured: did you mean test/accuracy"):
+        results["test/acuracy"]
+
+
+def test_an_opened_data_set_is_what_is_judged_on(model):
+    data = open_dataset(preset("digits"))
+    shuffled = Dataset(data.train, ImageSet(data.test.in_memory, data.test.labels.roll(1)), data.classes)
+    right = hybvit.evaluate(model, data, suites="accuracy")
+    assert right["test/accuracy"] == hybvit.evaluate(model, suites="accuracy")["test/accuracy"] > 0.9
+    assert hybvit.evaluate(model, shuffled, suites="accuracy")["test/accuracy"] < 0.5
+
+
+def test_an_adapted_model_on_data_by_object_and_by_name():
+    external = adapted()
+    data = open_dataset(preset("digits"))
+    found = hybvit.evaluate(external, data, suites=["accuracy", "likelihood", "fidelity", "quality"], options=FEW)
+    assert set(found.left_out) == {"likelihood", "fidelity", "quality"}
+    test = data.test.subsample(40)
+    assert found["test/accuracy"] == (external.logits(to_x(test.in_memory)).argmax(1) == test.labels).double().mean().item()
+    assert found.record["objective"] == "adapted"
+    by_name = hybvit.evaluate(external, "digits", suites="accuracy", options=FEW)
+    assert by_name["test/accuracy"] == found["test/accuracy"]
+    assert by_name.record["data"] == "digits"
+
+
+def test_a_folder_of_images_is_data_too(model, tmp_path):
+    from PIL import Image
+
+    data = open_dataset(preset("digits"))
+    for index in (data.train.labels == data.train.labels.unique()[:, None]).int().topk(5).indices.flatten().tolist():
+        folder = tmp_path / data.classes[data.train.labels[index]]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(data.train.in_memory[index, 0].numpy()).save(folder / f"{index}.png")
+    results = hybvit.evaluate(model, tmp_path, suites="accuracy")
+    assert results.metrics["test/accuracy"].n == 10
+    assert results["test/accuracy"] > 0.8
+    assert results.record["data"] == "folder"
+
+
+def test_what_is_stored_is_taken_up(tmp_path, model):
+    said: list[str] = []
+    first = hybvit.evaluate(model, suites="accuracy", options=FEW, out=tmp_path, say=said.append)
+    again = hybvit.evaluate(model, suites="accuracy", options=FEW, out=tmp_path, say=said.append)
+    assert any("taken from" in line for line in said)
+    assert first.metrics == again.metrics
+    said.clear()
+    hybvit.evaluate(model, suites="accuracy", options=FEW, out=tmp_path, again=True, say=said.append)
+    assert not any("taken from" in line for line in said)
+    other = hybvit.evaluate(model, suites="calibration", options=FEW, out=tmp_path)
+    assert "test/accuracy" in other  # of the earlier call, too
+
+
+def test_the_command_line_gives_the_same(tiny_run, tmp_path):
+    results = hybvit.evaluate(tiny_run, suites="accuracy", options=FEW, out=tmp_path / "a")
+    assert results.save(tmp_path / "a") == tmp_path / "a" / "results.json"
+    arguments = ["--suites=accuracy", "--limit=40", "--samples=20", "--steps=2", f"--out={tmp_path / 'b'}"]
+    assert cli.main(["evaluate", str(tiny_run), *arguments]) == 0
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("a", "b"))
+    assert list(one) == list(two)
+    for record in (one, two):
+        for suite in record["suites"].values():
+            del suite["seconds"]
+        del record["seconds"]
+    assert one == two
+    assert one["training"]["steps"] == 20
+
+
+def test_a_report_without_a_folder_of_ones_own_and_nothing_left_behind(model, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    results = hybvit.evaluate(model, suites="accuracy", options=FEW)
+    page = results.report(tmp_path / "report")
+    assert "test/accuracy" in page.read_text()
+    assert (tmp_path / "report" / "evaluation" / "accuracy" / "confusion.svg").is_file()
+    del results
+    gc.collect()
+    assert list((tmp_path / "temporary").iterdir()) == []
+    broken = Adapted((1, 8, 8), logits=lambda x: x.flatten(1)[:, :10] * float("nan"), device="cpu")
+    with pytest.raises(ValueError, match="not finite"):
+        hybvit.evaluate(broken, "digits", suites="accuracy")
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_what_does_not_fit_is_said(model):
+    with pytest.raises(ConfigError, match="'acuracy' is none of accuracy, calibration"):
+        hybvit.evaluate(model, suites=["acuracy"])
+    with pytest.raises(ConfigError, match="data is None"):
+        hybvit.evaluate(adapted())
+    data = open_dataset(preset("digits"))
+    large = Dataset(data.train, ImageSet(data.test.in_memory.repeat(1, 1, 2, 2), data.test.labels), data.classes)
+    with pytest.raises(ConfigError, match="images are 1x16x16, the model takes 1x8x8"):
+        hybvit.evaluate(model, large)
+    two = Dataset(data.train, ImageSet(data.test.in_memory, data.test.labels % 2), ("even", "odd"))
+    for judged in (model, adapted()):
+        with pytest.raises(ConfigError, match="2 classes"):
+            hybvit.evaluate(judged, two)
+    with pytest.raises(ConfigError, match="steps 1001: the model's diffusion has 1000 steps"):
+        hybvit.evaluate(model, options=EvaluationOptions(steps=1001))
+    with pytest.raises(ConfigError, match="label_conditioning"):
+        hybvit.evaluate(adapted(), "digits", options=EvaluationOptions(guidance=1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"samples": 0}, "samples is 0: it must be at least 1"),
+        ({"autoattack_images": -1}, "autoattack_images is -1: it must be at least 0"),
+        ({"sampler": "euler"}, "sampler is 'euler': it must be one of ddpm"),
+        ({"out_of_distribution": "noise"}, "must be a tuple of names"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, said):
+    with pytest.raises(ConfigError, match=said):
+        EvaluationOptions(**options)
+
+
+def test_every_option_is_an_argument():
+    assert given_options(build_parser().parse_args(["MODEL"])) == {}
+    words = {
+        "--limit": ("7", 7), "--seed": ("3", 3), "--batch-size": ("2", 2), "--ood": ("noise, svhn", ("noise", "svhn")),
+        "--bound-images": ("4", 4), "--bound-draws": ("all", 0), "--attack-images": ("5", 5), "--autoattack-images": ("0", 0),
+        "--attack-steps": ("6", 6), "--samples": ("8", 8), "--sampler": ("ddim", "ddim"), "--steps": ("9", 9),
+        "--guidance": ("0.5", 0.5), "--extractor": ("inception", "inception"), "--inception": ("file", "file"),
+    }  # fmt: skip
+    given = parse_options([word for flag, (text, _) in words.items() for word in (flag, text)], "hybvit evaluate")
+    assert list(given) == [field.name for field in fields(Options)]
+    assert given == {
+        {"--ood": "out_of_distribution"}.get(flag, flag[2:].replace("-", "_")): value for flag, (_, value) in words.items()
+    }
+    for words_of in (["--bound-draws", "0"], ["--bound-draws", "some"], ["--samples", "0"], ["--sampels", "1"]):
+        with pytest.raises(ConfigError, match=words_of[0]):
+            parse_options(words_of, "hybvit evaluate")
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_settings_of_a_reproduction_are_those_that_were_stored(name, model):
+    """Else an evaluation of days would be done again."""
+    scale_name, run = name.split("/")
+    scale = SCALES[scale_name] if scale_name in SCALES else replace(POCKET, eval_options=EVAL_OPTIONS)
+    need = Need(run, scale.config(run), ALL, False)
+    found = {
+        suite: json.loads(json.dumps(options.for_model(model).of_suite(suite)))
+        for _, suites, options in evaluations_of(need, Path("run"), scale, {})
+        for suite in suites
+    }
+    assert found == STORED[name]
+
+
+def test_a_result_that_an_earlier_version_stored_is_taken_up(model, tmp_path):
+    weights = Context(model, open_dataset(model.cfg), "digits", Options(), tmp_path).fingerprint
+    facts = {"version": hybvit.__version__, "data": "digits", "test_images": TEST_IMAGES, "weights": weights}
+    for suite, settings in STORED["pocket/stl10"].items():
+        folder = tmp_path / "evaluation" / suite
+        folder.mkdir(parents=True)
+        stored = {
+            "settings": facts | settings,
+            "seconds": 1.0,
+            "environment": {},
+            "metrics": {f"{suite}/by_hand": {"value": 0.125, "n": 8}},
+            "tables": {},
+            "notes": ["from an earlier version"],
+            "pictures": {},
+        }
+        (folder / "result.json").write_text(json.dumps(stored))
+    for suites, options in POCKET.eval_options.items():
+        results = hybvit.evaluate(model, suites=suites, options=options, out=tmp_path)
+        assert {name: results[name] for name in results} == {f"{suite}/by_hand": 0.125 for suite in STORED["pocket/stl10"]}
+        assert results.notes[suites[0]] == ["from an earlier version"]
