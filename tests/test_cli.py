@@ -12,14 +12,14 @@ from hybvit import cli
 from hybvit.config import fields_in, parse, without_effect
 from hybvit.recipes import PRESETS, preset
 
-from .conftest import QUICK, TINY, hybvit
+from .conftest import QUICK, TINY, hybvit_process
 
 
 def test_help_answers_at_once():
     seconds = []
     for _ in range(3):
         started = time.monotonic()
-        helped = hybvit("--help")
+        helped = hybvit_process("--help")
         seconds.append(time.monotonic() - started)
     assert helped.returncode == 0
     assert all(verb in helped.stdout for verb in cli.VERBS)

@@ -342,7 +342,8 @@ def finished(tmp_path_factory):
 
 def test_a_killed_reproduction_goes_on_where_it_stopped(finished, tmp_path):
     """SIGKILL, twice: at most one checkpoint interval is done again, and the weights are the same."""
-    command = [sys.executable, "-m", "hybvit.cli", "reproduce", "table7", "--runs", RUNS, "--out", str(tmp_path), *TINY, *LOOK]
+    arguments = ["reproduce", "table7", "--runs", RUNS, "--out", str(tmp_path), *TINY, *LOOK]
+    command = [sys.executable, "-m", "hybvit.cli", *arguments]
     folder = tmp_path / "pocket" / "stl10_short_patch12"
     reached = []
     for wanted in (1, 3):
@@ -353,7 +354,7 @@ def test_a_killed_reproduction_goes_on_where_it_stopped(finished, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
         reached.append(int(step_folders(folder / "checkpoints")[0].name.removeprefix("step-")))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = hybvit(*arguments)
     assert done.returncode == 0, done.stderr
     resumed = [line for line in done.stdout.splitlines() if "resumed at step" in line]
     assert reached[1] == 40 or any(f"resumed at step {reached[1]} of 40" in line for line in resumed)
