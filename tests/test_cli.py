@@ -214,6 +214,7 @@ def test_sample_writes_a_grid_or_single_files(tiny_run, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_evaluate_writes_results_and_a_page_without_network(tiny_run, tmp_path, capsys):
     assert cli.main(["evaluate", str(tiny_run), *QUICK, "--report", "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "results.json").read_text())
@@ -248,6 +249,7 @@ def test_a_library_s_value_error_is_not_blamed_on_the_user(monkeypatch, capsys):
     assert "fault of ours" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_evaluate_leaves_out_what_makes_no_sense(tmp_path, capsys):
     for kind, absent in (("vit", "samples/"), ("genvit", "test/")):
         out = tmp_path / kind

@@ -57,6 +57,7 @@ def quiet(line: str) -> None:
     pass
 
 
+@pytest.mark.slow
 def test_every_suite_measures_what_it_says(tiny_run, tmp_path):
     assert cli.main(["evaluate", str(tiny_run), *QUICK, "--report", "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "results.json").read_text())
@@ -82,6 +83,7 @@ def test_every_suite_measures_what_it_says(tiny_run, tmp_path):
         assert (tmp_path / link).is_file()
 
 
+@pytest.mark.slow
 def test_every_explanation_is_used_by_some_metric(tiny_run, tmp_path):
     """A pattern that matches nothing would be a metric that nobody measures."""
     assert cli.main(["evaluate", str(tiny_run), *QUICK, "--autoattack-images=1", "--out", str(tmp_path)]) == 0
@@ -91,6 +93,7 @@ def test_every_explanation_is_used_by_some_metric(tiny_run, tmp_path):
     assert unused <= only_inception
 
 
+@pytest.mark.slow
 def test_a_suite_is_taken_up_unless_something_that_matters_changed(linear, tmp_path):
     said: list[str] = []
     first = evaluate(context(linear, tmp_path), ("accuracy", "ood"), said.append)
@@ -133,6 +136,7 @@ def test_other_test_images_are_measured_anew(linear, tmp_path):
     assert not any("taken from" in line for line in said)
 
 
+@pytest.mark.slow
 def test_a_report_after_some_suites_holds_all_that_were_measured(tiny_run, tmp_path):
     arguments = ["evaluate", str(tiny_run), *QUICK, "--report", "--out", str(tmp_path)]
     assert cli.main([*arguments, "--suites", "fidelity,quality"]) == 0
@@ -150,6 +154,7 @@ def test_one_image_is_enough_for_what_makes_sense_of_it(linear, tmp_path):
     assert any("at least two" in note for note in record["notes"]["ood"])
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_the_batch_size(tiny_run, tmp_path):
     from hybvit import load
 
@@ -204,6 +209,7 @@ def test_accuracy_of_a_known_classifier(linear, tmp_path):
     assert sum(map(sum, record["tables"]["confusion_matrix"])) == 60
 
 
+@pytest.mark.slow
 def test_temperature_is_fitted_on_images_held_out_and_never_on_test_images(linear, tmp_path):
     data = open_dataset(override(preset("digits"), data={"held_out": 0.1}))
     a = evaluate(context(linear, tmp_path / "a", data=data), ("calibration",), quiet)
@@ -228,6 +234,7 @@ def test_attacks_on_a_linear_classifier_and_their_curve(linear, tmp_path):
     assert record["metrics"]["robustness/reliable"]["value"] == 1
 
 
+@pytest.mark.slow
 def test_a_broken_defence_is_marked_not_reliable(linear, tmp_path):
     quantised = Adapted((1, 8, 8), logits=lambda x: linear.logits((x * 3).round() / 3), modules=linear.modules, device="cpu")
     record = evaluate(context(quantised, tmp_path), ("robustness",), quiet)
@@ -249,6 +256,7 @@ def test_which_of_autoattacks_warnings_are_doubts(warning, n, doubt):
     assert speaks_against(warning, n) == doubt
 
 
+@pytest.mark.slow
 def test_other_images_score_lower_than_test_images(linear, tmp_path):
     options = Options(**{**FAST.__dict__, "out_of_distribution": ("noise", "interpolation")})
     record = evaluate(context(linear, tmp_path, options), ("ood",), quiet)
@@ -307,6 +315,7 @@ def test_samples_are_drawn_with_the_guidance_that_was_asked_for(tmp_path, monkey
     assert drawn == [0.0, 0.5]  # in one folder: samples of another guidance are not used again
 
 
+@pytest.mark.slow
 def test_models_that_lack_something_get_the_suites_that_make_sense(linear, tmp_path):
     record = evaluate(context(linear, tmp_path / "a"), tuple(SUITES), quiet)
     images = "the model cannot generate images"

@@ -81,6 +81,7 @@ class Operations(TorchDispatchMode):
 # what a preset claims
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_it_builds_and_its_cost_is_a_number(name):
     cfg = preset(name)
@@ -274,6 +275,7 @@ def test_the_cost_of_a_batch_is_that_of_a_real_one(name):
     assert counter.get_total_flops() == round(cost(cfg).train_gflop_per_step * 1e9)
 
 
+@pytest.mark.slow
 def test_what_the_balance_the_noisy_labels_and_the_guidance_take_is_counted():
     cfg = preset("fashion_mnist_v2")
     plain, denoised, m = override(cfg, objective={"noisy_labels": 0.0}), cfg.train.batch_size, cfg.model
@@ -331,6 +333,7 @@ def test_show_prints_what_the_paper_reached_and_yaml_that_reads_back(capsys):
     assert "26 hours on one A100 (312 TFLOP/s bf16), in TF32," in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_presets_prints_a_score_and_needs_no_network():
     script = "import sys; from hybvit.presets import main; main([]); assert 'hybvit.networks' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
