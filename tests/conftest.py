@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 
-from hybvit import cli
 from hybvit.vit import ViTConfig
 
 DATA = Path(__file__).parent / "data"
@@ -63,6 +62,8 @@ def golden_file(golden, tmp_path_factory) -> Path:
 
 def hybvit(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the command line in this process, without the seconds that a new one takes to import torch."""
+    from hybvit import cli
+
     words, out, err = list(map(str, arguments)), io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setenv("HF_HUB_OFFLINE", "1")
@@ -70,11 +71,11 @@ def hybvit(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
-def hybvit_process(*arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def hybvit_process(*arguments: str | Path, cwd: Path | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user's shell would."""
     command = [sys.executable, "-m", "hybvit.cli", *map(str, arguments)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
 QUICK = (  # every suite of evaluate, in seconds
