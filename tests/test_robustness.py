@@ -511,6 +511,7 @@ def test_a_defence_that_only_hides_is_found_out(net, held_out, norm, defence):
     assert any(DEFENCES[defence] in text for text in reasons), reasons
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("seed", [0, 1])
