@@ -113,6 +113,7 @@ def test_a_suite_is_taken_up_unless_something_that_matters_changed(linear, tmp_p
     assert not any("taken from" in line for line in said)  # other weights
 
 
+@pytest.mark.slow
 def test_a_suite_measured_before_stays_in_the_record(linear, tmp_path):
     evaluate(context(linear, tmp_path), ("accuracy",), quiet)
     record = evaluate(context(linear, tmp_path), ("calibration",), quiet)
@@ -265,6 +266,7 @@ def test_other_images_score_lower_than_test_images(linear, tmp_path):
     assert not any("denoising" in name for name in record["metrics"])
 
 
+@pytest.mark.slow
 def test_a_folder_can_be_the_other_set(linear, tmp_path):
     from PIL import Image
 

@@ -96,11 +96,13 @@ def test_it_builds_and_its_cost_is_a_number(name):
     assert cfg.optim.schedule == "steps" or learning_rate(cfg.train.steps, cfg) == pytest.approx(1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_it_has_exactly_the_paper_s_parameters(name):
     assert cost(preset(name)).parameters == PARAMETERS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("_v2")])
 def test_v2_has_the_paper_s_size(name):
     """Within 5 % of the paper's network for the same images, a thin convolutional stem and read-out added."""
@@ -113,6 +115,7 @@ def test_v2_has_the_paper_s_size(name):
     assert cost(pixels).parameters / cost(theirs).parameters < 1.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAME_NETWORK)
 def test_its_relatives_have_as_many(name):
     # JEM++ has batch norm as the wide ResNet has; JEM has biases in its place

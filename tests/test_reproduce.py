@@ -456,6 +456,7 @@ def test_two_processes_do_not_train_one_run(tmp_path):
     held.close()
 
 
+@pytest.mark.slow
 def test_steps_are_timed_side_by_side():
     small = {"train": {"batch_size": 4}, "model": {"dim": 16, "depth": 1, "heads": 2}}
     configs = {name: override(POCKET.config(name), **small) for name in ("stl10_genvit", "stl10_short_vit")}
@@ -512,6 +513,7 @@ def test_figures_name_known_presets():
     assert [name for name in FIGURES if name not in NAMES] == []
 
 
+@pytest.mark.slow
 def test_files_are_whole_whenever_they_are_there(finished):
     assert not list((finished / "pocket").glob(".*.part"))
     assert os.access(finished / "pocket" / "table7.csv", os.R_OK)

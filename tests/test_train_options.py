@@ -59,6 +59,7 @@ def run(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_every_option_resumes_exactly(run, tmp_path):
     out = tmp_path / "killed"
     process = subprocess.Popen(
