@@ -1,6 +1,8 @@
 # Two commands do everything on a machine that has Python 3.11+, make and a package registry: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+# The tests, beside each other: a process for each core, of one thread.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations 15
 
 .DEFAULT_GOAL := help
 
@@ -24,7 +26,10 @@ types: .venv/installed  ## mypy
 	$(BIN)/mypy
 
 unit: .venv/installed  ## pytest, the slow tests too
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+quick: .venv/installed  ## pytest without the tests that take more than a second (under a minute on two cores)
+	$(PYTEST) -m 'not slow'
 
 format: .venv/installed  ## let ruff rewrite what `make lint` would complain about
 	$(BIN)/ruff check --fix src tests benchmarks docs
@@ -39,4 +44,4 @@ clean:  ## delete .venv and caches (runs/ stays)
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-.PHONY: install demo test lint types unit format readme clean help
+.PHONY: install demo test lint types unit quick format readme clean help

@@ -1,11 +1,19 @@
+"""One thread for each process: the tests run beside each other, and their numbers must not depend on the machine's cores."""
+
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+os.environ |= {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000"}  # read when torch is imported, here and in child processes
+
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +24,16 @@ from hybvit.data.image_set import Dataset
 from hybvit.vit import ViTConfig
 
 DATA = Path(__file__).parent / "data"
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _the_same_start() -> None:
+    """A test gives the same numbers alone, in any order, and on any worker."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002  (libraries draw from it)
+    random.seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +64,18 @@ def golden_file(golden, tmp_path_factory) -> Path:
     return path
 
 
-def hybvit(*arguments: str | Path, cwd: Path | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def hybvit(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process, without the seconds that a new one takes to import torch."""
+    from hybvit import cli
+
+    words, out, err = list(map(str, arguments)), io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        code = cli.main(words)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def hybvit_process(*arguments: str | Path, cwd: Path | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user's shell would."""
     command = [sys.executable, "-m", "hybvit.cli", *map(str, arguments)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}

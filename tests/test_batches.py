@@ -141,6 +141,7 @@ torch.save([list(batch) for batch in batches_of_steps(batches, 0, 12, workers)],
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_two_processes_share_the_batches_of_one(tmp_path, workers):
     root = Path(__file__).parent.parent

@@ -12,14 +12,14 @@ from hybvit import cli
 from hybvit.config import fields_in, parse, without_effect
 from hybvit.recipes import PRESETS, preset
 
-from .conftest import QUICK, TINY, hybvit
+from .conftest import QUICK, TINY, hybvit_process
 
 
 def test_help_answers_at_once():
     seconds = []
     for _ in range(3):
         started = time.monotonic()
-        helped = hybvit("--help")
+        helped = hybvit_process("--help")
         seconds.append(time.monotonic() - started)
     assert helped.returncode == 0
     assert all(verb in helped.stdout for verb in cli.VERBS)
@@ -213,6 +213,7 @@ def test_sample_writes_a_grid_or_single_files(tiny_run, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_evaluate_writes_results_and_a_page_without_network(tiny_run, tmp_path, capsys):
     assert cli.main(["evaluate", str(tiny_run), *QUICK, "--report", "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "results.json").read_text())
@@ -247,6 +248,7 @@ def test_a_library_s_value_error_is_not_blamed_on_the_user(monkeypatch, capsys):
     assert "fault of ours" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_evaluate_leaves_out_what_makes_no_sense(tmp_path, capsys):
     for kind, absent in (("vit", "samples/"), ("genvit", "test/")):
         out = tmp_path / kind

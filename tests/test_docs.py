@@ -34,6 +34,7 @@ def renderer():
     return script("docs/render.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", renderer().PAGES)
 def test_the_figures_are_rendered_from_results(page):
     text = (ROOT / page).read_text()
@@ -73,6 +74,7 @@ def test_the_data_page_names_fields_that_exist():
         value_of(Config(), name)
 
 
+@pytest.mark.slow
 def test_the_six_lines_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1].replace("steps=20", "steps=2")
@@ -84,6 +86,7 @@ def test_the_six_lines_run(tmp_path, monkeypatch):
     assert (tmp_path / "my-model" / "manifest.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_commands_run(tmp_path, monkeypatch):
     for name, shade in (("dark", 20), ("light", 230)):
         (tmp_path / "photos" / name).mkdir(parents=True)

@@ -54,6 +54,7 @@ def quiet(line: str) -> None:
     pass
 
 
+@pytest.mark.slow
 def test_every_suite_measures_what_it_says(tiny_run, tmp_path):
     assert cli.main(["evaluate", str(tiny_run), *QUICK, "--report", "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "results.json").read_text())
@@ -79,6 +80,7 @@ def test_every_suite_measures_what_it_says(tiny_run, tmp_path):
         assert (tmp_path / link).is_file()
 
 
+@pytest.mark.slow
 def test_every_explanation_is_used_by_some_metric(tiny_run, tmp_path):
     """A pattern that matches nothing would be a metric that nobody measures."""
     assert cli.main(["evaluate", str(tiny_run), *QUICK, "--autoattack-images=1", "--out", str(tmp_path)]) == 0
@@ -88,6 +90,7 @@ def test_every_explanation_is_used_by_some_metric(tiny_run, tmp_path):
     assert unused <= only_inception
 
 
+@pytest.mark.slow
 def test_a_suite_is_taken_up_unless_something_that_matters_changed(linear, tmp_path):
     said: list[str] = []
     first = run_suites(context(linear, tmp_path), ("accuracy", "ood"), said.append)
@@ -107,6 +110,7 @@ def test_a_suite_is_taken_up_unless_something_that_matters_changed(linear, tmp_p
     assert not any("taken from" in line for line in said)  # other weights
 
 
+@pytest.mark.slow
 def test_a_suite_measured_before_stays_in_the_record(linear, tmp_path):
     run_suites(context(linear, tmp_path), ("accuracy",), quiet)
     record = run_suites(context(linear, tmp_path), ("calibration",), quiet)
@@ -130,6 +134,7 @@ def test_other_test_images_are_measured_anew(linear, tmp_path):
     assert not any("taken from" in line for line in said)
 
 
+@pytest.mark.slow
 def test_a_report_after_some_suites_holds_all_that_were_measured(tiny_run, tmp_path):
     arguments = ["evaluate", str(tiny_run), *QUICK, "--report", "--out", str(tmp_path)]
     assert cli.main([*arguments, "--suites", "fidelity,quality"]) == 0
@@ -147,6 +152,7 @@ def test_one_image_is_enough_for_what_makes_sense_of_it(linear, tmp_path):
     assert any("at least two" in note for note in record["notes"]["ood"])
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_the_batch_size(tiny_run, tmp_path):
     from hybvit import load
 
@@ -201,6 +207,7 @@ def test_accuracy_of_a_known_classifier(linear, tmp_path):
     assert sum(map(sum, record["tables"]["confusion_matrix"])) == 60
 
 
+@pytest.mark.slow
 def test_temperature_is_fitted_on_images_held_out_and_never_on_test_images(linear, tmp_path):
     data = opened(override(preset("digits"), data={"held_out": 0.1}))
     a = run_suites(context(linear, tmp_path / "a", data=data), ("calibration",), quiet)
@@ -225,6 +232,7 @@ def test_attacks_on_a_linear_classifier_and_their_curve(linear, tmp_path):
     assert record["metrics"]["robustness/reliable"]["value"] == 1
 
 
+@pytest.mark.slow
 def test_a_broken_defence_is_marked_not_reliable(linear, tmp_path):
     quantised = Adapted((1, 8, 8), logits=lambda x: linear.logits((x * 3).round() / 3), modules=linear.modules, device="cpu")
     record = run_suites(context(quantised, tmp_path), ("robustness",), quiet)
@@ -246,6 +254,7 @@ def test_which_of_autoattacks_warnings_are_doubts(warning, n, doubt):
     assert speaks_against(warning, n) == doubt
 
 
+@pytest.mark.slow
 def test_other_images_score_lower_than_test_images(linear, tmp_path):
     options = Options(**{**FAST.__dict__, "out_of_distribution": ("noise", "interpolation")})
     record = run_suites(context(linear, tmp_path, options), ("ood",), quiet)
@@ -254,6 +263,7 @@ def test_other_images_score_lower_than_test_images(linear, tmp_path):
     assert not any("denoising" in name for name in record["metrics"])
 
 
+@pytest.mark.slow
 def test_a_folder_can_be_the_other_set(linear, tmp_path):
     from PIL import Image
 
@@ -304,6 +314,7 @@ def test_samples_are_drawn_with_the_guidance_that_was_asked_for(tmp_path, monkey
     assert drawn == [0.0, 0.5]  # in one folder: samples of another guidance are not used again
 
 
+@pytest.mark.slow
 def test_models_that_lack_something_get_the_suites_that_make_sense(linear, tmp_path):
     record = run_suites(context(linear, tmp_path / "a"), tuple(SUITES), quiet)
     images = "the model cannot generate images"

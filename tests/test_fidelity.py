@@ -337,6 +337,7 @@ def test_accuracy_on_the_digits_is_as_recorded(digits_cnn, digits):
     assert right >= 0.97
 
 
+@pytest.mark.slow
 def test_accuracy_on_fashion_mnist_is_as_recorded(fashion):
     right = (extractor(None, "fashion_mnist").logits(fashion.pixels).argmax(1) == fashion.labels).double().mean().item()
     recorded = record("fashion_mnist")
@@ -463,6 +464,7 @@ def test_another_file_is_refused_before_it_is_unpickled(tmp_path, monkeypatch):
     assert mark.exists()  # the trap works
 
 
+@pytest.mark.slow
 def test_inception_with_made_up_weights(tmp_path, monkeypatch):
     import torch_fidelity.feature_extractor_inceptionv3 as theirs
 

@@ -179,6 +179,7 @@ def test_load_says_what_is_not_there(tmp_path, monkeypatch):
         hybvit.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_every_preset_builds_and_reloads(tmp_path):
     from hybvit.config import load_config, to_yaml
     from hybvit.recipes import PRESETS

@@ -97,6 +97,7 @@ def test_the_interval_is_delong_by_brute_force():
     assert auroc_interval(inside, outside, z=0.0) == pytest.approx((pairs.mean().item(),) * 2)
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_in_95_percent_of_trials():
     truth, trials = ndtr(1 / 2**0.5), 400
     intervals = [auroc_interval(*gaussians(1.0, 80, 120, seed)) for seed in range(trials)]

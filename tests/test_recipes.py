@@ -81,6 +81,7 @@ class Operations(TorchDispatchMode):
 # what a preset claims
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_it_builds_and_its_cost_is_a_number(name):
     cfg = preset(name)
@@ -95,11 +96,13 @@ def test_it_builds_and_its_cost_is_a_number(name):
     assert cfg.optim.schedule == "steps" or learning_rate(cfg.train.steps, cfg) == pytest.approx(1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_it_has_exactly_the_paper_s_parameters(name):
     assert cost(preset(name)).parameters == PARAMETERS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("_v2")])
 def test_v2_has_the_paper_s_size(name):
     """Within 5 % of the paper's network for the same images, a thin convolutional stem and read-out added."""
@@ -112,6 +115,7 @@ def test_v2_has_the_paper_s_size(name):
     assert cost(pixels).parameters / cost(theirs).parameters < 1.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAME_NETWORK)
 def test_its_relatives_have_as_many(name):
     # JEM++ has batch norm as the wide ResNet has; JEM has biases in its place
@@ -278,6 +282,7 @@ def test_the_cost_of_a_batch_is_that_of_a_real_one(name):
     assert counter.get_total_flops() == round(cost(cfg).train_gflop_per_step * 1e9)
 
 
+@pytest.mark.slow
 def test_what_the_noisy_labels_and_the_guidance_take_is_counted():
     cfg = preset("fashion_mnist_v2")
     plain, denoised, m = override(cfg, objective={"noisy_labels": 0.0}), cfg.train.batch_size, cfg.model
@@ -333,6 +338,7 @@ def test_show_prints_what_the_paper_reached_and_yaml_that_reads_back(capsys):
     assert "26 hours on one A100 (312 TFLOP/s bf16), in TF32," in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_presets_prints_a_score_and_needs_no_network():
     script = "import sys; from hybvit.presets import main; main([]); assert 'hybvit.networks' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)

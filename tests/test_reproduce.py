@@ -248,6 +248,7 @@ def test_what_changes_against_the_base_row():
     assert line[3:5] == [f"x {38.2 / 26.4:.2f}", "x 1.00"]
 
 
+@pytest.mark.slow
 def test_shards_part_the_work():
     needs = [Need(run, POCKET.config(run), (), False) for run in runs_of("table6")]
     for n in (1, 2, 3, 5, 40):
@@ -268,6 +269,7 @@ def test_the_plan_costs_what_the_presets_say():
     assert evaluation_eflop(need._replace(suites=()), POCKET) == 0
 
 
+@pytest.mark.slow
 def test_presets_that_are_one_training_share_a_folder():
     assert home_of("stl10_short_patch8", POCKET) == "stl10"
     assert home_of("stl10_short_patch8", FULL) == "stl10_short_patch8"
@@ -310,6 +312,7 @@ def test_names_and_shards_are_checked():
             reproduce.shard_of(wrong)
 
 
+@pytest.mark.slow
 def test_dry_run_names_the_plan_and_trains_nothing(tmp_path):
     done = hybvit("reproduce", "table7", "table8", "--dry-run", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -340,9 +343,11 @@ def finished(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_killed_reproduction_goes_on_where_it_stopped(finished, tmp_path):
     """SIGKILL, twice: at most one checkpoint interval is done again, and the weights are the same."""
-    command = [sys.executable, "-m", "hybvit.cli", "reproduce", "table7", "--runs", RUNS, "--out", str(tmp_path), *TINY, *LOOK]
+    arguments = ["reproduce", "table7", "--runs", RUNS, "--out", str(tmp_path), *TINY, *LOOK]
+    command = [sys.executable, "-m", "hybvit.cli", *arguments]
     folder = tmp_path / "pocket" / "stl10_short_patch12"
     reached = []
     for wanted in (1, 3):
@@ -353,7 +358,7 @@ def test_a_killed_reproduction_goes_on_where_it_stopped(finished, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
         reached.append(int(step_folders(folder / "checkpoints")[0].name.removeprefix("step-")))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = hybvit(*arguments)
     assert done.returncode == 0, done.stderr
     resumed = [line for line in done.stdout.splitlines() if "resumed at step" in line]
     assert reached[1] == 40 or any(f"resumed at step {reached[1]} of 40" in line for line in resumed)
@@ -367,6 +372,7 @@ def test_a_killed_reproduction_goes_on_where_it_stopped(finished, tmp_path):
     assert figures_of(finished) == figures_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(finished):
     folder = finished / "pocket"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
@@ -394,6 +400,7 @@ def test_what_is_done_is_not_done_again(finished):
     assert "test/accuracy" not in records["stl10_genvit"]["metrics"]
 
 
+@pytest.mark.slow
 def test_other_settings_want_another_folder(finished):
     done = hybvit("reproduce", "table7", "--runs", "stl10_short_genvit", "--out", finished, *TINY, "--model.dim=32", *LOOK)
     assert done.returncode == 2
@@ -411,6 +418,7 @@ def tiny_jem(**jem):
     return override(cfg, train={"steps": 20, "batch_size": 8, "checkpoint_every": 5, "log_every": 5}, jem=jem)
 
 
+@pytest.mark.slow
 def test_a_jem_that_diverges_stops_and_is_recorded(tmp_path):
     need = Need("cifar10_jem", tiny_jem(limit=1e-9), ("accuracy",), False)
     said = []
@@ -425,6 +433,7 @@ def test_a_jem_that_diverges_stops_and_is_recorded(tmp_path):
     assert said == []  # it is not tried again
 
 
+@pytest.mark.slow
 def test_a_jem_is_trained_evaluated_and_draws(tmp_path):
     need = Need("cifar10_jem", tiny_jem(), ("accuracy", "fidelity"), False)
     overrides = {"samples": 24, "steps": 2, "extractor": "cnn-digits"}
@@ -447,6 +456,7 @@ def test_two_processes_do_not_train_one_run(tmp_path):
     held.close()
 
 
+@pytest.mark.slow
 def test_steps_are_timed_side_by_side():
     small = {"train": {"batch_size": 4}, "model": {"dim": 16, "depth": 1, "heads": 2}}
     configs = {name: override(POCKET.config(name), **small) for name in ("stl10_genvit", "stl10_short_vit")}
@@ -472,6 +482,7 @@ def on_digits(monkeypatch):
     monkeypatch.setattr(reproduce, "home_of", lambda run, scale: run)  # else both data sets share folders
 
 
+@pytest.mark.slow
 def test_every_figure_comes_out(on_digits, tmp_path, monkeypatch):
     names = ["figure1", "figure5", "figure6", "figure8", "figure8b", "figure10", "figure13", "figure15"]
     look = ["--look", "--samples 400 --steps 2 --limit 60 --attack-images 8 --attack-steps 2 --sampler ddim"]
@@ -502,6 +513,7 @@ def test_figures_name_known_presets():
     assert [name for name in FIGURES if name not in NAMES] == []
 
 
+@pytest.mark.slow
 def test_files_are_whole_whenever_they_are_there(finished):
     assert not list((finished / "pocket").glob(".*.part"))
     assert os.access(finished / "pocket" / "table7.csv", os.R_OK)

@@ -339,6 +339,7 @@ def test_attacks_that_do_not_exist_for_so_few_classes_are_replaced():
         robustness._possible(standard, 1)
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.parametrize(("norm", "attacks"), [("linf", None), ("l2", ["apgd-ce", "square"])])
 def test_autoattack_finds_what_pgd_finds_and_leaves_no_trace(net, held_out, norm, attacks, capfd):
@@ -390,6 +391,7 @@ def test_square_alone_breaks_some(net, held_out):
     assert few.warnings == many.warnings == []
 
 
+@pytest.mark.slow
 @needs_library
 def test_warnings_of_the_library_are_collected(net, held_out, capfd):
     x, labels = (part[:16] for part in held_out)
@@ -509,6 +511,7 @@ def test_a_defence_that_only_hides_is_found_out(net, held_out, norm, defence):
     assert any(DEFENCES[defence] in text for text in reasons), reasons
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("seed", [0, 1])

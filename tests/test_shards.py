@@ -103,6 +103,7 @@ class Watched(Shards):
             yield sample
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["rows", "steps"])
 def test_processes_and_workers_read_their_own_lanes_only(tmp_path, by):
     names, n, batch = write_shards(tmp_path, [256] * 8), 2048, 16
@@ -272,6 +273,7 @@ def test_a_test_folder_of_shards_with_any_names(tmp_path):
     assert len(opened(config(tmp_path / "mine", test_root=str(tmp_path / "theirs"))).test) == 5
 
 
+@pytest.mark.slow
 def test_loader_workers_and_a_stream_give_the_same_batches(tmp_path):
     from hybvit.data.loader import batches_of_steps
 

@@ -44,6 +44,7 @@ def test_figure_1_goes_from_the_image_to_noise():
     assert abs(last.mean()) < 0.15  # noise of mean 0, whatever the image was
 
 
+@pytest.mark.slow
 def test_the_pictures_are_written(tmp_path, capsys):
     for i in range(6):
         (tmp_path / "flat").mkdir(exist_ok=True)

@@ -37,6 +37,7 @@ def small_study(monkeypatch):
     monkeypatch.setattr(studies, "TRIAL_PART", 2)
 
 
+@pytest.mark.slow
 def test_a_study_is_carried_out_kept_and_rendered(small_study, tmp_path, capsys, monkeypatch):
     call = ["reproduce", "ablation", "--out", str(tmp_path), LOOK, "--optim.weight_decay", "0.01"]
     assert cli.main([*call, "--runs", "small,labels"]) == 0
@@ -90,6 +91,7 @@ def test_a_study_is_carried_out_kept_and_rendered(small_study, tmp_path, capsys,
     assert "3 runs of 0.02 minutes" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["records.json", "timing.json", "small/budget.json"])
 def test_a_damaged_file_of_a_study_is_named(name, small_study, tmp_path, capsys):
     file = tmp_path / "pocket" / "ablation" / name

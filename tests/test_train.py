@@ -21,7 +21,7 @@ from hybvit.run_folder import read_metrics
 from hybvit.train import build_optimizers, ema_decay, learning_rate, optimizer_tensors, restore_optimizers
 from hybvit.vit import HybViT, ViTConfig
 
-from .conftest import TINY, hybvit
+from .conftest import TINY, hybvit, hybvit_process
 
 STEPS = 60
 
@@ -49,14 +49,16 @@ def uninterrupted(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_one_seed_gives_identical_weights(uninterrupted, tmp_path):
-    assert hybvit(*command(tmp_path / "again")).returncode == 0
+    assert hybvit_process(*command(tmp_path / "again")).returncode == 0
     assert_identical(final_state(uninterrupted), final_state(tmp_path / "again"))
     assert hybvit(*command(tmp_path / "other", "--train.seed=1")).returncode == 0
     changed = final_state(tmp_path / "other")
     assert not torch.equal(changed["network/positions"], final_state(uninterrupted)["network/positions"])
 
 
+@pytest.mark.slow
 def test_loader_workers_change_nothing_and_stop_with_the_run(uninterrupted, tmp_path):
     out = tmp_path / "two"
     assert hybvit(*command(out, "--data.workers=2")).returncode == 0
@@ -76,6 +78,7 @@ def test_loader_workers_change_nothing_and_stop_with_the_run(uninterrupted, tmp_
         os.killpg(started.pid, 0)
 
 
+@pytest.mark.slow
 def test_a_stream_of_shards_resumes_exactly(tmp_path):
     from .test_shards import write_shards
 
@@ -124,6 +127,7 @@ def test_killed_at_random_moments_and_resumed_it_ends_the_same(uninterrupted, tm
     assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_signal_saves_exits_75_and_the_same_command_resumes(uninterrupted, tmp_path, number, workers):
@@ -152,6 +156,7 @@ def test_a_signal_saves_exits_75_and_the_same_command_resumes(uninterrupted, tmp
     assert_identical(final_state(uninterrupted), final_state(out))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(uninterrupted, tmp_path):
     out = tmp_path / "damaged"
     assert hybvit(*command(out)).returncode == 0
@@ -219,6 +224,7 @@ def test_divergence_exits_4_and_saves_nothing_broken(tmp_path):
         assert all(bool(v.isfinite().all()) for v in read_tensors(folder / "network.safetensors").values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vit", "genvit"])
 def test_single_objectives_train(tmp_path, kind):
     out = tmp_path / kind
@@ -304,6 +310,7 @@ def test_optimiser_state_round_trips(name):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_short_training_learns(tmp_path):
     """Half a minute of the real recipe's loop: labels far above chance, denoising far below predicting nothing."""
     out = tmp_path / "learns"

@@ -53,6 +53,7 @@ def run(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_every_option_resumes_exactly(run, tmp_path):
     out = tmp_path / "killed"
     process = subprocess.Popen(
@@ -104,6 +105,7 @@ def test_operations_are_in_proportion_to_the_images_of_each_mini_batch():
     assert operations(64, 16) == 64 * per_noisy + 16 * per_clean
 
 
+@pytest.mark.slow
 def test_the_rate_counts_the_images_of_both(run):
     lines = [line for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
     assert all(line["images_per_second"] * line["seconds"] == pytest.approx(5 * (8 + 4)) for line in lines)
