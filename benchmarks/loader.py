@@ -15,15 +15,14 @@ import torch
 import torchvision.transforms as T
 from torchvision.transforms.functional import to_pil_image
 
-from hybvit.bench import joint_step
 from hybvit.config import Config, minibatches
 from hybvit.data.batches import TrainingBatches, auto_augment, draws, erase, policy_of, weak
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import Dataset, ImageSet, to_x
-from hybvit.devices import best_device, keep_freed_memory, resolve_precision
-from hybvit.recipes import preset
-from hybvit.run_folder import environment
-from hybvit.vit import HybViT
+from hybvit.devices import best_device, environment, keep_freed_memory, resolve_precision
+from hybvit.method.vit import HybViT
+from hybvit.presets import preset
+from hybvit.training.bench import joint_step
 
 REPEATS, IMAGES = 15, 128
 OUT = Path(__file__).resolve().parent.parent / "results" / "loader.json"

@@ -21,9 +21,10 @@ import torch
 from hybvit import checkpoint, load
 from hybvit.catalog import CATALOG
 from hybvit.config import Config, as_typed, differences, load_config, override
-from hybvit.hybrid import BUNDLED, HybridModel, bundled
-from hybvit.recipes import PRESETS
-from hybvit.run_folder import read_metrics, training_summary
+from hybvit.hub import BUNDLED, bundled
+from hybvit.model import HybridModel
+from hybvit.presets import PRESETS
+from hybvit.training.run_folder import read_metrics, training_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST_MB = 12  # of all models in the package together

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from hybvit.config import Config, minibatches, override
-from hybvit.cost import cost
-from hybvit.devices import best_device, resolve_precision
+from hybvit.devices import best_device, environment, resolve_precision
 from hybvit.evaluation.speed import peak_mib
-from hybvit.recipes import preset
+from hybvit.presets import preset
 from hybvit.reproduce.timing import REPEATS, timed, warmed_up
-from hybvit.run_folder import environment, write_text
+from hybvit.storage import write_text
+from hybvit.training.cost import cost
 
 PEAK_SIZE = {"cuda": 8192, "cpu": 2048, "mps": 4096}  # side of the matrix product that stands for the machine's peak
 PATIENCE = 400  # seconds that a preset waits for the others to be compiled

@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import hybvit.train as loop
 import numpy as np
 import webdataset
 from PIL import Image
 
-import hybvit.train as loop
 from hybvit.config import Config, DataConfig, TrainConfig
-from hybvit.run_folder import environment
-from hybvit.vit import ViTConfig
+from hybvit.devices import environment
+from hybvit.method.vit import ViTConfig
 
 BUFFER, SHARDS, SIDE, EPOCHS, BATCH = 1024, 16, 64, 2, 64
 SAMPLES = 10 * BUFFER

@@ -1,4 +1,4 @@
-"""Train the small CNNs in whose features images are compared -> src/hybvit/assets (hybvit.extractors).
+"""Train the small CNNs in whose features images are compared -> src/hybvit/assets (hybvit.evaluation.extractors).
 
     python benchmarks/train_extractors.py [digits] [fashion_mnist]
 
@@ -22,9 +22,9 @@ from hybvit.checkpoint import sha256
 from hybvit.data.batches import Order, draws, weak
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import ImageSet, to_x
-from hybvit.extractors import ASSETS, RECORD, SmallCNN
-from hybvit.recipes import preset
-from hybvit.seeds import mix
+from hybvit.evaluation.extractors import ASSETS, RECORD, SmallCNN
+from hybvit.method.seeds import mix
+from hybvit.presets import preset
 
 SEED = 0
 

@@ -228,10 +228,10 @@ def comparison() -> str:
 
 def v2_costs() -> str:
     """What a preset of the v2 family costs beside the paper's for the same images."""
-    from hybvit import published
     from hybvit.config import override
-    from hybvit.cost import GPU, UTILISATION, cost
-    from hybvit.recipes import PRESETS, preset
+    from hybvit.presets import PRESETS, preset
+    from hybvit.reproduce import published
+    from hybvit.training.cost import GPU, UTILISATION, cost
 
     took = float(published.row("table8", "HybViT(d=384)").values["hours"])
     pace = took / cost(preset("cifar10")).gpu_hours

@@ -21,7 +21,7 @@ from hybvit.config import Config, labels_of_clean, minibatches
 from hybvit.data.batches import TrainingBatches
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import Dataset
-from hybvit.vit import ViTConfig
+from hybvit.method.vit import ViTConfig
 
 DATA = Path(__file__).parent / "data"
 torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import torchvision
 from torchvision.transforms import v2
 
 from hybvit.data.batches import DRAWS, FLIP, POLICY, auto_augment, draws, erase, flip_half, mix_batch, weak
-from hybvit.seeds import mix, splitmix64
+from hybvit.method.seeds import mix, splitmix64
 
 STREAM = "augmentation"
 

@@ -20,10 +20,10 @@ from hybvit.baselines.preact_resnet import PreActBlock, PreActResNet18
 from hybvit.baselines.unet import DenoisingUNet
 from hybvit.baselines.wide_resnet import WideResNet
 from hybvit.data.image_set import to_pixels
-from hybvit.diffusion import Diffusion
 from hybvit.errors import ConfigError, DivergedError
-from hybvit.objective import Batch, Objective, hybrid_loss
-from hybvit.vit import HybViT, ViTConfig
+from hybvit.method.diffusion import Diffusion
+from hybvit.method.objective import Batch, Objective, hybrid_loss
+from hybvit.method.vit import HybViT, ViTConfig
 
 SHAPE = (1, 8, 8)
 PLAIN = Objective("jem", label_smoothing=0.0)

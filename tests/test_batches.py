@@ -13,9 +13,9 @@ from hybvit.data.batches import Order, policy_of, random_batch
 from hybvit.data.image_set import Dataset, ImageSet, to_pixels
 from hybvit.data.loader import batches_of_steps, resolve_workers
 from hybvit.errors import ConfigError
-from hybvit.objective import Batch
-from hybvit.recipes import preset
-from hybvit.vit import ViTConfig
+from hybvit.method.objective import Batch
+from hybvit.method.vit import ViTConfig
+from hybvit.presets import preset
 
 from .conftest import batches_of, opened
 

@@ -8,7 +8,7 @@ import torch
 import hybvit
 from hybvit import checkpoint
 from hybvit.errors import CheckpointError, ConfigError, DataError
-from hybvit.vit import HybViT, ViTConfig
+from hybvit.method.vit import HybViT, ViTConfig
 
 
 def write(folder, step=1):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from hybvit import cli
 from hybvit.config import fields_in, parse, without_effect
-from hybvit.recipes import PRESETS, preset
+from hybvit.presets import PRESETS, preset
 
 from .conftest import QUICK, TINY, hybvit_process
 
@@ -154,7 +154,7 @@ def test_each_field_that_does_nothing_is_named_once(name, fields, lines):
 
 
 def test_a_fault_of_ours_exits_1_and_debug_shows_where(monkeypatch, capsys):
-    monkeypatch.setattr("hybvit.presets.main", lambda arguments: {}["x"])
+    monkeypatch.setattr("hybvit.cli.presets.main", lambda arguments: {}["x"])
     assert cli.main(["presets"]) == 1
     assert "fault of ours" in capsys.readouterr().err
     assert cli.main(["presets", "--debug"]) == 1
@@ -243,7 +243,7 @@ def test_results_are_valid_json_where_a_class_was_not_seen(tiny_run, tmp_path):
 
 
 def test_a_library_s_value_error_is_not_blamed_on_the_user(monkeypatch, capsys):
-    monkeypatch.setattr("hybvit.presets.main", lambda arguments: json.loads("{"))
+    monkeypatch.setattr("hybvit.cli.presets.main", lambda arguments: json.loads("{"))
     assert cli.main(["presets"]) == 1
     assert "fault of ours" in capsys.readouterr().err
 
@@ -286,10 +286,10 @@ def test_a_folder_of_images_trains_classifies_and_samples(tiny_run, tmp_path, ca
 def test_bench_measures_the_same_computation(capsys, tmp_path):
     import torch
 
-    from hybvit.bench import joint_step, reference_step
-    from hybvit.diffusion import Diffusion
-    from hybvit.objective import Batch
-    from hybvit.vit import HybViT, ViTConfig
+    from hybvit.method.diffusion import Diffusion
+    from hybvit.method.objective import Batch
+    from hybvit.method.vit import HybViT, ViTConfig
+    from hybvit.training.bench import joint_step, reference_step
 
     torch.manual_seed(0)
     net = HybViT(ViTConfig(image_size=8, patch_size=2, dim=16, depth=2, heads=2))

@@ -16,8 +16,8 @@ from hybvit.data.files import ArraysOnly, Files, read_idx, unpickle
 from hybvit.data.image_set import BadFiles, Dataset, Decoding, ImageSet, LazyPictures
 from hybvit.data.locate import locate
 from hybvit.errors import ConfigError, DataError
-from hybvit.recipes import PRESETS, preset
-from hybvit.vit import HybViT, ViTConfig
+from hybvit.method.vit import HybViT, ViTConfig
+from hybvit.presets import PRESETS, preset
 
 from . import official
 from .conftest import opened

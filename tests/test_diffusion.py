@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hybvit.diffusion import SCHEDULES, Diffusion
+from hybvit.method.diffusion import SCHEDULES, Diffusion
 
 
 @pytest.fixture(params=["cosine", "linear", "flow"])

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from hybvit import checkpoint, cli, hybrid
+from hybvit.cli.evaluate import build_parser, given_options
 from hybvit.config import Config, differences, load_config, override, parse, to_yaml, value_of
-from hybvit.evaluation.command import build_parser
-from hybvit.evaluation.options import Options, given_options
-from hybvit.recipes import preset
+from hybvit.evaluation.options import Options
+from hybvit.presets import preset
 
 from .conftest import QUICK
 

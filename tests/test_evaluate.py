@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from hybvit import cli
-from hybvit.adapters import Adapted, adapt
 from hybvit.config import override
 from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.errors import ConfigError, DataError
+from hybvit.evaluation.adapters import Adapted, adapt
 from hybvit.evaluation.context import Context, Options
+from hybvit.evaluation.report import WORDS, meaning
 from hybvit.evaluation.robustness import speaks_against
 from hybvit.evaluation.suites import SUITES, run_suites
-from hybvit.hybrid import load
-from hybvit.recipes import preset
-from hybvit.report import WORDS, meaning
+from hybvit.loading import load
+from hybvit.presets import preset
 
 from .conftest import QUICK, hybvit, opened
 

@@ -13,16 +13,16 @@ import torch
 
 import hybvit
 from hybvit import Adapted, EvaluationOptions, cli
+from hybvit.cli.evaluate import build_parser, given_options, parse_options
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import ImageSet
 from hybvit.data.images import to_x
 from hybvit.data.own_images import Dataset
 from hybvit.errors import ConfigError
 from hybvit.evaluation import ALL, Metric
-from hybvit.evaluation.command import build_parser
 from hybvit.evaluation.context import Context
-from hybvit.evaluation.options import Options, given_options, parse_options
-from hybvit.recipes import preset
+from hybvit.evaluation.options import Options
+from hybvit.presets import preset
 from hybvit.reproduce.runs import Need, evaluations_of
 from hybvit.reproduce.scales import POCKET, SCALES
 from hybvit.reproduce.studies import EVAL_OPTIONS

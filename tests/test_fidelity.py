@@ -12,15 +12,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hybvit import extractors
 from hybvit.catalog import DEBIAN
 from hybvit.checkpoint import sha256
 from hybvit.config import Config, DataConfig
 from hybvit.data.image_set import to_x
 from hybvit.data.images import with_channels
 from hybvit.errors import ConfigError, DataError
-from hybvit.extractors import Extractor, extractor
-from hybvit.hybrid import HybridModel
+from hybvit.evaluation import extractors
+from hybvit.evaluation.extractors import Extractor, extractor
+from hybvit.method.objective import Objective
+from hybvit.method.vit import HybViT, ViTConfig
 from hybvit.metrics.fidelity import (
     Statistics,
     frechet_distance,
@@ -29,9 +30,8 @@ from hybvit.metrics.fidelity import (
     kernel_distance,
     precision_recall,
 )
-from hybvit.objective import Objective
-from hybvit.recipes import preset
-from hybvit.vit import HybViT, ViTConfig
+from hybvit.model import HybridModel
+from hybvit.presets import preset
 
 from .conftest import opened
 

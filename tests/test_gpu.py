@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from hybvit.config import override
-from hybvit.muon import BatchedMuon
-from hybvit.recipes import preset
-from hybvit.seeds import generator, normal_like
-from hybvit.train import train
+from hybvit.method.seeds import generator, normal_like
+from hybvit.presets import preset
+from hybvit.training.loop import train
+from hybvit.training.optim import BatchedMuon
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

@@ -14,8 +14,8 @@ from hybvit import checkpoint, cli
 from hybvit.config import Config, load_config, override, to_yaml
 from hybvit.data.shards import is_address, open_shard, shard_names
 from hybvit.errors import CheckpointError, ConfigError, DataError
-from hybvit.hybrid import HybridModel
-from hybvit.vit import HybViT
+from hybvit.method.vit import HybViT
+from hybvit.model import HybridModel
 
 CFG = Config(model=hybvit.ViTConfig(image_size=8, patch_size=4, channels=1, dim=16, depth=1, heads=2))
 

@@ -8,10 +8,10 @@ import hybvit
 from hybvit import hybrid
 from hybvit.config import Config, DiffusionConfig, override
 from hybvit.errors import CheckpointError, ConfigError, DataError
-from hybvit.hybrid import HybridModel
-from hybvit.objective import Objective
-from hybvit.recipes import preset
-from hybvit.vit import HybViT
+from hybvit.method.objective import Objective
+from hybvit.method.vit import HybViT
+from hybvit.model import HybridModel
+from hybvit.presets import preset
 
 CFG = Config(model=hybvit.ViTConfig(image_size=8, patch_size=2, channels=1, num_classes=4, dim=16, depth=2, heads=2))
 
@@ -182,7 +182,7 @@ def test_load_says_what_is_not_there(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_every_preset_builds_and_reloads(tmp_path):
     from hybvit.config import load_config, to_yaml
-    from hybvit.recipes import PRESETS
+    from hybvit.presets import PRESETS
 
     for name in PRESETS:
         cfg = preset(name)

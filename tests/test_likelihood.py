@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hybvit.diffusion import Diffusion
+from hybvit.method.diffusion import Diffusion
 from hybvit.metrics.likelihood import (
     BIN,
     _time_shares,

@@ -18,7 +18,7 @@ from hybvit.metrics.classification import (
     wilson_interval,
 )
 from hybvit.metrics.judge import PixelSVM, class_shares
-from hybvit.recipes import preset
+from hybvit.presets import preset
 
 from .conftest import opened
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from hybvit.config import Config, DiffusionConfig
+from hybvit.method.objective import Batch, Losses, Objective, hybrid_loss
+from hybvit.method.vit import ViTConfig
 from hybvit.networks import build_network
-from hybvit.objective import Batch, Losses, Objective, hybrid_loss
-from hybvit.vit import ViTConfig
 
 SMALL = ViTConfig(image_size=8, patch_size=2, channels=1, num_classes=4, dim=16, depth=2, heads=2)
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from hybvit import checkpoint
 from hybvit.config import Config, DiffusionConfig, load_config, to_yaml
-from hybvit.diffusion import Diffusion
 from hybvit.errors import ConfigError
-from hybvit.objective import (
+from hybvit.method.diffusion import Diffusion
+from hybvit.method.objective import (
     Batch,
     Objective,
     denoising_loss,
@@ -24,8 +24,8 @@ from hybvit.objective import (
     hybrid_loss,
     time_weights,
 )
-from hybvit.seeds import normal_like
-from hybvit.vit import HybViT, Output, ViTConfig
+from hybvit.method.seeds import normal_like
+from hybvit.method.vit import HybViT, Output, ViTConfig
 
 COSINE = Diffusion.cosine(1000)
 SMALL = ViTConfig(image_size=8, patch_size=2, channels=1, num_classes=4, dim=16, depth=2, heads=2)
@@ -57,8 +57,8 @@ def batch() -> Batch:
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_golden_losses(golden, golden_config, golden_file, norm, monkeypatch):
-    monkeypatch.setattr("hybvit.objective.draw_times", lambda *_: golden["t"] + 1)  # the file counts steps from 0
-    monkeypatch.setattr("hybvit.objective.normal_like", lambda *_: golden["noise"])
+    monkeypatch.setattr("hybvit.method.objective.draw_times", lambda *_: golden["t"] + 1)  # the file counts steps from 0
+    monkeypatch.setattr("hybvit.method.objective.normal_like", lambda *_: golden["noise"])
     net = HybViT(golden_config)
     checkpoint.load_published_weights(net, golden_file)
     with torch.no_grad():

@@ -12,8 +12,8 @@ from hybvit.config import Config, DataConfig, override
 from hybvit.data.image_set import LazyPictures
 from hybvit.data.locate import locate
 from hybvit.errors import ConfigError, DataError
-from hybvit.recipes import preset
-from hybvit.vit import ViTConfig
+from hybvit.method.vit import ViTConfig
+from hybvit.presets import preset
 
 from . import official
 from .conftest import batches_of, opened

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from hybvit import vit
 from hybvit.catalog import CATALOG
 from hybvit.config import Config, value_of
-from hybvit.diffusion import Diffusion
-from hybvit.recipes import PRESETS
+from hybvit.method import vit
+from hybvit.method.diffusion import Diffusion
+from hybvit.method.samplers import SAMPLERS
+from hybvit.presets import PRESETS
 from hybvit.reproduce.tables import FIGURES, NAMES, rows, runs_of
-from hybvit.samplers import SAMPLERS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hybvit import published
 from hybvit.errors import DataError
+from hybvit.reproduce import published
 
 PAPER = Path(__file__).resolve().parent.parent.parent / "shared" / "paper" / "paper.txt"
 TABLES = [f"table{n}" for n in range(1, 14)]

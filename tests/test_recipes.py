@@ -15,15 +15,17 @@ import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from hybvit import cli, published
+from hybvit import cli
 from hybvit.catalog import CATALOG
 from hybvit.config import Config, ConfigError, differences, minibatches, override, to_dict
-from hybvit.cost import GPU, PEAK, ROWS, UTILISATION, cost
+from hybvit.method.objective import Batch, Losses, hybrid_loss
+from hybvit.method.seeds import generator
 from hybvit.networks import build_network, number_of_parameters
-from hybvit.objective import Batch, Losses, hybrid_loss
-from hybvit.recipes import PRESETS, preset
-from hybvit.seeds import generator
-from hybvit.train import learning_rate, train
+from hybvit.presets import PRESETS, preset
+from hybvit.reproduce import published
+from hybvit.training.cost import GPU, PEAK, ROWS, UTILISATION, cost
+from hybvit.training.loop import train
+from hybvit.training.optim import learning_rate
 
 PARAMETERS = {  # exactly, as in the published weights; the systems that the paper compares with as their authors have them
     "cifar10": 11_185_068, "cifar10_dim192": 3_125_100, "cifar10_dim768": 43_230_252, "cifar100": 11_219_718,
@@ -349,7 +351,7 @@ def test_presets_prints_a_score_and_needs_no_network():
 
 
 def test_presets_with_cost(capsys, monkeypatch):
-    monkeypatch.setattr("hybvit.presets.PRESETS", {name: PRESETS[name] for name in ("digits", "cifar10", "imagenet224")})
+    monkeypatch.setattr("hybvit.cli.presets.PRESETS", {name: PRESETS[name] for name in ("digits", "cifar10", "imagenet224")})
     assert cli.main(["presets", "--cost"]) == 0
     out = capsys.readouterr().out
     assert "1,108 GFLOP per step, 0.65 EFLOP, 149,760,000 images: about 1.6 hours on one A100" in out

@@ -18,11 +18,10 @@ from hybvit import reproduce
 from hybvit.catalog import CATALOG
 from hybvit.checkpoint import newest, read_tensors, step_folders
 from hybvit.config import differences, override
-from hybvit.cost import cost
 from hybvit.errors import ConfigError
-from hybvit.published import tables
-from hybvit.recipes import PRESETS, preset
+from hybvit.presets import PRESETS, preset
 from hybvit.reproduce import claims, figures, render, scales, timing
+from hybvit.reproduce.published import tables
 from hybvit.reproduce.runs import (
     SNAPSHOTS,
     Need,
@@ -36,7 +35,8 @@ from hybvit.reproduce.runs import (
 )
 from hybvit.reproduce.scales import FULL, POCKET
 from hybvit.reproduce.tables import FIGURES, NAMES, Measured, Row, measured, rows, run_of, runs_of, suites_of
-from hybvit.run_folder import locked
+from hybvit.storage import locked
+from hybvit.training.cost import cost
 
 from .conftest import hybvit
 

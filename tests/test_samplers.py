@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from hybvit.diffusion import Diffusion
-from hybvit.samplers import SAMPLERS, ImageNoise, ddim, ddpm, dpmpp_2m, heun, run_sampler, timesteps
+from hybvit.method.diffusion import Diffusion
+from hybvit.method.samplers import SAMPLERS, ImageNoise, ddim, ddpm, dpmpp_2m, heun, run_sampler, timesteps
 
 COSINE = Diffusion.cosine(1000)
 MEAN, STD = 0.3, 0.5

@@ -15,7 +15,7 @@ from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import BadFiles, Decoding
 from hybvit.data.shards import ROW_LANES, STEP_LANES, Shards, ShardStream
 from hybvit.errors import ConfigError, DataError
-from hybvit.vit import ViTConfig
+from hybvit.method.vit import ViTConfig
 
 from .conftest import batches_of, opened
 

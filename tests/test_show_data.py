@@ -8,9 +8,9 @@ from PIL import Image
 
 from hybvit import cli
 from hybvit.catalog import CATALOG
+from hybvit.cli.show_data import FIGURE_1_IMAGES, augmentation_rows, figure_1_rows
 from hybvit.data.image_set import to_x
-from hybvit.recipes import preset
-from hybvit.show_data import FIGURE_1_IMAGES, augmentation_rows, figure_1_rows
+from hybvit.presets import preset
 
 from . import official
 from .conftest import opened

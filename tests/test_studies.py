@@ -12,7 +12,7 @@ from hybvit import cli
 from hybvit.config import differences, override
 from hybvit.errors import ConfigError
 from hybvit.evaluation import Options
-from hybvit.recipes import preset
+from hybvit.presets import preset
 from hybvit.reproduce import studies
 from hybvit.reproduce.studies import Run, costs_of, cut, lines_of, runs_of, within
 from hybvit.reproduce.timing import digest

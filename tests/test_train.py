@@ -16,10 +16,11 @@ import torch
 
 from hybvit.checkpoint import newest, read_tensors, step_folders
 from hybvit.config import override
-from hybvit.recipes import preset
-from hybvit.run_folder import read_metrics
-from hybvit.train import build_optimizers, ema_decay, learning_rate, optimizer_tensors, restore_optimizers
-from hybvit.vit import HybViT, ViTConfig
+from hybvit.method.vit import HybViT, ViTConfig
+from hybvit.presets import preset
+from hybvit.training.ema import ema_decay
+from hybvit.training.optim import build_optimizers, learning_rate, optimizer_tensors, restore_optimizers
+from hybvit.training.run_folder import read_metrics
 
 from .conftest import TINY, hybvit, hybvit_process
 

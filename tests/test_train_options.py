@@ -16,24 +16,18 @@ from torch import nn
 from hybvit import load
 from hybvit.checkpoint import newest, read_tensors, step_folders
 from hybvit.config import Config, minibatches, override
-from hybvit.cost import cost
 from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.evaluation.context import Result
 from hybvit.evaluation.speed import train_speed
-from hybvit.hybrid import HybridModel
-from hybvit.muon import BatchedMuon, orthogonalise
+from hybvit.model import HybridModel
 from hybvit.networks import build_network
-from hybvit.recipes import preset
+from hybvit.presets import preset
 from hybvit.reproduce import timing
-from hybvit.run_folder import read_metrics
-from hybvit.train import (
-    Average,
-    build_optimizers,
-    matrices_of_layers,
-    optimizer_tensors,
-    set_rates,
-    train,
-)
+from hybvit.training.cost import cost
+from hybvit.training.ema import Average
+from hybvit.training.loop import train
+from hybvit.training.optim import BatchedMuon, build_optimizers, matrices_of_layers, optimizer_tensors, orthogonalise, set_rates
+from hybvit.training.run_folder import read_metrics
 
 from .conftest import hybvit
 from .test_train import STEPS, assert_identical, command, final_state
@@ -192,7 +186,7 @@ def test_muon_steps_along_an_orthogonal_matrix_and_decays_as_adamw():
 @pytest.mark.parametrize("shape", [(3, 16, 48), (2, 48, 16), (1, 16, 16)])
 def test_muon_is_exact_where_bfloat16_would_be_slow(monkeypatch, shape):
     """A CPU without bfloat16 took thirty times as long for its products as for those of float32."""
-    monkeypatch.setattr("hybvit.muon.multiplies_bf16", lambda device: False)
+    monkeypatch.setattr("hybvit.training.optim.multiplies_bf16", lambda device: False)
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     a, b, c = 3.4445, -4.775, 2.0315
     found = orthogonalise(matrices, (a, b, c), 5, 1e-7)
@@ -204,7 +198,7 @@ def test_muon_is_exact_where_bfloat16_would_be_slow(monkeypatch, shape):
 
 
 def test_batched_muon_is_torchs_for_tall_wide_and_square_matrices(monkeypatch):
-    monkeypatch.setattr("hybvit.muon.multiplies_bf16", lambda device: True)  # PyTorch's always takes bfloat16
+    monkeypatch.setattr("hybvit.training.optim.multiplies_bf16", lambda device: True)  # PyTorch's always takes bfloat16
     torch.manual_seed(0)
     shapes = [(48, 16), (16, 16), (16, 32), (48, 16), (16, 32)]
     ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hybvit import checkpoint
-from hybvit.vit import FiLM, HybViT, TimeEmbedding, ViTConfig, attend, patchify, unpatchify
+from hybvit.method.vit import FiLM, HybViT, TimeEmbedding, ViTConfig, attend, patchify, unpatchify
 
 SMALL = ViTConfig(image_size=8, patch_size=2, channels=3, num_classes=5, dim=32, depth=3, heads=4)
 VARIANTS = {

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def configurations() -> dict[str, Any]:
     """Kind of training -> a small configuration of it, on scikit-learn's digits."""
     from hybvit.config import override
-    from hybvit.recipes import preset
+    from hybvit.presets import preset
 
     def small(name: str, steps: int = STEPS, **changes: dict[str, Any]) -> Any:
         cfg = preset(name)
@@ -82,7 +82,7 @@ def configurations() -> dict[str, Any]:
 def of_run(folder: Path) -> dict[str, Any]:
     """The trace that a run folder holds."""
     from hybvit.checkpoint import newest, read_tensors
-    from hybvit.run_folder import read_metrics
+    from hybvit.training.run_folder import read_metrics
 
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
     checkpoint = newest(folder / "checkpoints")[0]
@@ -98,7 +98,7 @@ def of_run(folder: Path) -> dict[str, Any]:
 
 
 def trace() -> dict[str, Any]:
-    from hybvit.train import train
+    from hybvit.training.loop import train
 
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +111,7 @@ def trace() -> dict[str, Any]:
 def resumed(run: Path) -> dict[str, Any]:
     """Go on with a run as its own configuration says -> its whole trace."""
     from hybvit.config import load_config
-    from hybvit.train import train
+    from hybvit.training.loop import train
 
     train(load_config(run / "config.yaml"), run, lambda line: None)
     return of_run(run)

@@ -6,41 +6,45 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapters import Adapted
     from .config import Config, load_config
     from .data.image_set import to_pixels, to_x
-    from .diffusion import Diffusion
     from .errors import CheckpointError, ConfigError, DataError, DivergedError, Interrupted
     from .evaluation import EvaluationOptions, Results, evaluate
-    from .hybrid import HybridModel, Prediction, load, load_published
-    from .objective import Batch, Losses, Objective, hybrid_loss
-    from .recipes import PRESETS, preset
-    from .vit import HybViT, Output, ViTConfig
+    from .evaluation.adapters import Adapted
+    from .loading import load, load_published
+    from .method.diffusion import Diffusion
+    from .method.objective import Batch, Losses, Objective, hybrid_loss
+    from .method.vit import HybViT, Output, ViTConfig
+    from .model import HybridModel, Prediction
+    from .presets import PRESETS, preset
+    from .training.loop import train
 
 __version__ = "0.1.0"
 
 # Imported when first asked for, so that `hybvit --help` does not wait for torch.
-_HOME = {
-    "Adapted": "adapters",
+_MODULE_OF = {
+    "Adapted": "evaluation.adapters",
     "Config": "config", "load_config": "config",
     "to_pixels": "data.image_set", "to_x": "data.image_set",
-    "Diffusion": "diffusion",
+    "Diffusion": "method.diffusion",
     "CheckpointError": "errors", "ConfigError": "errors", "DataError": "errors", "DivergedError": "errors",
     "Interrupted": "errors",
     "EvaluationOptions": "evaluation", "Results": "evaluation", "evaluate": "evaluation",
-    "HybridModel": "hybrid", "Prediction": "hybrid", "load": "hybrid", "load_published": "hybrid",
-    "Batch": "objective", "Losses": "objective", "Objective": "objective", "hybrid_loss": "objective",
-    "PRESETS": "recipes", "preset": "recipes",
-    "HybViT": "vit", "Output": "vit", "ViTConfig": "vit",
+    "HybridModel": "model", "Prediction": "model", "load": "loading", "load_published": "loading",
+    "Batch": "method.objective", "Losses": "method.objective", "Objective": "method.objective",
+    "hybrid_loss": "method.objective",
+    "PRESETS": "presets", "preset": "presets",
+    "HybViT": "method.vit", "Output": "method.vit", "ViTConfig": "method.vit",
+    "train": "training.loop",
 }  # fmt: skip
 
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", *_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'hybvit' has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

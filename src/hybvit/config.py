@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import math
 import re
@@ -19,10 +18,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from .catalog import CATALOG, OWN_IMAGES
-from .diffusion import SCHEDULES, Diffusion
-from .errors import ConfigError
-from .objective import Objective
-from .vit import ViTConfig
+from .errors import ConfigError, did_you_mean
+from .method.diffusion import SCHEDULES, Diffusion
+from .method.objective import Objective
+from .method.vit import ViTConfig
 
 
 @dataclass(frozen=True)
@@ -304,23 +303,33 @@ class Config:
 
 
 OF_IMAGES = ("image_size", "channels", "num_classes")  # what of ``model`` every network asks
+
+
 AT_MOST = {  # what no machine has room or time for: a configuration may come from a stranger
     "diffusion.steps": 1_000_000, "data.crop_padding": 4096, "data.repeats": 1000, "data.shuffle_buffer": 10**9,
     "data.memory_gib": 2**20, "data.workers": 1024, "train.batch_size": 2**20, "train.labelled_batch_size": 2**20,
     "train.steps": 10**12, "network.depth": 1024, "network.width": 1024, "network.channels": 65_536, "network.layers": 1024,
     "jem.steps": 100_000, "jem.replay": 10**8,
 }  # fmt: skip
+
+
 RETIRED: dict[str, Any] = {  # fields of 0.1.0 that lost their study: a stored configuration may hold their defaults
     "model.norm": "layer", "model.registers": 0, "model.class_pool": "token", "objective.balance": "fixed",
     "objective.class_noise": 0.0, "optim.cooldown": 0.2, "train.ema_power": [],
 }  # fmt: skip
+
+
 FITTING = {  # network -> the objectives that it can be trained for
     "vit": ("vit", "genvit", "hybvit", "jem"),
     "wide_resnet": ("vit", "jem"),
     "preact_resnet18": ("vit", "jem"),
     "unet": ("genvit",),
 }
+
+
 _LABELLING, _DENOISING = ("vit", "hybvit", "jem"), ("genvit", "hybvit")
+
+
 USED_WITH: list[tuple[str, str, tuple[Any, ...]]] = [  # fields of a group, one that decides whether they do anything, and when
     ("objective: alpha alpha_end noisy_labels", "objective.kind", ("hybvit",)),
     ("objective: norm target times weighting guidance label_dropout", "objective.kind", _DENOISING),
@@ -351,6 +360,8 @@ USED_WITH: list[tuple[str, str, tuple[Any, ...]]] = [  # fields of a group, one 
     ("network: dropout", "network.name", ("wide_resnet", "unet")),
     ("network: channels layers attention_at", "network.name", ("unet",)),
 ]
+
+
 GROUPS = {f.name: f.default_factory for f in dataclasses.fields(Config)}
 
 
@@ -541,8 +552,3 @@ def in_words(kind: Any) -> str:
 
 
 LISTS = {float: "[0.05,0.1]", int: "[128,256]", str: "[cat,dog]"}
-
-
-def did_you_mean(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {close[0]}?" if close else ""

@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
+
+from . import __version__
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
@@ -52,3 +57,30 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which the network runs; losses and optimiser stay in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def environment() -> dict[str, Any]:
+    """What a number depends on besides the configuration."""
+    return {
+        "hybvit": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "world_size": 1,
+    }
+
+
+@cache
+def device_name() -> str:
+    """The GPU, or the model of the CPU as far as the system tells."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    if torch.backends.mps.is_available():
+        return f"{platform.processor()} (MPS)"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "CPU"

@@ -1,5 +1,9 @@
 """Errors that a user can cure. Each is one line that names the file or field; the command line turns it into an exit code."""
 
+from __future__ import annotations
+
+import difflib
+
 
 class ConfigError(ValueError):
     """A setting, a preset or a command line is wrong (exit 2)."""
@@ -19,3 +23,8 @@ class CheckpointError(ValueError):
 
 class Interrupted(RuntimeError):
     """Stopped by a signal, with the state saved (exit 75)."""
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {close[0]}?" if close else ""

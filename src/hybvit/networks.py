@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from . import checkpoint
 from .baselines.jem import JEM
 from .baselines.preact_resnet import PreActResNet18
 from .baselines.unet import DenoisingUNet
 from .baselines.wide_resnet import WideResNet
-from .config import Config
-from .vit import HybViT
+from .config import Config, without_addresses
+from .method.vit import HybViT
 
 Network = HybViT | WideResNet | PreActResNet18 | DenoisingUNet | JEM
 
@@ -53,3 +55,18 @@ def compile_calls(net: Network) -> None:
 
 def number_of_parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
+
+
+def network_of(cfg: Config, weights: Path) -> tuple[Network, Config]:
+    """A stored network with its weights, and its configuration without what it names outside of its folder.
+
+    Raises:
+        CheckpointError: a weight is missing, unknown, or of another shape. Nothing is built before that is known, so a
+            configuration cannot ask for more memory than its weights take.
+    """
+    tensors = checkpoint.read_tensors(weights)
+    with torch.device("meta"):
+        checkpoint.check_fits(build_network(cfg), tensors, weights.parent)
+    net = build_network(cfg)
+    checkpoint.load_strictly(net, tensors, weights.parent)
+    return net, without_addresses(cfg)

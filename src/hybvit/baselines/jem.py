@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import seeds
 from ..config import JEMConfig
 from ..data.image_set import to_pixels
 from ..errors import DivergedError
-from ..objective import Batch, Losses, Objective
+from ..method import seeds
+from ..method.objective import Batch, Losses, Objective
 
 RANK = 64  # directions kept of a class's covariance
 JITTER = 1e-4  # added to its diagonal, as in JEM++'s code

@@ -23,9 +23,9 @@ from torchvision.transforms.v2 import AutoAugment, AutoAugmentPolicy, Interpolat
 from ..catalog import CATALOG, Policy
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
-from ..objective import Batch
-from ..seeds import generator, mix, splitmix64, unsigned_shift
-from ..vit_config import ViTConfig
+from ..method.objective import Batch
+from ..method.seeds import generator, mix, splitmix64, unsigned_shift
+from ..method.vit_config import ViTConfig
 from .image_set import Dataset, ImageSet, to_x
 from .shards import Shards, ShardStream
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..catalog import CATALOG, DEBIAN, DatasetInfo
 from ..config import DataConfig
+from ..data import own_images, shards
 from ..errors import ConfigError, DataError
-from . import own_images, shards
 from .image_set import BadFiles, Dataset, Decoding, ImageSet, of_each_class
 from .images import MODES, fit, with_channels
 from .readers import READERS, class_names

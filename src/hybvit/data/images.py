@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from pathlib import Path
@@ -17,6 +16,7 @@ from torchvision.transforms.v2.functional import resize as resampled
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from ..errors import ConfigError, DataError
+from ..storage import make_folder, replacing
 
 MODES = {1: "L", 3: "RGB"}
 MAX_IMAGE_PIXELS = 64_000_000  # more than this is refused before it is decoded
@@ -128,12 +128,6 @@ def save_image(image: Image.Image, path: Path) -> None:
         DataError: the folder cannot be written to.
     """
     check_picture_name(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
+    make_folder(path.parent)
+    with replacing(path) as temporary:
+        image.save(temporary, Image.registered_extensions()[path.suffix.lower()])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader
 
-from ..objective import Batch
+from ..method.objective import Batch
 from .batches import TrainingBatches
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
-from ..seeds import generator
+from ..method.seeds import generator
 from .files import naming
 from .image_set import Dataset, Decoding, ImageSet, pictures
 from .images import read_image, readable_suffixes

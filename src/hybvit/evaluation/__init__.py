@@ -11,11 +11,12 @@ import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..adapters import Evaluable
 from ..data.own_images import Dataset
-from ..devices import keep_freed_memory
+from ..devices import environment, keep_freed_memory
 from ..distributed import processes, rank, world_size
-from ..run_folder import environment, make_folder, read_metrics, training_summary
+from ..storage import make_folder
+from ..training.run_folder import read_metrics, training_summary
+from .adapters import Evaluable
 from .context import Context, Metric
 from .options import Options
 from .results import Results

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .. import plots
 from ..data.images import grid
+from ..evaluation import plots
 from ..metrics.classification import brier, confusion_matrix, mean_interval, nll, per_class_accuracy
 from .context import Context, Metric, Picture, Result, share
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import plots
+from ..evaluation import plots
 from ..metrics.calibration import (
     TEMPERATURES,
     bootstrap_interval,

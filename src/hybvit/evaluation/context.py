@@ -16,11 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..adapters import Evaluable
 from ..data.image_set import Dataset, ImageSet, to_x
 from ..distributed import gathered, share_batches
 from ..metrics.classification import wilson_interval
-from ..run_folder import temporary_name
+from ..storage import replacing
+from .adapters import Evaluable
 from .options import Options
 
 SHARD = 256  # generated images in a file
@@ -136,9 +136,8 @@ class Context:
             if path.is_file():
                 return load_file(path)["pixels"]
             pixels = self.model.draw(index.tolist(), o.sampler, o.steps, o.seed, o.guidance)
-            part = temporary_name(path)
-            save_file({"pixels": pixels}, part)
-            part.replace(path)
+            with replacing(path) as temporary:
+                save_file({"pixels": pixels}, temporary)
             return pixels
 
         return share_batches(o.samples, SHARD, shard, "samples")[0]

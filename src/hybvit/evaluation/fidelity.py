@@ -16,7 +16,6 @@ from ..data.image_set import ImageSet, LazyPictures, evenly_spaced
 from ..data.images import grid
 from ..distributed import share_batches
 from ..errors import ConfigError, DataError
-from ..extractors import Extractor, extractor
 from ..metrics.fidelity import (
     Statistics,
     frechet_distance,
@@ -27,6 +26,7 @@ from ..metrics.fidelity import (
 )
 from ..metrics.judge import LARGEST_TRAINING_SET, PixelSVM, class_shares
 from .context import Context, Metric, Picture, Result, share
+from .extractors import Extractor, extractor
 
 GRID_IMAGES = 100
 NEIGHBOURS_AMONG = 10_000  # images of each kind for precision and recall, which take time that grows with the square

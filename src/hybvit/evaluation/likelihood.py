@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import plots
 from ..data.image_set import to_x
 from ..distributed import share_batches
+from ..evaluation import plots
 from ..metrics.classification import mean_interval
 from ..metrics.likelihood import bound_terms, sampled_bound
 from .context import Context, Metric, Picture, Result

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import plots
 from ..catalog import CATALOG
 from ..config import DataConfig
 from ..data.datasets import open_dataset, out_of_distribution
@@ -21,6 +20,7 @@ from ..data.images import grid
 from ..data.locate import form_of
 from ..data.own_images import picture_names
 from ..errors import DataError
+from ..evaluation import plots
 from ..metrics.likelihood import sampled_bound, variational_bound
 from ..metrics.ood import (
     aupr,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from ..adapters import Evaluable
-from ..arguments import ArgumentParser, positive, whole
 from ..errors import ConfigError
-from ..samplers import SAMPLERS
+from ..method.samplers import SAMPLERS
+from .adapters import Evaluable
 
 
 def number_or_all(text: str) -> int:
@@ -101,34 +100,3 @@ class Options:
         if self.guidance and not (math.isfinite(self.guidance) and model.draws_by_label):
             raise ConfigError(f"guidance {self.guidance}: a finite number, for a network with model.label_conditioning")
         return replace(self, steps=min(self.steps, most))
-
-
-def add_options(parser: ArgumentParser) -> None:
-    """An argument for every option; what is not given does not appear in the parsed arguments."""
-    for f in fields(Options):
-        argument = dict(f.metadata["argument"])
-        flag = argument.pop("flag", f"--{f.name.replace('_', '-')}")
-        words = f.metadata["words"].format(default=f.default)
-        parser.add_argument(flag, dest=f.name, default=argparse.SUPPRESS, help=words, **{**type_of(f), **argument})
-
-
-def type_of(option: Field[Any]) -> dict[str, Any]:
-    """argparse's type of a whole number."""
-    types = {0: whole, 1: positive}
-    return {"type": types[option.metadata["minimum"]]} if option.metadata["minimum"] in types else {}
-
-
-def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that stand in parsed arguments, by the names of their fields."""
-    return {f.name: getattr(args, f.name) for f in fields(Options) if hasattr(args, f.name)}
-
-
-def parse_options(words: list[str], prog: str) -> dict[str, Any]:
-    """Options as on the command line of `hybvit evaluate` -> those that are given, by the names of their fields.
-
-    Raises:
-        ConfigError: there is no such option, or a value is wrong.
-    """
-    parser = ArgumentParser(prog=prog)
-    add_options(parser)
-    return given_options(parser.parse_args(words))

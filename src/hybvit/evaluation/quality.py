@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from .. import plots
 from ..data.image_set import ImageSet
 from ..data.images import grid
+from ..evaluation import plots
 from .context import Context, Metric, Picture, Result
 
 PER_CLASS = 10

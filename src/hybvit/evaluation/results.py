@@ -11,10 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, did_you_mean
-from ..report import write_report
-from ..run_folder import make_folder, write_text
+from ..config import Config
+from ..errors import did_you_mean
+from ..storage import make_folder, write_text
 from .context import Metric
+from .report import write_report
 from .suites import SUITES
 
 

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import plots
 from ..data.image_set import ImageSet, to_pixels, to_x
 from ..data.images import grid
 from ..distributed import share_batches
+from ..evaluation import plots
 from ..metrics.classification import wilson_interval
 from ..metrics.robustness import L2_EPS, LINF_EPS, PGD_STEP, Norm, autoattack, pgd, reliability, robust_curve
 from .context import Context, Metric, Picture, Result

@@ -14,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..config import labels_of_clean, minibatches
 from ..data.batches import random_batch
 from ..devices import autocast, resolve_precision
-from ..hybrid import HybridModel
+from ..method.objective import hybrid_loss
+from ..method.seeds import generator
+from ..model import HybridModel
 from ..networks import build_network
-from ..objective import hybrid_loss
-from ..seeds import generator
 from .context import Context, Metric, Result
 
 REPEATS, IMAGES = 5, 64

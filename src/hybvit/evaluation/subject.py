@@ -7,8 +7,6 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .. import hybrid
-from ..adapters import Adapted, Evaluable, adapt, is_adapter
 from ..catalog import CATALOG
 from ..checkpoint import MANIFEST
 from ..config import Config, DataConfig
@@ -16,7 +14,9 @@ from ..data.datasets import open_dataset
 from ..data.image_set import Dataset
 from ..data.locate import form_of, locate
 from ..errors import ConfigError
-from ..hybrid import HybridModel
+from ..loading import load
+from ..model import HybridModel
+from .adapters import Adapted, Evaluable, adapt, is_adapter
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def open_subject(spec: str, dataset: str | None, root: str | None) -> Subject:
     if is_adapter(spec):
         model, cfg, data = open_adapted(spec, dataset, root)
         return Subject(Path(spec).name, model, data, None, cfg.data.name, digest_of_source(spec))
-    return replace(with_own_data(hybrid.load(spec), dataset, root), name=Path(spec).name, run=run_folder_of(spec))
+    return replace(with_own_data(load(spec), dataset, root), name=Path(spec).name, run=run_folder_of(spec))
 
 
 def with_given(spec: str, data: Dataset) -> Subject:
@@ -80,7 +80,7 @@ def with_given(spec: str, data: Dataset) -> Subject:
     if is_adapter(spec):
         external = adapt(spec, shape_of(data), len(data.classes))
         return replace(given_both(external, data), name=Path(spec).name, source=digest_of_source(spec))
-    return replace(given_both(hybrid.load(spec), data), name=Path(spec).name, run=run_folder_of(spec))
+    return replace(given_both(load(spec), data), name=Path(spec).name, run=run_folder_of(spec))
 
 
 def given_both(model: Evaluable, data: Dataset) -> Subject:

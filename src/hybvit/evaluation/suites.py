@@ -14,10 +14,11 @@ from PIL import Image
 
 from .. import __version__
 from ..data.images import save_image
+from ..devices import environment
 from ..distributed import gathered, rank
 from ..errors import ConfigError, DataError
-from ..run_folder import environment, make_folder, write_text
-from . import accuracy, calibration, fidelity, likelihood, ood, quality, robustness, speed
+from ..evaluation import accuracy, calibration, fidelity, likelihood, ood, quality, robustness, speed
+from ..storage import make_folder, write_text
 from .context import Context, Picture, Result, Suite, lacking
 
 SUITES: dict[str, Suite] = {

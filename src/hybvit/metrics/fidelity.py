@@ -1,4 +1,4 @@
-"""How far generated images are from real ones, in the features of a fixed network (hybvit.extractors).
+"""How far generated images are from real ones, in the features of a fixed network (hybvit.evaluation.extractors).
 
 Features are float [N, D], one row per image; logits are float [N, K]. Everything is computed on the CPU in float64. Only in the
 features of the published Inception network is the Frechet distance FID (Heusel et al. 2017), the kernel distance KID and the

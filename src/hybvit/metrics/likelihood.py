@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..diffusion import Diffusion
-from ..samplers import Denoiser
+from ..method.diffusion import Diffusion
+from ..method.samplers import Denoiser
 
 BIN = 1 / 255  # half the distance between two of the 256 levels
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from .. import plots
 from ..config import Config
 from ..data.datasets import open_dataset
 from ..data.image_set import to_pixels, to_x
 from ..data.images import grid
+from ..evaluation import plots
 from ..evaluation.fidelity import GRID_IMAGES
 from ..evaluation.quality import PER_CLASS
-from ..seeds import generator
+from ..method.seeds import generator
 from .runs import snapshots_of
 from .scales import Scale
 from .tables import FIGURES, Row, measured

@@ -8,10 +8,10 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from .. import plots
-from ..published import PublishedTable, later, later_columns, tables
-from ..report import STYLE
+from ..evaluation import plots
+from ..evaluation.report import STYLE
 from .claims import CLAIMS, Claim, Verdict, verdict
+from .published import PublishedTable, later, later_columns, tables
 from .scales import Scale
 from .tables import BASE, TIMED, Measured, Row, measured, rows, table
 

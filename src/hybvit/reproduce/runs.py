@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 from .. import checkpoint
 from ..config import Config, differences, load_config, minibatches, override, parse
-from ..cost import cost
 from ..errors import CheckpointError, ConfigError, DataError, DivergedError
 from ..evaluation import Options, evaluate
-from ..recipes import PRESETS, preset
-from ..run_folder import check_same, locked, make_folder, read_json, read_metrics, training_summary, write_text
-from ..train import train
+from ..presets import PRESETS, preset
+from ..storage import locked, make_folder, read_json, write_text
+from ..training.cost import cost
+from ..training.loop import train
+from ..training.run_folder import check_same, read_metrics, training_summary
 from .scales import Scale
 
 RECORD, DIVERGED = "results.json", "diverged.json"

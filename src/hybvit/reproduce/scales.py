@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from ..catalog import CATALOG
 from ..config import Config, override
-from ..cost import GPU, PEAK, UTILISATION, cost
 from ..evaluation.options import Options
-from ..recipes import PRESETS, preset
+from ..presets import PRESETS, preset
+from ..training.cost import GPU, PEAK, UTILISATION, cost
 
 
 @dataclass(frozen=True)

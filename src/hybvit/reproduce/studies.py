@@ -13,13 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import Config, did_you_mean, differences, fields_in, minibatches, override, parse
-from ..cost import cost
-from ..errors import ConfigError, DivergedError, Interrupted
+from ..config import Config, differences, fields_in, minibatches, override, parse
+from ..devices import environment
+from ..errors import ConfigError, DivergedError, Interrupted, did_you_mean
 from ..evaluation.options import Options
-from ..run_folder import environment, make_folder, read_json, read_metrics, write_text
-from ..train import train
-from . import render, timing
+from ..reproduce import render, timing
+from ..storage import make_folder, read_json, write_text
+from ..training.cost import cost
+from ..training.loop import train
+from ..training.run_folder import read_metrics
 from .runs import USERS_FAULTS, Need, attempt, record_of, state_of
 from .scales import POCKET
 from .variants import STUDIES, Study, Variant

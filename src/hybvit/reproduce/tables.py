@@ -1,6 +1,6 @@
 """The paper's tables and figures: which runs they need, and where a column's figure stands in a run's record.
 
-Rows and headings are those of :mod:`hybvit.published`; which preset trained a row, the presets say themselves.
+Rows and headings are those of :mod:`hybvit.reproduce.published`; which preset trained a row, the presets say themselves.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
-from ..published import PublishedRow, PublishedTable, tables
-from ..recipes import PRESETS
+from ..presets import PRESETS
+from .published import PublishedRow, PublishedTable, tables
 from .scales import Scale
 
 

@@ -16,13 +16,14 @@ from ..baselines.jem import JEM
 from ..catalog import CATALOG
 from ..config import Config, differences, labels_of_clean, minibatches, override
 from ..data.batches import random_batch
-from ..devices import autocast, best_device, keep_freed_memory, resolve_precision
+from ..devices import autocast, best_device, environment, keep_freed_memory, resolve_precision
+from ..method.objective import hybrid_loss
+from ..method.seeds import generator
 from ..networks import build_network, number_of_parameters
-from ..objective import hybrid_loss
-from ..recipes import STRONG
-from ..run_folder import environment, read_json
-from ..seeds import generator
-from ..train import build_optimizers, compile_step
+from ..presets import STRONG
+from ..storage import read_json
+from ..training.loop import compile_step
+from ..training.optim import build_optimizers
 
 FILE = "timing.json"
 REPEATS = 5

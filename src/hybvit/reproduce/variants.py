@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..config import Config, override
-from ..recipes import preset
+from ..presets import preset
 
 
 @dataclass(frozen=True)

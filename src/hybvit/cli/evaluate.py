@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+from dataclasses import Field, fields
 from pathlib import Path
+from typing import Any
 
-from ..adapters import is_adapter
-from ..arguments import ArgumentParser
 from ..distributed import processes
-from . import measure
-from .options import Options, add_options, given_options
-from .subject import open_subject
-from .suites import SUITES
+from ..evaluation import measure
+from ..evaluation.adapters import is_adapter
+from ..evaluation.options import Options
+from ..evaluation.subject import open_subject
+from ..evaluation.suites import SUITES
+from .arguments import ArgumentParser, positive, whole
 
 
 def build_parser() -> ArgumentParser:
@@ -56,3 +59,34 @@ def main(arguments: list[str]) -> None:
         say(f"{results.save(out)} written")
         if args.report:
             say(f"{results.report(out)} and report.md written: open it in a browser")
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """An argument for every option; what is not given does not appear in the parsed arguments."""
+    for f in fields(Options):
+        argument = dict(f.metadata["argument"])
+        flag = argument.pop("flag", f"--{f.name.replace('_', '-')}")
+        words = f.metadata["words"].format(default=f.default)
+        parser.add_argument(flag, dest=f.name, default=argparse.SUPPRESS, help=words, **{**type_of(f), **argument})
+
+
+def type_of(option: Field[Any]) -> dict[str, Any]:
+    """argparse's type of a whole number."""
+    types = {0: whole, 1: positive}
+    return {"type": types[option.metadata["minimum"]]} if option.metadata["minimum"] in types else {}
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that stand in parsed arguments, by the names of their fields."""
+    return {f.name: getattr(args, f.name) for f in fields(Options) if hasattr(args, f.name)}
+
+
+def parse_options(words: list[str], prog: str) -> dict[str, Any]:
+    """Options as on the command line of `hybvit evaluate` -> those that are given, by the names of their fields.
+
+    Raises:
+        ConfigError: there is no such option, or a value is wrong.
+    """
+    parser = ArgumentParser(prog=prog)
+    add_options(parser)
+    return given_options(parser.parse_args(words))

@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .devices import best_device
-from .diffusion import Diffusion
-from .errors import ConfigError, DataError
-from .hybrid import draw
+from ..devices import best_device
+from ..errors import ConfigError, DataError
+from ..method.diffusion import Diffusion
+from ..model import draw
 
 
 class Evaluable(Protocol):
     """What is asked of a model that is to be evaluated; x is float [B, C, H, W] in [-1, 1].
 
-    :class:`~hybvit.hybrid.HybridModel` is one; :class:`Adapted` makes one of anything else.
+    :class:`~hybvit.HybridModel` is one; :class:`Adapted` makes one of anything else.
     """
 
     device: torch.device

@@ -7,7 +7,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from . import __version__, errors
+from .. import __version__, errors
 
 VERBS = {
     "train": "train a preset, or go on with an interrupted run",
@@ -21,7 +21,6 @@ VERBS = {
     "show": "print a preset's whole configuration",
     "bench": "time this machine against a plain reference and against its own peak",
 }
-MODULES = {"show-data": "show_data", "evaluate": "evaluation.command"}  # of verbs that are not called like their module
 EXIT_CODES = (
     (errors.ConfigError, 2),
     (errors.DataError, 3),
@@ -49,7 +48,7 @@ One Vision Transformer that classifies images, generates them, and tells how lik
 def raised_by_us(error: Exception) -> bool:
     """Whether the line that raised is ours: a library's ValueError is no message to a user."""
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent.parent)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
             close = difflib.get_close_matches(arguments[0], VERBS, n=1)
             hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(VERBS)}"
             raise errors.ConfigError(f"unknown verb {arguments[0]!r}: {hint}")
-        importlib.import_module(f"hybvit.{MODULES.get(arguments[0], arguments[0])}").main(arguments[1:])
+        importlib.import_module(f".{arguments[0].replace('-', '_')}", __name__).main(arguments[1:])
         return 0
     except KeyboardInterrupt:
         print("hybvit: interrupted", file=sys.stderr)

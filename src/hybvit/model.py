@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,20 +15,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import checkpoint
-from .config import Config, DiffusionConfig, did_you_mean, load_config, to_yaml, without_addresses
+from .checkpoint import CONFIG, WEIGHTS
+from .config import Config, load_config, to_yaml, without_addresses
 from .data.image_set import to_pixels, to_x
 from .data.images import as_pixels
 from .devices import best_device
-from .diffusion import Diffusion
-from .errors import CheckpointError, ConfigError, DataError
+from .errors import ConfigError, did_you_mean
+from .hub import download
+from .method.diffusion import Diffusion
+from .method.samplers import Denoiser, ImageNoise, Spacing, run_sampler
+from .method.seeds import generator, mix
 from .metrics.likelihood import variational_bound
-from .networks import Network, build_network
-from .samplers import Denoiser, ImageNoise, Spacing, run_sampler
-from .seeds import generator, mix
-from .vit import HybViT, ViTConfig
-
-CONFIG, WEIGHTS, EMA = "config.yaml", "model", "ema"
-BUNDLED = Path(__file__).parent / "assets" / "models"
+from .networks import Network, network_of
 
 
 class Prediction(NamedTuple):
@@ -341,7 +338,7 @@ class HybridModel:
         """
         folder = Path(source)
         if not folder.is_dir():
-            folder = _download(str(source))
+            folder = download(str(source))
         checkpoint.verify(folder)
         return cls(*network_of(load_config(folder / CONFIG), folder / f"{WEIGHTS}.safetensors"), device)
 
@@ -363,102 +360,3 @@ def draw(
     for x in run_sampler(sampler, denoise, diffusion, noise, steps, spacing):
         pass
     return to_pixels(x).cpu()
-
-
-def _download(hub_id: str) -> Path:
-    if "/" not in hub_id:
-        known = bundled()
-        own = f"none of the package's models ({', '.join(known)}{did_you_mean(hub_id, known)})"
-        raise DataError(f"{hub_id}: no such folder, {own}, and not a hub id (OWNER/NAME)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id))
-    except HFValidationError:
-        raise DataError(f"{hub_id}: no such folder, and not a hub id (OWNER/NAME)") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{hub_id}: no such folder, and the hub cannot give it ({reason})") from None
-
-
-def load(source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
-    """A run folder (its newest sound checkpoint, EMA weights), one of its checkpoints, an exported folder, the name of a model
-    that comes with the package (:func:`bundled`), or a hub id -> :class:`HybridModel`.
-
-    A folder of that name goes before a bundled model.
-
-    Raises:
-        DataError: nothing is there.
-        CheckpointError: what is there cannot be used; the message names the file.
-    """
-    path = Path(source)
-    if str(source) in bundled() and not path.exists():
-        source = path = BUNDLED / str(source)
-    if (path / f"{EMA}.safetensors").is_file():
-        return load_checkpoint(path, device)
-    if (path / checkpoint.MANIFEST).is_file() or not path.is_dir():
-        return HybridModel.from_pretrained(source, device)
-    if not (path / CONFIG).is_file():
-        raise DataError(f"{path}: neither a run folder nor an exported model (no {CONFIG} in it)")
-    load_config(path / CONFIG)  # a fault in it comes before one in a checkpoint
-    newest, _, complaints = checkpoint.newest(path / "checkpoints")
-    for complaint in complaints:
-        warnings.warn(f"an older checkpoint is used, since {complaint}", stacklevel=2)
-    if newest is None:
-        raise CheckpointError(f"{path}: this run has no checkpoint yet")
-    return load_checkpoint(newest, device)
-
-
-def bundled() -> list[str]:
-    """Names of the trained models that come with the package; :func:`load` takes them without a network."""
-    return sorted(manifest.parent.name for manifest in BUNDLED.glob(f"*/{checkpoint.MANIFEST}"))
-
-
-def load_checkpoint(folder: Path, device: torch.device | str | None = None) -> HybridModel:
-    """The averaged (EMA) weights of one checkpoint folder of a run."""
-    checkpoint.verify(folder)
-    return HybridModel(*network_of(load_config(folder.parent.parent / CONFIG), folder / f"{EMA}.safetensors"), device)
-
-
-def network_of(cfg: Config, weights: Path) -> tuple[Network, Config]:
-    """A stored network with its weights, and its configuration without what it names outside of its folder.
-
-    Raises:
-        CheckpointError: a weight is missing, unknown, or of another shape. Nothing is built before that is known, so a
-            configuration cannot ask for more memory than its weights take.
-    """
-    tensors = checkpoint.read_tensors(weights)
-    with torch.device("meta"):
-        checkpoint.check_fits(build_network(cfg), tensors, weights.parent)
-    net = build_network(cfg)
-    checkpoint.load_strictly(net, tensors, weights.parent)
-    return net, without_addresses(cfg)
-
-
-def load_published(
-    path: str | os.PathLike[str],
-    cfg: ViTConfig,
-    diffusion: DiffusionConfig | None = None,
-    device: torch.device | str | None = None,
-) -> HybridModel:
-    """Read weights in the paper's published format, with or without the ``denoise_fn.`` prefix and the schedule's buffers.
-
-    Args:
-        diffusion: the schedule; None takes that of the file's buffers, or the paper's (cosine, 1000 steps) without any.
-
-    Raises:
-        DataError: there is no such file.
-        CheckpointError: a key or shape does not fit ``cfg`` (it is named), or its schedule is neither cosine nor linear.
-    """
-    net = HybViT(cfg)
-    betas = checkpoint.load_published_weights(net, path)
-    if betas is not None and diffusion is None:
-        if betas.ndim != 1 or len(betas) < 2:
-            raise CheckpointError(f"{path}: betas has shape {list(betas.shape)}, it must be [T]")
-        candidates: Iterator[DiffusionConfig] = (DiffusionConfig(schedule, len(betas)) for schedule in ("cosine", "linear"))
-        matching = [c for c in candidates if torch.allclose(c.build().beta[1:].float(), betas.float(), atol=1e-6)]
-        if not matching:
-            raise CheckpointError(f"{path}: its betas are neither the cosine nor the linear schedule of {len(betas)} steps")
-        diffusion = matching[0]
-    return HybridModel(net, Config(model=cfg, diffusion=diffusion or DiffusionConfig()), device)

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from .baselines.jem import JEM
-from .config import Config, labels_of_clean, minibatches
-from .data.batches import random_batch
-from .networks import build_network, number_of_parameters
-from .objective import Objective, hybrid_loss
-from .seeds import generator
+from ..baselines.jem import JEM
+from ..config import Config, labels_of_clean, minibatches
+from ..data.batches import random_batch
+from ..method.objective import Objective, hybrid_loss
+from ..method.seeds import generator
+from ..networks import build_network, number_of_parameters
 
 GPU = "A100 (312 TFLOP/s bf16)"
 PEAK = {"bf16": 312e12, "fp32": 156e12}  # of its data sheet; a fp32 product runs in TF32

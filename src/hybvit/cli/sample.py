@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..data.images import check_picture_name, grid, save_image
+from ..loading import load
+from ..method.samplers import SAMPLERS
 from .arguments import ArgumentParser, positive
-from .data.images import check_picture_name, grid, save_image
-from .hybrid import load
-from .samplers import SAMPLERS
 
 
 def main(arguments: list[str]) -> None:

@@ -1,12 +1,10 @@
-"""`hybvit bench`: the joint step timed alternately with a plain reference step, and as a fraction of this machine's peak."""
+"""The joint step timed alternately with a plain reference step, and as a fraction of this machine's peak."""
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,17 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from .arguments import ArgumentParser, positive
-from .config import Config
-from .devices import autocast, best_device, keep_freed_memory, resolve_precision
-from .diffusion import Diffusion
-from .objective import Batch, Objective, draw_times, hybrid_loss
-from .recipes import preset
-from .run_folder import environment, write_text
-from .seeds import generator, normal_like
-from .vit import HybViT, Output, TokenScalarLayer, patchify, unpatchify
+from ..config import Config
+from ..devices import autocast, best_device, environment, keep_freed_memory, resolve_precision
+from ..method.diffusion import Diffusion
+from ..method.objective import Batch, Objective, draw_times, hybrid_loss
+from ..method.seeds import generator, normal_like
+from ..method.vit import HybViT, Output, TokenScalarLayer, patchify, unpatchify
 
 PAPER = Objective(label_smoothing=0.0)
+
+
 PEAK_SIZE = 2048  # side of the square matrix product that stands for the machine's peak
 
 
@@ -135,26 +132,3 @@ def bench(cfg: Config, batch_size: int, repeats: int) -> dict[str, Any]:
         "images_per_second": 2 * batch_size / joint,
         "environment": environment(),
     }
-
-
-def main(arguments: list[str]) -> None:
-    parser = ArgumentParser(prog="hybvit bench", description="Time the joint step alternately with a plain reference step.")
-    parser.add_argument("--preset", default="paper_32", help="a preset with the paper's network (paper_32: CIFAR-10's size)")
-    parser.add_argument("--batch-size", type=positive, default=32, help="images in each mini-batch (32)")
-    parser.add_argument("--repeats", type=positive, default=9, help="timed steps of each kind (9)")
-    parser.add_argument("--out", type=Path, help="also write the record as JSON")
-    args = parser.parse_args(arguments)
-    cfg = preset(args.preset)
-    if cfg.model.time != "token_scalars" or cfg.model.long_skips or cfg.model.pixel_readout != "linear":
-        parser.error(f"--preset {args.preset}: the reference step is written for the paper's network only")
-    record = bench(cfg, args.batch_size, args.repeats)
-    for name, seconds in record["median_seconds"].items():
-        print(f"{name:<24}{1000 * seconds:10.1f} ms (median of {args.repeats}, alternating)")
-    low, high = record["speedup_range"]
-    print(f"joint step: {record['speedup_over_reference']:.2f} x the reference's speed (pair by pair {low:.2f} to {high:.2f})")
-    print(
-        f"            {record['images_per_second']:.1f} images/s, {100 * record['fraction_of_peak']:.0f} % of the "
-        f"{record['peak_gflop_per_second']:.0f} GFLOP/s that a {record['precision']} matrix product reaches here"
-    )
-    if args.out:
-        write_text(args.out, json.dumps(record, indent=1) + "\n")

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import plots
-from .config import Config, batch_in_words, to_yaml
-from .run_folder import write_text
+from ..config import Config, batch_in_words, to_yaml
+from ..evaluation import plots
+from ..storage import write_text
 
 # Pattern of a metric's name -> what it means and in which direction it is better; the first that matches.
 WORDS: tuple[tuple[str, str], ...] = (

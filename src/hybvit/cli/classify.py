@@ -6,9 +6,9 @@ import json
 
 import torch
 
+from ..data.images import read_image
+from ..loading import load
 from .arguments import ArgumentParser, positive
-from .data.images import read_image
-from .hybrid import load
 
 
 def main(arguments: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 
 class ArgumentParser(argparse.ArgumentParser):

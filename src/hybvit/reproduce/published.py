@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .errors import DataError
+from ..errors import DataError
+from ..storage import ASSETS
 
-FILE = Path(__file__).parent / "assets" / "published.json"
+FILE = ASSETS / "published.json"
 
 
 class Printed(float):

@@ -22,14 +22,15 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from . import checkpoint
-from .data.image_set import to_x
-from .data.images import fit, with_channels
-from .errors import ConfigError, DataError
-from .hybrid import HybridModel
-from .hybrid import load as load_run
+from .. import checkpoint
+from ..data.image_set import to_x
+from ..data.images import fit, with_channels
+from ..errors import ConfigError, DataError
+from ..loading import load as load_run
+from ..loading import read_published
+from ..model import HybridModel
+from ..storage import ASSETS
 
-ASSETS = Path(__file__).parent / "assets"
 RECORD = "extractors.json"  # what is known of the shipped weights, their SHA-256 among it
 SHIPPED = {"digits": 8, "fashion_mnist": 32}  # data set -> height and width that its CNN takes; one channel
 
@@ -276,7 +277,7 @@ def timm_extractor(spec: str, device: torch.device) -> Extractor:
         path = Path(file)
         if not path.is_file():
             raise DataError(f"{path}: no such file")
-        read = checkpoint.read_tensors if path.suffix == ".safetensors" else checkpoint.read_published
+        read = checkpoint.read_tensors if path.suffix == ".safetensors" else read_published
         classifier = net.pretrained_cfg.get("classifier") or ()
         heads = tuple(f"{head}." for head in ((classifier,) if isinstance(classifier, str) else classifier))
         own = net.state_dict()

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..catalog import CATALOG, DatasetInfo
+from ..data.datasets import find, what_to_do
+from ..errors import ConfigError
 from .arguments import ArgumentParser
-from .catalog import CATALOG, DatasetInfo
-from .data.datasets import find, what_to_do
-from .errors import ConfigError
 
 OWN = """your own images, with --data of any preset:
   DIR or FILE.zip        a sub-folder per class; or none, for --objective genvit

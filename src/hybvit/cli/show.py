@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from ..config import differences, fields_in, parse, to_yaml, without_effect
+from ..presets import PRESETS, preset
+from ..training.cost import cost
 from .arguments import ArgumentParser
-from .config import differences, fields_in, parse, to_yaml, without_effect
-from .cost import cost
 from .presets import claim_in_words, cost_in_words
-from .recipes import PRESETS, preset
 
 
 def main(arguments: list[str]) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import platform
 from collections.abc import Collection
-from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from . import __version__, checkpoint
-from .config import Config, differences, load_config, to_yaml
-from .errors import CheckpointError, ConfigError, DataError
+from .. import checkpoint
+from ..config import Config, differences, load_config, to_yaml
+from ..devices import environment
+from ..errors import CheckpointError, ConfigError, DataError
+from ..storage import locked, make_folder, write_text
 
 # Fields that change what is written down, not what is computed: a run may be resumed with others.
 FREE_TO_CHANGE = {
@@ -24,99 +21,6 @@ FREE_TO_CHANGE = {
     "train.tensorboard",
     "data.root", "data.test_root", "data.workers", "data.memory_gib",
 }  # fmt: skip
-
-
-def environment() -> dict[str, Any]:
-    """What a number depends on besides the configuration."""
-    return {
-        "hybvit": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "device": device_name(),
-        "threads": torch.get_num_threads(),
-        "world_size": 1,
-    }
-
-
-@cache
-def device_name() -> str:
-    """The GPU, or the model of the CPU as far as the system tells."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    if torch.backends.mps.is_available():
-        return f"{platform.processor()} (MPS)"
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "CPU"
-
-
-def temporary_name(path: Path) -> Path:
-    """A name beside ``path`` that no other process takes, on this machine or another that shares the folder."""
-    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.part")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file at once or not at all."""
-    temporary = temporary_name(path)
-    try:
-        temporary.write_text(text)
-        checkpoint.flush(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def make_folder(path: Path) -> None:
-    """Create a folder, or find it there and writable.
-
-    Raises:
-        DataError: neither is possible.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
-    if not os.access(path, os.W_OK):
-        raise DataError(f"{path}: no permission to write to it")
-
-
-def locked(path: Path, name: str = ".lock") -> IO[str] | None:
-    """Hold a folder against other processes as long as the file that is returned lives; a killed process lets go of it.
-
-    Raises:
-        ConfigError: another process holds it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return None
-    file = (path / name).open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ConfigError(f"{path}: another process is at work in it; choose another --out, or wait") from None
-    except OSError:  # a file system without locks
-        pass
-    return file
-
-
-def read_json(path: Path) -> Any:
-    """
-    Raises:
-        DataError: the file is damaged, or cannot be read.
-    """
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    except ValueError as error:  # also of bytes that are no text
-        raise DataError(f"{path}: damaged ({error}); restore it, or remove it and what stands on it is done again") from None
 
 
 def check_same(path: Path, cfg: Config, but: Collection[str] = ()) -> None:

@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..config import Config, parse
+from ..data.batches import auto_augment, cutmix, draws, erase, mean_colour, mixed_labels, mixup, policy_of, weak
+from ..data.datasets import open_dataset
+from ..data.image_set import ImageSet, to_pixels, to_x
+from ..data.images import save_image
+from ..data.locate import locate
+from ..method.seeds import generator
+from ..presets import preset
 from .arguments import ArgumentParser, positive
-from .config import Config, parse
-from .data.batches import auto_augment, cutmix, draws, erase, mean_colour, mixed_labels, mixup, policy_of, weak
-from .data.datasets import open_dataset
-from .data.image_set import ImageSet, to_pixels, to_x
-from .data.images import save_image
-from .data.locate import locate
-from .recipes import preset
-from .seeds import generator
 
 FIGURE_1_TIMES = (0, 0.25, 0.5, 0.75, 1)  # t / T
 FIGURE_1_IMAGES = 4

@@ -1,0 +1,65 @@
+"""`hybvit presets`: what can be trained, by name."""
+
+from __future__ import annotations
+
+from ..config import Config, batch_in_words
+from ..presets import PRESETS, Claim
+from ..reproduce import published
+from .arguments import ArgumentParser
+
+
+def network_in_words(cfg: Config) -> str:
+    m, own = cfg.model, cfg.network
+    parts = [f"{m.image_size}x{m.image_size}x{m.channels}"]
+    if own.name == "vit":
+        parts += [f"patch {m.patch_size}", f"dim {m.dim}", f"depth {m.depth}", m.time.replace("_", " ")]
+        parts += ["long skips"] * m.long_skips + ["conv stem"] * (m.patch_embedding == "conv")
+        parts += ["conv read-out"] * (m.pixel_readout == "conv")
+    elif own.name == "wide_resnet":
+        parts += [f"wide ResNet {own.depth}-{own.width}"] + ["no batch norm"] * (not own.batch_norm)
+    elif own.name == "preact_resnet18":
+        parts += ["pre-activation ResNet-18"]
+    else:
+        parts += [f"U-Net of {', '.join(map(str, own.channels))} channels"]
+    if cfg.objective.kind == "jem":
+        parts += [f"{cfg.jem.steps} Langevin steps"]
+    return ", ".join(parts)
+
+
+def claim_in_words(claim: Claim) -> str:
+    """``Table 1, HybViT: Acc % 95.9, IS 7.68, FID 26.4``, as the paper prints it."""
+    table, group, model = claim
+    row, columns = published.row(table, model, group), published.tables()[table].columns
+    figures = ", ".join(f"{columns[name]} {value}" for name, value in row.values.items())
+    return f"{', '.join(part for part in (table.replace('table', 'Table '), group, model) if part)}: {figures}"
+
+
+def rounded(value: float) -> str:
+    """Two digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def cost_in_words(cfg: Config) -> str:
+    from ..training.cost import GPU, UTILISATION, cost  # the networks, which the list itself does not need
+
+    counted = cost(cfg)
+    hours = f"about {rounded(counted.gpu_hours)}" if counted.gpu_hours >= 0.01 else "less than 0.01"
+    return (
+        f"{rounded(counted.train_gflop_per_step)} GFLOP per step, {rounded(counted.total_eflop)} EFLOP, {counted.images:,} "
+        f"images: {hours} hours on one {GPU}{', in TF32,' if cfg.train.precision == 'fp32' else ''} "
+        f"at {UTILISATION:.0%} of its peak"
+    )
+
+
+def main(arguments: list[str]) -> None:
+    parser = ArgumentParser(prog="hybvit presets", description="List the presets; `hybvit show PRESET` prints one whole.")
+    parser.add_argument("--cost", action="store_true", help="count what each training costs (takes half a minute)")
+    args = parser.parse_args(arguments)
+    width = max(map(len, PRESETS)) + 2
+    for name, (cfg, summary, claims) in PRESETS.items():
+        print(f"{name:<{width}}{summary}")
+        print(f"{'':<{width}}{network_in_words(cfg)}; {cfg.train.steps:,} steps of batch {batch_in_words(cfg)}")
+        if claims:
+            print(f"{'':<{width}}paper: {claim_in_words(claims[0])}")
+        if args.cost:
+            print(f"{'':<{width}}{cost_in_words(cfg)}", flush=True)

@@ -1,0 +1,168 @@
+"""`hybvit reproduce table1 ... figure24 | all`: every table and figure of the paper, trained, evaluated and rendered."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, Interrupted, did_you_mean
+from ..evaluation.options import Options
+from ..presets import PRESETS
+from ..reproduce import studies
+from ..reproduce.pages import write_out
+from ..reproduce.runs import (
+    share_of,
+)
+from ..reproduce.scales import SCALES
+from ..reproduce.tables import NAMES
+from ..reproduce.work import (
+    collect,
+    dry_run,
+    plan,
+    prepare,
+    raise_worst,
+    run_jobs,
+)
+from ..storage import make_folder
+from ..training.loop import say_at_once
+from .arguments import ArgumentParser
+from .evaluate import parse_options
+
+DRAWINGS = ("figure2", "figure3", "figure7", "figure9")
+
+
+def names_of(words: list[str]) -> list[str]:
+    """Tables and figures by name; ``all`` stands for every one.
+
+    Raises:
+        ConfigError: there is no such table or figure.
+    """
+    for word in words:
+        if word in DRAWINGS:
+            raise ConfigError(f"{word} is a drawing of the network in the paper: there is nothing to reproduce")
+        if word not in (*NAMES, "all"):
+            known = "table1 to table13, figure1, figure4 to figure24 without 7 and 9, all; or ablation or v2 alone"
+            others = [*NAMES, "all", *studies.STUDIES]
+            raise ConfigError(f"{word!r} is no table, figure or study{did_you_mean(word, others)} ({known})")
+    return [name for name in NAMES if name in words or "all" in words]
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ConfigError(f"--shard {text}: it must be i/n with i from 1 to n, such as 1/2")
+    return int(found[1]) - 1, int(found[2])
+
+
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="hybvit reproduce",
+        usage="hybvit reproduce NAME ... [--scale pocket|full] [--out DIR] [--dry-run] [--shard i/n] [--any.field VALUE ...]",
+        description="Train what a table or figure of the paper needs, evaluate it and render it beside the published figures. "
+        "The same command again goes on where it stopped; several with other --shard share the work and the folder, on "
+        "several machines or on several GPUs of one (CUDA_VISIBLE_DEVICES=0 hybvit reproduce all --shard 1/2 and so on).",
+        epilog="a field such as --optim.lr 1e-3 is set in every run; choose another --out for other settings",
+    )
+    parser.add_argument(
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help="table1 to table13, figure1, figure4 to figure24, or all; or one study of ours: ablation (what each choice of the "
+        "v2 recipe brings) or v2 (the paper's recipe against it, and what being hybrid costs)",
+    )
+    words = "; ".join(f"{scale.name}: {scale.words}" for scale in SCALES.values())
+    minutes = ", ".join(f"{name}: {study.minutes:.3g}" for name, study in studies.STUDIES.items())
+    parser.add_argument("--scale", choices=tuple(SCALES), default="pocket", help=words)
+    parser.add_argument("--out", type=Path, default=Path("runs/paper"), metavar="DIR", help="where all is kept (runs/paper)")
+    parser.add_argument("--runs", metavar="A,B", help="only these presets of the rows, or recipes of the study")
+    parser.add_argument("--shard", default="1/1", metavar="i/n", help="do the i-th of n equal parts of the work")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan with its cost, and what is there already")
+    parser.add_argument("--render", action="store_true", help="only render what is there")
+    parser.add_argument(
+        "--budget", type=float, metavar="MINUTES", help=f"of a study: the training time of each of its runs ({minutes})"
+    )
+    parser.add_argument("--seeds", metavar="0,1", help="of a study: the seeds of its runs (0)")
+    parser.add_argument(
+        "--look",
+        action="append",
+        default=[],
+        metavar="'--OPTION VALUE'",
+        help="options for `hybvit evaluate`, over the scale's",
+    )
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    args, fields = build_parser().parse_known_args(arguments)
+    overrides = overrides_of(args.look)
+    if set(args.names) & set(studies.STUDIES):
+        carry_out_study(args, fields, overrides)
+        return
+    if args.budget is not None or args.seeds is not None:
+        raise ConfigError(
+            f"--budget and --seeds are for {' and '.join(studies.STUDIES)}: a table's rows have steps of their own"
+        )
+    scale, names = SCALES[args.scale], names_of(args.names)
+    only = set(filter(None, (args.runs or "").split(",")))
+    for run in only - set(PRESETS):
+        raise ConfigError(f"--runs: {run!r} is no preset{did_you_mean(run, list(PRESETS))} (`hybvit presets` lists them)")
+    shard, shards = shard_of(args.shard)
+    folder = args.out / scale.name
+    work = plan(names, scale, only, fields)
+    mine = share_of(work.needs, shard, shards)
+    if args.dry_run:
+        dry_run(work, mine, folder, scale)
+        return
+    make_folder(folder)
+    faults: dict[str, list[Exception]] = {}
+    try:
+        if not args.render:
+            prepare(work, folder, scale, fields, shards)
+            faults = run_jobs(mine, folder, scale, overrides, say_at_once)
+        for run, reason in work.missing.items():
+            say_at_once(f"{run}: left out, {reason}")
+        faults["figures"] = write_out(names, folder, scale, fields, collect(folder, scale, fields), say_at_once)
+    except KeyboardInterrupt:
+        raise Interrupted(f"{folder}: interrupted; what is done is kept, the same command goes on") from None
+    raise_worst(faults)
+
+
+def overrides_of(words: list[str]) -> dict[str, Any]:
+    """The evaluation options given by --look.
+
+    Raises:
+        ConfigError: one is wrong: that is to be seen before hours of training.
+    """
+    overrides = parse_options([word for look in words for word in shlex.split(look)], "hybvit evaluate")
+    Options(**overrides)
+    return overrides
+
+
+def carry_out_study(args: argparse.Namespace, fields: list[str], overrides: dict[str, Any]) -> None:
+    """
+    Raises:
+        ConfigError: an argument does not go with a study.
+    """
+    name, *others = args.names
+    if others or args.scale != "pocket":
+        what = f"--scale {args.scale}" if args.scale != "pocket" else " ".join(others)
+        raise ConfigError(
+            f"{' and '.join(studies.STUDIES)} are done one at a time and at pocket scale; {what} does not go with them"
+        )
+    seeds = (args.seeds or "0").split(",")
+    if not all(seed.isdecimal() for seed in seeds):
+        raise ConfigError(f"--seeds {args.seeds}: whole numbers with commas between them, such as 0,1")
+    if args.budget is not None and not args.budget > 0:
+        raise ConfigError(f"--budget {args.budget:g}: minutes, more than 0")
+    shard, shards = shard_of(args.shard)
+    runs = studies.runs_of(name, set(filter(None, (args.runs or "").split(","))), [int(seed) for seed in seeds])[shard::shards]
+    studies.check_fields(studies.STUDIES[name], runs, fields)
+    minutes = studies.STUDIES[name].minutes if args.budget is None else args.budget
+    asked = studies.Plan(name, args.out / args.scale / name, runs, fields, minutes, overrides)
+    if args.dry_run:
+        studies.dry_run(asked)
+    else:
+        studies.run_study(asked, shards == 1, args.render, say_at_once)

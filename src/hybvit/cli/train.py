@@ -1,0 +1,55 @@
+"""`hybvit train PRESET`: train, or go on with an interrupted run."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+from ..config import (
+    Config,
+    field_help,
+    fields_in,
+    override,
+    parse,
+    without_effect,
+)
+from ..data.locate import locate
+from ..presets import PRESETS, preset
+from ..training.loop import (
+    say_at_once,
+    train,
+)
+from .arguments import ArgumentParser
+
+
+def main(arguments: list[str]) -> None:
+    named = [word for word in arguments if word in PRESETS]
+    base = PRESETS[named[0]].config if named else Config()
+    parser = ArgumentParser(
+        prog="hybvit train",
+        usage="hybvit train PRESET [--objective KIND] [--data DIR] [--out DIR] [--any.nested.field VALUE ...]",
+        description="Train a preset; the same command again goes on with an interrupted run.",
+        epilog=f"fields, with the values of the preset:\n{field_help(base)}",
+    )
+    parser.add_argument("preset", metavar="PRESET", help="`hybvit presets` lists them")
+    parser.add_argument("--objective", choices=("vit", "genvit", "hybvit"), help="labels only, images only, or both")
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="your images: a folder with a sub-folder per class (or none: --objective genvit), a CSV or JSONL manifest, a "
+        "parquet file, hf://OWNER/NAME, tar shards; or the folder with the named data set's own files",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder (runs/PRESET)")
+    args, fields = parser.parse_known_args(arguments)
+    cfg = parse(fields, preset(args.preset))
+    if args.objective:
+        cfg = override(cfg, objective={"kind": args.objective})
+    if args.data:
+        cfg = replace(cfg, data=locate(cfg.data, args.data))
+    for line in without_effect(cfg, fields_in(fields)):
+        say_at_once(f"warning: {line}")
+    out = args.out or Path("runs") / (args.preset + (f"-{args.objective}" if args.objective else ""))
+    train(cfg, out)
+    own = f" --data {shlex.quote(args.data)}" if args.data else ""  # a run names no data to those who look at it
+    print(f"{out}: done; next: hybvit evaluate {out}{own} --report, hybvit sample {out}")

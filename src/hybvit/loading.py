@@ -1,0 +1,184 @@
+"""From files to a model: run folders, checkpoints, exported folders, the hub, and the paper's published weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import checkpoint
+from .checkpoint import CONFIG, EMA
+from .config import Config, DiffusionConfig, load_config
+from .errors import CheckpointError, DataError
+from .hub import BUNDLED, bundled
+from .method.vit import HybViT, ViTConfig
+from .model import HybridModel
+from .networks import network_of
+
+
+def load(source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
+    """A run folder (its newest sound checkpoint, EMA weights), one of its checkpoints, an exported folder, the name of a model
+    that comes with the package (:func:`bundled`), or a hub id -> :class:`HybridModel`.
+
+    A folder of that name goes before a bundled model.
+
+    Raises:
+        DataError: nothing is there.
+        CheckpointError: what is there cannot be used; the message names the file.
+    """
+    path = Path(source)
+    if str(source) in bundled() and not path.exists():
+        source = path = BUNDLED / str(source)
+    if (path / f"{EMA}.safetensors").is_file():
+        return load_checkpoint(path, device)
+    if (path / checkpoint.MANIFEST).is_file() or not path.is_dir():
+        return HybridModel.from_pretrained(source, device)
+    if not (path / CONFIG).is_file():
+        raise DataError(f"{path}: neither a run folder nor an exported model (no {CONFIG} in it)")
+    load_config(path / CONFIG)  # a fault in it comes before one in a checkpoint
+    newest, _, complaints = checkpoint.newest(path / "checkpoints")
+    for complaint in complaints:
+        warnings.warn(f"an older checkpoint is used, since {complaint}", stacklevel=2)
+    if newest is None:
+        raise CheckpointError(f"{path}: this run has no checkpoint yet")
+    return load_checkpoint(newest, device)
+
+
+def load_checkpoint(folder: Path, device: torch.device | str | None = None) -> HybridModel:
+    """The averaged (EMA) weights of one checkpoint folder of a run."""
+    checkpoint.verify(folder)
+    return HybridModel(*network_of(load_config(folder.parent.parent / CONFIG), folder / f"{EMA}.safetensors"), device)
+
+
+def load_published(
+    path: str | os.PathLike[str],
+    cfg: ViTConfig,
+    diffusion: DiffusionConfig | None = None,
+    device: torch.device | str | None = None,
+) -> HybridModel:
+    """Read weights in the paper's published format, with or without the ``denoise_fn.`` prefix and the schedule's buffers.
+
+    Args:
+        diffusion: the schedule; None takes that of the file's buffers, or the paper's (cosine, 1000 steps) without any.
+
+    Raises:
+        DataError: there is no such file.
+        CheckpointError: a key or shape does not fit ``cfg`` (it is named), or its schedule is neither cosine nor linear.
+    """
+    net = HybViT(cfg)
+    betas = load_published_weights(net, path)
+    if betas is not None and diffusion is None:
+        if betas.ndim != 1 or len(betas) < 2:
+            raise CheckpointError(f"{path}: betas has shape {list(betas.shape)}, it must be [T]")
+        candidates: Iterator[DiffusionConfig] = (DiffusionConfig(schedule, len(betas)) for schedule in ("cosine", "linear"))
+        matching = [c for c in candidates if torch.allclose(c.build().beta[1:].float(), betas.float(), atol=1e-6)]
+        if not matching:
+            raise CheckpointError(f"{path}: its betas are neither the cosine nor the linear schedule of {len(betas)} steps")
+        diffusion = matching[0]
+    return HybridModel(net, Config(model=cfg, diffusion=diffusion or DiffusionConfig()), device)
+
+
+# In which a network of the paper's form may differ from its network for CIFAR-10.
+OWN_SIZES = {
+    "image_size", "patch_size", "channels", "num_classes", "dim", "depth", "heads", "mlp_ratio", "ffn_time", "position_std",
+}  # fmt: skip
+
+
+# The published names of our weights; K is the layer.
+PUBLISHED = {
+    "patch_embedding": "to_patch_embedding.1",
+    "class_token": "cls_token",
+    "positions": "pos_embedding",
+    "time_embedding.mlp.0": "time_mlp.1",
+    "time_embedding.mlp.2": "time_mlp.3",
+    "class_readout.0": "mlp_head.0",
+    "class_readout.1": "mlp_head.1",
+    "pixel_readout.to_pixels": "recon_head.0",
+    "layers.K.modulation": "transformer.time_layers.K.1",
+    "layers.K.norm_attention": "transformer.layers.K.0.norm",
+    "layers.K.attention.qkv": "transformer.layers.K.0.fn.to_qkv",
+    "layers.K.attention.out": "transformer.layers.K.0.fn.to_out.0",
+    "layers.K.norm_mlp": "transformer.layers.K.1.norm",
+    "layers.K.mlp.0": "transformer.layers.K.1.fn.net.0",
+    "layers.K.mlp.2": "transformer.layers.K.1.fn.net.3",
+}
+
+
+PUBLISHED_BUFFERS = {
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
+    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
+}  # fmt: skip
+
+
+def published_name(key: str) -> str:
+    """``layers.3.attention.qkv.weight`` -> ``transformer.layers.3.0.fn.to_qkv.weight``."""
+    layer = re.search(r"layers\.(\d+)", key)
+    general = re.sub(r"layers\.\d+", "layers.K", key)
+    stem, dot, leaf = general.rpartition(".")
+    name = PUBLISHED[general] if general in PUBLISHED else PUBLISHED[stem] + dot + leaf
+    return name.replace("K", layer[1]) if layer else name
+
+
+def read_published(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The weights and buffers of a file in the paper's format, whichever wrapping and prefix it has.
+
+    Raises:
+        DataError: there is no such file.
+        CheckpointError: it is no PyTorch file of plain tensors.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except Exception as error:  # torch.load raises many types on a damaged file
+        raise CheckpointError(f"{path}: not a PyTorch file of plain tensors ({str(error).splitlines()[0]})") from None
+    while isinstance(content, Mapping):
+        inner = next((content[k] for k in ("model_state_dict", "state_dict") if isinstance(content.get(k), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{path}: holds no state dict (a mapping from names to tensors)")
+    tensors: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{path}: {key} is of type {type(value).__name__}, not a tensor")
+        name = re.sub(r"^(module\.)?(denoise_fn\.)?(module\.)?", "", str(key))
+        if name in tensors:
+            raise CheckpointError(f"{path}: {name} is there twice, with and without a prefix")
+        tensors[name] = value
+    return tensors
+
+
+def load_published_weights(net: HybViT, path: str | os.PathLike[str]) -> Tensor | None:
+    """Copy the weights of a published file into a network of the paper's form -> its ``betas`` [T], if it has them.
+
+    Raises:
+        CheckpointError: names the published key that is missing, unknown, or of another shape.
+    """
+    for name, published in dataclasses.asdict(ViTConfig()).items():
+        if name not in OWN_SIZES and getattr(net.cfg, name) != published:
+            raise CheckpointError(f"{path}: published weights need model.{name} = {published}, not {getattr(net.cfg, name)}")
+    tensors = read_published(path)
+    own = net.state_dict()
+    names = {published_name(key): key for key in own}
+    for name, key in names.items():
+        if name not in tensors:
+            raise CheckpointError(f"{path}: {name} is missing")
+        if tensors[name].shape != own[key].shape:
+            found, needed = list(tensors[name].shape), list(own[key].shape)
+            raise CheckpointError(f"{path}: {name} has shape {found}, the given configuration needs {needed}")
+        if not bool(tensors[name].isfinite().all()):
+            raise CheckpointError(f"{path}: {name} holds values that are not finite")
+    for name in tensors:
+        if name not in names and name not in PUBLISHED_BUFFERS:
+            raise CheckpointError(f"{path}: {name} has no place in the given configuration")
+    net.load_state_dict({names[name]: value for name, value in tensors.items() if name in names})
+    return tensors.get("betas")

@@ -1,0 +1,1 @@
+"""The method: torch only, and it reads like the paper, whose equations its docstrings cite."""

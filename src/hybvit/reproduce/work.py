@@ -1,0 +1,156 @@
+"""What a reproduction has to do, and doing it: which runs are trained, timed, measured and collected."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..config import Config
+from ..errors import ConfigError, DataError
+from ..evaluation.extractors import extractor
+from ..presets import PRESETS
+from ..reproduce import timing
+from ..storage import write_text
+from ..training.cost import cost
+from ..training.loop import say_at_once
+from .runs import USERS_FAULTS, Need, attempt, configuration, evaluation_eflop, home_of, record_of, state_of
+from .scales import Scale
+from .tables import FIGURES, TIMED, rows, runs_of, suites_of
+from .tables import table as table_of
+
+
+class Work(NamedTuple):
+    """What is asked for: runs to train and measure, runs whose steps are timed, and presets without data, with the reason."""
+
+    needs: list[Need]
+    timed: dict[str, Config]
+    missing: dict[str, str]
+
+
+def plan(names: list[str], scale: Scale, only: set[str], fields: list[str]) -> Work:
+    """
+    Raises:
+        ConfigError: ``only`` names a preset that no table or figure of ``names`` needs.
+    """
+    suites, snapshots, timed, missing = dict[str, list[str]](), set[str](), dict[str, Config](), dict[str, str]()
+    for name in names:
+        for run in runs_of(name):
+            suites.setdefault(run, []).extend(suites_of(name))
+            if name in FIGURES and FIGURES[name].snapshots:
+                snapshots.add(home_of(run, scale))
+        if name not in FIGURES and set(TIMED) & set(table_of(name, scale).columns):
+            for row in rows(name):
+                cfg = configuration(row.run, scale, fields) if row.run and (not only or row.run in only) else None
+                if cfg is not None and row.run is not None:
+                    timed[row.run] = cfg
+    for run in only - set(suites) - set(timed):
+        raise ConfigError(f"--runs: {run} stands behind none of {', '.join(names)}")
+    needs = dict[str, Need]()
+    for run, wanted in suites.items():
+        if only and run not in only:
+            continue
+        home = home_of(run, scale)
+        cfg = configuration(home, scale, fields, home in snapshots)
+        if cfg is None:
+            missing[run] = f"the {scale.name} scale has no data in place of {PRESETS[run].config.data.name}"
+            continue
+        known = needs[home].suites if home in needs else ()
+        needs[home] = Need(home, cfg, tuple(dict.fromkeys((*known, *wanted))), home in snapshots)
+    return Work(list(needs.values()), timed, missing)
+
+
+def dry_run(work: Work, mine: list[Need], folder: Path, scale: Scale) -> None:
+    total = left = measuring = 0.0
+    print(f"{'run':<30}{'parameters':>12}{'steps':>10}{'PFLOP':>10}{'training':>10}{'measuring':>11}  state")
+    for need in mine:
+        price, state = cost(need.cfg), state_of(folder / need.run, need.cfg)
+        hours, after = scale.hours(need.cfg), evaluation_eflop(need, scale) * 1e18 / scale.speed / 3600
+        total, measuring = total + hours, measuring + after
+        left += 0.0 if state.trained else hours * (1 - state.done / state.steps)
+        print(
+            f"{need.run:<30}{price.parameters:>12,}{need.cfg.train.steps:>10,}{1e3 * price.total_eflop:>10.3g}"
+            f"{in_hours(hours):>10}{in_hours(after):>11}  {state.words()}; measured: {', '.join(state.measured) or 'nothing'}"
+        )
+    if work.timed:
+        print(f"timed side by side: {', '.join(work.timed)}")
+    for run, reason in work.missing.items():
+        print(f"left out: {run}, {reason}")
+    print(
+        f"{len(mine)} runs, {total:.1f} hours of training on {scale.machine}, {left:.1f} of them still to do; about "
+        f"{measuring:.1f} hours to measure them all, accuracy, calibration and out-of-distribution scores not counted"
+    )
+
+
+def in_hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+
+
+def take_times(timed: dict[str, Config], folder: Path, scale: Scale, fields: list[str], say: Callable[[str], None]) -> None:
+    """Time the steps of what is not timed yet, with everything that is: only what was measured in one go can be compared."""
+    known = timing.stored(folder)
+    if timing.covers(known, timed):
+        return
+    together = {run: cfg for run in {**known["runs"], **timed} if (cfg := configuration(run, scale, fields)) is not None}
+    say(f"timing {len(together)} systems side by side ...")
+    write_text(folder / timing.FILE, json.dumps(timing.measure(together, say), indent=1) + "\n")
+
+
+def collect(folder: Path, scale: Scale, fields: list[str]) -> dict[str, dict[str, Any]]:
+    """The records of all runs that are there, with what their steps take where that was measured.
+
+    Raises:
+        ConfigError: a run was started with other settings than ``fields`` say.
+    """
+    timings = timing.stored(folder)
+    found: dict[str, dict[str, Any]] = {}
+    for run in PRESETS:
+        cfg = configuration(run, scale, fields)
+        record = record_of(run, folder / home_of(run, scale), cfg) if cfg is not None else None
+        took = timings["runs"].get(run)
+        if took is not None and cfg is not None and timing.covers(timings, {run: cfg}):
+            record = record or {"parameters": took["parameters"], "metrics": {}, "snapshots": {}}
+            record["timing"] = took | {"environment": timings["environment"]}
+        if record is not None:
+            found[run] = record
+    return found
+
+
+def prepare(work: Work, folder: Path, scale: Scale, fields: list[str], shards: int) -> None:
+    """What comes before the trainings: the Inception weights, and the times of steps while nothing else is at work."""
+    if scale.name == "full":
+        say_whether_fid_can_be_had(say_at_once)
+    if work.timed and shards > 1:
+        say_at_once("steps are not timed while others work beside: run these tables once more without --shard")
+    elif work.timed:
+        take_times(work.timed, folder, scale, fields, say_at_once)
+
+
+def run_jobs(
+    mine: list[Need], folder: Path, scale: Scale, overrides: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, list[Exception]]:
+    """Train and measure every run -> what each of them met."""
+    faults: dict[str, list[Exception]] = {}
+    for place, need in enumerate(mine, 1):
+        say(f"[{place}/{len(mine)}] {need.run}: {state_of(folder / need.run, need.cfg).words()}")
+        faults[need.run] = attempt(need, folder / need.run, scale, overrides, say)
+        for fault in faults[need.run]:
+            say(f"{need.run}: left out, {fault}")
+    return faults
+
+
+def raise_worst(faults: dict[str, list[Exception]]) -> None:
+    """One error of the worst kind that names all faults, if there are any."""
+    met = [(run, fault) for run, found in faults.items() for fault in found]
+    if met:
+        worst = next(kind for kind in USERS_FAULTS if any(isinstance(fault, kind) for _, fault in met))
+        raise worst(f"{len(met)} parts could not be done: " + "; ".join(f"{run}: {fault}" for run, fault in met))
+
+
+def say_whether_fid_can_be_had(say: Callable[[str], None]) -> None:
+    """Fetch the Inception weights once, before hours of training; without them everything else is measured all the same."""
+    try:
+        extractor("inception", "cifar10")
+    except (ConfigError, DataError) as error:
+        say(f"FID and the Inception score will be empty: {error}")

@@ -1,0 +1,212 @@
+"""The training loop: the paper's set-up as one straight line (Sec. 4.2 and Appendix B)."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import checkpoint
+from ..baselines.jem import JEM
+from ..config import (
+    Config,
+    differences,
+    labels_of_clean,
+    minibatches,
+    override,
+)
+from ..data.batches import TrainingBatches
+from ..data.datasets import open_dataset
+from ..data.image_set import Dataset, to_x
+from ..data.loader import batches_of_steps, resolve_workers
+from ..devices import autocast, best_device, keep_freed_memory, resolve_precision
+from ..errors import CheckpointError, ConfigError, DivergedError, Interrupted
+from ..loading import load
+from ..method.objective import Batch, hybrid_loss
+from ..method.seeds import generator, mix
+from ..model import HybridModel
+from ..networks import Network, build_network, compile_calls, number_of_parameters
+from .ema import Average, ema_decay
+from .optim import (
+    BatchedMuon,
+    build_optimizers,
+    learning_rate,
+    optimizer_tensors,
+    restore_optimizers,
+    set_rates,
+)
+from .progress import Meter, StopSignal
+from .run_folder import RunFolder
+
+INFORMING_IMAGES = 10_000  # that the Gaussians of JEM++ are fitted to
+
+
+OF_CLASSES = ("class_readout.1.", "label_embedding.")  # weights that have a row per class
+
+
+def say_at_once(line: str) -> None:
+    print(line, flush=True)  # a log file should not lag behind the run
+
+
+def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> HybridModel:
+    """Train, or go on where the folder's newest checkpoint stands -> the model with its averaged (EMA) weights.
+
+    The same configuration, thread count and torch version give the same weights, however often the run was interrupted.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as their names say, before anything is computed.
+        DivergedError: the loss is no longer finite; the last checkpoint is from before that.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+    """
+    device = best_device()
+    keep_freed_memory()
+    data = open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labelled=cfg.objective.kind != "genvit")
+    cfg = settle(cfg, data, device)
+    fresh = not checkpoint.step_folders(out / "checkpoints")
+    start = start_of(cfg, say) if cfg.train.init and fresh else None  # before a folder is made for nothing
+    run = RunFolder(out, cfg)
+    done, tensors, remarks = run.newest()
+    for remark in remarks:
+        say(f"warning: {remark}")
+
+    torch.manual_seed(mix(cfg.train.seed, "weights"))
+    net = build_network(cfg)
+    if isinstance(net, JEM) and not done:
+        prepare(net, cfg, data)
+    if start is not None:
+        begin_from(start, net, say)
+    net = net.to(device)
+    ema = HybridModel(build_network(cfg), cfg, device)
+    ema.net.load_state_dict(net.state_dict())
+    average = Average(ema.net, net)
+    optimizers = build_optimizers(net, cfg.optim)
+    if done:
+        net.load_state_dict(tensors["network"])
+        ema.net.load_state_dict(tensors["ema"])
+        restore_optimizers(optimizers, tensors.get("optimizer", {}))
+    run.forget_metrics_after(done)
+    batches = TrainingBatches(data, cfg.data, minibatches(cfg), cfg.train.seed, clean_labels=labels_of_clean(cfg))
+    workers = resolve_workers(cfg.data.workers, device)
+    weights: list[Tensor] = list(net.parameters())
+    parameters = number_of_parameters(net)
+    say(
+        f"{out}: {cfg.objective.kind} on {cfg.data.name}, {parameters:,} parameters, {device.type} {cfg.train.precision}, "
+        + (f"resumed at step {done} of {cfg.train.steps}" if done else f"{cfg.train.steps} steps")
+    )
+
+    def save(step: int) -> None:
+        for name, tensor in net.state_dict().items():
+            if not bool(tensor.isfinite().all()):
+                raise diverged(out, step, name)
+        state = {"network": net.state_dict(), "ema": ema.net.state_dict(), "optimizer": optimizer_tensors(optimizers)}
+        run.save(step, cfg.train.keep_checkpoints, **state)
+
+    if cfg.train.compile:
+        compile_step(net, optimizers)
+    meter = Meter(run, cfg, done, say)
+    with StopSignal() as stop, meter:
+        for step, batch in enumerate(batches_of_steps(batches, done, cfg.train.steps, workers), done):
+            set_rates(optimizers, learning_rate(step, cfg))
+            batch = Batch(*(None if part is None else part.to(device, non_blocking=True) for part in batch))
+            with autocast(device, cfg.train.precision):
+                try:
+                    noise = generator(cfg.train.seed, "noise", step)
+                    progress = step / cfg.train.steps
+                    losses = hybrid_loss(net, ema.diffusion, batch, cfg.objective, progress=progress, generator=noise)
+                except DivergedError as error:
+                    raise DivergedError(f"{out}: step {step + 1}: {error}") from None
+            losses.total.backward()
+            norm = torch.nn.utils.clip_grad_norm_(weights, cfg.optim.clip or math.inf)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            average.update(ema_decay(step, cfg))
+
+            step += 1
+            last, stopped = step == cfg.train.steps, stop.received
+            checkpoint_due = step % cfg.train.checkpoint_every == 0 or last or stopped is not None
+            terms = losses._asdict()
+            meter.add(step, {"loss": terms.pop("total"), **terms, "gradient_norm": norm})
+            if step % cfg.train.log_every == 0 or checkpoint_due:  # so that a resumed run has lost no line
+                meter.write(step, lr=learning_rate(step - 1, cfg))
+            if cfg.train.preview_every and (step % cfg.train.preview_every == 0 or last):
+                meter.preview(step, ema, data)
+            if cfg.train.snapshot_every and step % cfg.train.snapshot_every == 0:
+                run.snapshot(step, ema=ema.net.state_dict())
+            if checkpoint_due:
+                save(step)
+            if stopped and not last:
+                raise Interrupted(f"{out}: {stopped} at step {step}; the state is saved, the same command resumes")
+    return ema
+
+
+def diverged(out: Path, step: int, what: str) -> DivergedError:
+    return DivergedError(
+        f"{out}: {what} is not finite near step {step}; nothing of it was saved. "
+        "Try a lower --optim.lr or --train.precision fp32, in another --out"
+    )
+
+
+def settle(cfg: Config, data: Dataset, device: torch.device) -> Config:
+    """Fill in what only the data and the machine decide: the classes and the precision."""
+    if len(data.classes) == 1 and cfg.objective.kind != "genvit":
+        raise ConfigError(f"{cfg.data.root}: only one class, {data.classes[0]!r}: nothing to tell apart; --objective genvit")
+    compiler = os.environ.get("CXX", "g++").split()[0]
+    if cfg.train.compile and device.type == "cpu" and shutil.which(compiler) is None:
+        raise ConfigError(f"train.compile needs a C++ compiler and finds no {compiler}; install one, or --train.compile false")
+    precision = resolve_precision(cfg.train.precision, device)
+    classes = {"num_classes": len(data.classes)} if data.classes else {}  # images without labels leave the read-out as it is
+    return override(cfg, model=classes, data={"classes": data.classes}, train={"precision": precision})
+
+
+def start_of(cfg: Config, say: Callable[[str], None]) -> HybridModel:
+    """The model of ``train.init``.
+
+    Raises:
+        DataError, CheckpointError: it is not there, or its network is another one; the message names the field.
+    """
+    source = str(cfg.train.init)
+    start = load(source, "cpu")
+    theirs = override(start.cfg, model={"num_classes": cfg.model.num_classes})
+    for name, (before, now) in differences(theirs, cfg).items():
+        if name.startswith(("model.", "network.")):
+            raise CheckpointError(f"{source}: its {name} is {before}, this run's {now}: its weights mean something else")
+        if name in ("objective.target", "diffusion.schedule"):
+            say(f"warning: {source} was trained with {name} {before}, this run with {now}")
+    return start
+
+
+def begin_from(start: HybridModel, net: Network, say: Callable[[str], None]) -> None:
+    """Take over a model's weights; what has the shape of another number of classes stays at its random start.
+
+    Raises:
+        CheckpointError: a weight is missing, unknown, or of another shape.
+    """
+    own, found = net.state_dict(), start.net.state_dict()
+    for name in found:
+        if name.startswith(OF_CLASSES) and name in own and found[name].shape != own[name].shape:
+            found[name] = own[name]
+            say(f"{name} is new: the model of train.init has other classes")
+    checkpoint.load_strictly(net, found, Path("train.init"))
+
+
+def prepare(net: JEM, cfg: Config, data: Dataset) -> None:
+    """Fill the replay buffer from the training images where the objective says so."""
+    if cfg.jem.informative:
+        images, labels = data.train.subsample(INFORMING_IMAGES).take(torch.arange(min(INFORMING_IMAGES, len(data.train))))
+        if labels is None:
+            raise ConfigError(f"{cfg.data.root}: jem.informative needs labelled images")
+        net.informed_by(to_x(images), labels)
+
+
+def compile_step(net: Network, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Compile what a training step spends its time in: the network's calls, and on a GPU the many small products of Muon."""
+    compile_calls(net)
+    for optimizer in optimizers:
+        if isinstance(optimizer, BatchedMuon) and next(net.parameters()).is_cuda:
+            optimizer.compile()

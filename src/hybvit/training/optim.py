@@ -1,0 +1,151 @@
+"""The optimizers, their learning rate, and their state as tensors: AdamW, SGD, and Muon with one batched product per shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..config import (
+    Config,
+    OptimConfig,
+)
+from ..devices import multiplies_bf16
+from ..method.vit import HybViT
+from ..networks import Network
+
+RELATIVE_RATE = "relative_lr"  # of a parameter group: its learning rate as a multiple of the schedule's
+
+
+def build_optimizers(net: Network, cfg: OptimConfig) -> list[torch.optim.Optimizer]:
+    """One optimiser of all weights; for muon a second one, of the matrices inside the layers of the ViT.
+
+    Muon updates by an orthogonal matrix U V^T times sqrt(max(1, rows/columns)) (Jordan et al. 2024), at ``muon_lr``. PyTorch
+    decays weights by lr * weight_decay: here divided so that all weights decay by ``cfg.lr * cfg.weight_decay`` at the peak.
+    """
+    matrices = matrices_of_layers(net) if cfg.name == "muon" else []
+    apart = set(map(id, matrices))
+    others = [p for p in net.parameters() if id(p) not in apart]
+    if cfg.name == "sgd":
+        momentum, nesterov = cfg.beta1, cfg.nesterov
+        return [torch.optim.SGD(others, lr=cfg.lr, momentum=momentum, weight_decay=cfg.weight_decay, nesterov=nesterov)]
+    betas = (cfg.beta1, cfg.beta2)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay, fused=True)
+    ]
+    if matrices:
+        relative = cfg.muon_lr / cfg.lr
+        group = {"params": matrices, RELATIVE_RATE: relative}
+        optimizers.append(BatchedMuon([group], lr=cfg.muon_lr, weight_decay=cfg.weight_decay / relative))
+    return optimizers
+
+
+def matrices_of_layers(net: Network) -> list[nn.Parameter]:
+    """The weights of the linear maps inside the transformer layers."""
+    layers = [module.layers for module in net.modules() if isinstance(module, HybViT)]  # a JEM holds its network
+    linear = [module for layer in layers for module in layer.modules() if isinstance(module, nn.Linear)]
+    return [cast(nn.Parameter, module.weight) for module in linear]
+
+
+def set_rates(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get(RELATIVE_RATE, 1.0)
+
+
+def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The optimisers' state as a flat dict -> tensor: ``index/name`` of the first, ``1/index/name`` of the second; their
+    settings are in the configuration."""
+    return {
+        f"{number}/{index}/{name}" if number else f"{index}/{name}": value
+        for number, optimizer in enumerate(optimizers)
+        for index, entry in optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+        if value is not None
+    }
+
+
+def restore_optimizers(optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    for key, value in tensors.items():
+        *number, index, name = key.split("/")
+        states[int(number[0]) if number else 0].setdefault(int(index), {})[name] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def learning_rate(step: int, cfg: Config) -> float:
+    """Linear warm-up to ``optim.lr``, then a cosine, at ``optim.min_lr`` once ``train.steps`` are done, or a drop at each
+    milestone. ``step`` is from 0."""
+    optim, warmup = cfg.optim, cfg.optim.warmup_steps
+    if step < warmup:
+        return optim.lr * (step + 1) / warmup
+    if optim.schedule == "steps":
+        return optim.lr * optim.drop ** sum(step >= share * cfg.train.steps for share in optim.milestones)
+    progress = (step - warmup) / max(cfg.train.steps - warmup, 1)
+    return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+Coefficients = tuple[float, float, float]
+
+
+def orthogonalise(matrices: Tensor, coefficients: Coefficients, iterations: int, eps: float) -> Tensor:
+    """Newton-Schulz: [n, rows, columns] -> about U V^T of every matrix U S V^T, in bfloat16 where the device is made for it.
+
+    The singular values end near 1, not at it: the published coefficients trade that for few iterations.
+    """
+    a, b, c = coefficients
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.mT
+    x = x.bfloat16() if multiplies_bf16(x.device) else x.float()
+    x = x / x.flatten(1).norm(dim=1).clamp(min=eps)[:, None, None]
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide else x.mT
+
+
+def orthogonalise_all(stacks: list[Tensor], coefficients: Coefficients, iterations: int, eps: float) -> list[Tensor]:
+    return [orthogonalise(matrices, coefficients, iterations, eps) for matrices in stacks]
+
+
+class BatchedMuon(torch.optim.Muon):
+    """``torch.optim.Muon`` with Nesterov momentum and its default scale, all matrices of one shape at once.
+
+    State and updates are the same but for rounding. A small network is a handful of shapes, so that a step
+    is some tens of products instead of hundreds, whose overhead is most of their time: see docs/log.md.
+    """
+
+    def __init__(self, params: Iterable[dict[str, Any]], lr: float, weight_decay: float) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay)
+        self.orthogonalise_all = orthogonalise_all
+
+    def compile(self) -> None:
+        """Launch the products together, as a CUDA graph: each takes a few microseconds, and its launch many."""
+        self.orthogonalise_all = torch.compile(orthogonalise_all, dynamic=False, mode="reduce-overhead")
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            shapes: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = {}
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                if "momentum_buffer" not in self.state[matrix]:
+                    self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix.grad)
+                shapes.setdefault(matrix.shape, []).append((matrix, matrix.grad, self.state[matrix]["momentum_buffer"]))
+            directions = []
+            for found in shapes.values():
+                _, grads, averages = zip(*found, strict=True)
+                torch._foreach_lerp_(averages, grads, 1 - momentum)
+                directions.append(torch.stack(grads).lerp(torch.stack(averages), momentum))
+            updates = self.orthogonalise_all(directions, group["ns_coefficients"], group["ns_steps"], group["eps"])
+            for ((rows, columns), found), update in zip(shapes.items(), updates, strict=True):
+                matrices = [matrix for matrix, _, _ in found]
+                torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
+                own = update.to(matrices[0].dtype).unbind()
+                torch._foreach_add_(matrices, own, alpha=-lr * math.sqrt(max(1, rows / columns)))

@@ -1,0 +1,132 @@
+"""Where a run stands: its log lines, bar and previews, and the signal that stops it."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..config import (
+    Config,
+    minibatches,
+)
+from ..data.image_set import Dataset, to_x
+from ..data.images import grid, save_image
+from ..devices import autocast
+from ..errors import ConfigError
+from ..metrics.classification import topk_accuracy
+from ..model import HybridModel
+from .loop import (
+    diverged,
+)
+from .run_folder import RunFolder
+
+PREVIEW_IMAGES, PREVIEW_STEPS = 64, 20
+
+
+LINE_SECONDS = 10.0  # between two lines in a log
+
+
+@torch.no_grad()
+def test_accuracy(model: HybridModel, data: Dataset) -> float:
+    parts = [(model.logits(to_x(pixels)).cpu(), labels) for pixels, labels in data.test.batches() if labels is not None]
+    return topk_accuracy(torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts]))
+
+
+class Meter:
+    """Averages the losses between two log lines and shows where the run stands: a bar on a terminal, plain lines in a log."""
+
+    def __init__(self, run: RunFolder, cfg: Config, done: int, say: Callable[[str], None]) -> None:
+        self.run, self.cfg, self.say = run, cfg, say
+        self.sums: dict[str, Tensor] = {}
+        self.count, self.since, self.paused = 0, time.monotonic(), 0.0
+        self.bar = tqdm(total=cfg.train.steps, initial=done, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self.last_line = time.monotonic()
+        self.writer: Any = None
+        if cfg.train.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ConfigError("train.tensorboard needs TensorBoard: pip install 'hybvit[track]'") from None
+            self.writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=done)
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.close()
+        if self.writer is not None:
+            self.writer.close()
+
+    def add(self, step: int, values: dict[str, Tensor | None]) -> None:
+        for name, value in values.items():
+            if value is not None:
+                value = value.detach().float()
+                self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.count += 1
+        self.bar.update()
+
+    def write(self, step: int, lr: float) -> None:
+        """One line of metrics.jsonl: means since the last one. Raises DivergedError where one is not finite."""
+        for name, total in self.sums.items():
+            if not math.isfinite(total.item()):
+                raise diverged(self.run.path, step, name)
+        seconds = time.monotonic() - self.since - self.paused
+        means = {name: value.item() / self.count for name, value in self.sums.items()}
+        rate = self.count * sum(minibatches(self.cfg)) / seconds
+        line = {"step": step, **means, "lr": lr, "seconds": seconds, "images_per_second": rate}
+        self.run.log(line)
+        if self.writer is not None:
+            for name, value in line.items():
+                self.writer.add_scalar(f"train/{name}", value, step)
+        left = (self.cfg.train.steps - step) * seconds / self.count
+        shown = ", ".join(f"{name} {means[name]:.4f}" for name in ("loss", "ce", "denoising", "energy_gap") if name in means)
+        self.bar.set_postfix_str(f"{shown}, {rate:.0f} images/s")
+        if self.bar.disable and (time.monotonic() - self.last_line > LINE_SECONDS or step == self.cfg.train.steps):
+            self.say(f"step {step}/{self.cfg.train.steps}  {shown}  {rate:.0f} images/s  {left:.0f} s left")
+            self.last_line = time.monotonic()
+        self.sums, self.count, self.since, self.paused = {}, 0, time.monotonic(), 0.0
+
+    def preview(self, step: int, ema: HybridModel, data: Dataset) -> None:
+        """Test accuracy and a sample grid of the averaged weights; the time they take is not counted as training."""
+        started = time.monotonic()
+        with autocast(ema.device, self.cfg.train.precision):
+            if ema.has_samples:
+                pixels = ema.sample(PREVIEW_IMAGES, steps=PREVIEW_STEPS, seed=self.cfg.train.seed)
+                scale = max(1, 64 // pixels.shape[-1])
+                save_image(grid(pixels, scale=scale), self.run.path / "samples" / f"step-{step:08d}.png")
+            if ema.has_classes and data.test.labels is not None:
+                accuracy = test_accuracy(ema, data)
+                self.run.log({"step": step, "test/accuracy": accuracy})
+                if self.writer is not None:
+                    self.writer.add_scalar("test/accuracy", accuracy, step)
+        self.paused += time.monotonic() - started
+
+
+class StopSignal:
+    """Turns SIGINT and SIGTERM into a word that the loop reads between steps; a second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, self.receive)
+        return self
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        signal.signal(number, self.previous[number])
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
