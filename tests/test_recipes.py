@@ -278,6 +278,7 @@ def test_the_cost_of_a_batch_is_that_of_a_real_one(name):
     assert counter.get_total_flops() == round(cost(cfg).train_gflop_per_step * 1e9)
 
 
+@pytest.mark.slow
 def test_what_the_balance_the_noisy_labels_and_the_guidance_take_is_counted():
     cfg = preset("fashion_mnist_v2")
     plain, denoised, m = override(cfg, objective={"noisy_labels": 0.0}), cfg.train.batch_size, cfg.model

@@ -267,6 +267,7 @@ def test_the_average_weighs_step_t_by_t_to_the_gamma(width):
     assert held.count == steps - 1  # buffers are taken over, not averaged
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_averages_and_load_picks_one(run):
     folder = newest(run / "checkpoints")[0]
     main = load(run)
@@ -365,6 +366,7 @@ def test_compiling_needs_a_compiler_and_no_langevin_chains(monkeypatch, tmp_path
         override(preset("cifar10_jem"), train={"compile": True})
 
 
+@pytest.mark.slow
 def test_a_run_may_begin_from_one_whose_losses_were_balanced_otherwise(tmp_path):
     fixed = override(
         preset("digits"),
@@ -386,6 +388,7 @@ def test_a_run_may_begin_from_one_whose_losses_were_balanced_otherwise(tmp_path)
     assert torch.equal(load(tmp_path / "on", "cpu").net.state_dict()["log_variances"], balance)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_model_of_other_classes(tmp_path):
     cfg = override(
         preset("digits"),
