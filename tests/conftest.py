@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000"}  # read when torch is imported, here and in child processes
+os.environ["HF_HUB_OFFLINE"] = "1"  # read at import too: no test waits for an answer from there
 
 import numpy as np
 import pytest
