@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hybvit
-from hybvit import checkpoint
+from hybvit import checkpoint, loading
 from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.method.vit import HybViT, ViTConfig
 
@@ -83,7 +83,7 @@ def test_published_weights_in_every_layout(golden, golden_config, tmp_path, layo
 
 def test_every_weight_has_its_own_published_name():
     net = HybViT(ViTConfig(dim=48, depth=12, heads=4))
-    names = [checkpoint.published_name(key) for key in net.state_dict()]
+    names = [loading.published_name(key) for key in net.state_dict()]
     assert len(set(names)) == len(names)
     assert "transformer.layers.11.0.fn.to_qkv.weight" in names
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hybvit import checkpoint, cli, hybrid
+import hybvit
+from hybvit import checkpoint, cli, hub
 from hybvit.cli.evaluate import build_parser, given_options
 from hybvit.config import Config, differences, load_config, override, parse, to_yaml, value_of
 from hybvit.evaluation.options import Options
@@ -61,12 +62,12 @@ def test_one_substitution_makes_the_links_of_the_readme_absolute():
     )
 
 
-@pytest.mark.parametrize("name", hybrid.bundled())
+@pytest.mark.parametrize("name", hub.bundled())
 def test_a_card_needs_nothing_outside_of_its_folder(name):
-    links = re.findall(r"\]\(([^)#]+)\)", (hybrid.BUNDLED / name / "README.md").read_text())
+    links = re.findall(r"\]\(([^)#]+)\)", (hub.BUNDLED / name / "README.md").read_text())
     inside = [link for link in links if not link.startswith("http")]
     assert "samples.png" in inside
-    assert all(link == Path(link).name and (hybrid.BUNDLED / name / link).is_file() for link in inside)
+    assert all(link == Path(link).name and (hub.BUNDLED / name / link).is_file() for link in inside)
 
 
 def test_the_data_page_names_fields_that_exist():
@@ -111,34 +112,34 @@ def test_the_commands_run(tmp_path, monkeypatch):
 
 
 def test_the_bundled_models_are_those_that_were_measured():
-    names = hybrid.bundled()
+    names = hub.bundled()
     assert names == ["digits", "fashion-mnist"]
-    assert sum(path.stat().st_size for path in hybrid.BUNDLED.rglob("*") if path.is_file()) < 12e6
+    assert sum(path.stat().st_size for path in hub.BUNDLED.rglob("*") if path.is_file()) < 12e6
     for name in names:
         record = json.loads((ROOT / "results" / f"model_{name}.json").read_text())
-        assert record["sha256"] == checkpoint.verify(hybrid.BUNDLED / name)["sha256"]
+        assert record["sha256"] == checkpoint.verify(hub.BUNDLED / name)["sha256"]
         assert record["metrics"]["test/accuracy"]["value"] > {"digits": 0.97, "fashion-mnist": 0.93}[name]
         preset_name, *words = record["training"]["command"].split()[2:]  # still the command, though its preset may have changed
         trained_by = parse(words, preset(preset_name))
-        assert set(differences(load_config(hybrid.BUNDLED / name / "config.yaml"), trained_by)) <= {
+        assert set(differences(load_config(hub.BUNDLED / name / "config.yaml"), trained_by)) <= {
             "data.classes",
             "train.init",
         }
 
 
-@pytest.mark.parametrize("name", hybrid.bundled())
+@pytest.mark.parametrize("name", hub.bundled())
 def test_a_card_names_the_command_that_its_figures_came_from(name):
-    words = re.search(r"Measured by `hybvit evaluate (.*)`", (hybrid.BUNDLED / name / "README.md").read_text())[1].split()
+    words = re.search(r"Measured by `hybvit evaluate (.*)`", (hub.BUNDLED / name / "README.md").read_text())[1].split()
     asked = Options(**given_options(build_parser().parse_args(words)))
     options = json.loads((ROOT / "results" / f"model_{name}.json").read_text())["options"]
     for field in ("samples", "sampler", "steps", "limit", "seed", "attack_images", "autoattack_images", "bound_images"):
         assert getattr(asked, field) == options[field]
 
 
-@pytest.mark.parametrize("name", hybrid.bundled())
+@pytest.mark.parametrize("name", hub.bundled())
 def test_a_bundled_model_still_answers_as_when_it_was_shipped(name):
     recorded = json.loads((ROOT / "results" / f"model_{name}.json").read_text())["answers"]
-    found = script("benchmarks/ship.py").answers(hybrid.load(name, "cpu"))
+    found = script("benchmarks/ship.py").answers(hybvit.load(name, "cpu"))
     assert found.keys() == recorded.keys()
     for key, values in found.items():
         torch.testing.assert_close(torch.tensor(values), torch.tensor(recorded[key]), rtol=1e-3, atol=1e-3)

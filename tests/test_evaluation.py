@@ -14,10 +14,7 @@ import torch
 import hybvit
 from hybvit import Adapted, EvaluationOptions, cli
 from hybvit.cli.evaluate import build_parser, given_options, parse_options
-from hybvit.data.datasets import open_dataset
-from hybvit.data.image_set import ImageSet
-from hybvit.data.images import to_x
-from hybvit.data.own_images import Dataset
+from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.errors import ConfigError
 from hybvit.evaluation import ALL, Metric
 from hybvit.evaluation.context import Context
@@ -26,6 +23,8 @@ from hybvit.presets import preset
 from hybvit.reproduce.runs import Need, evaluations_of
 from hybvit.reproduce.scales import POCKET, SCALES
 from hybvit.reproduce.studies import EVAL_OPTIONS
+
+from .conftest import opened
 
 FEW = EvaluationOptions(limit=40, samples=20, steps=2)
 # Of every suite for rows at both scales and for a study, as hybvit 0.1.0 stored them before options were objects.
@@ -55,7 +54,7 @@ def test_a_model_on_its_own_data(model):
     said: list[str] = []
     results = hybvit.evaluate(model, suites=["accuracy", "calibration"], options=FEW, say=said.append)
     assert isinstance(results, hybvit.Results)
-    test = open_dataset(model.cfg).test.subsample(40)
+    test = opened(model.cfg).test.subsample(40)
     right = (model.predict(test.in_memory).labels == test.labels).double().mean().item()
     assert results["test/accuracy"] == right
     metric = results.metrics["test/accuracy"]
@@ -82,7 +81,7 @@ def test_results_are_a_mapping_of_names_to_values(model):
 
 
 def test_an_opened_data_set_is_what_is_judged_on(model):
-    data = open_dataset(preset("digits"))
+    data = opened(preset("digits"))
     shuffled = Dataset(data.train, ImageSet(data.test.in_memory, data.test.labels.roll(1)), data.classes)
     right = hybvit.evaluate(model, data, suites="accuracy")
     assert right["test/accuracy"] == hybvit.evaluate(model, suites="accuracy")["test/accuracy"] > 0.9
@@ -91,7 +90,7 @@ def test_an_opened_data_set_is_what_is_judged_on(model):
 
 def test_an_adapted_model_on_data_by_object_and_by_name():
     external = adapted()
-    data = open_dataset(preset("digits"))
+    data = opened(preset("digits"))
     found = hybvit.evaluate(external, data, suites=["accuracy", "likelihood", "fidelity", "quality"], options=FEW)
     assert set(found.left_out) == {"likelihood", "fidelity", "quality"}
     test = data.test.subsample(40)
@@ -105,7 +104,7 @@ def test_an_adapted_model_on_data_by_object_and_by_name():
 def test_a_folder_of_images_is_data_too(model, tmp_path):
     from PIL import Image
 
-    data = open_dataset(preset("digits"))
+    data = opened(preset("digits"))
     for index in (data.train.labels == data.train.labels.unique()[:, None]).int().topk(5).indices.flatten().tolist():
         folder = tmp_path / data.classes[data.train.labels[index]]
         folder.mkdir(exist_ok=True)
@@ -165,7 +164,7 @@ def test_what_does_not_fit_is_said(model):
         hybvit.evaluate(model, suites=["acuracy"])
     with pytest.raises(ConfigError, match="data is None"):
         hybvit.evaluate(adapted())
-    data = open_dataset(preset("digits"))
+    data = opened(preset("digits"))
     large = Dataset(data.train, ImageSet(data.test.in_memory.repeat(1, 1, 2, 2), data.test.labels), data.classes)
     with pytest.raises(ConfigError, match="images are 1x16x16, the model takes 1x8x8"):
         hybvit.evaluate(model, large)
@@ -226,7 +225,7 @@ def test_settings_of_a_reproduction_are_those_that_were_stored(name, model):
 
 
 def test_a_result_that_an_earlier_version_stored_is_taken_up(model, tmp_path):
-    weights = Context(model, open_dataset(model.cfg), "digits", Options(), tmp_path).fingerprint
+    weights = Context(model, opened(model.cfg), "digits", Options(), tmp_path).fingerprint
     facts = {"version": hybvit.__version__, "data": "digits", "test_images": TEST_IMAGES, "weights": weights}
     for suite, settings in STORED["pocket/stl10"].items():
         folder = tmp_path / "evaluation" / suite

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 import hybvit
-from hybvit import hybrid
+from hybvit import hub, loading
 from hybvit.config import Config, DiffusionConfig, override
 from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.method.objective import Objective
@@ -198,10 +198,11 @@ def test_every_preset_builds_and_reloads(tmp_path):
 
 def test_a_bundled_model_is_loaded_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hybrid, "BUNDLED", tmp_path / "assets")
+    for module in (hub, loading):
+        monkeypatch.setattr(module, "BUNDLED", tmp_path / "assets")
     m = model()
     m.save_pretrained(tmp_path / "assets" / "tiny")
-    assert hybrid.bundled() == ["tiny"]
+    assert hub.bundled() == ["tiny"]
     x = torch.rand(2, 1, 8, 8)
     assert torch.equal(hybvit.load("tiny", "cpu").logits(x), m.logits(x))
     with pytest.raises(DataError, match=r"none of the package's models \(tiny: did you mean tiny\?\)"):
@@ -211,7 +212,7 @@ def test_a_bundled_model_is_loaded_by_its_name(tmp_path, monkeypatch):
     assert torch.equal(hybvit.load("tiny", "cpu").logits(x), other.logits(x))
 
 
-@pytest.mark.parametrize("name", hybrid.bundled())
+@pytest.mark.parametrize("name", hub.bundled())
 def test_every_bundled_model_is_sound(name):
     m = hybvit.load(name, "cpu")
     assert m.cfg.data.root is None

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybvit import checkpoint
+from hybvit import loading
 from hybvit.config import Config, DiffusionConfig, load_config, to_yaml
 from hybvit.errors import ConfigError
 from hybvit.method.diffusion import Diffusion
@@ -60,7 +60,7 @@ def test_golden_losses(golden, golden_config, golden_file, norm, monkeypatch):
     monkeypatch.setattr("hybvit.method.objective.draw_times", lambda *_: golden["t"] + 1)  # the file counts steps from 0
     monkeypatch.setattr("hybvit.method.objective.normal_like", lambda *_: golden["noise"])
     net = HybViT(golden_config)
-    checkpoint.load_published_weights(net, golden_file)
+    loading.load_published_weights(net, golden_file)
     with torch.no_grad():
         losses = hybrid_loss(net, COSINE, Batch(golden["x"], None, None), Objective(norm=norm))
     assert losses.denoising.item() == pytest.approx(golden[f"loss_{norm}"].item(), rel=1e-6)

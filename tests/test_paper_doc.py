@@ -53,9 +53,9 @@ def test_every_named_function_exists():
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("diffusion.py: Diffusion.q_sample", "diffusion.py: Diffusion.q_sampled"),
+        ("method/diffusion.py: Diffusion.q_sample", "method/diffusion.py: Diffusion.q_sampled"),
         ("metrics/likelihood.py: prior_bits", "metrics/likelihood.py: prior_nats"),
-        ("samplers.py: ddpm", "sampler.py: ddpm"),
+        ("method/samplers.py: ddpm", "method/sampler.py: ddpm"),
     ],
 )
 def test_a_wrong_name_in_the_page_is_found(right, wrong):

@@ -14,13 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from hybvit import reproduce
+import hybvit.cli.reproduce
+from hybvit import cli
 from hybvit.catalog import CATALOG
 from hybvit.checkpoint import newest, read_tensors, step_folders
 from hybvit.config import differences, override
 from hybvit.errors import ConfigError
 from hybvit.presets import PRESETS, preset
-from hybvit.reproduce import claims, figures, render, scales, timing
+from hybvit.reproduce import claims, figures, pages, render, scales, timing, work
 from hybvit.reproduce.published import tables
 from hybvit.reproduce.runs import (
     SNAPSHOTS,
@@ -273,11 +274,11 @@ def test_the_plan_costs_what_the_presets_say():
 def test_presets_that_are_one_training_share_a_folder():
     assert home_of("stl10_short_patch8", POCKET) == "stl10"
     assert home_of("stl10_short_patch8", FULL) == "stl10_short_patch8"
-    work = reproduce.plan(["table2", "table7"], POCKET, set(), [])
-    configs = [need.cfg for need in work.needs]
+    planned = work.plan(["table2", "table7"], POCKET, set(), [])
+    configs = [need.cfg for need in planned.needs]
     assert len(set(configs)) == len(configs)
     with pytest.raises(ConfigError, match="stands behind none"):
-        reproduce.plan(["table7"], POCKET, {"cifar10"}, [])
+        work.plan(["table7"], POCKET, {"cifar10"}, [])
 
 
 def test_drawings_keep_rows_of_different_groups_apart():
@@ -300,16 +301,16 @@ def test_rows_of_ours_stand_in_their_group():
 
 
 def test_names_and_shards_are_checked():
-    assert reproduce.names_of(["all"]) == list(NAMES)
-    assert reproduce.names_of(["figure8", "table2"]) == ["table2", "figure8"]
+    assert cli.reproduce.names_of(["all"]) == list(NAMES)
+    assert cli.reproduce.names_of(["figure8", "table2"]) == ["table2", "figure8"]
     with pytest.raises(ConfigError, match="did you mean table1"):
-        reproduce.names_of(["tabel1"])
+        cli.reproduce.names_of(["tabel1"])
     with pytest.raises(ConfigError, match="drawing"):
-        reproduce.names_of(["figure2"])
-    assert reproduce.shard_of("2/3") == (1, 3)
+        cli.reproduce.names_of(["figure2"])
+    assert cli.reproduce.shard_of("2/3") == (1, 3)
     for wrong in ("0/2", "3/2", "1", "a/b"):
         with pytest.raises(ConfigError, match="--shard"):
-            reproduce.shard_of(wrong)
+            cli.reproduce.shard_of(wrong)
 
 
 @pytest.mark.slow
@@ -479,7 +480,11 @@ def on_digits(monkeypatch):
     """CIFAR-10's rows on the digits: seconds."""
     monkeypatch.setitem(scales.STAND_INS, "cifar10", "digits")
     monkeypatch.setitem(scales.PATCHES, "digits", {4: 4, 8: 4})
-    monkeypatch.setattr(reproduce, "home_of", lambda run, scale: run)  # else both data sets share folders
+    for module in (work, pages):
+        monkeypatch.setattr(module, "home_of", lambda run, scale: run)  # else both data sets share folders
+    scales.pocket.cache_clear()
+    yield
+    scales.pocket.cache_clear()
 
 
 @pytest.mark.slow
@@ -488,7 +493,7 @@ def test_every_figure_comes_out(on_digits, tmp_path, monkeypatch):
     look = ["--look", "--samples 400 --steps 2 --limit 60 --attack-images 8 --attack-steps 2 --sampler ddim"]
     arguments = [*names, "--runs", "cifar10", "--out", str(tmp_path), *TINY, *look]
     # A network that has hardly learnt sees one class: enough for the pictures, not for a row of ten of each.
-    reproduce.main(arguments)
+    cli.reproduce.main(arguments)
     made = {path.name for path in (tmp_path / "pocket" / "figures").iterdir()}
     assert {"figure1.png", "figure5.png", "figure6.svg", "figure8_accuracy.svg", "figure8_fid.svg", "figure8b_linf.svg"} <= made
     assert {"figure8b_l2.svg", "figure13.png", "figure10_best.png", "figure10_worst.png"} <= made

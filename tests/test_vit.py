@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hybvit import checkpoint
+from hybvit import loading
 from hybvit.method.vit import FiLM, HybViT, TimeEmbedding, ViTConfig, attend, patchify, unpatchify
 
 SMALL = ViTConfig(image_size=8, patch_size=2, channels=3, num_classes=5, dim=32, depth=3, heads=4)
@@ -65,7 +65,7 @@ def test_published_parameter_counts(parameters, changes):
 
 def test_golden_logits_and_noise(golden, golden_config, golden_file):
     net = HybViT(golden_config)
-    checkpoint.load_published_weights(net, golden_file)
+    loading.load_published_weights(net, golden_file)
     with torch.no_grad():
         logits = net(golden["x"]).logits
         eps = net(golden["x_t"], golden["t"] + 1).prediction  # the file counts steps from 0

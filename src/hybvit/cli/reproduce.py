@@ -13,19 +13,10 @@ from ..evaluation.options import Options
 from ..presets import PRESETS
 from ..reproduce import studies
 from ..reproduce.pages import write_out
-from ..reproduce.runs import (
-    share_of,
-)
+from ..reproduce.runs import share_of
 from ..reproduce.scales import SCALES
 from ..reproduce.tables import NAMES
-from ..reproduce.work import (
-    collect,
-    dry_run,
-    plan,
-    prepare,
-    raise_worst,
-    run_jobs,
-)
+from ..reproduce.work import collect, dry_run, plan, prepare, raise_worst, run_jobs
 from ..storage import make_folder
 from ..training.loop import say_at_once
 from .arguments import ArgumentParser

@@ -6,20 +6,10 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from ..config import (
-    Config,
-    field_help,
-    fields_in,
-    override,
-    parse,
-    without_effect,
-)
+from ..config import Config, field_help, fields_in, override, parse, without_effect
 from ..data.locate import locate
 from ..presets import PRESETS, preset
-from ..training.loop import (
-    say_at_once,
-    train,
-)
+from ..training.loop import say_at_once, train
 from .arguments import ArgumentParser
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from ..catalog import CATALOG
 from ..config import Config, override
@@ -47,6 +48,7 @@ STAND_INS = {"cifar10": "fashion_mnist", "stl10": "digits"}
 PATCHES = {"fashion_mnist": {4: 7}, "digits": {12: 8, 8: 4, 6: 2, 4: 1}}
 
 
+@cache
 def pocket(name: str) -> Config | None:
     """The preset with a quarter of the width, two thirds of the depth, a third of the heads, on small grey images.
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..config import (
-    Config,
-)
+from ..config import Config
 
 
 def ema_decay(step: int, cfg: Config) -> float:

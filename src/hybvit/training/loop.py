@@ -13,13 +13,7 @@ from torch import Tensor
 
 from .. import checkpoint
 from ..baselines.jem import JEM
-from ..config import (
-    Config,
-    differences,
-    labels_of_clean,
-    minibatches,
-    override,
-)
+from ..config import Config, differences, labels_of_clean, minibatches, override
 from ..data.batches import TrainingBatches
 from ..data.datasets import open_dataset
 from ..data.image_set import Dataset, to_x
@@ -32,15 +26,8 @@ from ..method.seeds import generator, mix
 from ..model import HybridModel
 from ..networks import Network, build_network, compile_calls, number_of_parameters
 from .ema import Average, ema_decay
-from .optim import (
-    BatchedMuon,
-    build_optimizers,
-    learning_rate,
-    optimizer_tensors,
-    restore_optimizers,
-    set_rates,
-)
-from .progress import Meter, StopSignal
+from .optim import BatchedMuon, build_optimizers, learning_rate, optimizer_tensors, restore_optimizers, set_rates
+from .progress import Meter, StopSignal, diverged
 from .run_folder import RunFolder
 
 INFORMING_IMAGES = 10_000  # that the Gaussians of JEM++ are fitted to
@@ -143,13 +130,6 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
             if stopped and not last:
                 raise Interrupted(f"{out}: {stopped} at step {step}; the state is saved, the same command resumes")
     return ema
-
-
-def diverged(out: Path, step: int, what: str) -> DivergedError:
-    return DivergedError(
-        f"{out}: {what} is not finite near step {step}; nothing of it was saved. "
-        "Try a lower --optim.lr or --train.precision fp32, in another --out"
-    )
 
 
 def settle(cfg: Config, data: Dataset, device: torch.device) -> Config:

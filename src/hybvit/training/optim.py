@@ -9,10 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..config import (
-    Config,
-    OptimConfig,
-)
+from ..config import Config, OptimConfig
 from ..devices import multiplies_bf16
 from ..method.vit import HybViT
 from ..networks import Network

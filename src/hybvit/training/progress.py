@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -14,25 +15,26 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..config import (
-    Config,
-    minibatches,
-)
+from ..config import Config, minibatches
 from ..data.image_set import Dataset, to_x
 from ..data.images import grid, save_image
 from ..devices import autocast
-from ..errors import ConfigError
+from ..errors import ConfigError, DivergedError
 from ..metrics.classification import topk_accuracy
 from ..model import HybridModel
-from .loop import (
-    diverged,
-)
 from .run_folder import RunFolder
 
 PREVIEW_IMAGES, PREVIEW_STEPS = 64, 20
 
 
 LINE_SECONDS = 10.0  # between two lines in a log
+
+
+def diverged(out: Path, step: int, what: str) -> DivergedError:
+    return DivergedError(
+        f"{out}: {what} is not finite near step {step}; nothing of it was saved. "
+        "Try a lower --optim.lr or --train.precision fp32, in another --out"
+    )
 
 
 @torch.no_grad()
