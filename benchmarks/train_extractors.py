@@ -23,7 +23,7 @@ from hybvit.data.batches import Order, draws, weak
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import ImageSet, to_x
 from hybvit.evaluation.extractors import ASSETS, RECORD, SmallCNN
-from hybvit.method.seeds import mix
+from hybvit.method.seeds import derive_seed
 from hybvit.presets import preset
 
 SEED = 0
@@ -57,7 +57,7 @@ def rate(step: int, steps: int, peak: float) -> float:
 
 
 def fit(pixels: Tensor, labels: Tensor, recipe: Recipe) -> SmallCNN:
-    torch.manual_seed(mix(SEED, "weights"))
+    torch.manual_seed(derive_seed(SEED, "weights"))
     net = SmallCNN(pixels.shape[1], int(labels.max()) + 1).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(net.parameters(), weight_decay=WEIGHT_DECAY)
     order = Order(len(pixels), SEED, "order of labelled images")

@@ -7,7 +7,7 @@ import torchvision
 from torchvision.transforms import v2
 
 from hybvit.data.batches import DRAWS, FLIP, POLICY, auto_augment, draws, erase, flip_half, mix_batch, weak
-from hybvit.method.seeds import mix, splitmix64
+from hybvit.method.seeds import derive_seed, splitmix64
 
 STREAM = "augmentation"
 
@@ -50,10 +50,10 @@ def test_the_hash_of_tensors_is_the_hash_of_seeds():
         z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
         return z ^ (z >> 31)
 
-    bits = [0, 1, 2**63 - 1, 2**63, 2**64 - 1, *(mix(seed, STREAM) * 2 + seed % 2 for seed in range(100))]
+    bits = [0, 1, 2**63 - 1, 2**63, 2**64 - 1, *(derive_seed(seed, STREAM) * 2 + seed % 2 for seed in range(100))]
     signed = torch.tensor([z - 2**64 if z >= 2**63 else z for z in bits])
     assert [z % 2**64 for z in splitmix64(signed).tolist()] == [unsigned(z) for z in bits]
-    assert mix(0, "weights") == unsigned(1) % 2**63
+    assert derive_seed(0, "weights") == unsigned(1) % 2**63
 
 
 # weak

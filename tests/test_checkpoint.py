@@ -42,8 +42,8 @@ def test_newest_passes_over_damaged_checkpoints(tmp_path):
     for step in (5, 10):
         write(checkpoint.step_folder(tmp_path, step), step)
     (checkpoint.step_folder(tmp_path, 10) / "network.safetensors").write_bytes(b"")
-    folder, manifest, complaints = checkpoint.newest(tmp_path)
-    assert (folder.name, manifest["step"], len(complaints)) == ("step-00000005", 5, 1)
+    folder, manifest, problems = checkpoint.newest(tmp_path)
+    assert (folder.name, manifest["step"], len(problems)) == ("step-00000005", 5, 1)
     (checkpoint.step_folder(tmp_path, 5) / "network.safetensors").unlink()
     with pytest.raises(CheckpointError, match="no usable checkpoint"):
         checkpoint.newest(tmp_path)

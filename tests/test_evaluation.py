@@ -20,7 +20,7 @@ from hybvit.evaluation import ALL, Metric
 from hybvit.evaluation.context import Context
 from hybvit.evaluation.options import Options
 from hybvit.presets import preset
-from hybvit.reproduce.runs import Need, evaluations_of
+from hybvit.reproduce.runs import Job, evaluations_of
 from hybvit.reproduce.scales import POCKET, SCALES
 from hybvit.reproduce.studies import EVAL_OPTIONS
 
@@ -215,7 +215,7 @@ def test_settings_of_a_reproduction_are_those_that_were_stored(name, model):
     """Else an evaluation of days would be done again."""
     scale_name, run = name.split("/")
     scale = SCALES[scale_name] if scale_name in SCALES else replace(POCKET, eval_options=EVAL_OPTIONS)
-    need = Need(run, scale.config(run), ALL, False)
+    need = Job(run, scale.config(run), ALL, False)
     found = {
         suite: json.loads(json.dumps(options.for_model(model).of_suite(suite)))
         for _, suites, options in evaluations_of(need, Path("run"), scale, {})

@@ -19,7 +19,7 @@ from hybvit.data.image_set import to_x
 from hybvit.data.images import with_channels
 from hybvit.errors import ConfigError, DataError
 from hybvit.evaluation import extractors
-from hybvit.evaluation.extractors import Extractor, extractor
+from hybvit.evaluation.extractors import Extractor, open_extractor
 from hybvit.method.objective import Objective
 from hybvit.method.vit import HybViT, ViTConfig
 from hybvit.metrics.fidelity import (
@@ -294,7 +294,7 @@ def test_without_torch_fidelity_one_line_says_what_to_install(monkeypatch):
     with pytest.raises(ConfigError, match=r"needs torch-fidelity: pip install 'hybvit\[eval\]'"):
         inception_score(torch.zeros(20, 3))
     with pytest.raises(ConfigError, match=r"needs torch-fidelity: pip install 'hybvit\[eval\]'"):
-        extractor("inception", "digits")
+        open_extractor("inception", "digits")
 
 
 # The shipped extractors
@@ -302,7 +302,7 @@ def test_without_torch_fidelity_one_line_says_what_to_install(monkeypatch):
 
 @pytest.fixture(scope="module")
 def digits_cnn() -> Extractor:
-    return extractor(None, "digits")
+    return open_extractor(None, "digits")
 
 
 @pytest.fixture(scope="module")
@@ -323,8 +323,8 @@ def record(data_name: str) -> dict[str, object]:
 
 
 def test_the_default_is_the_one_of_the_data_set(digits_cnn):
-    assert digits_cnn.name == "cnn-digits" == extractor("cnn-digits", "cifar10").name
-    assert extractor(None, "fashion_mnist").name == "cnn-fashion_mnist"
+    assert digits_cnn.name == "cnn-digits" == open_extractor("cnn-digits", "cifar10").name
+    assert open_extractor(None, "fashion_mnist").name == "cnn-fashion_mnist"
     assert not digits_cnn.is_inception
     for data_name in extractors.SHIPPED:
         assert (extractors.ASSETS / f"extractor-{data_name}.safetensors").stat().st_size < 2_000_000
@@ -339,7 +339,7 @@ def test_accuracy_on_the_digits_is_as_recorded(digits_cnn, digits):
 
 @pytest.mark.slow
 def test_accuracy_on_fashion_mnist_is_as_recorded(fashion):
-    right = (extractor(None, "fashion_mnist").logits(fashion.pixels).argmax(1) == fashion.labels).double().mean().item()
+    right = (open_extractor(None, "fashion_mnist").logits(fashion.pixels).argmax(1) == fashion.labels).double().mean().item()
     recorded = record("fashion_mnist")
     assert recorded["n"] == 10_000
     assert recorded["test_accuracy"] >= 0.925
@@ -350,19 +350,19 @@ def test_accuracy_on_fashion_mnist_is_as_recorded(fashion):
 def test_a_flipped_byte_is_refused_with_the_files_name(data_name, tmp_path, monkeypatch):
     shutil.copytree(extractors.ASSETS, tmp_path / "assets")
     monkeypatch.setattr(extractors, "ASSETS", tmp_path / "assets")
-    extractor(None, data_name)
+    open_extractor(None, data_name)
     path = tmp_path / "assets" / f"extractor-{data_name}.safetensors"
     content = bytearray(path.read_bytes())
     content[-100] ^= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"{path.name}.*SHA-256"):
-        extractor(None, data_name)
+        open_extractor(None, data_name)
     path.unlink()
     with pytest.raises(DataError, match=f"{path.name}.*No such file"):
-        extractor(None, data_name)
+        open_extractor(None, data_name)
     (tmp_path / "assets" / extractors.RECORD).unlink()
     with pytest.raises(DataError, match=extractors.RECORD):
-        extractor(None, data_name)
+        open_extractor(None, data_name)
 
 
 def test_features_do_not_depend_on_the_batch_size(digits_cnn, digits):
@@ -389,7 +389,7 @@ def test_the_distance_orders_images_by_how_far_they_are(digits_cnn, digits):
 
 
 def test_other_sizes_get_a_border_or_are_resampled_and_colour_becomes_grey(fashion):
-    cnn = extractor("cnn-fashion_mnist", "fashion_mnist")
+    cnn = open_extractor("cnn-fashion_mnist", "fashion_mnist")
     pixels = fashion.pixels[:4]
     native = pixels[:, :, 2:30, 2:30]  # as the files have them
     assert torch.equal(cnn.features(native), cnn.features(pixels))
@@ -414,13 +414,13 @@ def test_pixels_that_are_none_are_refused(digits_cnn):
 def test_what_cannot_be_chosen_is_refused_with_what_to_give(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(ConfigError, match=r"cifar10: give --extractor inception.*--inception FILE"):
-        extractor(None, "cifar10")
+        open_extractor(None, "cifar10")
     with pytest.raises(ConfigError, match=r"'cnn-mnist'.*cnn-digits.*timm:MODEL@FILE"):
-        extractor("cnn-mnist", "mnist")
+        open_extractor("cnn-mnist", "mnist")
     with pytest.raises(ConfigError, match="timm has no model 'no_such_net'"):
-        extractor("timm:no_such_net", "digits")
+        open_extractor("timm:no_such_net", "digits")
     with pytest.raises(DataError, match=r"gone\.pth: cannot be read"):
-        extractor(None, "cifar10", tmp_path / "gone.pth")
+        open_extractor(None, "cifar10", tmp_path / "gone.pth")
     with pytest.raises(ValueError, match="cannot be called 'a/b'"):
         Extractor("a/b", lambda x: (x, None), 1, 8, torch.device("cpu"))
 
@@ -433,7 +433,7 @@ def test_a_download_that_fails_is_one_line_with_the_address(tmp_path, monkeypatc
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refused)
     with pytest.raises(DataError, match=r"no route to host.*--inception FILE.*6726825d\.pth") as caught:
-        extractor("inception", "digits")
+        open_extractor("inception", "digits")
     assert "\n" not in str(caught.value)
 
 
@@ -454,11 +454,11 @@ def test_another_file_is_refused_before_it_is_unpickled(tmp_path, monkeypatch):
     path, mark = tmp_path / extractors.INCEPTION_FILE, tmp_path / "sprung"
     torch.save({"fc.weight": Trap(mark)}, path)
     with pytest.raises(DataError, match=rf"{path.name}.*must begin with 6726825d"):
-        extractor("inception", "cifar10", path)
+        open_extractor("inception", "cifar10", path)
     assert not mark.exists()
     monkeypatch.setattr(extractors, "INCEPTION_SHA256", sha256(path)[:8])
     with pytest.raises(DataError, match=rf"{path.name}: not a PyTorch file of plain tensors"):
-        extractor("inception", "cifar10", path)
+        open_extractor("inception", "cifar10", path)
     assert not mark.exists()
     torch.load(path, weights_only=False)
     assert mark.exists()  # the trap works
@@ -482,7 +482,7 @@ def test_inception_with_made_up_weights(tmp_path, monkeypatch):
     torch.save(net.state_dict(), path)
     monkeypatch.setattr(extractors, "INCEPTION_SHA256", sha256(path)[:8])
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    found = extractor(None, "cifar10")  # in the cache
+    found = open_extractor(None, "cifar10")  # in the cache
     assert (found.name, found.is_inception) == ("inception", True)
     grey = torch.randint(0, 256, (2, 1, 20, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     features, logits = found.extract(grey)
@@ -493,7 +493,7 @@ def test_inception_with_made_up_weights(tmp_path, monkeypatch):
     torch.save({"fc.weight": torch.zeros(3)}, path)
     monkeypatch.setattr(extractors, "INCEPTION_SHA256", sha256(path)[:8])
     with pytest.raises(DataError, match=rf"{path.name}: does not fit Inception"):
-        extractor("inception", "cifar10", path)
+        open_extractor("inception", "cifar10", path)
 
 
 # timm
@@ -510,7 +510,7 @@ def test_timm_with_a_local_file(suffix, tmp_path):
         torch.save(net.state_dict(), path)
     else:
         save_file(net.state_dict(), path)
-    found = extractor(f"timm:test_resnet@{path}", "digits")
+    found = open_extractor(f"timm:test_resnet@{path}", "digits")
     assert found.name == f"test_resnet-{sha256(path)[:8]}"
     assert not found.is_inception
     data = timm.data.resolve_model_data_config(net)
@@ -526,9 +526,9 @@ def test_timm_with_a_local_file(suffix, tmp_path):
     broken = {key: value for key, value in net.state_dict().items() if key != "conv1.0.weight" and key != "conv1.weight"}
     torch.save(broken, tmp_path / "broken.pth")
     with pytest.raises(ValueError, match=r"broken\.pth: conv1.* is missing"):
-        extractor(f"timm:test_resnet@{tmp_path / 'broken.pth'}", "digits")
+        open_extractor(f"timm:test_resnet@{tmp_path / 'broken.pth'}", "digits")
     with pytest.raises(DataError, match=r"gone\.pth: no such file"):
-        extractor(f"timm:test_resnet@{tmp_path / 'gone.pth'}", "digits")
+        open_extractor(f"timm:test_resnet@{tmp_path / 'gone.pth'}", "digits")
 
 
 def test_timm_without_its_weights_is_one_clear_line(monkeypatch):
@@ -539,7 +539,7 @@ def test_timm_without_its_weights_is_one_clear_line(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(DataError, match=r"timm:test_vit: no weights.*the hub cannot be reached.*@FILE") as caught:
-        extractor("timm:test_vit", "digits")
+        open_extractor("timm:test_vit", "digits")
     assert "\n" not in str(caught.value)
 
 
@@ -560,7 +560,7 @@ def exported(folder: Path, kind: str = "hybvit") -> HybridModel:
 
 def test_a_trained_network_gives_its_class_token(tmp_path, digits):
     model = exported(tmp_path / "my run (2)")
-    found = extractor(str(tmp_path / "my run (2)"), "digits")
+    found = open_extractor(str(tmp_path / "my run (2)"), "digits")
     assert (found.name, found.is_inception) == ("my-run-2", False)
     features, logits = found.extract(digits.test.pixels[:300])
     x = to_x(digits.test.pixels[:300])
@@ -573,6 +573,6 @@ def test_a_trained_network_gives_its_class_token(tmp_path, digits):
 def test_a_network_without_labels_is_refused_and_no_folder_takes_the_name_inception(tmp_path):
     exported(tmp_path / "generator", "genvit")
     with pytest.raises(ConfigError, match=r"generator: .*genvit"):
-        extractor(str(tmp_path / "generator"), "digits")
+        open_extractor(str(tmp_path / "generator"), "digits")
     exported(tmp_path / "inception")
-    assert extractor(str(tmp_path / "inception"), "digits").name == "run-inception"
+    assert open_extractor(str(tmp_path / "inception"), "digits").name == "run-inception"

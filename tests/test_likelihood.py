@@ -10,7 +10,7 @@ from hybvit.metrics.likelihood import (
     BIN,
     _time_shares,
     bound_terms,
-    discretised_gaussian_log_likelihood,
+    discretized_gaussian_log_likelihood,
     prior_bits,
     sampled_bound,
     step_bits,
@@ -22,7 +22,7 @@ LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 
 def test_the_decoder_is_a_distribution_over_the_256_levels():
     for mean, sigma in ((0.0, 0.3), (0.7, 0.01), (-1.0, 0.005), (0.99, 0.1), (0.2, 2e-3)):
-        log_p = discretised_gaussian_log_likelihood(LEVELS, torch.full_like(LEVELS, mean), sigma)
+        log_p = discretized_gaussian_log_likelihood(LEVELS, torch.full_like(LEVELS, mean), sigma)
         assert abs(log_p.exp().sum() - 1) < 1e-9
         assert bool(log_p.isfinite().all())
 
@@ -31,7 +31,7 @@ def test_the_decoder_is_the_integral_over_a_bin():
     normal = torch.distributions.Normal(torch.tensor(0.1, dtype=torch.float64), 0.2)
     x = LEVELS[[100, 128, 140]]
     expected = (normal.cdf(x + BIN) - normal.cdf(x - BIN)).log()
-    torch.testing.assert_close(discretised_gaussian_log_likelihood(x, torch.full_like(x, 0.1), 0.2), expected)
+    torch.testing.assert_close(discretized_gaussian_log_likelihood(x, torch.full_like(x, 0.1), 0.2), expected)
 
 
 def test_the_prior_is_the_kl_to_a_standard_normal():
@@ -128,7 +128,7 @@ def test_a_step_is_the_kl_at_every_time_and_the_decoder_at_1():
         if t > 1:
             nats = (true - model) ** 2 / (2 * diffusion.posterior_variance[t])
         else:
-            nats = -discretised_gaussian_log_likelihood(x0, model, diffusion.posterior_variance[2].item() ** 0.5)
+            nats = -discretized_gaussian_log_likelihood(x0, model, diffusion.posterior_variance[2].item() ** 0.5)
         expected = nats.flatten(1).mean(1) / math.log(2)
         torch.testing.assert_close(step_bits(wavy(diffusion), diffusion, x0, t, noise), expected)
 

@@ -25,14 +25,14 @@ from hybvit.reproduce import claims, figures, pages, render, scales, timing, wor
 from hybvit.reproduce.published import tables
 from hybvit.reproduce.runs import (
     SNAPSHOTS,
-    Need,
-    attempt,
+    Job,
     configuration,
     evaluation_eflop,
-    home_of,
     record_of,
+    run_dir,
     share_of,
     state_of,
+    try_job,
 )
 from hybvit.reproduce.scales import FULL, POCKET
 from hybvit.reproduce.tables import FIGURES, NAMES, Measured, Row, measured, rows, run_of, runs_of, suites_of
@@ -251,7 +251,7 @@ def test_what_changes_against_the_base_row():
 
 @pytest.mark.slow
 def test_shards_part_the_work():
-    needs = [Need(run, POCKET.config(run), (), False) for run in runs_of("table6")]
+    needs = [Job(run, POCKET.config(run), (), False) for run in runs_of("table6")]
     for n in (1, 2, 3, 5, 40):
         parts = [share_of(needs, i, n) for i in range(n)]
         together = [need.run for part in parts for need in part]
@@ -263,7 +263,7 @@ def test_shards_part_the_work():
 
 def test_the_plan_costs_what_the_presets_say():
     assert FULL.hours(FULL.config("cifar10_jem")) == cost(preset("cifar10_jem")).gpu_hours
-    need = Need("cifar10", POCKET.config("cifar10"), ("fidelity",), False)
+    need = Job("cifar10", POCKET.config("cifar10"), ("fidelity",), False)
     one = evaluation_eflop(need, POCKET)
     assert one > 0
     assert evaluation_eflop(need._replace(snapshots=True), POCKET) == pytest.approx(SNAPSHOTS * one)
@@ -272,10 +272,10 @@ def test_the_plan_costs_what_the_presets_say():
 
 @pytest.mark.slow
 def test_presets_that_are_one_training_share_a_folder():
-    assert home_of("stl10_short_patch8", POCKET) == "stl10"
-    assert home_of("stl10_short_patch8", FULL) == "stl10_short_patch8"
+    assert run_dir("stl10_short_patch8", POCKET) == "stl10"
+    assert run_dir("stl10_short_patch8", FULL) == "stl10_short_patch8"
     planned = work.plan(["table2", "table7"], POCKET, set(), [])
-    configs = [need.cfg for need in planned.needs]
+    configs = [need.cfg for need in planned.jobs]
     assert len(set(configs)) == len(configs)
     with pytest.raises(ConfigError, match="stands behind none"):
         work.plan(["table7"], POCKET, {"cifar10"}, [])
@@ -407,7 +407,7 @@ def test_other_settings_want_another_folder(finished):
     assert done.returncode == 2
     assert "model.dim = 16, not 32" in done.stderr
     cfg = override(configuration("stl10_genvit", POCKET, TINY), model={"dim": 32}, train={"steps": 80})
-    (fault,) = attempt(Need("x", cfg, (), False), finished / "pocket" / "stl10_genvit", POCKET, {}, print)
+    (fault,) = try_job(Job("x", cfg, (), False), finished / "pocket" / "stl10_genvit", POCKET, {}, print)
     assert "choose another --out" in str(fault)
 
 
@@ -421,24 +421,24 @@ def tiny_jem(**jem):
 
 @pytest.mark.slow
 def test_a_jem_that_diverges_stops_and_is_recorded(tmp_path):
-    need = Need("cifar10_jem", tiny_jem(limit=1e-9), ("accuracy",), False)
+    need = Job("cifar10_jem", tiny_jem(limit=1e-9), ("accuracy",), False)
     said = []
-    assert attempt(need, tmp_path / "jem", POCKET, {}, said.append) == []
+    assert try_job(need, tmp_path / "jem", POCKET, {}, said.append) == []
     assert state_of(tmp_path / "jem", need.cfg).diverged
     record = record_of("cifar10_jem", tmp_path / "jem", need.cfg)
     assert record["diverged"].startswith("step 1: JEM diverged")
     assert record["kept_step"] == 0
     assert any("jem" in line for line in said)
     said.clear()
-    assert attempt(need, tmp_path / "jem", POCKET, {}, said.append) == []
+    assert try_job(need, tmp_path / "jem", POCKET, {}, said.append) == []
     assert said == []  # it is not tried again
 
 
 @pytest.mark.slow
 def test_a_jem_is_trained_evaluated_and_draws(tmp_path):
-    need = Need("cifar10_jem", tiny_jem(), ("accuracy", "fidelity"), False)
+    need = Job("cifar10_jem", tiny_jem(), ("accuracy", "fidelity"), False)
     overrides = {"samples": 24, "steps": 2, "extractor": "cnn-digits"}
-    assert attempt(need, tmp_path / "jem", POCKET, overrides, print) == []
+    assert try_job(need, tmp_path / "jem", POCKET, overrides, print) == []
     record = record_of("cifar10_jem", tmp_path / "jem", need.cfg)
     assert "test/accuracy" in record["metrics"]
     assert math.isfinite(measured("fid", Row("JEM", "", None, "cifar10_jem"), record, POCKET).value)
@@ -447,12 +447,12 @@ def test_a_jem_is_trained_evaluated_and_draws(tmp_path):
 
 def test_two_processes_do_not_train_one_run(tmp_path):
     held = locked(tmp_path)
-    need = Need("x", override(POCKET.config("stl10_genvit"), train={"steps": 2}), (), False)
-    (fault,) = attempt(need, tmp_path, POCKET, {}, print)
+    need = Job("x", override(POCKET.config("stl10_genvit"), train={"steps": 2}), (), False)
+    (fault,) = try_job(need, tmp_path, POCKET, {}, print)
     assert "another process" in str(fault)
     held.close()
     held = locked(tmp_path, ".row.lock")  # as a process that evaluates it does
-    (fault,) = attempt(need, tmp_path, POCKET, {}, print)
+    (fault,) = try_job(need, tmp_path, POCKET, {}, print)
     assert "another process" in str(fault)
     held.close()
 
@@ -481,7 +481,7 @@ def on_digits(monkeypatch):
     monkeypatch.setitem(scales.STAND_INS, "cifar10", "digits")
     monkeypatch.setitem(scales.PATCHES, "digits", {4: 4, 8: 4})
     for module in (work, pages):
-        monkeypatch.setattr(module, "home_of", lambda run, scale: run)  # else both data sets share folders
+        monkeypatch.setattr(module, "run_dir", lambda run, scale: run)  # else both data sets share folders
     scales.pocket.cache_clear()
     yield
     scales.pocket.cache_clear()

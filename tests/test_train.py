@@ -32,9 +32,9 @@ def command(out: Path, *more: str) -> list[str]:
 
 
 def final_state(out: Path) -> dict[str, torch.Tensor]:
-    folder, manifest, complaints = newest(out / "checkpoints")
+    folder, manifest, problems = newest(out / "checkpoints")
     assert manifest["step"] == STEPS
-    assert complaints == []
+    assert problems == []
     return {f"{path.stem}/{k}": v for path in folder.glob("*.safetensors") for k, v in read_tensors(path).items()}
 
 

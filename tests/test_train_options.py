@@ -26,7 +26,7 @@ from hybvit.reproduce import timing
 from hybvit.training.cost import cost
 from hybvit.training.ema import Average
 from hybvit.training.loop import train
-from hybvit.training.optim import BatchedMuon, build_optimizers, matrices_of_layers, optimizer_tensors, orthogonalise, set_rates
+from hybvit.training.optim import BatchedMuon, build_optimizers, matrices_of_layers, optimizer_tensors, orthogonalize, set_rates
 from hybvit.training.run_folder import read_metrics
 
 from .conftest import hybvit
@@ -189,7 +189,7 @@ def test_muon_is_exact_where_bfloat16_would_be_slow(monkeypatch, shape):
     monkeypatch.setattr("hybvit.training.optim.multiplies_bf16", lambda device: False)
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     a, b, c = 3.4445, -4.775, 2.0315
-    found = orthogonalise(matrices, (a, b, c), 5, 1e-7)
+    found = orthogonalize(matrices, (a, b, c), 5, 1e-7)
     u, s, vh = torch.linalg.svd(matrices.double(), full_matrices=False)
     s = s / s.norm(dim=1, keepdim=True)  # of the singular values the iteration is a polynomial
     for _ in range(5):

@@ -110,19 +110,19 @@ def step_folders(checkpoints: Path) -> list[Path]:
 
 
 def newest(checkpoints: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
-    """(folder, manifest, complaints): the newest checkpoint that verifies; complaints name the damaged ones passed over.
+    """(folder, manifest, problems): the newest checkpoint that verifies; problems name the damaged ones passed over.
 
     Raises:
         CheckpointError: there are checkpoints, and every one of them is damaged.
     """
-    complaints: list[str] = []
+    problems: list[str] = []
     for folder in step_folders(checkpoints):
         try:
-            return folder, verify(folder), complaints
+            return folder, verify(folder), problems
         except CheckpointError as error:
-            complaints.append(str(error))
-    if complaints:
-        raise CheckpointError(f"no usable checkpoint: {'; '.join(complaints)}")
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError(f"no usable checkpoint: {'; '.join(problems)}")
     return None, {}, []
 
 

@@ -382,7 +382,7 @@ def labels_of_clean(cfg: Config) -> bool:
     return cfg.model.label_conditioning or (cfg.objective.kind == "hybvit" and cfg.objective.noisy_labels > 0)
 
 
-def batch_in_words(cfg: Config) -> str:
+def describe_batch(cfg: Config) -> str:
     """``128``, or ``128 + 64`` where the labelled mini-batch has another size."""
     denoising, labelled = minibatches(cfg)
     return f"{denoising} + {labelled}" if denoising and labelled and denoising != labelled else str(denoising or labelled)
@@ -535,11 +535,11 @@ def _build(parse_into_namespace: Any, parser: Any) -> Config:
         unfit = re.search(r'Parser key "(\w+)\.(\w+)":.* (?:Got value|Given value): (.*)', text)
         if unfit and unfit[1] in GROUPS:
             kind = get_type_hints(type(getattr(Config(), unfit[1])))[unfit[2]]
-            text = f"{unfit[1]}.{unfit[2]} is {unfit[3]}: it must be {in_words(kind)}"
+            text = f"{unfit[1]}.{unfit[2]} is {unfit[3]}: it must be {describe_type(kind)}"
         raise ConfigError(text) from None
 
 
-def in_words(kind: Any) -> str:
+def describe_type(kind: Any) -> str:
     """What a field of this type takes on the command line."""
     simple = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
     if kind in simple:
@@ -548,7 +548,7 @@ def in_words(kind: Any) -> str:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) is tuple:
         return f"a list such as {LISTS[get_args(kind)[0]]}"
-    return " or ".join(map(in_words, get_args(kind)))
+    return " or ".join(map(describe_type, get_args(kind)))
 
 
 LISTS = {float: "[0.05,0.1]", int: "[128,256]", str: "[cat,dog]"}

@@ -23,7 +23,7 @@ from .networks import network_of
 
 
 def load(source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
-    """A run folder (its newest sound checkpoint, EMA weights), one of its checkpoints, an exported folder, the name of a model
+    """A run folder (its newest valid checkpoint, EMA weights), one of its checkpoints, an exported folder, the name of a model
     that comes with the package (:func:`bundled`), or a hub id -> :class:`HybridModel`.
 
     A folder of that name goes before a bundled model.
@@ -42,9 +42,9 @@ def load(source: str | os.PathLike[str], device: torch.device | str | None = Non
     if not (path / CONFIG).is_file():
         raise DataError(f"{path}: neither a run folder nor an exported model (no {CONFIG} in it)")
     load_config(path / CONFIG)  # a fault in it comes before one in a checkpoint
-    newest, _, complaints = checkpoint.newest(path / "checkpoints")
-    for complaint in complaints:
-        warnings.warn(f"an older checkpoint is used, since {complaint}", stacklevel=2)
+    newest, _, problems = checkpoint.newest(path / "checkpoints")
+    for problem in problems:
+        warnings.warn(f"an older checkpoint is used, since {problem}", stacklevel=2)
     if newest is None:
         raise CheckpointError(f"{path}: this run has no checkpoint yet")
     return load_checkpoint(newest, device)

@@ -24,7 +24,7 @@ from .errors import ConfigError, did_you_mean
 from .hub import download
 from .method.diffusion import Diffusion
 from .method.samplers import Denoiser, ImageNoise, Spacing, run_sampler
-from .method.seeds import generator, mix
+from .method.seeds import derive_seed, generator
 from .metrics.likelihood import variational_bound
 from .networks import Network, network_of
 
@@ -304,7 +304,7 @@ class HybridModel:
         denoise: Denoiser = self.predict_x0
         if self.draws_by_label:
             classes = len(self.cfg.data.classes)
-            labels = torch.tensor([mix(seed, "labels of samples", i) % classes for i in indices], device=self.device)
+            labels = torch.tensor([derive_seed(seed, "labels of samples", i) % classes for i in indices], device=self.device)
             denoise = self.conditional(labels, guidance)
         return draw(denoise, self.diffusion, self.image_shape, self.device, indices, sampler, steps, seed, spacing)
 
@@ -356,7 +356,7 @@ def draw(
     spacing: Spacing | None = None,
 ) -> Tensor:
     """Samples of a denoiser (-> x_0) by their numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU."""
-    noise = ImageNoise([mix(seed, "samples", i) for i in indices], image_shape, device)
+    noise = ImageNoise([derive_seed(seed, "samples", i) for i in indices], image_shape, device)
     for x in run_sampler(sampler, denoise, diffusion, noise, steps, spacing):
         pass
     return to_pixels(x).cpu()

@@ -29,7 +29,7 @@ EXIT_CODES = (
     (errors.Interrupted, 75),
     (ValueError, 2),  # floor 0 names the argument that is wrong
 )
-EXIT_LEGEND = """exit codes: 0 done, 1 a fault of ours, 2 usage or configuration, 3 data missing or corrupt, 4 diverged,
+EXIT_LEGEND = """exit codes: 0 done, 1 internal error, 2 usage or configuration, 3 data missing or corrupt, 4 diverged,
             5 checkpoint unusable, 75 interrupted with the state saved, 130 interrupted with nothing to save"""
 
 
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"hybvit: {' '.join(str(error).split())}", file=sys.stderr)
                 return code
         message = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"hybvit: a fault of ours: {message} (--debug shows where; please report it)", file=sys.stderr)
+        print(f"hybvit: internal error: {message} (--debug shows where; please report it)", file=sys.stderr)
         return 1
 
 

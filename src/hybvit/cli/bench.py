@@ -8,14 +8,14 @@ from pathlib import Path
 from ..presets import preset
 from ..storage import write_text
 from ..training.bench import bench
-from .arguments import ArgumentParser, positive
+from .arguments import ArgumentParser, positive_int
 
 
 def main(arguments: list[str]) -> None:
     parser = ArgumentParser(prog="hybvit bench", description="Time the joint step alternately with a plain reference step.")
     parser.add_argument("--preset", default="paper_32", help="a preset with the paper's network (paper_32: CIFAR-10's size)")
-    parser.add_argument("--batch-size", type=positive, default=32, help="images in each mini-batch (32)")
-    parser.add_argument("--repeats", type=positive, default=9, help="timed steps of each kind (9)")
+    parser.add_argument("--batch-size", type=positive_int, default=32, help="images in each mini-batch (32)")
+    parser.add_argument("--repeats", type=positive_int, default=9, help="timed steps of each kind (9)")
     parser.add_argument("--out", type=Path, help="also write the record as JSON")
     args = parser.parse_args(arguments)
     cfg = preset(args.preset)

@@ -8,14 +8,14 @@ import torch
 
 from ..data.images import read_image
 from ..loading import load
-from .arguments import ArgumentParser, positive
+from .arguments import ArgumentParser, positive_int
 
 
 def main(arguments: list[str]) -> None:
     parser = ArgumentParser(prog="hybvit classify", description="Label image files of any format and size.")
     parser.add_argument("model", metavar="MODEL", help="run folder, exported folder, hub id, or a model of the package")
     parser.add_argument("images", metavar="IMAGE", nargs="+")
-    parser.add_argument("--top", type=positive, default=3, help="labels shown per image (3)")
+    parser.add_argument("--top", type=positive_int, default=3, help="labels shown per image (3)")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     args = parser.parse_args(arguments)
     model = load(args.model)

@@ -43,14 +43,14 @@ def record(name: str, root: str | None) -> dict[str, Any]:
     }
 
 
-def images_in_words(info: DatasetInfo) -> str:
+def describe_images(info: DatasetInfo) -> str:
     side = "any size" if info.size is None else f"{info.size}x{info.size}"
     splits = ", ".join(f"{count:,} {split}" for split, count in info.splits.items())
     labels = f"{info.num_classes} classes" if info.num_classes else "no classes"
     return f"{side}, {'grey' if info.channels == 1 else 'colour'}, {labels}; {splits}"
 
 
-def state_in_words(facts: dict[str, Any]) -> str:
+def describe_state(facts: dict[str, Any]) -> str:
     if facts["found"]:
         return f"present: {facts['found']}"
     if facts["download"]:
@@ -73,8 +73,8 @@ def main(arguments: list[str]) -> None:
             print(json.dumps(facts))
             continue
         info = CATALOG[name]
-        print(f"{name:<15}{info.title}: {images_in_words(info)}")
-        print(f"{'':<15}{state_in_words(facts)}")
+        print(f"{name:<15}{info.title}: {describe_images(info)}")
+        print(f"{'':<15}{describe_state(facts)}")
         if args.names:
             details = {
                 "preset": info.preset or "none",

@@ -13,7 +13,7 @@ from ..evaluation.adapters import is_adapter
 from ..evaluation.options import Options
 from ..evaluation.subject import open_subject
 from ..evaluation.suites import SUITES
-from .arguments import ArgumentParser, positive, whole
+from .arguments import ArgumentParser, nonnegative_int, positive_int
 
 
 def build_parser() -> ArgumentParser:
@@ -26,12 +26,12 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="run folder, exported folder, hub id or a model of the package; or somebody else's: timm:NAME, torchvision:NAME "
+        help="run folder, exported folder, hub id or a model of the package; or an external model: timm:NAME, torchvision:NAME "
         "(with @FILE for your own weights), FILE.py:FUNCTION that returns a hybvit.Adapted",
     )
     parser.add_argument("--suites", default=",".join(SUITES), help=f"comma-separated, of {', '.join(SUITES)} (all)")
     parser.add_argument("--data", help="where the data are, if not where they were in training")
-    parser.add_argument("--dataset", metavar="NAME", help="the data set for somebody else's model")
+    parser.add_argument("--dataset", metavar="NAME", help="the data set for an external model")
     add_options(parser)
     parser.add_argument("--out", type=Path, help="folder for the results (the run folder, else ./evaluated/NAME)")
     parser.add_argument("--report", action="store_true", help="write report.html and report.md too")
@@ -72,7 +72,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 def type_of(option: Field[Any]) -> dict[str, Any]:
     """argparse's type of a whole number."""
-    types = {0: whole, 1: positive}
+    types = {0: nonnegative_int, 1: positive_int}
     return {"type": types[option.metadata["minimum"]]} if option.metadata["minimum"] in types else {}
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ..config import Config, batch_in_words
+from ..config import Config, describe_batch
 from ..presets import PRESETS, Claim
 from ..reproduce import published
 from .arguments import ArgumentParser
 
 
-def network_in_words(cfg: Config) -> str:
+def describe_network(cfg: Config) -> str:
     m, own = cfg.model, cfg.network
     parts = [f"{m.image_size}x{m.image_size}x{m.channels}"]
     if own.name == "vit":
@@ -26,7 +26,7 @@ def network_in_words(cfg: Config) -> str:
     return ", ".join(parts)
 
 
-def claim_in_words(claim: Claim) -> str:
+def describe_claim(claim: Claim) -> str:
     """``Table 1, HybViT: Acc % 95.9, IS 7.68, FID 26.4``, as the paper prints it."""
     table, group, model = claim
     row, columns = published.row(table, model, group), published.tables()[table].columns
@@ -39,7 +39,7 @@ def rounded(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def cost_in_words(cfg: Config) -> str:
+def describe_cost(cfg: Config) -> str:
     from ..training.cost import GPU, UTILISATION, cost  # the networks, which the list itself does not need
 
     counted = cost(cfg)
@@ -58,8 +58,8 @@ def main(arguments: list[str]) -> None:
     width = max(map(len, PRESETS)) + 2
     for name, (cfg, summary, claims) in PRESETS.items():
         print(f"{name:<{width}}{summary}")
-        print(f"{'':<{width}}{network_in_words(cfg)}; {cfg.train.steps:,} steps of batch {batch_in_words(cfg)}")
+        print(f"{'':<{width}}{describe_network(cfg)}; {cfg.train.steps:,} steps of batch {describe_batch(cfg)}")
         if claims:
-            print(f"{'':<{width}}paper: {claim_in_words(claims[0])}")
+            print(f"{'':<{width}}paper: {describe_claim(claims[0])}")
         if args.cost:
-            print(f"{'':<{width}}{cost_in_words(cfg)}", flush=True)
+            print(f"{'':<{width}}{describe_cost(cfg)}", flush=True)

@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
     args, fields = build_parser().parse_known_args(arguments)
     overrides = overrides_of(args.look)
     if set(args.names) & set(studies.STUDIES):
-        carry_out_study(args, fields, overrides)
+        run_study(args, fields, overrides)
         return
     if args.budget is not None or args.seeds is not None:
         raise ConfigError(
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
     shard, shards = shard_of(args.shard)
     folder = args.out / scale.name
     work = plan(names, scale, only, fields)
-    mine = share_of(work.needs, shard, shards)
+    mine = share_of(work.jobs, shard, shards)
     if args.dry_run:
         dry_run(work, mine, folder, scale)
         return
@@ -132,7 +132,7 @@ def overrides_of(words: list[str]) -> dict[str, Any]:
     return overrides
 
 
-def carry_out_study(args: argparse.Namespace, fields: list[str], overrides: dict[str, Any]) -> None:
+def run_study(args: argparse.Namespace, fields: list[str], overrides: dict[str, Any]) -> None:
     """
     Raises:
         ConfigError: an argument does not go with a study.

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..data.images import check_picture_name, grid, save_image
 from ..loading import load
 from ..method.samplers import SAMPLERS
-from .arguments import ArgumentParser, positive
+from .arguments import ArgumentParser, positive_int
 
 
 def main(arguments: list[str]) -> None:
@@ -15,9 +15,9 @@ def main(arguments: list[str]) -> None:
         prog="hybvit sample", description="Generate images into one picture (or single ones, with --folder)."
     )
     parser.add_argument("model", metavar="MODEL", help="run folder, exported folder, hub id, or a model of the package")
-    parser.add_argument("-n", type=positive, default=64, help="number of images (64)")
+    parser.add_argument("-n", type=positive_int, default=64, help="number of images (64)")
     parser.add_argument("--sampler", choices=tuple(SAMPLERS), default="dpmpp_2m", help="the paper takes ddpm with all steps")
-    parser.add_argument("--steps", type=positive, default=20, help="sampler steps (20)")
+    parser.add_argument("--steps", type=positive_int, default=20, help="sampler steps (20)")
     parser.add_argument(
         "--label", help="draw this class, by name or number; a model without label conditioning needs --guidance too"
     )
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
         "is not told them, 2, and expect misses unless its classifier was trained on noisy images too)",
     )
     parser.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (0)")
-    parser.add_argument("--batch-size", type=positive, default=128, help="images at a time (128)")
+    parser.add_argument("--batch-size", type=positive_int, default=128, help="images at a time (128)")
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="the picture to write (grid.png)")
     parser.add_argument("--folder", type=Path, help="write single images 000000.png ... here instead")
     args = parser.parse_args(arguments)

@@ -6,7 +6,7 @@ from ..config import differences, fields_in, parse, to_yaml, without_effect
 from ..presets import PRESETS, preset
 from ..training.cost import cost
 from .arguments import ArgumentParser
-from .presets import claim_in_words, cost_in_words
+from .presets import describe_claim, describe_cost
 
 
 def main(arguments: list[str]) -> None:
@@ -21,9 +21,9 @@ def main(arguments: list[str]) -> None:
     cfg = parse(fields, preset(name))
     changed = ", ".join(differences(preset(name), cfg))
     title = f"{name} with another {changed}" if changed else PRESETS[name].summary
-    print(f"# {title}\n# {cost(cfg).parameters:,} parameters\n# {cost_in_words(cfg)}")
+    print(f"# {title}\n# {cost(cfg).parameters:,} parameters\n# {describe_cost(cfg)}")
     for line in without_effect(cfg, fields_in(fields)):
         print(f"# {line}")
     for claim in PRESETS[name].published if not changed else ():
-        print(f"# {claim_in_words(claim)}")
+        print(f"# {describe_claim(claim)}")
     print(to_yaml(cfg), end="")

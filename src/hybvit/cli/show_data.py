@@ -19,7 +19,7 @@ from ..data.images import save_image
 from ..data.locate import locate
 from ..method.seeds import generator
 from ..presets import preset
-from .arguments import ArgumentParser, positive
+from .arguments import ArgumentParser, positive_int
 
 FIGURE_1_TIMES = (0, 0.25, 0.5, 0.75, 1)  # t / T
 FIGURE_1_IMAGES = 4
@@ -50,11 +50,11 @@ def augmentation_rows(train: ImageSet, classes: tuple[str, ...], cfg: Config, co
         cut, share = cutmix(strongly, SHARE, CENTRE)
         for title, mixture, lam in (("MixUp", mixup(strongly, SHARE), SHARE), ("CutMix", cut, share)):
             targets = mixed_labels(labels, len(classes), lam)
-            rows.append(Row(title, to_pixels(mixture), [in_words(target, classes) for target in targets]))
+            rows.append(Row(title, to_pixels(mixture), [describe_shares(target, classes) for target in targets]))
     return rows
 
 
-def in_words(shares: Tensor, classes: tuple[str, ...]) -> str:
+def describe_shares(shares: Tensor, classes: tuple[str, ...]) -> str:
     """The classes of a mixed image with their shares, the larger first."""
     order = [k for k in shares.argsort(descending=True).tolist() if shares[k] > 0]
     return "\n".join(f"{classes[k]} {100 * shares[k]:.0f} %" for k in order)
@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("preset", metavar="PRESET", help="`hybvit presets` lists them")
     parser.add_argument("--data", metavar="DIR", help="as of hybvit train")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (runs/show-data/PRESET)")
-    parser.add_argument("--columns", type=positive, default=10, help="images side by side (10)")
+    parser.add_argument("--columns", type=positive_int, default=10, help="images side by side (10)")
     args, fields = parser.parse_known_args(arguments)
     cfg = parse(fields, preset(args.preset))
     if args.data:

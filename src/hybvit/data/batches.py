@@ -24,7 +24,7 @@ from ..catalog import CATALOG, Policy
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
 from ..method.objective import Batch
-from ..method.seeds import generator, mix, splitmix64, unsigned_shift
+from ..method.seeds import derive_seed, generator, splitmix64, unsigned_shift
 from ..method.vit_config import ViTConfig
 from .image_set import Dataset, ImageSet, to_x
 from .shards import Shards, ShardStream
@@ -198,7 +198,7 @@ ERASE_AREA, ERASE_ASPECT = (0.02, 0.4), (0.3, 3.3)
 
 def draws(seed: int, stream: str, keys: Tensor) -> Tensor:
     """int64 [B, 3] of (epoch, image, repeat) -> float64 [B, DRAWS], uniform in [0, 1): counter-based, one row per key."""
-    state = torch.full((len(keys),), mix(seed, stream), dtype=torch.int64)
+    state = torch.full((len(keys),), derive_seed(seed, stream), dtype=torch.int64)
     for column in keys.unbind(1):
         state = splitmix64(state + column * 0x1E3779B97F4A7C15)
     rows = splitmix64(state[:, None] + torch.arange(1, DRAWS + 1) * 0x1E3779B97F4A7C15)

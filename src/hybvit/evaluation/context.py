@@ -69,7 +69,7 @@ class Context:
     options: Options
     folder: Path
     objective: str = "adapted"
-    identity: str = ""  # of somebody else's model: what it was made from
+    identity: str = ""  # of an external model: what it was made from
 
     @cached_property
     def test(self) -> ImageSet:

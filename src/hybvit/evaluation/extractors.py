@@ -146,7 +146,9 @@ class SmallCNN(nn.Module):
         return self.readout(self.features(x))
 
 
-def extractor(spec: str | None, data_name: str, inception: Path | None = None, device: torch.device | str = "cpu") -> Extractor:
+def open_extractor(
+    spec: str | None, data_name: str, inception: Path | None = None, device: torch.device | str = "cpu"
+) -> Extractor:
     """The extractor that a user asks for.
 
     Args:

@@ -26,7 +26,7 @@ from ..metrics.fidelity import (
 )
 from ..metrics.judge import LARGEST_TRAINING_SET, PixelSVM, class_shares
 from .context import Context, Metric, Picture, Result, share
-from .extractors import Extractor, extractor
+from .extractors import Extractor, open_extractor
 
 GRID_IMAGES = 100
 NEIGHBOURS_AMONG = 10_000  # images of each kind for precision and recall, which take time that grows with the square
@@ -36,12 +36,12 @@ FEWEST_FOR_AN_INTERVAL = 100
 
 
 def run(ctx: Context) -> Result:
-    result, o, eye = Result(), ctx.options, None
+    result, o, extractor = Result(), ctx.options, None
     if o.inception and o.extractor not in (None, "inception"):
         raise ConfigError(f"--inception {o.inception} goes with --extractor inception, not {o.extractor}")
     try:
         spec = o.extractor or ("inception" if o.inception else None)
-        eye = extractor(spec, ctx.data_name, Path(o.inception) if o.inception else None, ctx.model.device)
+        extractor = open_extractor(spec, ctx.data_name, Path(o.inception) if o.inception else None, ctx.model.device)
     except (ConfigError, DataError) as error:
         if o.extractor or o.inception:
             raise
@@ -54,28 +54,30 @@ def run(ctx: Context) -> Result:
     result.pictures["samples"] = Picture(grid(samples[:GRID_IMAGES], columns=10, scale=scale), caption)
     real = ctx.data.train.subsample(GRID_IMAGES).in_memory
     result.pictures["training_images"] = Picture(grid(real, columns=10, scale=scale), "Real")
-    if eye is not None:
-        distances(ctx, eye, samples, result)
+    if extractor is not None:
+        distances(ctx, extractor, samples, result)
     second_opinion(ctx, samples, result)
     return result
 
 
-def distances(ctx: Context, eye: Extractor, samples: Tensor, result: Result) -> None:
+def distances(ctx: Context, extractor: Extractor, samples: Tensor, result: Result) -> None:
     """Everything that compares the features of samples with those of all training images."""
-    real = known_features(Known(ctx, eye))
-    test = features(ctx, eye, ctx.test, "test images")
+    real = reference_features(ReferenceSet(ctx, extractor))
+    test = features(ctx, extractor, ctx.test, "test images")
     generated = ImageSet(samples)
-    made, logits = share_batches(len(samples), ctx.options.batch_size, lambda i: both(eye, generated.take(i)[0]), "samples")
+    made, logits = share_batches(
+        len(samples), ctx.options.batch_size, lambda i: both(extractor, generated.take(i)[0]), "samples"
+    )
     n, reference = len(samples), len(real)
-    frechet, eye_name = ("fid", "inception") if eye.is_inception else ("fd", eye.name)
-    name = f"{eye_name}_{n}"
+    frechet, extractor_name = ("fid", "inception") if extractor.is_inception else ("fd", extractor.name)
+    name = f"{extractor_name}_{n}"
     statistics = Statistics.of(real)
     if n > 1 and reference > 1:
         interval = frechet_interval(made, real) if n >= FEWEST_FOR_AN_INTERVAL else ()
         result.metrics[f"fidelity/{frechet}_{name}"] = Metric(frechet_distance(Statistics.of(made), statistics), n, *interval)
     if len(test) > 1 and reference > 1:
         real_distance = frechet_distance(Statistics.of(test), statistics)
-        result.metrics[f"fidelity/{frechet}_{eye_name}_real_test"] = Metric(real_distance, len(test))
+        result.metrics[f"fidelity/{frechet}_{extractor_name}_real_test"] = Metric(real_distance, len(test))
     subset = min(KID_SUBSET, n // 2, reference // 2)
     if subset > 1:
         kid, error = kernel_distance(made, real, KID_SUBSETS, subset)
@@ -85,12 +87,14 @@ def distances(ctx: Context, eye: Extractor, samples: Tensor, result: Result) -> 
         precision, recall = precision_recall(made[:few], subsample(real, few), NEIGHBOURS)
         result.metrics[f"fidelity/precision_{name}"] = Metric(precision, few)
         result.metrics[f"fidelity/recall_{name}"] = Metric(recall, few)
-    if eye.has_logits and n >= SPLITS:
+    if extractor.has_logits and n >= SPLITS:
         mean, deviation = inception_score(logits, SPLITS)
-        label = "is" if eye.is_inception else "score"  # the Inception score's formula on another network is not that score
+        label = (
+            "is" if extractor.is_inception else "score"
+        )  # the Inception score's formula on another network is not that score
         result.metrics[f"fidelity/{label}_{name}"] = Metric(mean, n, *around(mean, deviation / SPLITS**0.5))
     result.tables["protocol"] = {
-        "extractor": eye.name, "feature_size": real.shape[1], "reference": f"{reference} training images", "samples": n,
+        "extractor": extractor.name, "feature_size": real.shape[1], "reference": f"{reference} training images", "samples": n,
         "sampler": ctx.model.own_sampler or ctx.options.sampler, "steps": ctx.options.steps, "seed": ctx.options.seed,
         "told": "a random label for each" if ctx.model.draws_by_label else "no labels", "guidance": ctx.options.guidance,
         "weights": "as given" if ctx.objective == "adapted" else "EMA",
@@ -98,35 +102,40 @@ def distances(ctx: Context, eye: Extractor, samples: Tensor, result: Result) -> 
     }  # fmt: skip
 
 
-def both(eye: Extractor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def both(extractor: Extractor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Features and logits (no columns without classes) of uint8 [B, C, H, W] in one pass."""
-    found = eye.extract(pixels)
+    found = extractor.extract(pixels)
     return found.features, found.features[:, :0] if found.logits is None else found.logits
 
 
-def features(ctx: Context, eye: Extractor, images: ImageSet, what: str) -> Tensor:
+def features(ctx: Context, extractor: Extractor, images: ImageSet, what: str) -> Tensor:
     """float [N, D] on the CPU, shared by the processes; of a stream, its first images."""
     images = images if isinstance(images.pixels, (Tensor, LazyPictures)) else images.first(NEIGHBOURS_AMONG)
-    (found,) = share_batches(len(images), ctx.options.batch_size, lambda i: eye.features(images.take(i)[0]), what)
+    (found,) = share_batches(len(images), ctx.options.batch_size, lambda i: extractor.features(images.take(i)[0]), what)
     return found
 
 
 @lru_cache(maxsize=2)
-def known_features(of: Known) -> Tensor:
+def reference_features(of: ReferenceSet) -> Tensor:
     """The features of all training images, kept for the next model that this process judges on the same ones."""
-    return features(of.ctx, of.eye, of.ctx.data.train, "training images")
+    return features(of.ctx, of.extractor, of.ctx.data.train, "training images")
 
 
-class Known:
+class ReferenceSet:
     """An extractor and a training set, equal to another if both are the same."""
 
-    def __init__(self, ctx: Context, eye: Extractor) -> None:
-        self.ctx, self.eye = ctx, eye
+    def __init__(self, ctx: Context, extractor: Extractor) -> None:
+        self.ctx, self.extractor = ctx, extractor
         few = ctx.data.train.subsample(256).in_memory
-        self.key = (eye.name, eye.is_inception, len(ctx.data.train), hashlib.sha256(few.numpy().tobytes()).hexdigest())
+        self.key = (
+            extractor.name,
+            extractor.is_inception,
+            len(ctx.data.train),
+            hashlib.sha256(few.numpy().tobytes()).hexdigest(),
+        )
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Known) and self.key == other.key
+        return isinstance(other, ReferenceSet) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)

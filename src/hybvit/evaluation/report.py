@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, batch_in_words, to_yaml
+from ..config import Config, describe_batch, to_yaml
 from ..evaluation import plots
 from ..storage import write_text
 
@@ -157,11 +157,11 @@ def page(
 
 def heading(record: dict[str, Any], cfg: Config | None) -> tuple[str, str]:
     if cfg is None:
-        return f"{record['model']} on {record['data']}", f"{record['parameters']:,} parameters, somebody else's model"
+        return f"{record['model']} on {record['data']}", f"{record['parameters']:,} parameters, an external model"
     m = cfg.model
     sub = (
         f"{m.image_size}x{m.image_size}x{m.channels}, patch {m.patch_size}, dim {m.dim}, depth {m.depth}, {m.time}; "
-        f"{record['parameters']:,} parameters; {cfg.train.steps:,} steps of batch {batch_in_words(cfg)}, seed {cfg.train.seed}"
+        f"{record['parameters']:,} parameters; {cfg.train.steps:,} steps of batch {describe_batch(cfg)}, seed {cfg.train.seed}"
     )
     return f"{record['objective']} on {record['data']}", sub
 

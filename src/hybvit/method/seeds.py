@@ -24,7 +24,7 @@ SPLITMIX_STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # shift a
 SPLITMIX_LAST = 31  # a last shift (Steele et al. 2014)
 
 
-def mix(seed: int, stream: str, index: int = 0) -> int:
+def derive_seed(seed: int, stream: str, index: int = 0) -> int:
     """(seed, stream, index) -> a 63-bit seed; index is an epoch, a step or an image. splitmix64's finaliser does the mixing,
     since neighbouring seeds would give Mersenne states that start alike."""
     z = (seed * 0x9E3779B97F4A7C15 + STREAMS[stream] * 0xD1342543DE82EF95 + index * 0xBF58476D1CE4E5B9 + 1) % 2**64
@@ -47,7 +47,7 @@ def unsigned_shift(z: Tensor, bits: int) -> Tensor:
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
     """A CPU generator for one random act, whatever device its draws are for."""
-    return torch.Generator().manual_seed(mix(seed, stream, index))
+    return torch.Generator().manual_seed(derive_seed(seed, stream, index))
 
 
 def to_device_async(draws: Tensor, device: torch.device) -> Tensor:

@@ -44,7 +44,7 @@ def step_bits(denoise: Denoiser, diffusion: Diffusion, x0: Tensor, t: int | Tens
     last = at == 1
     if bool(last.any()):
         sigma = diffusion.posterior_variance[2].item() ** 0.5
-        nats[last] = -discretised_gaussian_log_likelihood(x0[last], x0_pred[last], sigma)
+        nats[last] = -discretized_gaussian_log_likelihood(x0[last], x0_pred[last], sigma)
     return nats.flatten(1).mean(dim=1) / math.log(2)
 
 
@@ -56,7 +56,7 @@ def _kl_weight(diffusion: Diffusion) -> Tensor:
     return torch.cat((torch.zeros(2), diffusion.posterior_x0[2:] ** 2 / (2 * diffusion.posterior_variance[2:])))
 
 
-def discretised_gaussian_log_likelihood(x0: Tensor, mean: Tensor, sigma: float) -> Tensor:
+def discretized_gaussian_log_likelihood(x0: Tensor, mean: Tensor, sigma: float) -> Tensor:
     """log of N(mean, sigma^2)'s mass in the bin of each level of x0; the outer bins reach to infinity. Same shape, nats."""
     upper = torch.special.log_ndtr((x0.double() - mean.double() + BIN) / sigma)
     lower = torch.special.log_ndtr((x0.double() - mean.double() - BIN) / sigma)

@@ -1,6 +1,6 @@
-"""Telling images of the training distribution (inside) from others (outside) by a score per image.
+"""Telling in-distribution (ID) images from out-of-distribution (OOD) ones by a score per image.
 
-Convention: a score is higher for images inside. Shapes: inside [N], outside [M]; scores are float64 on the CPU.
+Convention: a score is higher for ID images. Shapes: id_scores [N], ood_scores [M]; scores are float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -14,44 +14,44 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
 
-def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Share of pairs in which the image inside has the higher score, a tie counting half; in 0..1, chance is 0.5.
+def auroc(id_scores: Tensor, ood_scores: Tensor) -> float:
+    """Share of pairs in which the ID image has the higher score, a tie counting half; in 0..1, chance is 0.5.
 
     Raises (as all that take two sets of scores):
         ValueError: a set is empty or a score is not finite.
     """
-    return float(roc_auc_score(*_labelled(inside, outside)))
+    return float(roc_auc_score(*_labelled(id_scores, ood_scores)))
 
 
-def auroc_interval(inside: Tensor, outside: Tensor, z: float = 1.96) -> tuple[float, float]:
+def auroc_interval(id_scores: Tensor, ood_scores: Tensor, z: float = 1.96) -> tuple[float, float]:
     """95 % normal interval of :func:`auroc`, cut to 0..1, with the variance of DeLong et al. (1988).
 
     It assumes nothing on the distributions; N and M are at least 2. Where the sets do not overlap the variance is estimated
     as 0, and so is the width: that is no proof of perfection.
     """
-    area = auroc(inside, outside)
-    if min(len(inside), len(outside)) < 2:
+    area = auroc(id_scores, ood_scores)
+    if min(len(id_scores), len(ood_scores)) < 2:
         raise ValueError("an interval needs at least two scores on either side")
-    a, b = _scores("inside", inside), _scores("outside", outside)
+    a, b = _scores("id_scores", id_scores), _scores("ood_scores", ood_scores)
     variance = _share_below(a, b).var(ddof=1) / len(a) + _share_below(b, a).var(ddof=1) / len(b)
     half = z * float(variance) ** 0.5
     return max(area - half, 0.0), min(area + half, 1.0)
 
 
-def aupr(inside: Tensor, outside: Tensor) -> float:
-    """Average precision with images inside as positives ("AUPR-in"), in 0..1; chance is N/(N + M)."""
-    return float(average_precision_score(*_labelled(inside, outside)))
+def aupr(id_scores: Tensor, ood_scores: Tensor) -> float:
+    """Average precision with ID images as positives ("AUPR-in"), in 0..1; chance is N/(N + M)."""
+    return float(average_precision_score(*_labelled(id_scores, ood_scores)))
 
 
-def aupr_out(inside: Tensor, outside: Tensor) -> float:
-    """Average precision with images outside as positives, the lowest score first ("AUPR-out"), in 0..1; chance is M/(N + M)."""
-    labels, scores = _labelled(inside, outside)
+def aupr_out(id_scores: Tensor, ood_scores: Tensor) -> float:
+    """Average precision with OOD images as positives, the lowest score first ("AUPR-out"), in 0..1; chance is M/(N + M)."""
+    labels, scores = _labelled(id_scores, ood_scores)
     return float(average_precision_score(~labels, -scores))
 
 
-def fpr_at_95_tpr(inside: Tensor, outside: Tensor) -> float:
-    """Share of images outside at or above the highest threshold that keeps at least 95 % of those inside; in 0..1, best 0."""
-    false_positives, true_positives, _ = roc_curve(*_labelled(inside, outside), drop_intermediate=False)
+def fpr_at_95_tpr(id_scores: Tensor, ood_scores: Tensor) -> float:
+    """Share of OOD images at or above the highest threshold that keeps at least 95 % of the ID images; in 0..1, best 0."""
+    false_positives, true_positives, _ = roc_curve(*_labelled(id_scores, ood_scores), drop_intermediate=False)
     return float(false_positives[np.argmax(true_positives >= 0.95)])
 
 
@@ -115,9 +115,9 @@ def _scores(name: str, scores: Tensor) -> np.ndarray:
     return scores.numpy()
 
 
-def _labelled(inside: Tensor, outside: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(True for inside, scores), as scikit-learn takes them."""
-    a, b = _scores("inside", inside), _scores("outside", outside)
+def _labelled(id_scores: Tensor, ood_scores: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(True for ID images, scores), as scikit-learn takes them."""
+    a, b = _scores("id_scores", id_scores), _scores("ood_scores", ood_scores)
     return np.arange(len(a) + len(b)) < len(a), np.concatenate((a, b))
 
 

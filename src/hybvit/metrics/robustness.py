@@ -425,7 +425,7 @@ def reliability(
     Args:
         generator: CPU generator for all draws.
         eps: a radius at which the model is evaluated, on the [0, 1] scale.
-        steps: of the white-box attack at eps; its step is eps / 4, so that it can both cross the ball and settle in it.
+        steps: of the white-box attack at eps; its step is eps / 4, so that it can both cross the ball and resolve_config in it.
         queries: of the black-box attack; 0 leaves it out, and then pyautoattack is not needed.
     """
     _check(norm)

@@ -17,7 +17,7 @@ from ..evaluation.report import figure
 from ..presets import PRESETS
 from ..reproduce import figures, render
 from ..storage import make_folder, write_text
-from .runs import configuration, home_of
+from .runs import configuration, run_dir
 from .scales import Scale
 from .tables import FIGURES, NAMES
 
@@ -39,7 +39,7 @@ def write_out(
         f"<h1>The paper's tables and figures, {html.escape(scale.name)} scale</h1><p class=sub>{html.escape(scale.words)}</p>"
     ]
     configs = {run: cfg for run in PRESETS if (cfg := configuration(run, scale, fields)) is not None}
-    homes = {run: folder / home_of(run, scale) for run in configs}
+    homes = {run: folder / run_dir(run, scale) for run in configs}
     written, failed = 0, list[Exception]()
     for name in NAMES:
         earlier = (folder / f"{name}.md").is_file() or any((folder / "figures").glob(f"{name}[._]*"))

@@ -34,7 +34,7 @@ class Cell:
     def texts(self) -> tuple[str, str, str]:
         return (
             "" if self.published is None else str(self.published),
-            self.ours_in_words(),
+            self.describe_ours(),
             f"{self.difference:+.{decimals(self.column)}f}" if self.difference is not None else "",
         )
 
@@ -45,7 +45,7 @@ class Cell:
         assert self.ours is not None
         return self.ours.value - float(self.published or 0)
 
-    def ours_in_words(self) -> str:
+    def describe_ours(self) -> str:
         if self.ours is None:
             return ""
         digits = decimals(self.column)

@@ -28,7 +28,7 @@ KEPT_TABLES = ("reliability", "protocol", "samples_by_class")
 USERS_FAULTS = (CheckpointError, DataError, ConfigError)  # the worst first
 
 
-class Need(NamedTuple):
+class Job(NamedTuple):
     """A preset that has to be trained, and what has to be known about it."""
 
     run: str
@@ -72,7 +72,7 @@ def configuration(run: str, scale: Scale, fields: list[str], snapshots: bool = F
     return override(cfg, train={"snapshot_every": max(1, cfg.train.steps // SNAPSHOTS)}) if snapshots else cfg
 
 
-def home_of(run: str, scale: Scale) -> str:
+def run_dir(run: str, scale: Scale) -> str:
     """The preset whose folder a run shares: at a small scale several presets may be the same training."""
     cfg = scale.config(run)
     same = [name for name in PRESETS if cfg is not None and scale.config(name) == cfg]
@@ -86,9 +86,7 @@ def state_of(folder: Path, cfg: Config) -> State:
     return State(done, cfg.train.steps, (folder / DIVERGED).is_file(), measured)
 
 
-def carry_out(
-    need: Need, folder: Path, scale: Scale, overrides: Mapping[str, Any], say: Callable[[str], None]
-) -> list[Exception]:
+def run_job(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any], say: Callable[[str], None]) -> list[Exception]:
     """Train and evaluate what is missing of one row -> what could not be measured.
 
     A run that diverges is evaluated where its last checkpoint stands.
@@ -104,23 +102,23 @@ def carry_out(
     make_folder(folder)
     held = locked(folder, ".row.lock")
     try:
-        state = state_of(folder, need.cfg)
+        state = state_of(folder, job.cfg)
         if state.trained:
-            check_same(folder, need.cfg, FILLED_IN)
+            check_same(folder, job.cfg, FILLED_IN)
         else:
             try:
-                train(need.cfg, folder, say)
+                train(job.cfg, folder, say)
             except DivergedError as error:
                 message = str(error).removeprefix(f"{folder}: ")
                 write_text(folder / DIVERGED, json.dumps({"message": message}, indent=1) + "\n")
-                say(f"{need.run}: {error}")
-            state = state_of(folder, need.cfg)
+                say(f"{job.run}: {error}")
+            state = state_of(folder, job.cfg)
         failed = list[Exception]()
         # Without a step done it diverged before its first checkpoint.
-        for home, suites, options in evaluations_of(need, folder, scale, overrides) if state.done else ():
+        for home, suites, options in evaluations_of(job, folder, scale, overrides) if state.done else ():
             try:
                 # A run does not tell where its data are: they come from the configuration that it was asked with.
-                results = evaluate(home, need.cfg.data.root, suites=suites, options=options, out=home, say=say)
+                results = evaluate(home, job.cfg.data.root, suites=suites, options=options, out=home, say=say)
                 say(f"{results.save(home)} written")
             except USERS_FAULTS as error:
                 failed.append(error)
@@ -130,18 +128,18 @@ def carry_out(
             held.close()
 
 
-def evaluations_of(need: Need, folder: Path, scale: Scale, overrides: Mapping[str, Any]) -> list[Evaluation]:
+def evaluations_of(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any]) -> list[Evaluation]:
     """The evaluations of a row; what is stored of them with the same settings is not measured again."""
     found = []
     for suites, options in scale.eval_options.items():
-        if "fidelity" in suites and need.cfg.data.name in scale.fewer_samples:
-            options = replace(options, samples=scale.fewer_samples[need.cfg.data.name])
+        if "fidelity" in suites and job.cfg.data.name in scale.fewer_samples:
+            options = replace(options, samples=scale.fewer_samples[job.cfg.data.name])
         options = replace(options, **overrides)
-        wanted = tuple(suite for suite in suites if suite in need.suites)
+        wanted = tuple(suite for suite in suites if suite in job.suites)
         if wanted:
             found.append(Evaluation(folder, wanted, options))
-        if "fidelity" in suites and need.snapshots:
-            found += [Evaluation(snapshot, SNAPSHOT_SUITES, options) for snapshot in snapshots_of(folder, need.cfg)]
+        if "fidelity" in suites and job.snapshots:
+            found += [Evaluation(snapshot, SNAPSHOT_SUITES, options) for snapshot in snapshots_of(folder, job.cfg)]
     return found
 
 
@@ -151,12 +149,10 @@ def snapshots_of(folder: Path, cfg: Config) -> list[Path]:
     return [path for path in found if int(path.name.removeprefix("step-")) < cfg.train.steps]
 
 
-def attempt(
-    need: Need, folder: Path, scale: Scale, overrides: Mapping[str, Any], say: Callable[[str], None]
-) -> list[Exception]:
-    """:func:`carry_out`; a row that cannot be done does not stop the others."""
+def try_job(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any], say: Callable[[str], None]) -> list[Exception]:
+    """:func:`run_job`; a row that cannot be done does not stop the others."""
     try:
-        return carry_out(need, folder, scale, overrides, say)
+        return run_job(job, folder, scale, overrides, say)
     except USERS_FAULTS as error:
         return [error]
 
@@ -180,7 +176,7 @@ def record_of(run: str, folder: Path, cfg: Config, base: Config | None = None) -
     started_with = load_config(folder / "config.yaml")
     record: dict[str, Any] = {
         "data": cfg.data.name,
-        "network": network_in_words(cfg),
+        "network": describe_network(cfg),
         "objective": cfg.objective.kind,
         "seed": started_with.train.seed,
         "parameters": found.get("parameters") or cost(cfg).parameters,
@@ -207,7 +203,7 @@ def record_of(run: str, folder: Path, cfg: Config, base: Config | None = None) -
     return record
 
 
-def network_in_words(cfg: Config) -> str:
+def describe_network(cfg: Config) -> str:
     """What was trained, short enough for a table."""
     own = cfg.network
     if own.name == "wide_resnet":
@@ -219,29 +215,29 @@ def network_in_words(cfg: Config) -> str:
     return f"ViT {cfg.model.depth}x{cfg.model.dim}, patch {cfg.model.patch_size}"
 
 
-def evaluation_eflop(need: Need, scale: Scale) -> float:
+def evaluation_eflop(job: Job, scale: Scale) -> float:
     """10^18 operations of a row's evaluation, about: samples, attacks and bounds, at a third of a training step per image."""
-    denoising, labelled = minibatches(need.cfg)
-    passes = 3 * (denoising + labelled) + (need.cfg.jem.steps * 2 * denoising if need.cfg.objective.kind == "jem" else 0)
-    forward = cost(need.cfg).train_gflop_per_step / passes
+    denoising, labelled = minibatches(job.cfg)
+    passes = 3 * (denoising + labelled) + (job.cfg.jem.steps * 2 * denoising if job.cfg.objective.kind == "jem" else 0)
+    forward = cost(job.cfg).train_gflop_per_step / passes
     evaluations = 0.0
-    for _, suites, options in evaluations_of(need, Path(), scale, {}):
+    for _, suites, options in evaluations_of(job, Path(), scale, {}):
         if "fidelity" in suites or "quality" in suites:
-            evaluations += options.samples * options.steps * (SNAPSHOTS if need.snapshots else 1)
+            evaluations += options.samples * options.steps * (SNAPSHOTS if job.snapshots else 1)
         if "robustness" in suites:
             evaluations += 18 * 3 * options.attack_steps * options.attack_images  # forward and backward at eighteen radii
         if "likelihood" in suites:
-            evaluations += options.bound_images * (options.bound_draws or need.cfg.diffusion.steps)
+            evaluations += options.bound_images * (options.bound_draws or job.cfg.diffusion.steps)
     return forward * evaluations / 1e9
 
 
-def share_of(needs: Iterable[Need], shard: int, shards: int) -> list[Need]:
+def share_of(jobs: Iterable[Job], shard: int, shards: int) -> list[Job]:
     """The part of the work of one of several processes: the costliest first, each to whoever has least."""
     loads = [0.0] * shards
     mine = []
-    for need in sorted(needs, key=lambda need: (-cost(need.cfg).total_eflop, need.run)):
+    for job in sorted(jobs, key=lambda job: (-cost(job.cfg).total_eflop, job.run)):
         least = loads.index(min(loads))
-        loads[least] += cost(need.cfg).total_eflop
+        loads[least] += cost(job.cfg).total_eflop
         if least == shard:
-            mine.append(need)
+            mine.append(job)
     return mine

@@ -22,7 +22,7 @@ from ..storage import make_folder, read_json, write_text
 from ..training.cost import cost
 from ..training.loop import train
 from ..training.run_folder import read_metrics
-from .runs import USERS_FAULTS, Need, attempt, record_of, state_of
+from .runs import USERS_FAULTS, Job, record_of, state_of, try_job
 from .scales import POCKET
 from .variants import STUDIES, Study, Variant
 
@@ -160,7 +160,7 @@ def check_fields(study: Study, runs: list[Run], fields: list[str]) -> None:
             raise ConfigError(f"--{name} would undo what {run.variant.name} changes: choose other recipes by --runs")
 
 
-def carry_out(plan: Plan, say: Callable[[str], None]) -> list[Exception]:
+def run_job(plan: Plan, say: Callable[[str], None]) -> list[Exception]:
     """Train and measure what is missing of a study -> the faults that left runs out."""
     scale, failed = replace(POCKET, eval_options=EVAL_OPTIONS), list[Exception]()
     suites = tuple(suite for group in EVAL_OPTIONS for suite in group)
@@ -170,7 +170,7 @@ def carry_out(plan: Plan, say: Callable[[str], None]) -> list[Exception]:
         try:
             cfg = configured(run, plan.fields, home, plan.minutes, say)
             say(f"[{place}/{len(plan.runs)}] {plan.name}, {run.name}: {state_of(home, cfg).words()}")
-            faults = attempt(Need(run.name, cfg, suites, False), home, scale, plan.overrides, say)
+            faults = try_job(Job(run.name, cfg, suites, False), home, scale, plan.overrides, say)
         except (*USERS_FAULTS, DivergedError) as error:  # in the trial that the budget is measured by
             faults = [error]
         for fault in faults:
@@ -464,7 +464,7 @@ def run_study(plan: Plan, alone: bool, only_render: bool, say: Callable[[str], N
                 say("budgets are of one process per machine, and steps are not timed beside others: once more without --shard")
             if alone:
                 time_steps(STUDIES[plan.name], plan.fields, plan.folder, say)
-            failed = carry_out(plan, say)
+            failed = run_job(plan, say)
         write_out(plan.name, plan.folder, say)
     except KeyboardInterrupt:
         raise Interrupted(f"{plan.folder}: interrupted; what is done is kept, the same command goes on") from None

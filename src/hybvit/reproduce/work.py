@@ -9,37 +9,37 @@ from typing import Any, NamedTuple
 
 from ..config import Config
 from ..errors import ConfigError, DataError
-from ..evaluation.extractors import extractor
+from ..evaluation.extractors import open_extractor
 from ..presets import PRESETS
 from ..reproduce import timing
 from ..storage import write_text
 from ..training.cost import cost
 from ..training.loop import say_at_once
-from .runs import USERS_FAULTS, Need, attempt, configuration, evaluation_eflop, home_of, record_of, state_of
+from .runs import USERS_FAULTS, Job, configuration, evaluation_eflop, record_of, run_dir, state_of, try_job
 from .scales import Scale
 from .tables import FIGURES, TIMED, rows, runs_of, suites_of
 from .tables import table as table_of
 
 
-class Work(NamedTuple):
+class Plan(NamedTuple):
     """What is asked for: runs to train and measure, runs whose steps are timed, and presets without data, with the reason."""
 
-    needs: list[Need]
+    jobs: list[Job]
     timed: dict[str, Config]
     missing: dict[str, str]
 
 
-def plan(names: list[str], scale: Scale, only: set[str], fields: list[str]) -> Work:
+def plan(names: list[str], scale: Scale, only: set[str], fields: list[str]) -> Plan:
     """
     Raises:
-        ConfigError: ``only`` names a preset that no table or figure of ``names`` needs.
+        ConfigError: ``only`` names a preset that no table or figure of ``names`` jobs.
     """
     suites, snapshots, timed, missing = dict[str, list[str]](), set[str](), dict[str, Config](), dict[str, str]()
     for name in names:
         for run in runs_of(name):
             suites.setdefault(run, []).extend(suites_of(name))
             if name in FIGURES and FIGURES[name].snapshots:
-                snapshots.add(home_of(run, scale))
+                snapshots.add(run_dir(run, scale))
         if name not in FIGURES and set(TIMED) & set(table_of(name, scale).columns):
             for row in rows(name):
                 cfg = configuration(row.run, scale, fields) if row.run and (not only or row.run in only) else None
@@ -47,30 +47,30 @@ def plan(names: list[str], scale: Scale, only: set[str], fields: list[str]) -> W
                     timed[row.run] = cfg
     for run in only - set(suites) - set(timed):
         raise ConfigError(f"--runs: {run} stands behind none of {', '.join(names)}")
-    needs = dict[str, Need]()
+    jobs = dict[str, Job]()
     for run, wanted in suites.items():
         if only and run not in only:
             continue
-        home = home_of(run, scale)
+        home = run_dir(run, scale)
         cfg = configuration(home, scale, fields, home in snapshots)
         if cfg is None:
             missing[run] = f"the {scale.name} scale has no data in place of {PRESETS[run].config.data.name}"
             continue
-        known = needs[home].suites if home in needs else ()
-        needs[home] = Need(home, cfg, tuple(dict.fromkeys((*known, *wanted))), home in snapshots)
-    return Work(list(needs.values()), timed, missing)
+        known = jobs[home].suites if home in jobs else ()
+        jobs[home] = Job(home, cfg, tuple(dict.fromkeys((*known, *wanted))), home in snapshots)
+    return Plan(list(jobs.values()), timed, missing)
 
 
-def dry_run(work: Work, mine: list[Need], folder: Path, scale: Scale) -> None:
+def dry_run(work: Plan, mine: list[Job], folder: Path, scale: Scale) -> None:
     total = left = measuring = 0.0
     print(f"{'run':<30}{'parameters':>12}{'steps':>10}{'PFLOP':>10}{'training':>10}{'measuring':>11}  state")
-    for need in mine:
-        price, state = cost(need.cfg), state_of(folder / need.run, need.cfg)
-        hours, after = scale.hours(need.cfg), evaluation_eflop(need, scale) * 1e18 / scale.speed / 3600
+    for job in mine:
+        price, state = cost(job.cfg), state_of(folder / job.run, job.cfg)
+        hours, after = scale.hours(job.cfg), evaluation_eflop(job, scale) * 1e18 / scale.speed / 3600
         total, measuring = total + hours, measuring + after
         left += 0.0 if state.trained else hours * (1 - state.done / state.steps)
         print(
-            f"{need.run:<30}{price.parameters:>12,}{need.cfg.train.steps:>10,}{1e3 * price.total_eflop:>10.3g}"
+            f"{job.run:<30}{price.parameters:>12,}{job.cfg.train.steps:>10,}{1e3 * price.total_eflop:>10.3g}"
             f"{in_hours(hours):>10}{in_hours(after):>11}  {state.words()}; measured: {', '.join(state.measured) or 'nothing'}"
         )
     if work.timed:
@@ -107,7 +107,7 @@ def collect(folder: Path, scale: Scale, fields: list[str]) -> dict[str, dict[str
     found: dict[str, dict[str, Any]] = {}
     for run in PRESETS:
         cfg = configuration(run, scale, fields)
-        record = record_of(run, folder / home_of(run, scale), cfg) if cfg is not None else None
+        record = record_of(run, folder / run_dir(run, scale), cfg) if cfg is not None else None
         took = timings["runs"].get(run)
         if took is not None and cfg is not None and timing.covers(timings, {run: cfg}):
             record = record or {"parameters": took["parameters"], "metrics": {}, "snapshots": {}}
@@ -117,7 +117,7 @@ def collect(folder: Path, scale: Scale, fields: list[str]) -> dict[str, dict[str
     return found
 
 
-def prepare(work: Work, folder: Path, scale: Scale, fields: list[str], shards: int) -> None:
+def prepare(work: Plan, folder: Path, scale: Scale, fields: list[str], shards: int) -> None:
     """What comes before the trainings: the Inception weights, and the times of steps while nothing else is at work."""
     if scale.name == "full":
         say_whether_fid_can_be_had(say_at_once)
@@ -128,15 +128,15 @@ def prepare(work: Work, folder: Path, scale: Scale, fields: list[str], shards: i
 
 
 def run_jobs(
-    mine: list[Need], folder: Path, scale: Scale, overrides: dict[str, Any], say: Callable[[str], None]
+    mine: list[Job], folder: Path, scale: Scale, overrides: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, list[Exception]]:
     """Train and measure every run -> what each of them met."""
     faults: dict[str, list[Exception]] = {}
-    for place, need in enumerate(mine, 1):
-        say(f"[{place}/{len(mine)}] {need.run}: {state_of(folder / need.run, need.cfg).words()}")
-        faults[need.run] = attempt(need, folder / need.run, scale, overrides, say)
-        for fault in faults[need.run]:
-            say(f"{need.run}: left out, {fault}")
+    for place, job in enumerate(mine, 1):
+        say(f"[{place}/{len(mine)}] {job.run}: {state_of(folder / job.run, job.cfg).words()}")
+        faults[job.run] = try_job(job, folder / job.run, scale, overrides, say)
+        for fault in faults[job.run]:
+            say(f"{job.run}: left out, {fault}")
     return faults
 
 
@@ -151,6 +151,6 @@ def raise_worst(faults: dict[str, list[Exception]]) -> None:
 def say_whether_fid_can_be_had(say: Callable[[str], None]) -> None:
     """Fetch the Inception weights once, before hours of training; without them everything else is measured all the same."""
     try:
-        extractor("inception", "cifar10")
+        open_extractor("inception", "cifar10")
     except (ConfigError, DataError) as error:
         say(f"FID and the Inception score will be empty: {error}")

@@ -22,7 +22,7 @@ from ..devices import autocast, best_device, keep_freed_memory, resolve_precisio
 from ..errors import CheckpointError, ConfigError, DivergedError, Interrupted
 from ..loading import load
 from ..method.objective import Batch, hybrid_loss
-from ..method.seeds import generator, mix
+from ..method.seeds import derive_seed, generator
 from ..model import HybridModel
 from ..networks import Network, build_network, compile_calls, number_of_parameters
 from .ema import Average, ema_decay
@@ -53,20 +53,20 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
     device = best_device()
     keep_freed_memory()
     data = open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labelled=cfg.objective.kind != "genvit")
-    cfg = settle(cfg, data, device)
+    cfg = resolve_config(cfg, data, device)
     fresh = not checkpoint.step_folders(out / "checkpoints")
-    start = start_of(cfg, say) if cfg.train.init and fresh else None  # before a folder is made for nothing
+    start = load_init_model(cfg, say) if cfg.train.init and fresh else None  # before a folder is made for nothing
     run = RunFolder(out, cfg)
-    done, tensors, remarks = run.newest()
-    for remark in remarks:
-        say(f"warning: {remark}")
+    done, tensors, warnings = run.newest()
+    for warning in warnings:
+        say(f"warning: {warning}")
 
-    torch.manual_seed(mix(cfg.train.seed, "weights"))
+    torch.manual_seed(derive_seed(cfg.train.seed, "weights"))
     net = build_network(cfg)
     if isinstance(net, JEM) and not done:
         prepare(net, cfg, data)
     if start is not None:
-        begin_from(start, net, say)
+        load_init_weights(start, net, say)
     net = net.to(device)
     ema = HybridModel(build_network(cfg), cfg, device)
     ema.net.load_state_dict(net.state_dict())
@@ -132,7 +132,7 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
     return ema
 
 
-def settle(cfg: Config, data: Dataset, device: torch.device) -> Config:
+def resolve_config(cfg: Config, data: Dataset, device: torch.device) -> Config:
     """Fill in what only the data and the machine decide: the classes and the precision."""
     if len(data.classes) == 1 and cfg.objective.kind != "genvit":
         raise ConfigError(f"{cfg.data.root}: only one class, {data.classes[0]!r}: nothing to tell apart; --objective genvit")
@@ -144,7 +144,7 @@ def settle(cfg: Config, data: Dataset, device: torch.device) -> Config:
     return override(cfg, model=classes, data={"classes": data.classes}, train={"precision": precision})
 
 
-def start_of(cfg: Config, say: Callable[[str], None]) -> HybridModel:
+def load_init_model(cfg: Config, say: Callable[[str], None]) -> HybridModel:
     """The model of ``train.init``.
 
     Raises:
@@ -161,7 +161,7 @@ def start_of(cfg: Config, say: Callable[[str], None]) -> HybridModel:
     return start
 
 
-def begin_from(start: HybridModel, net: Network, say: Callable[[str], None]) -> None:
+def load_init_weights(start: HybridModel, net: Network, say: Callable[[str], None]) -> None:
     """Take over a model's weights; what has the shape of another number of classes stays at its random start.
 
     Raises:

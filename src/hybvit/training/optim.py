@@ -89,7 +89,7 @@ def learning_rate(step: int, cfg: Config) -> float:
 Coefficients = tuple[float, float, float]
 
 
-def orthogonalise(matrices: Tensor, coefficients: Coefficients, iterations: int, eps: float) -> Tensor:
+def orthogonalize(matrices: Tensor, coefficients: Coefficients, iterations: int, eps: float) -> Tensor:
     """Newton-Schulz: [n, rows, columns] -> about U V^T of every matrix U S V^T, in bfloat16 where the device is made for it.
 
     The singular values end near 1, not at it: the published coefficients trade that for few iterations.
@@ -105,8 +105,8 @@ def orthogonalise(matrices: Tensor, coefficients: Coefficients, iterations: int,
     return x if wide else x.mT
 
 
-def orthogonalise_all(stacks: list[Tensor], coefficients: Coefficients, iterations: int, eps: float) -> list[Tensor]:
-    return [orthogonalise(matrices, coefficients, iterations, eps) for matrices in stacks]
+def orthogonalize_all(stacks: list[Tensor], coefficients: Coefficients, iterations: int, eps: float) -> list[Tensor]:
+    return [orthogonalize(matrices, coefficients, iterations, eps) for matrices in stacks]
 
 
 class BatchedMuon(torch.optim.Muon):
@@ -118,11 +118,11 @@ class BatchedMuon(torch.optim.Muon):
 
     def __init__(self, params: Iterable[dict[str, Any]], lr: float, weight_decay: float) -> None:
         super().__init__(params, lr=lr, weight_decay=weight_decay)
-        self.orthogonalise_all = orthogonalise_all
+        self.orthogonalize_all = orthogonalize_all
 
     def compile(self) -> None:
         """Launch the products together, as a CUDA graph: each takes a few microseconds, and its launch many."""
-        self.orthogonalise_all = torch.compile(orthogonalise_all, dynamic=False, mode="reduce-overhead")
+        self.orthogonalize_all = torch.compile(orthogonalize_all, dynamic=False, mode="reduce-overhead")
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -140,7 +140,7 @@ class BatchedMuon(torch.optim.Muon):
                 _, grads, averages = zip(*found, strict=True)
                 torch._foreach_lerp_(averages, grads, 1 - momentum)
                 directions.append(torch.stack(grads).lerp(torch.stack(averages), momentum))
-            updates = self.orthogonalise_all(directions, group["ns_coefficients"], group["ns_steps"], group["eps"])
+            updates = self.orthogonalize_all(directions, group["ns_coefficients"], group["ns_steps"], group["eps"])
             for ((rows, columns), found), update in zip(shapes.items(), updates, strict=True):
                 matrices = [matrix for matrix, _, _ in found]
                 torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])

@@ -77,13 +77,13 @@ class RunFolder:
         checkpoint.write_folder(folder, averages, {}, step=step, **environment())
 
     def newest(self) -> tuple[int, dict[str, dict[str, Tensor]], list[str]]:
-        """(step, tensors by name, remarks): the newest sound checkpoint; step 0 and no tensors where there is none yet.
+        """(step, tensors by name, warnings): the newest valid checkpoint; step 0 and no tensors where there is none yet.
 
-        A remark tells of a damaged checkpoint that was passed over, or why a resumed run cannot be bit-identical.
+        A warning tells of a damaged checkpoint that was passed over, or why a resumed run cannot be bit-identical.
         """
-        folder, manifest, remarks = checkpoint.newest(self.path / "checkpoints")
+        folder, manifest, warnings = checkpoint.newest(self.path / "checkpoints")
         if folder is None:
-            return 0, {}, remarks
+            return 0, {}, warnings
         try:
             step = int(manifest["step"])
         except (KeyError, ValueError):
@@ -91,11 +91,11 @@ class RunFolder:
         now, before = environment(), {name: manifest[name] for name in environment() if name in manifest}
         for fact in ("torch", "threads", "machine", "device"):
             if before.get(fact) != now[fact]:
-                remarks.append(f"{folder} was written with {fact} = {before.get(fact)}, now {now[fact]}: not bit-exact")
+                warnings.append(f"{folder} was written with {fact} = {before.get(fact)}, now {now[fact]}: not bit-exact")
         if before != now:
             earlier = [place for place in self.earlier_environments() if place["until_step"] < step]
             self.write_environment([*earlier, {**before, "until_step": step}])
-        return step, {path.stem: checkpoint.read_tensors(path) for path in folder.glob("*.safetensors")}, remarks
+        return step, {path.stem: checkpoint.read_tensors(path) for path in folder.glob("*.safetensors")}, warnings
 
     @property
     def metrics_file(self) -> Path:
