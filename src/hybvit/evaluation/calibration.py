@@ -28,14 +28,16 @@ def run(ctx: Context) -> Result:
     if ctx.data.held_out is None:
         result.notes.append(
             "No images were held out of training to fit the temperature on (train with --data.held_out 0.1). "
-            "It was fitted on training images, which the network has already fitted, so it may be too small."
+            "It was fitted on images that the network was trained on, so it may be too small."
         )
     if TEMPERATURES[0] < temperature < TEMPERATURES[1]:
         result.metrics["calibration/temperature"] = Metric(temperature, len(part))
         stages.append(("_scaled", logits / temperature))
     else:
-        how = "all of these images correctly" if temperature <= TEMPERATURES[0] else "these images no better than chance"
-        result.notes.append(f"No temperature was applied: the network classifies {how}, so no finite one is optimal.")
+        how = "is perfect" if temperature <= TEMPERATURES[0] else "is no better than chance"
+        result.notes.append(
+            f"No temperature was applied: the accuracy on the images to fit it on {how}, so no finite temperature is optimal."
+        )
     for suffix, scaled in stages:
         for name, value, interval in measures(scaled, labels, ctx.options.seed):
             result.metrics[f"calibration/{name}{suffix}"] = Metric(value, len(labels), *interval)
