@@ -173,7 +173,7 @@ def test_only_legs_from_the_shipped_model_are_counted(tmp_path):
     assert before == [shipped, leg]
     assert newest["command"] == "hybvit train digits --train.steps 6 --train.init runs/first"
     assert [leg["steps"] for leg in ship.legs_of(anew, "digits", [shipped])] == [6]
-    with pytest.raises(SystemExit, match="began from runs/other"):
+    with pytest.raises(SystemExit, match="was initialized from runs/other"):
         ship.legs_of(other, "digits", [shipped])
 
 

@@ -91,7 +91,7 @@ def test_every_explanation_is_used_by_some_metric(tiny_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_suite_is_taken_up_unless_something_that_matters_changed(linear, tmp_path):
+def test_a_suite_is_reused_unless_something_that_matters_changed(linear, tmp_path):
     said: list[str] = []
     first = run_suites(context(linear, tmp_path), ("accuracy", "ood"), said.append)
     again = run_suites(context(linear, tmp_path), ("accuracy", "ood"), said.append)
@@ -125,7 +125,7 @@ def test_functions_without_modules_are_never_taken_for_each_other(linear, tmp_pa
     assert first["metrics"]["test/accuracy"]["value"] > 0.8 > 0.2 > second["metrics"]["test/accuracy"]["value"]
 
 
-def test_other_test_images_are_measured_anew(linear, tmp_path):
+def test_other_test_images_are_measured_again(linear, tmp_path):
     said: list[str] = []
     data = digits()
     turned = Dataset(data.train, ImageSet(data.test.in_memory.flip(3), data.test.labels), data.classes)
@@ -288,15 +288,15 @@ def test_a_set_that_is_not_here_is_left_out_with_a_line_or_refused_where_it_was_
         run_suites(context(linear, tmp_path, asked), ("ood",), quiet)
 
 
-def test_the_record_says_whether_samples_were_told_labels(tmp_path, monkeypatch):
+def test_the_record_says_whether_samples_are_class_conditional(tmp_path, monkeypatch):
     model = load("digits", "cpu")
-    for told, words in ((False, "no labels"), (True, "a random label for each")):
-        monkeypatch.setattr(type(model), "draws_by_label", told)
+    for conditional, text in ((False, "no labels"), (True, "a random label for each")):
+        monkeypatch.setattr(type(model), "draws_by_label", conditional)
         monkeypatch.setattr(model, "draw", lambda indices, *_: torch.zeros(len(indices), 1, 8, 8, dtype=torch.uint8))
-        record = run_suites(context(model, tmp_path / str(told)), ("fidelity",), quiet)
-        assert record["tables"]["protocol"]["told"] == words
-        page = json.loads((tmp_path / str(told) / "evaluation" / "fidelity" / "result.json").read_text())
-        assert ("each of a random class" in json.dumps(page)) == told
+        record = run_suites(context(model, tmp_path / str(conditional)), ("fidelity",), quiet)
+        assert record["tables"]["protocol"]["told"] == text
+        page = json.loads((tmp_path / str(conditional) / "evaluation" / "fidelity" / "result.json").read_text())
+        assert ("each of a random class" in json.dumps(page)) == conditional
 
 
 def test_samples_are_drawn_with_the_guidance_that_was_asked_for(tmp_path, monkeypatch):

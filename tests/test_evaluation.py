@@ -115,7 +115,7 @@ def test_a_folder_of_images_is_data_too(model, tmp_path):
     assert results.record["data"] == "folder"
 
 
-def test_what_is_stored_is_taken_up(tmp_path, model):
+def test_a_stored_result_is_reused(tmp_path, model):
     said: list[str] = []
     first = hybvit.evaluate(model, suites="accuracy", options=FEW, out=tmp_path, say=said.append)
     again = hybvit.evaluate(model, suites="accuracy", options=FEW, out=tmp_path, say=said.append)
@@ -224,7 +224,7 @@ def test_settings_of_a_reproduction_are_those_that_were_stored(name, model):
     assert found == STORED[name]
 
 
-def test_a_result_that_an_earlier_version_stored_is_taken_up(model, tmp_path):
+def test_a_result_that_an_earlier_version_stored_is_reused(model, tmp_path):
     weights = Context(model, opened(model.cfg), "digits", Options(), tmp_path).fingerprint
     facts = {"version": hybvit.__version__, "data": "digits", "test_images": TEST_IMAGES, "weights": weights}
     for suite, settings in STORED["pocket/stl10"].items():

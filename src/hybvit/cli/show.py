@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> None:
         usage="hybvit show PRESET [--any.nested.field VALUE ...]",
         description="Print a preset's full configuration as YAML. Fields given as options replace the preset's.",
     )
-    parser.add_argument("preset", metavar="PRESET")
+    parser.add_argument("preset", metavar="PRESET", help="`hybvit presets` lists them")
     args, fields = parser.parse_known_args(arguments)
     name = args.preset
     cfg = parse(fields, preset(name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..data.images import grid
 from ..evaluation import plots
 from ..metrics.classification import brier, confusion_matrix, mean_interval, nll, per_class_accuracy
-from .context import Context, Metric, Picture, Result, share
+from .context import Context, Metric, Picture, Result, proportion
 
 MISTAKES = 20
 
@@ -14,9 +14,9 @@ def run(ctx: Context) -> Result:
     result, logits, labels = Result(), ctx.logits, ctx.labels
     classes = ctx.model.classes
     predictions = logits.argmax(dim=1)
-    result.metrics["test/accuracy"] = share(predictions == labels)
+    result.metrics["test/accuracy"] = proportion(predictions == labels)
     if logits.shape[1] > 5:
-        result.metrics["test/accuracy_top5"] = share((logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1))
+        result.metrics["test/accuracy_top5"] = proportion((logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1))
     for name, values in (("nll", nll(logits, labels)), ("brier", brier(logits, labels))):
         result.metrics[f"test/{name}"] = Metric(values.mean().item(), len(values), *mean_interval(values))
     counts = confusion_matrix(predictions, labels, logits.shape[1])

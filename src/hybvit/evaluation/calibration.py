@@ -21,7 +21,7 @@ PAPER_BINS, COMMON_BINS = 20, 15
 
 def run(ctx: Context) -> Result:
     result, logits, labels = Result(), ctx.logits, ctx.labels
-    part = ctx.data.held_out if ctx.data.held_out is not None else ctx.train_part
+    part = ctx.data.held_out if ctx.data.held_out is not None else ctx.train_subset
     assert part.labels is not None
     temperature = fit_temperature(ctx.logits_of(part), part.labels)
     stages = [("", logits)]

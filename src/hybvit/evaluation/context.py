@@ -36,7 +36,7 @@ class Metric(NamedTuple):
     high: float | None = None
 
 
-def share(hits: Tensor) -> Metric:
+def proportion(hits: Tensor) -> Metric:
     """The fraction of True in bool [N], with its Wilson interval."""
     value = hits.double().mean().item()
     return Metric(value, len(hits), *wilson_interval(value, len(hits)))
@@ -88,7 +88,7 @@ class Context:
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return gathered(digest.hexdigest())[0]
 
-    def over(self, images: ImageSet, work: Callable[[Tensor], Tensor], what: str, size: int | None = None) -> Tensor:
+    def map_batches(self, images: ImageSet, work: Callable[[Tensor], Tensor], what: str, size: int | None = None) -> Tensor:
         """Apply ``work`` (x float [B, C, H, W] -> [B, ...]) to all images, split over the processes."""
         size = size or self.options.batch_size
         (result,) = share_batches(len(images), size, lambda index: work(to_x(images.take(index)[0])), what)
@@ -97,12 +97,12 @@ class Context:
     def logits_of(self, images: ImageSet) -> Tensor:
         """float [N, K] on the CPU."""
         with torch.no_grad():
-            return self.over(images, self.model.logits, "logits")
+            return self.map_batches(images, self.model.logits, "logits")
 
     def features_of(self, images: ImageSet) -> Tensor:
         """float [N, D] on the CPU."""
         with torch.no_grad():
-            return self.over(images, self.model.features, "features")
+            return self.map_batches(images, self.model.features, "features")
 
     @cached_property
     def logits(self) -> Tensor:
@@ -114,7 +114,7 @@ class Context:
         return self.test.labels
 
     @cached_property
-    def train_part(self) -> ImageSet:
+    def train_subset(self) -> ImageSet:
         """At most TRAINING_FEATURES training images, evenly spaced."""
         return self.data.train.subsample(TRAINING_FEATURES)
 
@@ -142,9 +142,9 @@ class Context:
 
         return share_batches(o.samples, SHARD, shard, "samples")[0]
 
-    def seeded(self, what: int) -> torch.Generator:
-        """A CPU generator for one purpose; ``what`` is a number that identifies the purpose."""
-        return torch.Generator().manual_seed(((self.options.seed << 20) + what) % 2**63)
+    def generator(self, purpose: int) -> torch.Generator:
+        """A CPU generator for one purpose; ``purpose`` is a number of its own for each."""
+        return torch.Generator().manual_seed(((self.options.seed << 20) + purpose) % 2**63)
 
 
 class Suite(NamedTuple):
@@ -152,23 +152,23 @@ class Suite(NamedTuple):
 
     Attributes:
         heading, description: the heading in reports, and the plain sentence below it.
-        wants: what the suite needs of classes, labels, denoiser and samples; it is left out if the model or data lack one.
+        requires: what the suite needs of classes, labels, denoiser and samples; it is left out if the model or data lack one.
     """
 
     heading: str
     description: str
-    wants: frozenset[str]
+    requires: frozenset[str]
     run: Callable[[Context], Result]
 
 
-def lacking(ctx: Context, wants: Sequence[str] | frozenset[str]) -> str | None:
+def missing_requirement(ctx: Context, requires: Sequence[str] | frozenset[str]) -> str | None:
     """Why a suite cannot be run, as a sentence; None if it can."""
-    if "classes" in wants and not ctx.model.has_classes:
+    if "classes" in requires and not ctx.model.has_classes:
         return "the model has no classes"
-    if "denoiser" in wants and not ctx.model.has_denoiser:
+    if "denoiser" in requires and not ctx.model.has_denoiser:
         return "the model has no denoiser"
-    if "samples" in wants and not ctx.model.has_samples:
+    if "samples" in requires and not ctx.model.has_samples:
         return "the model cannot generate images"
-    if "labels" in wants and ctx.data.test.labels is None:
+    if "labels" in requires and ctx.data.test.labels is None:
         return "the test images have no labels"
     return None

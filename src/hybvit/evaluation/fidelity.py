@@ -26,7 +26,7 @@ from ..metrics.fidelity import (
     precision_recall,
 )
 from ..metrics.judge import LARGEST_TRAINING_SET, PixelSVM, class_shares
-from .context import Context, Metric, Picture, Result, share
+from .context import Context, Metric, Picture, Result, proportion
 from .extractors import Extractor, open_extractor
 
 GRID_IMAGES = 100
@@ -153,17 +153,17 @@ def subsample(features: Tensor, n: int) -> Tensor:
 
 def judge_by_svm(ctx: Context, samples: Tensor, result: Result) -> None:
     """Classify the samples with a support vector machine on pixels, fitted on the training images; small data sets only."""
-    labelled = ctx.model.has_classes and ctx.data.train.labels is not None and ctx.data.test.labels is not None
-    if not labelled or len(ctx.data.train) > LARGEST_TRAINING_SET or len(ctx.model.classes) < 2:
+    has_labels = ctx.model.has_classes and ctx.data.train.labels is not None and ctx.data.test.labels is not None
+    if not has_labels or len(ctx.data.train) > LARGEST_TRAINING_SET or len(ctx.model.classes) < 2:
         return
     (train, labels), (test, test_labels) = (part.take(torch.arange(len(part))) for part in (ctx.data.train, ctx.data.test))
     assert labels is not None
     assert test_labels is not None
     judge = PixelSVM(train, labels)
-    result.metrics["judge/svm_accuracy"] = share(judge.predict(test) == test_labels)
+    result.metrics["judge/svm_accuracy"] = proportion(judge.predict(test) == test_labels)
     predicted = judge.predict(samples)
     own = ctx.logits_of(ImageSet(samples)).argmax(dim=1)
-    result.metrics["samples/svm_agreement"] = share(predicted == own)
+    result.metrics["samples/svm_agreement"] = proportion(predicted == own)
     shares = class_shares(predicted, len(ctx.model.classes))
     result.metrics["samples/svm_classes_covered"] = Metric(int((shares > 0).sum()), len(samples))
     result.metrics["samples/svm_smallest_class_share"] = Metric(shares.min().item(), len(samples))

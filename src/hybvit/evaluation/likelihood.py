@@ -24,14 +24,14 @@ def run(ctx: Context) -> Result:
         """[B, T + 1]: prior, then the terms of t = 1 .. T."""
         with torch.no_grad():
             x = to_x(images.take(index)[0]).to(model.device)
-            return bound_terms(model.predict_x0, diffusion, x, ctx.seeded(4 + int(index[0])))
+            return bound_terms(model.predict_x0, diffusion, x, ctx.generator(4 + int(index[0])))
 
     if draws and draws < diffusion.T - 1:
 
         def bits_of(index: Tensor) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
                 x = to_x(images.take(index)[0]).to(model.device)
-                return sampled_bound(model.predict_x0, diffusion, x, ctx.seeded(4 + int(index[0])), draws)
+                return sampled_bound(model.predict_x0, diffusion, x, ctx.generator(4 + int(index[0])), draws)
 
         bits, error = share_batches(len(images), BOUND_BATCH, bits_of, "bits per dimension")
         result.metrics["likelihood/time_sampling_error"] = Metric(error.pow(2).sum().sqrt().item() / len(error), len(error))

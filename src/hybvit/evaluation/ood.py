@@ -99,11 +99,11 @@ def scores(ctx: Context) -> dict[str, Callable[[ImageSet], Tensor]]:
     """Score -> function of images [N] -> float [N]; slow scores use a subset of evenly spaced images."""
     model, found = ctx.model, dict[str, Callable[[ImageSet], Tensor]]()
     if model.has_classes:
-        neighbors = min(NEIGHBORS, len(ctx.train_part))
-        known = ctx.features_of(ctx.train_part)
+        neighbors = min(NEIGHBORS, len(ctx.train_subset))
+        known = ctx.features_of(ctx.train_subset)
         found["logpx"] = lambda images: log_density(ctx.logits_of(images))
         found["max_prob"] = lambda images: max_probability(ctx.logits_of(images))
-        found["grad_norm"] = lambda images: ctx.over(
+        found["grad_norm"] = lambda images: ctx.map_batches(
             images, lambda x: gradient_norm_score(model.logits, x.to(model.device)), "gradients"
         )
         found["knn"] = lambda images: knn_score(ctx.features_of(images), known, neighbors)
@@ -117,7 +117,7 @@ def denoising_score(ctx: Context, images: ImageSet) -> Tensor:
     """Minus the mean squared error of the predicted noise at a few times, with the same noise for every image."""
     diffusion, shape = ctx.model.diffusion, ctx.model.image_shape
     times = [max(1, round(share * diffusion.T)) for share in DENOISING_TIMES]
-    noise = torch.randn(len(times), *shape, generator=ctx.seeded(1))
+    noise = torch.randn(len(times), *shape, generator=ctx.generator(1))
 
     @torch.no_grad()
     def score(x: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def denoising_score(ctx: Context, images: ImageSet) -> Tensor:
             total += (ctx.model.denoise(x_t, at) - eps).pow(2).flatten(1).mean(dim=1).float().cpu()
         return -total / len(times)
 
-    return ctx.over(images, score, "denoising")
+    return ctx.map_batches(images, score, "denoising")
 
 
 def bound_score(ctx: Context, images: ImageSet) -> Tensor:
@@ -138,10 +138,10 @@ def bound_score(ctx: Context, images: ImageSet) -> Tensor:
     def score(x: Tensor) -> Tensor:
         x, draws = x.to(ctx.model.device), ctx.options.bound_draws
         if not draws:
-            return -variational_bound(ctx.model.predict_x0, ctx.model.diffusion, x, ctx.seeded(2))
-        return -sampled_bound(ctx.model.predict_x0, ctx.model.diffusion, x, ctx.seeded(2), draws)[0]
+            return -variational_bound(ctx.model.predict_x0, ctx.model.diffusion, x, ctx.generator(2))
+        return -sampled_bound(ctx.model.predict_x0, ctx.model.diffusion, x, ctx.generator(2), draws)[0]
 
-    return ctx.over(images, score, "bounds", BOUND_BATCH)
+    return ctx.map_batches(images, score, "bounds", BOUND_BATCH)
 
 
 def ood_sets(ctx: Context, result: Result) -> dict[str, ImageSet]:
@@ -156,7 +156,7 @@ def ood_sets(ctx: Context, result: Result) -> dict[str, ImageSet]:
             if name == "noise":
                 n = min(len(ctx.test), 2000)
                 found[name] = ImageSet(
-                    torch.randint(0, 256, (n, channels, size, size), generator=ctx.seeded(3)).to(torch.uint8)
+                    torch.randint(0, 256, (n, channels, size, size), generator=ctx.generator(3)).to(torch.uint8)
                 )
             elif name == "interpolation" or name in CATALOG:
                 found[name] = out_of_distribution(name, None, ctx.test, decoding)

@@ -30,7 +30,7 @@ def run(ctx: Context) -> Result:
     reasons = [reason for norm, radii in RADII.items() for reason in run_pgd(ctx, images, norm, radii, result)]
     reasons += run_autoattack(ctx, images, result)
     few = torch.arange(min(RELIABILITY_IMAGES, len(images)))
-    reasons = reliability(ctx.model.logits, *batch_of(ctx, images, few), ctx.seeded(5)) + reasons
+    reasons = reliability(ctx.model.logits, *batch_of(ctx, images, few), ctx.generator(5)) + reasons
     result.metrics["robustness/reliable"] = Metric(int(not reasons), len(few))
     result.tables["not_reliable_because"] = reasons
     result.notes += [f"NOT RELIABLE: {reason}" for reason in reasons]
@@ -51,7 +51,7 @@ def run_pgd(ctx: Context, images: ImageSet, norm: Norm, radii: tuple[float, ...]
 
         def attack(index: Tensor, eps: float = eps) -> tuple[Tensor, Tensor]:
             x, labels = batch_of(ctx, images, index)
-            seed = ctx.seeded((1 << 10) + int(index[0]))
+            seed = ctx.generator((1 << 10) + int(index[0]))
             found = pgd(ctx.model.logits, x, labels, eps, norm, seed, ctx.options.attack_steps, PGD_STEP)
             return found.broken, to_pixels(found.images)
 

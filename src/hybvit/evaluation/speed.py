@@ -79,7 +79,7 @@ def gflop(call: Callable[[], object]) -> float:
 
 
 def seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Median over the repeats, after one warm-up call."""
+    """Median over repeats, after one that warms up."""
     taken = []
     for _ in range(repeats + 1):
         started = time.perf_counter()

@@ -56,9 +56,9 @@ def subject_of(model: Evaluable | str | os.PathLike[str], data: Dataset | str | 
     named = place is not None and place in CATALOG and not Path(place).exists()
     dataset, root = (place, None) if named else (None, place)
     if isinstance(model, (str, os.PathLike)):
-        return with_given(os.fspath(model), given) if given else open_subject(os.fspath(model), dataset, root)
+        return with_open_data(os.fspath(model), given) if given else open_subject(os.fspath(model), dataset, root)
     if given:
-        return given_both(model, given)
+        return from_objects(model, given)
     return with_own_data(model, dataset, root) if isinstance(model, HybridModel) else external_on(model, dataset, root)
 
 
@@ -70,20 +70,20 @@ def open_subject(spec: str, dataset: str | None, root: str | None) -> Subject:
         root: location of the data; None uses the location in training.
     """
     if is_adapter(spec):
-        model, cfg, data = open_adapted(spec, dataset, root)
+        model, cfg, data = open_external(spec, dataset, root)
         return Subject(Path(spec).name, model, data, None, cfg.data.name, digest_of_source(spec))
     return replace(with_own_data(load(spec), dataset, root), name=Path(spec).name, run=run_folder_of(spec))
 
 
-def with_given(spec: str, data: Dataset) -> Subject:
+def with_open_data(spec: str, data: Dataset) -> Subject:
     """Open a model by its path or name; the data are already open."""
     if is_adapter(spec):
         external = adapt(spec, shape_of(data), len(data.classes))
-        return replace(given_both(external, data), name=Path(spec).name, source=digest_of_source(spec))
-    return replace(given_both(load(spec), data), name=Path(spec).name, run=run_folder_of(spec))
+        return replace(from_objects(external, data), name=Path(spec).name, source=digest_of_source(spec))
+    return replace(from_objects(load(spec), data), name=Path(spec).name, run=run_folder_of(spec))
 
 
-def given_both(model: Evaluable, data: Dataset) -> Subject:
+def from_objects(model: Evaluable, data: Dataset) -> Subject:
     if shape_of(data) != tuple(model.image_shape):
         images, wanted = ("x".join(map(str, shape)) for shape in (shape_of(data), model.image_shape))
         raise ConfigError(f"the data's images are {images}, but the model takes {wanted} (channels x height x width)")
@@ -146,7 +146,7 @@ def check_classes(cfg: Config, data: Dataset) -> None:
         raise ConfigError(f"the data's classes ({', '.join(data.classes)}) are not the model's ({', '.join(cfg.data.classes)})")
 
 
-def open_adapted(spec: str, dataset: str | None, root: str | None) -> tuple[Evaluable, Config, Dataset]:
+def open_external(spec: str, dataset: str | None, root: str | None) -> tuple[Evaluable, Config, Dataset]:
     """Open an external model by its name, with its evaluation data."""
     if dataset is None and root is None:
         raise ConfigError(f"{spec}: an external model needs data: give --dataset NAME (`hybvit datasets`) or --data DIR")

@@ -19,7 +19,7 @@ from ..distributed import gathered, rank
 from ..errors import ConfigError, DataError
 from ..evaluation import accuracy, calibration, fidelity, likelihood, ood, quality, robustness, speed
 from ..storage import make_folder, write_text
-from .context import Context, Picture, Result, Suite, lacking
+from .context import Context, Picture, Result, Suite, missing_requirement
 
 SUITES: dict[str, Suite] = {
     "accuracy": Suite("Accuracy", "How often the predicted class is correct", frozenset({"classes", "labels"}), accuracy.run),
@@ -80,7 +80,7 @@ def run_suites(ctx: Context, suites: Sequence[str], say: Callable[[str], None] =
             if stored_before(ctx, name, weights):
                 add(record, name, json.loads((ctx.folder / "evaluation" / name / "result.json").read_text()))
             continue
-        reason = lacking(ctx, SUITES[name].wants)
+        reason = missing_requirement(ctx, SUITES[name].requires)
         if reason is not None:
             record["left_out"][name] = reason
             say(f"{name}: left out, {reason}")
