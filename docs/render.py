@@ -296,14 +296,14 @@ def gpu_steps() -> str:
         )
     batches = {tuple(found["batch"]) for found in record["presets"].values()}
     assert len(batches) == 1
-    denoised, labelled = batches.pop()
+    denoised, labeled = batches.pop()
     facts = record["environment"]
     return "\n".join(
         [
             *lines,
             "",
             f"Medians of {record['repeats']} alternating repeats on one {facts['device']}, torch {facts['torch']}, compiled, "
-            f"bf16, {denoised} + {labelled} random images. Loading, clipping and the weight average "
+            f"bf16, {denoised} + {labeled} random images. Loading, clipping and the weight average "
             f"are not included; the memory covers both kinds of step "
             f"(`python benchmarks/steps.py "
             f"{' '.join(record['presets'])} --out FILE`).",

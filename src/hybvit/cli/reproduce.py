@@ -108,17 +108,17 @@ def main(arguments: list[str]) -> None:
         dry_run(work, mine, folder, scale)
         return
     make_folder(folder)
-    faults: dict[str, list[Exception]] = {}
+    failures: dict[str, list[Exception]] = {}
     try:
         if not args.render:
             prepare(work, folder, scale, fields, shards)
-            faults = run_jobs(mine, folder, scale, overrides, say_at_once)
+            failures = run_jobs(mine, folder, scale, overrides, say_at_once)
         for run, reason in work.missing.items():
             say_at_once(f"{run}: left out, {reason}")
-        faults["figures"] = write_out(names, folder, scale, fields, collect(folder, scale, fields), say_at_once)
+        failures["figures"] = write_out(names, folder, scale, fields, collect(folder, scale, fields), say_at_once)
     except KeyboardInterrupt:
         raise Interrupted(f"{folder}: interrupted; finished work is kept, the same command resumes") from None
-    raise_worst(faults)
+    raise_worst(failures)
 
 
 def overrides_of(words: list[str]) -> dict[str, Any]:

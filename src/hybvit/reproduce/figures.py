@@ -42,7 +42,7 @@ SHORT_NAMES = {
 
 def draw(
     name: str,
-    homes: Mapping[str, Path],
+    folders: Mapping[str, Path],
     configs: Mapping[str, Config],
     records: Mapping[str, dict[str, Any]],
     scale: Scale,
@@ -50,7 +50,7 @@ def draw(
     """File name without extension -> picture; empty while no run is available.
 
     Args:
-        homes, configs, records: run folder, configuration and record, each by preset.
+        folders, configs, records: run folder, configuration and record, each by preset.
     """
     there = [run for run in FIGURES[name].runs if run in records]
     number = name.removeprefix("figure")
@@ -63,16 +63,16 @@ def draw(
     if name == "figure8b":
         return under_attack(name, there, records, scale)
     if name in ("figure4", "figure5", "figure14"):
-        found = {run: stored(homes[run], "fidelity", "samples") for run in there}
+        found = {run: stored(folders[run], "fidelity", "samples") for run in there}
         several = len(FIGURES[name].runs) > 1
         return {f"{name}_{run}" if several else name: picture for run, picture in found.items() if picture is not None}
     if not there:
         return {}
     if name in ("figure10", "figure11"):
-        return view_of_samples(name, homes["cifar10"], "logpx" if name == "figure10" else "confidence")
+        return view_of_samples(name, folders["cifar10"], "logpx" if name == "figure10" else "confidence")
     if name == "figure13":
-        return samples_along_training(name, homes["cifar10"], configs["cifar10"]) if "cifar10" in there else {}
-    return best_and_worst(name, homes["cifar10"], int(number) - FIRST_CLASS_FIGURE)
+        return samples_along_training(name, folders["cifar10"], configs["cifar10"]) if "cifar10" in there else {}
+    return best_and_worst(name, folders["cifar10"], int(number) - FIRST_CLASS_FIGURE)
 
 
 def noising(cfg: Config) -> Image.Image:

@@ -42,7 +42,7 @@ def write_out(
         f"<p class=sub>{html.escape(scale.description)}</p>"
     ]
     configs = {run: cfg for run in PRESETS if (cfg := configuration(run, scale, fields)) is not None}
-    homes = {run: folder / run_dir(run, scale) for run in configs}
+    folders = {run: folder / run_dir(run, scale) for run in configs}
     written, failed = 0, list[Exception]()
     for name in NAMES:
         earlier = (folder / f"{name}.md").is_file() or any((folder / "figures").glob(f"{name}[._]*"))
@@ -53,7 +53,7 @@ def write_out(
             written += 1
             continue
         try:
-            pictures = figures.draw(name, homes, configs, records, scale)
+            pictures = figures.draw(name, folders, configs, records, scale)
         except (ConfigError, DataError) as error:
             failed.append(error)
             say(f"{name}: left out, {error}")

@@ -25,7 +25,7 @@ SNAPSHOTS = 10  # per run, for Figures 8 and 13
 SNAPSHOT_SUITES = ("accuracy", "fidelity")
 FILLED_IN = {"model.num_classes", "data.classes", "train.precision"}  # set by the data and the machine when training starts
 KEPT_TABLES = ("reliability", "protocol", "samples_by_class")
-USERS_FAULTS = (CheckpointError, DataError, ConfigError)  # the most severe first
+USER_ERRORS = (CheckpointError, DataError, ConfigError)  # the most severe first
 
 
 class Job(NamedTuple):
@@ -102,7 +102,7 @@ def run_job(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any], 
         DataError, CheckpointError: its data are missing, or its checkpoint cannot be used.
     """
     make_folder(folder)
-    held = locked(folder, ".row.lock")
+    lock = locked(folder, ".row.lock")
     try:
         state = state_of(folder, job.cfg)
         if state.trained:
@@ -117,17 +117,17 @@ def run_job(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any], 
             state = state_of(folder, job.cfg)
         failed = list[Exception]()
         # With no step done, the run diverged before its first checkpoint: there is nothing to evaluate.
-        for home, suites, options in evaluations_of(job, folder, scale, overrides) if state.done else ():
+        for target, suites, options in evaluations_of(job, folder, scale, overrides) if state.done else ():
             try:
                 # A run does not record where its data are, so the location comes from the job.
-                results = evaluate(home, job.cfg.data.root, suites=suites, options=options, out=home, say=say)
-                say(f"{results.save(home)} written")
-            except USERS_FAULTS as error:
+                results = evaluate(target, job.cfg.data.root, suites=suites, options=options, out=target, say=say)
+                say(f"{results.save(target)} written")
+            except USER_ERRORS as error:
                 failed.append(error)
         return failed
     finally:
-        if held is not None:
-            held.close()
+        if lock is not None:
+            lock.close()
 
 
 def evaluations_of(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any]) -> list[Evaluation]:
@@ -155,7 +155,7 @@ def try_job(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any], 
     """:func:`run_job`, with errors returned, so that a failing row does not stop the others."""
     try:
         return run_job(job, folder, scale, overrides, say)
-    except USERS_FAULTS as error:
+    except USER_ERRORS as error:
         return [error]
 
 
@@ -222,8 +222,8 @@ def evaluation_eflop(job: Job, scale: Scale) -> float:
 
     A forward pass counts as a third of a training step per image.
     """
-    denoising, labelled = minibatches(job.cfg)
-    passes = 3 * (denoising + labelled) + (job.cfg.jem.steps * 2 * denoising if job.cfg.objective.kind == "jem" else 0)
+    denoising, labeled = minibatches(job.cfg)
+    passes = 3 * (denoising + labeled) + (job.cfg.jem.steps * 2 * denoising if job.cfg.objective.kind == "jem" else 0)
     forward = cost(job.cfg).train_gflop_per_step / passes
     evaluations = 0.0
     for _, suites, options in evaluations_of(job, Path(), scale, {}):

@@ -22,7 +22,7 @@ from ..storage import make_folder, read_json, write_text
 from ..training.cost import cost
 from ..training.loop import train
 from ..training.run_folder import read_metrics
-from .runs import USERS_FAULTS, Job, record_of, state_of, try_job
+from .runs import USER_ERRORS, Job, record_of, state_of, try_job
 from .scales import POCKET
 from .variants import STUDIES, Study, Variant
 
@@ -165,17 +165,17 @@ def run_job(plan: Plan, say: Callable[[str], None]) -> list[Exception]:
     scale, failed = replace(POCKET, eval_options=EVAL_OPTIONS), list[Exception]()
     suites = tuple(suite for group in EVAL_OPTIONS for suite in group)
     for place, run in enumerate(plan.runs, 1):
-        home = plan.folder / run.name
-        faults: list[Exception]
+        run_folder = plan.folder / run.name
+        failures: list[Exception]
         try:
-            cfg = configured(run, plan.fields, home, plan.minutes, say)
-            say(f"[{place}/{len(plan.runs)}] {plan.name}, {run.name}: {state_of(home, cfg).describe()}")
-            faults = try_job(Job(run.name, cfg, suites, False), home, scale, plan.overrides, say)
-        except (*USERS_FAULTS, DivergedError) as error:  # raised in the trial that measures the time per step
-            faults = [error]
-        for fault in faults:
-            say(f"{run.name}: left out, {fault}")
-        failed += faults
+            cfg = configured(run, plan.fields, run_folder, plan.minutes, say)
+            say(f"[{place}/{len(plan.runs)}] {plan.name}, {run.name}: {state_of(run_folder, cfg).describe()}")
+            failures = try_job(Job(run.name, cfg, suites, False), run_folder, scale, plan.overrides, say)
+        except (*USER_ERRORS, DivergedError) as error:  # raised in the trial that measures the time per step
+            failures = [error]
+        for failure in failures:
+            say(f"{run.name}: left out, {failure}")
+        failed += failures
     return failed
 
 
@@ -190,14 +190,14 @@ def records_of(study: Study, folder: Path) -> tuple[dict[str, dict[str, Any]], d
         variant = study.variants.get(record["variant"])
         now = variant and timing.digest(recipe(variant, record["seed"], record["budget"]["fields"]))
         (found if record.get("recipe") == now else outdated)[name] = record
-    for home in sorted(path.parent for path in folder.glob(f"*/{BUDGET}")):
-        name, _, seed = home.name.partition("-seed")
+    for run_folder in sorted(path.parent for path in folder.glob(f"*/{BUDGET}")):
+        name, _, seed = run_folder.name.partition("-seed")
         if name not in study.variants:
             continue
-        budget, variant = read_json(home / BUDGET), study.variants[name]
+        budget, variant = read_json(run_folder / BUDGET), study.variants[name]
         whole = recipe(variant, int(seed or 0), budget["fields"])
         cfg = cut(whole, budget["steps"], variant.fixed)
-        record = record_of(home.name, home, cfg, study.variants[study.base].config)
+        record = record_of(run_folder.name, run_folder, cfg, study.variants[study.base].config)
         if record is not None:
             images = sum(minibatches(cfg))
             record |= {"variant": name, "words": variant.description, "recipe": timing.digest(whole)}
@@ -205,7 +205,7 @@ def records_of(study: Study, folder: Path) -> tuple[dict[str, dict[str, Any]], d
             training = {"steps": 0, "seconds": 0.0} | record["training"]  # defaults for a run that diverged at once
             record["training"] = training
             record["images_per_second"] = training["steps"] * images / max(training["seconds"], 1e-9)
-            found[home.name] = record
+            found[run_folder.name] = record
     return found, outdated
 
 

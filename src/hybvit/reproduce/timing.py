@@ -27,7 +27,7 @@ from ..training.optim import build_optimizers
 
 FILE = "timing.json"
 REPEATS = 5
-WARM_UP = 3  # steps; the second step of a compiled network is still slower than the later ones
+WARM_UP = 3  # steps: a compiled network is not yet as fast as it gets in its second one
 
 
 def epoch_images(cfg: Config) -> int:
@@ -82,13 +82,13 @@ def warmed_up(configs: dict[str, Config], device: torch.device) -> dict[str, Cal
 def timed(
     steps: dict[str, Callable[[], None]], say: Callable[[str], None] = lambda line: None, repeats: int = REPEATS
 ) -> dict[str, list[float]]:
-    """Seconds per step in repeats that alternate between the steps; a repeat lasts about a second and has at least one step."""
+    """Seconds per step in repeats that alternate between them; each takes steps for about a second, at least one."""
     often, times = {}, {name: list[float]() for name in steps}
     for name, step in steps.items():
         started = time.perf_counter()
         step()
         often[name] = max(1, round(1.0 / (time.perf_counter() - started)))
-        say(f"  {name}: {often[name]} steps per repeat")
+        say(f"  {name}: {often[name]} steps a repeat")
     for _ in range(repeats):
         for name, step in steps.items():
             started = time.perf_counter()
@@ -99,7 +99,7 @@ def timed(
 
 
 def measure(configs: dict[str, Config], say: Callable[[str], None], repeats: int = REPEATS) -> dict[str, Any]:
-    """Time the steps of each configuration alternately; medians of the repeats -> a record per run, with the environment."""
+    """Seconds per step of each, as medians of repeats that alternate between them -> a record per run, with its environment."""
     device = best_device()
     keep_freed_memory()
     times = timed(warmed_up(configs, device), say, repeats)

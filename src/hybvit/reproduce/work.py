@@ -15,7 +15,7 @@ from ..reproduce import timing
 from ..storage import write_text
 from ..training.cost import cost
 from ..training.loop import say_at_once
-from .runs import USERS_FAULTS, Job, configuration, evaluation_eflop, record_of, run_dir, state_of, try_job
+from .runs import USER_ERRORS, Job, configuration, evaluation_eflop, record_of, run_dir, state_of, try_job
 from .scales import Scale
 from .tables import FIGURES, TIMED, rows, runs_of, suites_of
 from .tables import table as table_of
@@ -54,13 +54,13 @@ def plan(names: list[str], scale: Scale, only: set[str], fields: list[str]) -> P
     for run, wanted in suites.items():
         if only and run not in only:
             continue
-        home = run_dir(run, scale)
-        cfg = configuration(home, scale, fields, home in snapshots)
+        shared = run_dir(run, scale)
+        cfg = configuration(shared, scale, fields, shared in snapshots)
         if cfg is None:
             missing[run] = f"the {scale.name} scale has no stand-in for {PRESETS[run].config.data.name}"
             continue
-        known = jobs[home].suites if home in jobs else ()
-        jobs[home] = Job(home, cfg, tuple(dict.fromkeys((*known, *wanted))), home in snapshots)
+        known = jobs[shared].suites if shared in jobs else ()
+        jobs[shared] = Job(shared, cfg, tuple(dict.fromkeys((*known, *wanted))), shared in snapshots)
     return Plan(list(jobs.values()), timed, missing)
 
 
@@ -135,21 +135,21 @@ def run_jobs(
     mine: list[Job], folder: Path, scale: Scale, overrides: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, list[Exception]]:
     """Train and measure every run -> the errors of each."""
-    faults: dict[str, list[Exception]] = {}
+    failures: dict[str, list[Exception]] = {}
     for place, job in enumerate(mine, 1):
         say(f"[{place}/{len(mine)}] {job.run}: {state_of(folder / job.run, job.cfg).describe()}")
-        faults[job.run] = try_job(job, folder / job.run, scale, overrides, say)
-        for fault in faults[job.run]:
-            say(f"{job.run}: left out, {fault}")
-    return faults
+        failures[job.run] = try_job(job, folder / job.run, scale, overrides, say)
+        for failure in failures[job.run]:
+            say(f"{job.run}: left out, {failure}")
+    return failures
 
 
-def raise_worst(faults: dict[str, list[Exception]]) -> None:
+def raise_worst(failures: dict[str, list[Exception]]) -> None:
     """Raise one error of the most severe kind that names all errors, if there are any."""
-    met = [(run, fault) for run, found in faults.items() for fault in found]
+    met = [(run, failure) for run, found in failures.items() for failure in found]
     if met:
-        worst = next(kind for kind in USERS_FAULTS if any(isinstance(fault, kind) for _, fault in met))
-        raise worst(f"{len(met)} parts failed: " + "; ".join(f"{run}: {fault}" for run, fault in met))
+        worst = next(kind for kind in USER_ERRORS if any(isinstance(failure, kind) for _, failure in met))
+        raise worst(f"{len(met)} parts failed: " + "; ".join(f"{run}: {failure}" for run, failure in met))
 
 
 def check_inception(say: Callable[[str], None]) -> None:
