@@ -5,6 +5,7 @@ import pytest
 import torch
 import torchvision
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import InterpolationMode
 
 from hybvit.data.batches import DRAWS, FLIP, POLICY, auto_augment, draws, erase, flip_half, mix_batch, weak
 from hybvit.method.seeds import derive_seed, splitmix64
@@ -122,7 +123,9 @@ def test_autoaugment_of_a_batch_is_torchvisions_image_by_image(policy):
                 magnitude = float(values[level]) if level is not None else 0.0
                 if signed and u[i, POLICY + 2 + 2 * stage] < 0.5:
                     magnitude = -magnitude
-                image = theirs._apply_image_or_video_transform(image, operation, magnitude, "nearest", theirs._fill)
+                image = theirs._apply_image_or_video_transform(
+                    image, operation, magnitude, InterpolationMode.NEAREST, theirs._fill
+                )
         changed += not torch.equal(image, pixels[i])
         assert (out[i].int() - image.int()).abs().max() <= 1, sub_policy  # bilinear sums may round the other way
     assert changed > 150
