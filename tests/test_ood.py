@@ -79,11 +79,11 @@ def test_the_threshold_keeps_95_percent_of_inside_and_counts_ties_as_kept():
 def test_a_score_that_is_not_finite_is_named(measure, value):
     good, bad = torch.arange(4.0), torch.arange(4.0)
     bad[2] = value
-    with pytest.raises(ValueError, match=rf"inside: score 2 is {value}"):
+    with pytest.raises(ValueError, match=rf"id_scores: score 2 is {value}"):
         measure(bad, good)
-    with pytest.raises(ValueError, match=rf"outside: score 2 is {value}"):
+    with pytest.raises(ValueError, match=rf"ood_scores: score 2 is {value}"):
         measure(good, bad)
-    with pytest.raises(ValueError, match="no scores of images outside"):
+    with pytest.raises(ValueError, match="ood_scores is empty"):
         measure(good, good[:0])
 
 

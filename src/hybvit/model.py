@@ -248,22 +248,7 @@ class HybridModel:
                 "labels and guidance belong together: this network's denoiser was not trained with labels, so its classifier "
                 "steers it, e.g. labels=3, guidance=2"
             )
-        wanted = None
-        if labels is not None:
-            if isinstance(labels, str):
-                labels = self.class_number(labels)
-            elif isinstance(labels, Sequence):
-                labels = [self.class_number(label) if isinstance(label, str) else label for label in labels]
-            wanted = torch.as_tensor(labels, device=self.device)
-            if wanted.is_floating_point() or wanted.shape not in ((), (1,), (n,)):
-                raise ValueError(
-                    f"labels are {wanted.dtype} {list(wanted.shape)}: give one whole number, or one for each of n = {n}"
-                )
-            if not (self.takes_labels or self.has_classes):
-                raise ConfigError("this model was trained with objective genvit: it has no classifier to steer to labels")
-            wanted = wanted.long().expand(n)
-            if not bool(((wanted >= 0) & (wanted < self.cfg.model.num_classes)).all()):
-                raise ValueError(f"labels must be in 0..{self.cfg.model.num_classes - 1}")
+        wanted = None if labels is None else self._wanted_labels(labels, n)
         parts = []
         bar = tqdm(total=n, unit="image", desc="sampling", disable=not (progress and sys.stderr.isatty()))
         for start in range(0, n, batch_size):
@@ -277,6 +262,24 @@ class HybridModel:
             bar.update(len(indices))
         bar.close()
         return torch.cat(parts)
+
+    def _wanted_labels(self, labels: Sequence[int | str] | Tensor | int | str, n: int) -> Tensor:
+        """The class of each of n images, int64 [n]; arguments and errors are those of :meth:`sample`."""
+        if isinstance(labels, str):
+            labels = self.class_number(labels)
+        elif isinstance(labels, Sequence):
+            labels = [self.class_number(label) if isinstance(label, str) else label for label in labels]
+        wanted = torch.as_tensor(labels, device=self.device)
+        if wanted.is_floating_point() or wanted.shape not in ((), (1,), (n,)):
+            raise ValueError(
+                f"labels are {wanted.dtype} {list(wanted.shape)}: give one whole number, or one for each of n = {n}"
+            )
+        if not (self.takes_labels or self.has_classes):
+            raise ConfigError("this model was trained with objective genvit: it has no classifier to steer to labels")
+        wanted = wanted.long().expand(n)
+        if not bool(((wanted >= 0) & (wanted < self.cfg.model.num_classes)).all()):
+            raise ValueError(f"labels must be in 0..{self.cfg.model.num_classes - 1}")
+        return wanted
 
     def draw(
         self,

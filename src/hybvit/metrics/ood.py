@@ -107,7 +107,7 @@ def knn_score(features: Tensor, train_features: Tensor, k: int = 50, chunk: int 
 def _scores(name: str, scores: Tensor) -> np.ndarray:
     scores = scores.detach().cpu().double()
     if len(scores) == 0:
-        raise ValueError(f"there are no scores of images {name}")
+        raise ValueError(f"{name} is empty: there are no scores to compare")
     wrong = (~scores.isfinite()).nonzero().flatten()
     if len(wrong):
         i = int(wrong[0])
