@@ -25,7 +25,7 @@ from .hub import download
 from .method.diffusion import Diffusion
 from .method.samplers import Denoiser, ImageNoise, Spacing, run_sampler
 from .method.seeds import derive_seed, generator
-from .metrics.likelihood import variational_bound
+from .metrics.likelihood import log_density, variational_bound
 from .networks import Network, network_of
 
 
@@ -111,7 +111,7 @@ class HybridModel:
 
         A score: cross-entropy does not change if a function of x is added to all logits. JEM trains it as a density.
         """
-        return self.logits(x).logsumexp(dim=1)
+        return log_density(self.logits(x))
 
     @torch.no_grad()
     def predict(self, images: Tensor | Image.Image | Sequence[Image.Image]) -> Prediction:
@@ -135,7 +135,7 @@ class HybridModel:
             wanted = ", ".join(map(str, self.image_shape))
             raise ValueError(f"pixels are {images.dtype} {list(images.shape)}: this model takes uint8 [N, {wanted}]")
         logits = torch.cat([self.logits(to_x(part.to(self.device))).cpu() for part in images.split(256)] or [torch.empty(0, 1)])
-        return Prediction(logits.argmax(dim=1), logits.softmax(dim=1), logits.logsumexp(dim=1))
+        return Prediction(logits.argmax(dim=1), logits.softmax(dim=1), log_density(logits))
 
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The predicted noise eps(x_t, t) [B, C, H, W], whatever the network was trained to predict. Differentiable.
