@@ -206,7 +206,7 @@ class HybridModel:
 
         return denoise
 
-    def sample(
+    def sample(  # noqa: PLR0913  what a user may choose, all by name
         self,
         n: int,
         sampler: str = "dpmpp_2m",
@@ -257,8 +257,9 @@ class HybridModel:
                 parts.append(self.draw(indices, sampler, steps, seed, guidance, spacing))
             else:
                 steered = self.conditional if self.takes_labels else self.guided
-                denoise, to = steered(wanted[start : indices.stop], guidance), (self.image_shape, self.device)
-                parts.append(draw(denoise, self.diffusion, *to, indices, sampler, steps, seed, spacing))
+                denoise = steered(wanted[start : indices.stop], guidance)
+                noise = image_noise(indices, seed, self.image_shape, self.device)
+                parts.append(draw(denoise, self.diffusion, noise, sampler, steps, spacing))
             bar.update(len(indices))
         bar.close()
         return torch.cat(parts)
@@ -309,7 +310,8 @@ class HybridModel:
             classes = len(self.cfg.data.classes)
             labels = torch.tensor([derive_seed(seed, "labels of samples", i) % classes for i in indices], device=self.device)
             denoise = self.conditional(labels, guidance)
-        return draw(denoise, self.diffusion, self.image_shape, self.device, indices, sampler, steps, seed, spacing)
+        noise = image_noise(indices, seed, self.image_shape, self.device)
+        return draw(denoise, self.diffusion, noise, sampler, steps, spacing)
 
     @torch.no_grad()
     def bits_per_dim(self, x: Tensor, seed: int = 0) -> Tensor:
@@ -346,20 +348,16 @@ class HybridModel:
         return cls(*network_of(load_config(folder / CONFIG), folder / f"{WEIGHTS}.safetensors"), device)
 
 
+def image_noise(indices: Sequence[int], seed: int, image_shape: tuple[int, int, int], device: torch.device | str) -> ImageNoise:
+    """The noise from which the images of these numbers of a seed are drawn; image i has its own, whatever the others are."""
+    return ImageNoise([derive_seed(seed, "samples", i) for i in indices], image_shape, device)
+
+
 @torch.no_grad()
 def draw(
-    denoise: Denoiser,
-    diffusion: Diffusion,
-    image_shape: tuple[int, int, int],
-    device: torch.device,
-    indices: Sequence[int],
-    sampler: str,
-    steps: int,
-    seed: int,
-    spacing: Spacing | None = None,
+    denoise: Denoiser, diffusion: Diffusion, noise: ImageNoise, sampler: str, steps: int, spacing: Spacing | None = None
 ) -> Tensor:
-    """Samples of a denoiser (-> x_0) by their numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU."""
-    noise = ImageNoise([derive_seed(seed, "samples", i) for i in indices], image_shape, device)
+    """One sample of a denoiser (-> x_0) for each image of the noise, as one batch: uint8 [B, C, H, W] on the CPU."""
     for x in run_sampler(sampler, denoise, diffusion, noise, steps, spacing):
         pass
     return to_pixels(x).cpu()

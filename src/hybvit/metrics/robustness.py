@@ -54,7 +54,7 @@ class AutoAttackResult(NamedTuple):
 # Projected gradient descent (Madry et al. 2018)
 
 
-def pgd(
+def pgd(  # noqa: PLR0913  the attack's own parameters, as the literature has them
     logits: Logits,
     x: Tensor,
     labels: Tensor,
@@ -174,7 +174,7 @@ def _uniform_in_ball(x: Tensor, norm: Norm, generator: torch.Generator | None) -
 # AutoAttack (Croce and Hein 2020), from the package pyautoattack
 
 
-def autoattack(
+def autoattack(  # noqa: PLR0913  the attack's own parameters, as the library has them
     logits: Logits,
     x: Tensor,
     labels: Tensor,
@@ -437,7 +437,7 @@ def _unnoticed(checks: Any) -> Iterator[list[str]]:
 # Can the numbers be trusted?
 
 
-def reliability(
+def reliability(  # noqa: PLR0913  the parameters of the attacks that it makes
     logits: Logits,
     x: Tensor,
     labels: Tensor,
