@@ -24,6 +24,7 @@ from hybvit.errors import ConfigError, DivergedError
 from hybvit.method.diffusion import Diffusion
 from hybvit.method.objective import Batch, Objective, hybrid_loss
 from hybvit.method.vit import HybViT, ViTConfig
+from hybvit.networks import number_of_parameters
 
 SHAPE = (1, 8, 8)
 PLAIN = Objective("jem", label_smoothing=0.0)
@@ -35,10 +36,6 @@ def rng(seed: int = 0) -> torch.Generator:
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=rng(seed)) * 2 - 1
-
-
-def size(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters())
 
 
 def wrn_parameters(channels: int, classes: int, depth: int, width: int) -> int:
@@ -59,7 +56,7 @@ def wrn_parameters(channels: int, classes: int, depth: int, width: int) -> int:
 def test_wide_resnet_has_the_published_size(depth, width, known):
     with torch.device("meta"):
         net = WideResNet((3, 32, 32), 10, depth, width)
-    assert size(net) == known == wrn_parameters(3, 10, depth, width)
+    assert number_of_parameters(net) == known == wrn_parameters(3, 10, depth, width)
 
 
 def test_wide_resnet_counts_its_layers():
@@ -85,7 +82,7 @@ def test_preact_resnet_has_the_common_size_and_a_last_batch_norm():
             before = after
     common = total + 512 * 10 + 10
     assert common == 11_171_146
-    assert size(net) == 11_172_170 == common + 2 * 512
+    assert number_of_parameters(net) == 11_172_170 == common + 2 * 512
     convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     assert len(convolutions) + 1 == 18
     assert [m.stride[0] for m in convolutions if m.stride[0] > 1] == [2, 2, 2]
@@ -157,7 +154,7 @@ def test_dropout_stands_inside_the_blocks():
 def test_unet_has_ddpms_size_and_its_published_settings():
     with torch.device("meta"):
         net = DenoisingUNet((3, 32, 32))
-    assert size(net) == 35_746_307
+    assert number_of_parameters(net) == 35_746_307
     published = {  # config.json of google/ddpm-cifar10-32
         "act_fn": "silu", "block_out_channels": (128, 256, 256, 256), "center_input_sample": False,
         "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"), "downsample_padding": 0,

@@ -17,6 +17,7 @@ from hybvit.data.image_set import BadFiles, Dataset, Decoding, ImageSet, LazyPic
 from hybvit.data.locate import locate
 from hybvit.errors import ConfigError, DataError
 from hybvit.method.vit import HybViT, ViTConfig
+from hybvit.networks import number_of_parameters
 from hybvit.presets import PRESETS, preset
 
 from . import official
@@ -131,7 +132,7 @@ def test_the_preset_of_a_data_set_is_for_it(name):
 )  # fmt: skip
 def test_the_papers_presets_have_its_parameter_counts(name, parameters):
     with torch.device("meta"):
-        assert sum(p.numel() for p in HybViT(preset(name).model).parameters()) == parameters
+        assert number_of_parameters(HybViT(preset(name).model)) == parameters
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10", "tiny_imagenet", "imagenet32", "imagenet128", "imagenet224"])

@@ -17,7 +17,7 @@ from PIL import Image
 import hybvit.cli.reproduce
 from hybvit import cli
 from hybvit.catalog import CATALOG
-from hybvit.checkpoint import newest, read_tensors, step_folders
+from hybvit.checkpoint import newest, read_tensors, step_folders, step_of
 from hybvit.config import differences, override
 from hybvit.errors import ConfigError
 from hybvit.presets import PRESETS, preset
@@ -358,7 +358,7 @@ def test_a_killed_reproduction_goes_on_where_it_stopped(finished, tmp_path):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        reached.append(int(step_folders(folder / "checkpoints")[0].name.removeprefix("step-")))
+        reached.append(step_of(step_folders(folder / "checkpoints")[0]))
     done = hybvit(*arguments)
     assert done.returncode == 0, done.stderr
     resumed = [line for line in done.stdout.splitlines() if "resumed at step" in line]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from . import checkpoint
 from .baselines.jem import JEM
@@ -53,7 +55,13 @@ def compile_calls(net: Network) -> None:
             setattr(net, name, torch.compile(getattr(net, name), dynamic=False, mode=mode))
 
 
-def number_of_parameters(net: nn.Module) -> int:
+class Parametrized(Protocol):
+    """What has weights: a module, or a model around one."""
+
+    def parameters(self) -> Iterable[Tensor]: ...
+
+
+def number_of_parameters(net: Parametrized) -> int:
     return sum(p.numel() for p in net.parameters())
 
 

@@ -24,6 +24,7 @@ from ..data.image_set import to_pixels
 from ..errors import DivergedError
 from ..method import seeds
 from ..method.objective import Batch, Losses, Objective
+from ..metrics.likelihood import log_density
 
 RANK = 64  # directions kept of a class's covariance
 JITTER = 1e-4  # added to its diagonal, as in JEM++'s code
@@ -92,7 +93,7 @@ class JEM(nn.Module):
 
     def energy(self, x: Tensor) -> Tensor:
         """E(x) = -logsumexp_y f(x)[y], [B]: low where p(x) is high (Grathwohl et al. 2020, Sec. 3)."""
-        return -self.classify(x).logsumexp(dim=1)
+        return -log_density(self.classify(x))
 
     def sgld(self, x: Tensor, steps: int, generator: torch.Generator | None) -> Tensor:
         """``steps`` of stochastic gradient Langevin dynamics from x (Welling & Teh 2011); ``generator`` is on the CPU.

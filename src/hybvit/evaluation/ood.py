@@ -21,7 +21,7 @@ from ..data.locate import form_of
 from ..data.own_images import picture_names
 from ..errors import DataError
 from ..evaluation import plots
-from ..metrics.likelihood import sampled_bound, variational_bound
+from ..metrics.likelihood import log_density, sampled_bound, variational_bound
 from ..metrics.ood import (
     aupr,
     auroc,
@@ -29,7 +29,6 @@ from ..metrics.ood import (
     fpr_at_95_tpr,
     gradient_norm_score,
     knn_score,
-    log_density,
     max_probability,
 )
 from .context import Context, Metric, Picture, Result
@@ -101,7 +100,7 @@ def scores(ctx: Context) -> dict[str, Callable[[ImageSet], Tensor]]:
     if model.has_classes:
         neighbours = min(NEIGHBOURS, len(ctx.train_part))
         known = ctx.features_of(ctx.train_part)
-        found["logpx"] = lambda images: log_density(ctx.logits_of(images))
+        found["logpx"] = lambda images: log_density(ctx.logits_of(images).double())
         found["max_prob"] = lambda images: max_probability(ctx.logits_of(images))
         found["grad_norm"] = lambda images: ctx.over(
             images, lambda x: gradient_norm_score(model.logits, x.to(model.device)), "gradients"

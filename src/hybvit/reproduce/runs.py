@@ -81,7 +81,7 @@ def run_dir(run: str, scale: Scale) -> str:
 
 def state_of(folder: Path, cfg: Config) -> State:
     newest = checkpoint.step_folders(folder / "checkpoints")
-    done = int(newest[0].name.removeprefix("step-")) if newest else 0
+    done = checkpoint.step_of(newest[0]) if newest else 0
     measured = tuple(sorted(path.parent.name for path in folder.glob("evaluation/*/result.json")))
     return State(done, cfg.train.steps, (folder / DIVERGED).is_file(), measured)
 
@@ -146,7 +146,7 @@ def evaluations_of(job: Job, folder: Path, scale: Scale, overrides: Mapping[str,
 def snapshots_of(folder: Path, cfg: Config) -> list[Path]:
     """The kept weights along a run, the earliest first; the last step is the run itself."""
     found = reversed(checkpoint.step_folders(folder / "snapshots"))
-    return [path for path in found if int(path.name.removeprefix("step-")) < cfg.train.steps]
+    return [path for path in found if checkpoint.step_of(path) < cfg.train.steps]
 
 
 def try_job(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any], say: Callable[[str], None]) -> list[Exception]:
@@ -194,7 +194,7 @@ def record_of(run: str, folder: Path, cfg: Config, base: Config | None = None) -
     changed = differences(base or preset(run), started_with)
     record["changed"] = {name: [before, now] for name, (before, now) in changed.items() if name not in FILLED_IN}
     record["snapshots"] = {
-        str(int(path.name.removeprefix("step-"))): read_json(path / RECORD)["metrics"]
+        str(checkpoint.step_of(path)): read_json(path / RECORD)["metrics"]
         for path in snapshots_of(folder, cfg)
         if (path / RECORD).is_file()
     }

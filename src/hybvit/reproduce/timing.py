@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,14 @@ from ..method.objective import hybrid_loss
 from ..method.seeds import generator
 from ..networks import build_network, number_of_parameters
 from ..presets import STRONG
+from ..stopwatch import alternating
 from ..storage import read_json
 from ..training.loop import compile_step
 from ..training.optim import build_optimizers
 
 FILE = "timing.json"
 REPEATS = 5
+SPAN = 1.0  # seconds of a repeat, in which as many steps are taken as fit
 WARM_UP = 3  # steps: a compiled network is not yet as fast as it gets in its second one
 
 
@@ -77,30 +78,11 @@ def warmed_up(configs: dict[str, Config], device: torch.device) -> dict[str, Cal
     return steps
 
 
-def timed(
-    steps: dict[str, Callable[[], None]], say: Callable[[str], None] = lambda line: None, repeats: int = REPEATS
-) -> dict[str, list[float]]:
-    """Seconds per step in repeats that alternate between them; each takes steps for about a second, at least one."""
-    often, times = {}, {name: list[float]() for name in steps}
-    for name, step in steps.items():
-        started = time.perf_counter()
-        step()
-        often[name] = max(1, round(1.0 / (time.perf_counter() - started)))
-        say(f"  {name}: {often[name]} steps a repeat")
-    for _ in range(repeats):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            for _ in range(often[name]):
-                step()
-            times[name].append((time.perf_counter() - started) / often[name])
-    return times
-
-
 def measure(configs: dict[str, Config], say: Callable[[str], None], repeats: int = REPEATS) -> dict[str, Any]:
     """Seconds per step of each, as medians of repeats that alternate between them -> a record per run, with its environment."""
     device = best_device()
     keep_freed_memory()
-    times = timed(warmed_up(configs, device), say, repeats)
+    times = alternating(warmed_up(configs, device), repeats, SPAN, say)
     found = {}
     for name, cfg in configs.items():
         seconds, (denoising, labelled) = statistics.median(times[name]), minibatches(cfg)

@@ -40,7 +40,9 @@ def say_at_once(line: str) -> None:
     print(line, flush=True)  # a log file should not lag behind the run
 
 
-def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> HybridModel:
+def train(  # noqa: C901, PLR0915  the whole training is to be read in one place, from top to bottom
+    cfg: Config, out: Path, say: Callable[[str], None] = say_at_once
+) -> HybridModel:
     """Train, or go on where the folder's newest checkpoint stands -> the model with its averaged (EMA) weights.
 
     The same configuration, thread count and torch version give the same weights, however often the run was interrupted.
