@@ -181,7 +181,7 @@ def prepare(net: JEM, cfg: Config, data: Dataset) -> None:
         images, labels = data.train.subsample(INFORMING_IMAGES).take(torch.arange(min(INFORMING_IMAGES, len(data.train))))
         if labels is None:
             raise ConfigError(f"{cfg.data.root}: jem.informative needs labelled images")
-        net.informed_by(to_x(images), labels)
+        net.fit_initial(to_x(images), labels)
 
 
 def compile_step(net: Network, optimizers: list[torch.optim.Optimizer]) -> None:
