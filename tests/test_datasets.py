@@ -81,7 +81,7 @@ def test_every_entry_is_consistent(name):
     info = CATALOG[name]
     assert info.title
     assert info.source.startswith("http")
-    assert info.licence
+    assert info.license
     assert not info.classes or len(info.classes) == len(set(info.classes)) == info.num_classes
     for split, balance in info.balance.items():
         total = sum(balance) if isinstance(balance, tuple) else balance * info.num_classes

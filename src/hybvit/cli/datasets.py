@@ -32,7 +32,7 @@ def record(name: str, root: str | None) -> dict[str, Any]:
         "classes": list(info.classes),
         "splits": info.splits,
         "balance": info.balance,
-        "licence": info.licence,
+        "licence": info.license,
         "source": info.source,
         "preset": info.preset,
         "policy": info.policy,
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
             details = {
                 "preset": info.preset or "none",
                 "AutoAugment": info.policy,
-                "licence": info.licence,
+                "licence": info.license,
                 "source": info.source,
                 "compared with": ", ".join(info.out_of_distribution),
                 "classes": ", ".join(info.classes) or ("named by its files" if info.num_classes else ""),

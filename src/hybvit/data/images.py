@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import resize as resampled
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from ..errors import ConfigError, DataError
-from ..storage import make_folder, replacing
+from ..storage import make_folder, atomic_write
 
 MODES = {1: "L", 3: "RGB"}
 MAX_IMAGE_PIXELS = 64_000_000  # more than this is refused before it is decoded
@@ -129,5 +129,5 @@ def save_image(image: Image.Image, path: Path) -> None:
     """
     check_picture_name(path)
     make_folder(path.parent)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         image.save(temporary, Image.registered_extensions()[path.suffix.lower()])

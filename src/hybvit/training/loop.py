@@ -24,7 +24,7 @@ from ..loading import load
 from ..method.objective import Batch, hybrid_loss
 from ..method.seeds import derive_seed, generator
 from ..model import HybridModel
-from ..networks import Network, build_network, compile_calls, number_of_parameters
+from ..networks import Network, build_network, compile_network, number_of_parameters
 from .ema import Average, ema_decay
 from .optim import BatchedMuon, build_optimizers, learning_rate, optimizer_tensors, restore_optimizers, set_rates
 from .progress import Meter, StopSignal, diverged
@@ -186,7 +186,7 @@ def prepare(net: JEM, cfg: Config, data: Dataset) -> None:
 
 def compile_step(net: Network, optimizers: list[torch.optim.Optimizer]) -> None:
     """Compile what a training step spends its time in: the network's calls, and on a GPU the many small products of Muon."""
-    compile_calls(net)
+    compile_network(net)
     for optimizer in optimizers:
         if isinstance(optimizer, BatchedMuon) and next(net.parameters()).is_cuda:
             optimizer.compile()
