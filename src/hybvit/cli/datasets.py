@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..catalog import CATALOG, DatasetInfo
-from ..data.datasets import find, what_to_do
+from ..data.datasets import download_hint, find
 from ..errors import ConfigError
 from .arguments import ArgumentParser
 
@@ -38,7 +38,7 @@ def record(name: str, root: str | None) -> dict[str, Any]:
         "policy": info.policy,
         "out_of_distribution": list(info.out_of_distribution),
         "found": where,
-        "to_do": None if where else what_to_do(name),
+        "to_do": None if where else download_hint(name),
         "download": info.download,
     }
 

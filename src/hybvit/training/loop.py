@@ -52,7 +52,7 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
     """
     device = best_device()
     keep_freed_memory()
-    data = open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labelled=cfg.objective.kind != "genvit")
+    data = open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labeled=cfg.objective.kind != "genvit")
     cfg = resolve_config(cfg, data, device)
     fresh = not checkpoint.step_folders(out / "checkpoints")
     start = load_init_model(cfg, say) if cfg.train.init and fresh else None  # before a folder is made for nothing
