@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hybvit.baselines import jem as jem_room
-from hybvit.baselines.jem import JEM, JEMConfig, evaluating, gaussian
+from hybvit.baselines.jem import JEM, JEMConfig, eval_mode, gaussian
 from hybvit.baselines.preact_resnet import PreActBlock, PreActResNet18
 from hybvit.baselines.unet import DenoisingUNet
 from hybvit.baselines.wide_resnet import WideResNet
@@ -215,7 +215,7 @@ def test_unet_takes_small_images_and_trains_every_weight(shape, channels, attent
     [
         ((1, 28, 28), (32, 64, 64, 64), 14, r"network\.channels has 4 levels.*28 x 28.*only 2 times: give at most 3 numbers"),
         ((1, 32, 28), (32, 64, 64, 64), 16, r"network\.channels has 4 levels.*32 x 28.*only 2 times: give at most 3 numbers"),
-        ((1, 28, 28), (32, 64, 64), 16, r"network\.attention_at is 16.*28, 14, 7 pixels a side: give one of these, or 0"),
+        ((1, 28, 28), (32, 64, 64), 16, r"network\.attention_at is 16.*28, 14, 7 pixels per side: give one of these, or 0"),
         ((1, 28, 28), (), 0, r"network\.channels is \(\)"),
         ((1, 28, 28), (33, 64), 0, r"network\.channels is \(33, 64\).*even"),
     ],
@@ -318,7 +318,7 @@ def test_sgld_leaves_network_statistics_and_mode_alone():
     alone = torch.cat([model.sgld(part, 3, rng()) for part in (x[:1], x[:1])])  # in eval mode rows are independent
     torch.testing.assert_close(alone[0], alone[1])
     frozen.train()
-    with contextlib.suppress(ZeroDivisionError), evaluating(model):
+    with contextlib.suppress(ZeroDivisionError), eval_mode(model):
         assert not any(module.training for module in model.modules())
         raise ZeroDivisionError
     assert all(module.training for module in model.modules())
@@ -443,9 +443,9 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(ValueError, match="incomplete"):
             model.loss(part, PLAIN, rng())
     with pytest.raises(ValueError, match=r"jem\.informative"):
-        model.informed_by(data.images, data.labels)
+        model.fit_initial(data.images, data.labels)
     informative = small_jem(informative=True)
-    with pytest.raises(ValueError, match="informed_by"):
+    with pytest.raises(ValueError, match="fit_initial"):
         informative.initial(2, rng())
     for images, labels in (
         (data.images[:, :, :4], data.labels),
@@ -453,7 +453,7 @@ def test_what_does_not_fit_is_refused():
         (data.images[:0], data.labels[:0]),
     ):
         with pytest.raises(ValueError, match=re.escape("[N, 1, 8, 8]")):
-            informative.informed_by(images, labels)
+            informative.fit_initial(images, labels)
 
 
 def classes_of_images(n: int = 400) -> tuple[Tensor, Tensor]:
@@ -469,7 +469,7 @@ def classes_of_images(n: int = 400) -> tuple[Tensor, Tensor]:
 def test_informative_starts_have_the_moments_of_each_class():
     images, labels = classes_of_images()
     model = small_jem(informative=True, replay=3000)
-    model.informed_by(images, labels, rng())
+    model.fit_initial(images, labels, rng())
     chosen = model.replay_images.flatten(1)
     real = torch.stack([images[labels == k].flatten(1).mean(dim=0) for k in (0, 1, 3)])
     owner = torch.cdist(chosen, real).argmin(dim=1)
@@ -487,7 +487,7 @@ def test_informative_starts_have_the_moments_of_each_class():
 def test_directions_beyond_the_rank_keep_their_variance():
     shape = (1, 16, 16)
     model = JEM(Bowl(shape), shape, 1, JEMConfig(replay=500, informative=True))
-    model.informed_by(torch.randn(600, *shape, generator=rng()) * 0.2, torch.zeros(600, dtype=torch.int64), rng())
+    model.fit_initial(torch.randn(600, *shape, generator=rng()) * 0.2, torch.zeros(600, dtype=torch.int64), rng())
     assert model.class_stds.item() > 0.15  # most of 256 equal directions are beyond the 64
     assert model.replay_images.var().item() == pytest.approx(0.2**2, rel=0.03)
 
@@ -518,9 +518,9 @@ def test_a_classs_gaussian_is_its_covariance_where_the_rank_is_enough():
 def test_informing_twice_forgets_the_first_images():
     images, labels = classes_of_images()
     model, again = small_jem(informative=True), small_jem(informative=True)
-    model.informed_by(images, labels, rng())
-    model.informed_by(images[:6], labels[:6], rng())
-    again.informed_by(images[:6], labels[:6], rng())
+    model.fit_initial(images, labels, rng())
+    model.fit_initial(images[:6], labels[:6], rng())
+    again.fit_initial(images[:6], labels[:6], rng())
     for name in ("class_shares", "class_roots", "replay_images"):
         if name == "class_roots":
             present = labels[:6].unique()
@@ -534,7 +534,7 @@ def test_a_resumed_run_is_bit_identical(settings, tmp_path):
     def start() -> tuple[JEM, torch.optim.Optimizer]:
         model = small_jem(**settings)
         if model.cfg.informative:
-            model.informed_by(*classes_of_images(60), rng())
+            model.fit_initial(*classes_of_images(60), rng())
         return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
     def step(model: JEM, optimiser: torch.optim.Optimizer, k: int) -> None:

@@ -36,7 +36,7 @@ from hybvit.reproduce.runs import (
 )
 from hybvit.reproduce.scales import FULL, POCKET
 from hybvit.reproduce.tables import FIGURES, NAMES, Measured, Row, measured, rows, run_of, runs_of, suites_of
-from hybvit.storage import locked
+from hybvit.storage import lock_folder
 from hybvit.training.cost import cost
 
 from .conftest import hybvit
@@ -446,12 +446,12 @@ def test_a_jem_is_trained_evaluated_and_draws(tmp_path):
 
 
 def test_two_processes_do_not_train_one_run(tmp_path):
-    held = locked(tmp_path)
+    held = lock_folder(tmp_path)
     need = Job("x", override(POCKET.config("stl10_genvit"), train={"steps": 2}), (), False)
     (fault,) = try_job(need, tmp_path, POCKET, {}, print)
     assert "another process" in str(fault)
     held.close()
-    held = locked(tmp_path, ".row.lock")  # as a process that evaluates it does
+    held = lock_folder(tmp_path, ".row.lock")  # as a process that evaluates it does
     (fault,) = try_job(need, tmp_path, POCKET, {}, print)
     assert "another process" in str(fault)
     held.close()

@@ -26,7 +26,7 @@ from .method.diffusion import Diffusion
 from .method.samplers import Denoiser, ImageNoise, Spacing, run_sampler
 from .method.seeds import derive_seed, generator
 from .metrics.likelihood import log_density, variational_bound
-from .networks import Network, network_of
+from .networks import Network, load_network
 
 
 class Prediction(NamedTuple):
@@ -345,7 +345,7 @@ class HybridModel:
         if not folder.is_dir():
             folder = download(str(source))
         checkpoint.verify(folder)
-        return cls(*network_of(load_config(folder / CONFIG), folder / f"{WEIGHTS}.safetensors"), device)
+        return cls(*load_network(load_config(folder / CONFIG), folder / f"{WEIGHTS}.safetensors"), device)
 
 
 def image_noise(indices: Sequence[int], seed: int, image_shape: tuple[int, int, int], device: torch.device | str) -> ImageNoise:

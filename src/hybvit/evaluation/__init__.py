@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..data.own_images import Dataset
 from ..devices import environment, keep_freed_memory
-from ..distributed import processes, rank, world_size
+from ..distributed import process_group, rank, world_size
 from ..networks import number_of_parameters
 from ..storage import make_folder
 from ..training.run_folder import read_metrics, training_summary
@@ -70,7 +70,7 @@ def evaluate(
         CheckpointError: the model's files cannot be used.
     """
     names = check_suites(suites)
-    with processes():
+    with process_group():
         subject = subject_of(model, data)
         folder = Path(tempfile.mkdtemp(prefix="hybvit-")) if out is None else Path(out)
         try:

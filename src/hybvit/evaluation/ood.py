@@ -15,10 +15,10 @@ from ..catalog import CATALOG
 from ..config import DataConfig
 from ..data.datasets import open_dataset, out_of_distribution
 from ..data.files import Files
-from ..data.image_set import BadFiles, Decoding, ImageSet, picture_files
+from ..data.image_set import BadFiles, Decoding, ImageSet, load_image_files
 from ..data.images import grid
-from ..data.locate import form_of
-from ..data.own_images import picture_names
+from ..data.locate import detect_format
+from ..data.own_images import image_names
 from ..errors import DataError
 from ..evaluation import plots
 from ..metrics.likelihood import log_density, sampled_bound, variational_bound
@@ -179,9 +179,9 @@ def own_images(root: str, decoding: Decoding) -> ImageSet:
     path = Path(root)
     if not path.exists() and "://" not in root:
         raise DataError(f"{root}: neither a data set (`hybvit datasets`) nor a folder")
-    form = form_of(root)
+    form = detect_format(root)
     if form == "folder":
         files = Files(path)
-        return picture_files(files, picture_names(files), None, decoding)
+        return load_image_files(files, image_names(files), None, decoding)
     data = open_dataset(DataConfig(name=form, root=root), (decoding.channels, decoding.size, decoding.size))
     return ImageSet(torch.cat([part.subsample(len(part)).in_memory for part in (data.train, data.test)]))

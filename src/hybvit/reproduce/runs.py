@@ -14,7 +14,7 @@ from ..config import Config, differences, load_config, minibatches, override, pa
 from ..errors import CheckpointError, ConfigError, DataError, DivergedError
 from ..evaluation import Options, evaluate
 from ..presets import PRESETS, preset
-from ..storage import locked, make_folder, read_json, write_text
+from ..storage import lock_folder, make_folder, read_json, write_text
 from ..training.cost import cost
 from ..training.loop import train
 from ..training.run_folder import check_same, read_metrics, training_summary
@@ -100,7 +100,7 @@ def run_job(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any], 
         DataError, CheckpointError: its data are not there, or its state cannot be used.
     """
     make_folder(folder)
-    held = locked(folder, ".row.lock")
+    held = lock_folder(folder, ".row.lock")
     try:
         state = state_of(folder, job.cfg)
         if state.trained:

@@ -47,7 +47,7 @@ def one_step(cfg: Config, device: torch.device) -> Callable[[], None]:
     if isinstance(net, JEM) and cfg.jem.informative:
         assert batch.images is not None
         assert batch.labels is not None
-        net.informed_by(batch.images, batch.labels)
+        net.fit_initial(batch.images, batch.labels)
     diffusion, optimizers = cfg.diffusion.build(), build_optimizers(net, cfg.optim)
     if cfg.train.compile:
         compile_step(net, optimizers)
