@@ -1,10 +1,10 @@
-"""Put a trained run into the package: its averaged weights, every figure of `hybvit evaluate`, its card and its picture.
+"""Bundle a trained run with the package: its averaged weights, all results of `hybvit evaluate`, its card and its picture.
 
     python benchmarks/ship.py NAME RUN [options of `hybvit evaluate`]
 
-Then `make readme` renders the card. The figures are measured on the exported model. A run that began from
-the shipped model of that name (`--train.init NAME`), or from a run that did, is a further leg of its training, and the card
-counts all of them.
+Then `make readme` renders the card. The results are measured on the exported model. A run that was initialized from the
+bundled model of that name (`--train.init NAME`), or from such a run, is a further stage of its training. The card lists all
+stages (`legs` in the record).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hybvit.presets import PRESETS
 from hybvit.training.run_folder import read_metrics, training_summary
 
 ROOT = Path(__file__).resolve().parent.parent
-LARGEST_MB = 12  # of all models in the package together
+LARGEST_MB = 12  # total size of all bundled models
 CARD = """---
 license: apache-2.0
 library_name: hybvit
@@ -36,37 +36,36 @@ tags: [image-classification, {kind}-image-generation, diffusion, vit]
 
 # {name}
 
-One Vision Transformer, trained on the training images of [{title}]({source}) ({licence}), that classifies such images,
-generates them, and bounds their likelihood. It comes with the package:
+This Vision Transformer was trained on the training images of [{title}]({source}) ({licence}).
+It classifies such images, generates them, and bounds their likelihood. It is bundled with the package:
 
 ```python
 import hybvit
 
-model = hybvit.load("{name}")  # no network needed
+model = hybvit.load("{name}")  # no download
 images = model.sample(64, steps=20)  # uint8 [64, {channels}, {size}, {size}]
 labels, probabilities, score = model.predict(images)
 ```
 
-![100 images that it generated](samples.png)
+![100 generated images](samples.png)
 
-It is meant for trying the package, for teaching, and as a starting point for other images of that size and number of channels
-(its `model` fields with `--train.init {name}`). It has
-seen this data set only, so its labels for other pictures mean nothing. Its robustness to attacks is measured below, not
-promised.{steering} The names of the figures are
-those of `hybvit evaluate`; docs/evaluation.md in the repository says what each measures.
+It is meant for trying out the package, for teaching, and as a starting point for other images of this size and number of
+channels (the same `model` fields with `--train.init {name}`). It was trained on this data set only, so its predictions for
+other images are meaningless. Its adversarial robustness is measured below, not guaranteed.{steering} The metrics are those of
+`hybvit evaluate`; docs/evaluation.md in the repository explains them.
 
 <!-- begin card_{name} -->
 <!-- end card_{name} -->
 """
 STEERING = (
-    " Its denoiser is unconditional. One class can be drawn with guidance from its own classifier (`labels=3, guidance=2`), "
-    "which misses more often than it hits, since that classifier has been trained on clean images only."
+    " Its denoiser is unconditional. A class can be generated with guidance by its own classifier (`labels=3, guidance=2`), "
+    "but most samples miss it, because that classifier was trained on clean images only."
 )
 
 
 def command(cfg: Config) -> str:
-    """What trained it: the nearest preset, and what was set otherwise."""
-    if cfg.train.init not in (None, *bundled()):  # a run folder, wherever it was
+    """The command that trained it: the closest preset, and the fields that differ from it."""
+    if cfg.train.init not in (None, *bundled()):  # a run folder, wherever it lies
         cfg = override(cfg, train={"init": f"runs/{Path(str(cfg.train.init)).name}"})
     changed = {name: differences(entry.config, cfg) for name, entry in PRESETS.items()}
     nearest = min(changed, key=lambda name: len(changed[name]))
@@ -76,14 +75,14 @@ def command(cfg: Config) -> str:
 
 
 def legs_of(run: Path, name: str, earlier: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The trainings behind a run, its own last: where it began from the shipped model, those of that count too."""
+    """The training stages behind a run, its own last; if it was initialized from the bundled model, with the stages of that."""
     cfg, history = load_config(run / "config.yaml"), read_metrics(run / "metrics.jsonl")
     environment = json.loads((run / "environment.json").read_text())
     places = [*environment.pop("earlier", []), {**environment, "until_step": cfg.train.steps}]
     since = 0
     for place in places:
         lines = [line for line in history if since < line["step"] <= place["until_step"]]
-        place["seconds"] = training_summary(lines).get("seconds", 0.0)  # 0 where a finished run was only looked at again
+        place["seconds"] = training_summary(lines).get("seconds", 0.0)  # 0 if a finished run was only opened again
         since = place["until_step"]
     own = training_summary(history) | {
         "of_steps": cfg.train.steps,
@@ -96,16 +95,18 @@ def legs_of(run: Path, name: str, earlier: list[dict[str, Any]]) -> list[dict[st
     if init is None:
         before = []
     elif init == name:
-        before = [leg for leg in earlier if leg["command"] != own["command"]]  # it may have been shipped half-way
+        before = [
+            leg for leg in earlier if leg["command"] != own["command"]
+        ]  # an unfinished state of this run may have been bundled before
     elif (Path(init) / "metrics.jsonl").is_file():
         before = legs_of(Path(init), name, earlier)
     else:
-        sys.exit(f"{name}: {run} began from {init}, whose training its card could not tell; begin it from {name}")
+        sys.exit(f"{name}: {run} was initialized from {init}, whose training is not on record; initialize it from {name}")
     return [*before, own]
 
 
 def answers(model: HybridModel) -> dict[str, list[list[float]]]:
-    """What the model says to four fixed pictures of noise: its logits, and a row of the noise it sees in each, told a label."""
+    """The model's outputs for four fixed noise images: logits, and one row of the noise predicted given a label."""
     x = 2 * torch.rand((4, *model.image_shape), generator=torch.Generator().manual_seed(0)) - 1
     t = torch.tensor([1, 200, 500, 900])
     y = torch.tensor([0, 3, 5, 8]) if model.takes_labels else None
@@ -116,7 +117,7 @@ def answers(model: HybridModel) -> dict[str, list[list[float]]]:
 
 def ship(name: str, run: Path, options: list[str]) -> None:
     model = load(run)
-    # Where images and first weights were is nobody else's place.
+    # Local paths of images and initial weights are private.
     model.cfg = override(model.cfg, data={"root": None, "test_root": None}, train={"init": None})
     out = Path("runs/shipped") / name
     export = out / "model"
@@ -124,7 +125,7 @@ def ship(name: str, run: Path, options: list[str]) -> None:
     others = [path for path in BUNDLED.rglob("*.safetensors") if path.parent.name != name]
     size = sum(path.stat().st_size for path in (*others, *export.glob("*.safetensors"))) / 1e6
     if size > LARGEST_MB:
-        sys.exit(f"{name}: with the other models {size:.1f} MB of weights, at most {LARGEST_MB}")
+        sys.exit(f"{name}: {size:.1f} MB of weights with the other models; at most {LARGEST_MB} MB fit")
 
     stored = ROOT / "results" / f"model_{name}.json"
     legs = legs_of(run, name, json.loads(stored.read_text())["legs"] if stored.is_file() else [])
@@ -135,7 +136,7 @@ def ship(name: str, run: Path, options: list[str]) -> None:
         sys.exit(code)
     record = json.loads((out / "results.json").read_text())
     record |= {"model": name, "training": legs[-1], "legs": legs, "answers": answers(load(export, "cpu"))}
-    for suite, notes in record["notes"].items():  # why a set was left out is a matter of the machine
+    for suite, notes in record["notes"].items():  # the reason why a set was left out concerns this machine only
         record["notes"][suite] = [note.partition(":")[0] + "." if "left out" in note else note for note in notes]
     record["sha256"] = checkpoint.verify(export)["sha256"]
 
@@ -150,12 +151,12 @@ def ship(name: str, run: Path, options: list[str]) -> None:
         channels=info.channels,
         size=info.size,
     )
-    # Everything at once and only now: an evaluation that fails leaves the old model with its old figures.
+    # Files are replaced only now, so that a failed evaluation leaves the old model and its results in place.
     shutil.copytree(export, BUNDLED / name, dirs_exist_ok=True)
     (BUNDLED / name / "README.md").write_text(card)
     stored.write_text(json.dumps(record, indent=1) + "\n")
     shutil.copy(out / "evaluation" / "fidelity" / "samples.png", BUNDLED / name / "samples.png")
-    print(f"{BUNDLED / name}: {size:.1f} MB with the others; now `make readme`, and look at {BUNDLED / name / 'samples.png'}")
+    print(f"{BUNDLED / name}: {size:.1f} MB with the others; now run `make readme` and check {BUNDLED / name / 'samples.png'}")
 
 
 if __name__ == "__main__":

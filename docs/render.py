@@ -1,4 +1,4 @@
-"""Render the figures of README.md and docs/*.md from results/*.json, between `<!-- begin NAME -->` and `<!-- end NAME -->`."""
+"""Render the tables of README.md and docs/*.md from results/*.json, between `<!-- begin NAME -->` and `<!-- end NAME -->`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def result(name: str) -> dict[str, Any]:
 
 
 def value(record: dict[str, Any], name: str, percent: bool = True) -> str:
-    """A metric with its interval, or a dash."""
+    """A metric with its interval, or a dash if it was not measured."""
     metric = record["metrics"].get(name)
     if metric is None:
         return "-"
@@ -42,8 +42,8 @@ def table() -> str:
         "training": lambda r: f"{r['training']['steps']:,} steps, {r['training']['seconds']:.0f} s",
         "images/s in training": lambda r: f"{r['training']['images_per_second']:,.0f}",
         "test accuracy": lambda r: value(r, "test/accuracy"),
-        "labels' NLL, nats": lambda r: value(r, "test/nll", percent=False),
-        "samples: SVM agrees with the model's label": lambda r: value(r, "samples/svm_agreement"),
+        "test NLL, nats": lambda r: value(r, "test/nll", percent=False),
+        "samples: SVM and model agree on the class": lambda r: value(r, "samples/svm_agreement"),
         "samples: share of the rarest class": lambda r: value(r, "samples/svm_smallest_class_share"),
     }
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
@@ -52,8 +52,8 @@ def table() -> str:
     judge = value(result("digits"), "judge/svm_accuracy")
     lines += [
         "",
-        f"Seed 0, {facts['threads']} CPU threads ({facts['machine']}), torch {facts['torch']}; in brackets 95 % intervals. "
-        f"The SVM is fitted on the real training digits and is itself right on {judge} of the test digits. "
+        f"Seed 0, {facts['threads']} CPU threads ({facts['machine']}), torch {facts['torch']}; 95 % intervals in parentheses. "
+        f"The SVM is fitted on the real training digits; its own test accuracy is {judge}. "
         f"{draw['samples']} samples each, {draw['sampler']}, {draw['steps']} steps.",
     ]
     return "\n".join(lines)
@@ -64,9 +64,9 @@ def speed() -> str:
     low, high = record["speedup_range"]
     return (
         f"The joint step at CIFAR-10's size (batch {record['batch']}, {record['precision']}) runs "
-        f"{record['speedup_over_reference']:.2f} times as fast as a plain reference step timed in turn with it "
-        f"(pair by pair {low:.2f} to {high:.2f}), at {100 * record['fraction_of_peak']:.0f} % of the "
-        f"{record['peak_gflop_per_second']:.0f} GFLOP/s that a matrix product reaches on the same machine."
+        f"{record['speedup_over_reference']:.2f} times as fast as a plain reference step, timed alternately "
+        f"(pairwise {low:.2f} to {high:.2f}), at {100 * record['fraction_of_peak']:.0f} % of the "
+        f"{record['peak_gflop_per_second']:.0f} GFLOP/s of a matrix product on the same machine."
     )
 
 
@@ -85,9 +85,9 @@ def loader() -> str:
     threads = record["environment"]["threads"]
     lines += [
         "",
-        f"Training is the joint step of `digits`, `fashion_mnist_pocket`, `cifar10` on {threads} threads; it and the "
+        f"Training is the joint step of `digits`, `fashion_mnist_pocket` and `cifar10` on {threads} threads. Training and "
         "loader count the images of both mini-batches. The loader and the augmentations run on one thread. "
-        "The last three columns count the labelled images only. "
+        "The last three columns count only the labeled images. "
         f"Medians of {record['repeats']} alternating repeats (`python benchmarks/loader.py`).",
     ]
     return "\n".join(lines)
@@ -99,8 +99,8 @@ def stream() -> str:
     return (
         f"Measured (`python benchmarks/stream_memory.py`): {record['samples']:,} images in {record['shards']} shards, "
         f"{record['stream_mib']:.0f} MiB, trained on for {record['epochs']} epochs with a buffer of "
-        f"{small['buffer_samples']:,}. The process holds {small['largest_mib']:.0f} MiB at most and grows by "
-        f"{small['growth_after_first_quarter_mib']:.1f} MiB after the first quarter; with a buffer for everything it holds "
+        f"{small['buffer_samples']:,}. The process peaks at {small['largest_mib']:.0f} MiB and grows by "
+        f"{small['growth_after_first_quarter_mib']:.1f} MiB after the first quarter; with a buffer for all images it peaks at "
         f"{whole['largest_mib']:.0f} MiB."
     )
 
@@ -121,7 +121,7 @@ def datasets() -> str:
 
 
 def evaluation(record: dict[str, Any]) -> str:
-    """Every metric of a model, and how it was measured."""
+    """All metrics of a model, and how they were measured."""
     options = record["options"]
     lines = ["| metric | value | 95 % interval | n |", "|---|---|---|---|"]
     for name, metric in record["metrics"].items():
@@ -133,41 +133,56 @@ def evaluation(record: dict[str, Any]) -> str:
     counts = sorted({suite["environment"]["threads"] for suite in record["suites"].values()})
     protocol = record.get("tables", {}).get("protocol", {})
     labels = {"no labels": "unconditional", "a random label for each": "class-conditional with a random label for each"}
-    told = f", {labels.get(protocol['told'], protocol['told'])}" if "told" in protocol else ""
+    condition = f", {labels.get(protocol['told'], protocol['told'])}" if "told" in protocol else ""
     lines += [
         "",
-        f"{options['samples']} samples ({options['sampler']}, {options['steps']} steps{told}), "
-        f"{options['bound_images']} images for the bound with {options['bound_draws']} times each, "
-        f"{options['attack_images']} attacked by PGD and {options['autoattack_images']} by AutoAttack, seed {options['seed']}; "
-        f"{seconds:.0f} s on {' or '.join(map(threads, counts))}, not alone on the machine.",
+        f"{options['samples']} samples ({options['sampler']}, {options['steps']} steps{condition}), "
+        f"{options['bound_images']} images for the likelihood bound with {options['bound_draws']} times each, "
+        f"{options['attack_images']} images attacked by PGD and {options['autoattack_images']} by AutoAttack, "
+        f"seed {options['seed']}. "
+        f"Evaluation took {seconds:.0f} s on {' or '.join(map(threads, counts))} of a shared machine.",
     ]
     return "\n".join(lines)
 
 
 def card(name: str) -> str:
-    """The figures of a model that comes with the package."""
+    """The model card's figures of a bundled model."""
     from hybvit.evaluation.context import Options
 
     record = result(f"model_{name}")
     legs = []
     for leg in record["legs"]:
-        batches = f"{leg['batch_size']} denoising and {leg['labelled_batch_size'] or leg['batch_size']} labelled images"
+        batches = f"{leg['batch_size']} denoising and {leg['labelled_batch_size'] or leg['batch_size']} labeled images"
         spent = [f"{place['seconds'] / 3600:.2f} hours on {machine(place)}, torch {place['torch']}" for place in leg["places"]]
         steps = f"{leg['steps']:,}" + (f" of {leg['of_steps']:,}" if leg["steps"] < leg["of_steps"] else "")
         if leg["steps"] < leg["of_steps"]:
-            steps += " (cut off there, before its schedules had reached their ends)"
-        before = re.sub(r"--train\.init \S+", "--train.init LEG_BEFORE", leg["command"])
-        legs.append(f"{steps} steps of {batches} (`{before}`), {' and '.join(spent)}")
+            steps += " (stopped there, before its schedules ended)"
+        described = re.sub(r"--train\.init \S+", "--train.init PREVIOUS_STAGE", leg["command"])
+        legs.append(f"{steps} steps of {batches} (`{described}`), {' and '.join(spent)}")
     trained = f"{record['parameters']:,} parameters; trained for {'; then for '.join(legs)}; seed {record['seed']}."
-    notes = [note for suite in record["notes"].values() for note in suite]
+    notes = [reworded(note) for suite in record["notes"].values() for note in suite]
     default = json.loads(json.dumps(dataclasses.asdict(Options())))  # with lists for tuples, as the record has them
     asked = [f"--{key.replace('_', '-')} {value}" for key, value in record["options"].items() if value != default[key]]
     measured = f"Measured by `{' '.join(['hybvit evaluate', name, *asked])}`:"
     return "\n\n".join([trained, measured, evaluation(record), *notes])
 
 
+# Notes as earlier versions stored them -> as the evaluation writes them now.
+REWORDED = {
+    "No images were held out of training to fit a temperature on (train with --data.held_out 0.1): it was fitted on training "
+    "images that the network has learnt, and may be too small.": "No images were held out of training to fit the temperature "
+    "on (train with --data.held_out 0.1). It was fitted on images that the network was trained on, so it may be too small.",
+    "The network labels all of those images rightly, so they ask for no finite temperature: none was used.": "No temperature "
+    "was applied: the accuracy on the images to fit it on is perfect, so no finite temperature is optimal.",
+}
+
+
+def reworded(note: str) -> str:
+    return REWORDED.get(note, note)
+
+
 def machine(facts: dict[str, Any]) -> str:
-    """What a run's environment says of where it was."""
+    """The machine of a run, from its environment."""
     device = facts["device"]
     return f"one {device}" if "NVIDIA" in device else f"{threads(facts['threads'])} of {device}"
 
@@ -177,7 +192,7 @@ def threads(count: int) -> str:
 
 
 def shipped() -> str:
-    """The models that come with the package, beside each other."""
+    """The bundled models side by side."""
     records = {name: result(f"model_{name}") for name in MODELS}
 
     def distance(record: dict[str, Any], what: int | str) -> str:
@@ -190,31 +205,31 @@ def shipped() -> str:
             f"{place['seconds'] / 60:,.0f} minutes on {machine(place)}" for leg in r["legs"] for place in leg["places"]
         ),
         "test accuracy": lambda r: value(r, "test/accuracy"),
-        "labels' NLL, nats": lambda r: value(r, "test/nll", percent=False),
-        "bits per dimension, at most": lambda r: value(r, "likelihood/bits_per_dim", percent=False),
+        "test NLL, nats": lambda r: value(r, "test/nll", percent=False),
+        "bits per dimension (upper bound)": lambda r: value(r, "likelihood/bits_per_dim", percent=False),
         "Frechet distance of samples": lambda r: distance(r, r["options"]["samples"]),
-        "the same of real test images": lambda r: distance(r, "real_test"),
+        "Frechet distance of real test images": lambda r: distance(r, "real_test"),
     }
     lines = ["| | " + " | ".join(f"`{name}`" for name in records) + " |", "|---|" + "---|" * len(records)]
     lines += [f"| {name} | " + " | ".join(cell(record) for record in records.values()) + " |" for name, cell in rows.items()]
     options = [record["options"] for record in records.values()]
     drawn = " and ".join(dict.fromkeys(f"{o['samples']:,} samples by {o['sampler']} in {o['steps']} steps" for o in options))
     notes = (
-        f"In brackets 95 % intervals; {drawn}. Each distance is on a small extractor of its own: compare it with that of "
-        "real test images, not with the other column and not with an FID."
+        f"95 % intervals in parentheses; {drawn}. Each column has its own small extractor: compare its two distances with "
+        "each other, not with the other column and not with an FID."
     )
     return "\n".join([*lines, "", notes])
 
 
 def study(name: str) -> str:
-    """A study's table, as it was measured."""
+    """The table of a study, with its notes."""
     from hybvit.reproduce.studies import markdown
 
     return markdown(name.split("_")[0], result(f"study_{name}"))
 
 
 def comparison() -> str:
-    """The columns of the study `v2` that the README shows."""
+    """The columns of the study `v2` that README.md shows."""
     from hybvit.reproduce.render import as_markdown
     from hybvit.reproduce.studies import STUDIES, facts, intervals, lines_of
 
@@ -227,7 +242,7 @@ def comparison() -> str:
 
 
 def v2_costs() -> str:
-    """What a preset of the v2 family costs beside the paper's for the same images."""
+    """The cost of each v2 preset compared with the paper's preset for the same images."""
     from hybvit.config import override
     from hybvit.presets import PRESETS, preset
     from hybvit.reproduce import published
@@ -236,8 +251,8 @@ def v2_costs() -> str:
     took = float(published.row("table8", "HybViT(d=384)").values["hours"])
     pace = took / cost(preset("cifar10")).gpu_hours
     heads = (
-        "| preset | parameters | paper's | steps | paper's | GFLOP a step | GPU hours, counted | paper's, counted "
-        "| v2 at the paper's pace | operations, joint over denoising step |"
+        "| preset | parameters | paper's | steps | paper's | GFLOP per step | GPU hours, estimated | paper's, estimated "
+        "| v2 at the paper's speed | operations, joint over denoising step |"
     )
     lines = [heads, f"|{'---|' * 10}"]
     for name in PRESETS:
@@ -256,19 +271,19 @@ def v2_costs() -> str:
             f"| {preset(paper).train.steps:,} | {ours.train_gflop_per_step:,.0f} | {' | '.join(hours)} | {joint} |"
         )
     below = (
-        f"Counted, not run: on one {GPU}, at an assumed {UTILISATION:.0%} of its peak, which the small ones did not reach "
-        f"on the card above. The paper's pace is that of its HybViT "
-        f"on CIFAR-10 (Table 8): {took} hours of its GPU, {pace:.0f} times the count."
+        f"Estimated from operation counts, not measured: one {GPU} at an assumed {UTILISATION:.0%} of its peak, which the "
+        f"small presets did not reach on the card above. The paper's speed is that of its HybViT "
+        f"on CIFAR-10 (Table 8): {took} hours on its GPU, {pace:.0f} times the estimate."
     )
     return "\n".join([*lines, "", below])
 
 
 def gpu_steps() -> str:
-    """Training steps of the presets for a GPU, as benchmarks/steps.py timed them on one."""
+    """Training steps of the GPU presets, as timed by benchmarks/steps.py."""
     record = result("gpu_steps")
     lines = [
-        "| preset | ms a step | denoising alone | joint over denoising | TFLOP/s | of the matrix product | images/s "
-        "| GPU memory | hours for all its steps |",
+        "| preset | ms per step | denoising only | joint over denoising | TFLOP/s | share of a matrix product's | images/s "
+        "| GPU memory | hours for all steps |",
         f"|{'---|' * 9}",
     ]
     for name, found in record["presets"].items():
@@ -287,9 +302,9 @@ def gpu_steps() -> str:
         [
             *lines,
             "",
-            f"Medians of {record['repeats']} repeats in turn on one {facts['device']}, torch {facts['torch']}, compiled, bf16, "
-            f"{denoised} + {labelled} random images; loading, clipping and the average "
-            f"of the weights come on top, and the memory is that of both kinds of step "
+            f"Medians of {record['repeats']} alternating repeats on one {facts['device']}, torch {facts['torch']}, compiled, "
+            f"bf16, {denoised} + {labelled} random images. Loading, clipping and the weight average "
+            f"are not included; the memory covers both kinds of step "
             f"(`python benchmarks/steps.py "
             f"{' '.join(record['presets'])} --out FILE`).",
         ]
@@ -301,7 +316,7 @@ def paper_records() -> dict[str, Any]:
 
 
 def paper_table(name: str) -> str:
-    """A table of the paper beside ours, at the pocket scale."""
+    """A table of the paper with our figures at pocket scale."""
     from hybvit.reproduce import render as tables
     from hybvit.reproduce.scales import POCKET
 
@@ -309,9 +324,9 @@ def paper_table(name: str) -> str:
 
 
 def paper_runs() -> str:
-    """What every run of the reproduction was: size, steps, seconds, seed."""
+    """The runs of the reproduction: data, size, steps and time."""
     records = {run: record for run, record in paper_records().items() if record.get("training")}
-    lines = ["| preset | stands on | parameters | steps | batch | minutes | |", "|---|---|---|---|---|---|---|"]
+    lines = ["| preset | data | parameters | steps | batch | minutes | |", "|---|---|---|---|---|---|---|"]
     for run, record in records.items():
         training = record["training"]
         done, steps = training.get("steps", 0), training["of_steps"]
@@ -325,8 +340,8 @@ def paper_runs() -> str:
     hours = sum(record["training"].get("seconds", 0) for record in records.values()) / 3600
     lines += [
         "",
-        f"Seed {', '.join(map(str, seeds))}; {hours:.1f} core hours of training, two runs side by side, each on "
-        f"{facts['threads']} thread of a two-core {facts['machine']} machine that did other work too; torch {facts['torch']}.",
+        f"Seed {', '.join(map(str, seeds))}; {hours:.1f} core hours of training. Two runs at a time, each on "
+        f"{facts['threads']} thread of a shared two-core {facts['machine']} machine; torch {facts['torch']}.",
     ]
     return "\n".join(lines)
 
@@ -337,7 +352,7 @@ def titled(name: str) -> str:
 
 
 def paper_verdicts() -> str:
-    """How many of the paper's claims hold at this scale, and which."""
+    """The paper's claims by verdict at pocket scale."""
     from hybvit.reproduce import render as tables
     from hybvit.reproduce.claims import CLAIMS
     from hybvit.reproduce.scales import POCKET
@@ -389,4 +404,4 @@ if __name__ == "__main__":
         if "--check" not in sys.argv:
             page.write_text(rendered)
         elif rendered != page.read_text():
-            sys.exit(f"{page.name} is not what results/ say: run `make readme`")
+            sys.exit(f"{page.name} differs from what results/ render to: run `make readme`")

@@ -73,7 +73,7 @@ BAD = {
         "cannot be written",
     ),
     "output is no picture": (["sample", "{run}", "--out", "{tmp}/grid.doc"], 2, "grid.doc"),
-    "unknown data set": (["datasets", "cifar"], 2, "it is one of digits"),
+    "unknown data set": (["datasets", "cifar"], 2, "it must be one of digits"),
     "unknown data name": (["train", "digits", "--data.name", "cifar"], 2, "data.name is 'cifar': it must be one of digits"),
     "probability over 1": (["train", "digits", "--data.mixing", "1.5"], 2, "data.mixing is 1.5"),
     "negative workers": (["train", "digits", "--data.workers", "-1"], 2, "data.workers is -1"),
@@ -97,7 +97,7 @@ BAD = {
     ),
     "a choice": (["train", "digits", "--objective.norm", "l3"], 2, "objective.norm is l3: it must be one of l1, l2"),
     "a number or none": (["train", "digits", "--objective.alpha_end", "x"], 2, "it must be a number or null"),
-    "guidance of the untold": (["sample", "{run}", "--guidance", "2"], 2, "belong together"),
+    "guidance without conditioning": (["sample", "{run}", "--guidance", "2"], 2, "--label and --guidance together"),
     "judged with guidance": (
         ["evaluate", "{run}", "--guidance", "2", "--out", "{tmp}"],
         2,
@@ -153,10 +153,10 @@ def test_each_field_that_does_nothing_is_named_once(name, fields, lines):
     assert without_effect(parse(fields, preset(name)), fields_in(fields)) == [f"--{line}" for line in lines]
 
 
-def test_a_fault_of_ours_exits_1_and_debug_shows_where(monkeypatch, capsys):
+def test_an_internal_error_exits_1_and_debug_shows_where(monkeypatch, capsys):
     monkeypatch.setattr("hybvit.cli.presets.main", lambda arguments: {}["x"])
     assert cli.main(["presets"]) == 1
-    assert "fault of ours" in capsys.readouterr().err
+    assert "internal error" in capsys.readouterr().err
     assert cli.main(["presets", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
 
@@ -169,7 +169,7 @@ def test_presets_and_show(capsys):
     assert f"# {PRESETS['paper_32'].summary}\n# 11,185,068 parameters" in said
     assert cli.main(["show", "digits_paper", "--model.depth", "1", "--jem.steps", "3"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("# digits_paper with another model.depth, jem.steps\n")  # its summary would be of another recipe
+    assert said.startswith("# digits_paper with changed model.depth, jem.steps\n")  # its summary would be of another recipe
     assert "depth: 1\n" in said
     assert "# --jem.steps does nothing with objective.kind hybvit\n" in said
 
@@ -245,7 +245,7 @@ def test_results_are_valid_json_where_a_class_was_not_seen(tiny_run, tmp_path):
 def test_a_library_s_value_error_is_not_blamed_on_the_user(monkeypatch, capsys):
     monkeypatch.setattr("hybvit.cli.presets.main", lambda arguments: json.loads("{"))
     assert cli.main(["presets"]) == 1
-    assert "fault of ours" in capsys.readouterr().err
+    assert "internal error" in capsys.readouterr().err
 
 
 @pytest.mark.slow

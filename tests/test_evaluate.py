@@ -15,8 +15,8 @@ from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.errors import ConfigError, DataError
 from hybvit.evaluation.adapters import Adapted, adapt
 from hybvit.evaluation.context import Context, Options
-from hybvit.evaluation.report import WORDS, meaning
-from hybvit.evaluation.robustness import speaks_against
+from hybvit.evaluation.report import MEANINGS, meaning
+from hybvit.evaluation.robustness import is_doubt
 from hybvit.evaluation.suites import SUITES, run_suites
 from hybvit.loading import load
 from hybvit.presets import preset
@@ -85,8 +85,8 @@ def test_every_explanation_is_used_by_some_metric(tiny_run, tmp_path):
     """A pattern that matches nothing would be a metric that nobody measures."""
     assert cli.main(["evaluate", str(tiny_run), *QUICK, "--autoattack-images=1", "--out", str(tmp_path)]) == 0
     names = json.loads((tmp_path / "results.json").read_text())["metrics"]
-    only_inception = {pattern for pattern, _ in WORDS if "fid_" in pattern}
-    unused = {pattern for pattern, _ in WORDS if not any(re.match(pattern, name) for name in names)}
+    only_inception = {pattern for pattern, _ in MEANINGS if "fid_" in pattern}
+    unused = {pattern for pattern, _ in MEANINGS if not any(re.match(pattern, name) for name in names)}
     assert unused <= only_inception
 
 
@@ -95,19 +95,19 @@ def test_a_suite_is_taken_up_unless_something_that_matters_changed(linear, tmp_p
     said: list[str] = []
     first = run_suites(context(linear, tmp_path), ("accuracy", "ood"), said.append)
     again = run_suites(context(linear, tmp_path), ("accuracy", "ood"), said.append)
-    assert sum("taken from" in line for line in said) == 2
+    assert sum("read from" in line for line in said) == 2
     assert first["metrics"] == again["metrics"]
     said.clear()
     fewer = Options(**{**FAST.__dict__, "bound_images": 4, "limit": 30})
     run_suites(context(linear, tmp_path, fewer), ("accuracy",), said.append)
-    assert not any("taken from" in line for line in said)
+    assert not any("read from" in line for line in said)
     said.clear()
     run_suites(context(linear, tmp_path, Options(**{**FAST.__dict__, "limit": 30, "samples": 7})), ("accuracy",), said.append)
-    assert any("taken from" in line for line in said)  # the number of samples does not matter to it
+    assert any("read from" in line for line in said)  # the number of samples does not matter to it
     other = Adapted((1, 8, 8), logits=lambda x: linear.logits(x), modules=[torch.nn.Linear(2, 2)], device="cpu")
     said.clear()
     run_suites(context(other, tmp_path, Options(**{**FAST.__dict__, "limit": 30})), ("accuracy",), said.append)
-    assert not any("taken from" in line for line in said)  # other weights
+    assert not any("read from" in line for line in said)  # other weights
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_other_test_images_are_measured_anew(linear, tmp_path):
     turned = Dataset(data.train, ImageSet(data.test.in_memory.flip(3), data.test.labels), data.classes)
     run_suites(context(linear, tmp_path), ("accuracy",), quiet)
     run_suites(context(linear, tmp_path, data=turned), ("accuracy",), said.append)
-    assert not any("taken from" in line for line in said)
+    assert not any("read from" in line for line in said)
 
 
 @pytest.mark.slow
@@ -185,15 +185,15 @@ def test_answers_without_a_gradient_leave_out_the_score_that_needs_one(linear, t
 
 def test_answers_that_are_not_finite_end_in_a_line(linear, tmp_path):
     broken = Adapted((1, 8, 8), logits=lambda x: linear.logits(x) * float("nan"), modules=linear.modules, device="cpu")
-    with pytest.raises(DataError, match="test/nll is nan: the model's answers are not finite"):
+    with pytest.raises(DataError, match="test/nll is nan: the model's outputs are not finite"):
         run_suites(context(broken, tmp_path), ("accuracy",), quiet)
     assert not (tmp_path / "evaluation").exists()
 
 
 def test_what_an_adapter_returns_is_checked():
-    with pytest.raises(ConfigError, match=r"logits\(\[2, 1, 8, 8\]\) has the shape \[2\]"):
+    with pytest.raises(ConfigError, match=r"logits\(\[2, 1, 8, 8\]\) returned shape \[2\]"):
         Adapted((1, 8, 8), logits=lambda x: x.flatten(1).sum(1))
-    with pytest.raises(ConfigError, match=r"denoise\(.*it must be the same"):
+    with pytest.raises(ConfigError, match=r"denoise\(.*it must be the input's"):
         Adapted((1, 8, 8), denoise=lambda x_t, t: x_t[:, :, 1:]).denoise(torch.zeros(1, 1, 8, 8), torch.ones(1).long())
     with pytest.raises(ValueError, match="H = W"):
         Adapted((1, 8, 6), denoise=lambda x_t, t: x_t)
@@ -251,7 +251,7 @@ def test_a_broken_defence_is_marked_not_reliable(linear, tmp_path):
     ],
 )
 def test_which_of_autoattacks_warnings_are_doubts(warning, n, doubt):
-    assert speaks_against(warning, n) == doubt
+    assert is_doubt(warning, n) == doubt
 
 
 @pytest.mark.slow
@@ -274,13 +274,13 @@ def test_a_folder_can_be_the_other_set(linear, tmp_path):
     record = run_suites(context(linear, tmp_path, options), ("ood",), quiet)
     assert record["metrics"]["ood/odd/auroc_logpx"]["n"] == 72
     gone = Options(**{**FAST.__dict__, "out_of_distribution": (str(tmp_path / "gone"),)})
-    with pytest.raises(DataError, match="gone: neither a data set"):
+    with pytest.raises(DataError, match="gone: neither the name of a data set"):
         run_suites(context(linear, tmp_path, gone), ("ood",), quiet)
 
 
 def test_a_set_that_is_not_here_is_left_out_with_a_line_or_refused_where_it_was_asked_for(linear, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("hybvit.evaluation.ood.own_list", lambda name: ("celeba",))
+    monkeypatch.setattr("hybvit.evaluation.ood.default_sets", lambda name: ("celeba",))
     record = run_suites(context(linear, tmp_path), ("ood",), quiet)
     assert any(note.startswith("celeba was left out: celeba: not found") for note in record["notes"]["ood"])
     asked = Options(**{**FAST.__dict__, "out_of_distribution": ("celeba",)})
@@ -387,7 +387,7 @@ def test_a_model_of_ones_own_from_a_file(tmp_path, capsys):
     record = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {"test/accuracy", "likelihood/bits_per_dim"} <= record["metrics"].keys()
     assert record["objective"] == "adapted"
-    assert "somebody else" in (tmp_path / "out" / "report.html").read_text()
+    assert "external model" in (tmp_path / "out" / "report.html").read_text()
     for broken, code, words in (
         (f"{tmp_path / 'mine.py'}:wrong", 2, "returns int, not a hybvit.Adapted"),
         (f"{tmp_path / 'mine.py'}:gone", 2, "defines no function 'gone'"),
@@ -398,7 +398,7 @@ def test_a_model_of_ones_own_from_a_file(tmp_path, capsys):
         assert cli.main(["evaluate", broken, "--dataset", "digits", "--out", str(tmp_path / "out")]) == code
         assert words in capsys.readouterr().err
     assert cli.main(["evaluate", spec, "--out", str(tmp_path / "out")]) == 2
-    assert "say on which data" in capsys.readouterr().err
+    assert "an external model needs data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["timm:resnet18", "torchvision:resnet18"])

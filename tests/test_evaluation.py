@@ -119,11 +119,11 @@ def test_what_is_stored_is_taken_up(tmp_path, model):
     said: list[str] = []
     first = hybvit.evaluate(model, suites="accuracy", options=FEW, out=tmp_path, say=said.append)
     again = hybvit.evaluate(model, suites="accuracy", options=FEW, out=tmp_path, say=said.append)
-    assert any("taken from" in line for line in said)
+    assert any("read from" in line for line in said)
     assert first.metrics == again.metrics
     said.clear()
     hybvit.evaluate(model, suites="accuracy", options=FEW, out=tmp_path, again=True, say=said.append)
-    assert not any("taken from" in line for line in said)
+    assert not any("read from" in line for line in said)
     other = hybvit.evaluate(model, suites="calibration", options=FEW, out=tmp_path)
     assert "test/accuracy" in other  # of the earlier call, too
 
@@ -160,13 +160,13 @@ def test_a_report_without_a_folder_of_ones_own_and_nothing_left_behind(model, tm
 
 
 def test_what_does_not_fit_is_said(model):
-    with pytest.raises(ConfigError, match="'acuracy' is none of accuracy, calibration"):
+    with pytest.raises(ConfigError, match="'acuracy' is unknown: choose from accuracy, calibration"):
         hybvit.evaluate(model, suites=["acuracy"])
     with pytest.raises(ConfigError, match="data is None"):
         hybvit.evaluate(adapted())
     data = opened(preset("digits"))
     large = Dataset(data.train, ImageSet(data.test.in_memory.repeat(1, 1, 2, 2), data.test.labels), data.classes)
-    with pytest.raises(ConfigError, match="images are 1x16x16, the model takes 1x8x8"):
+    with pytest.raises(ConfigError, match="images are 1x16x16, but the model takes 1x8x8"):
         hybvit.evaluate(model, large)
     two = Dataset(data.train, ImageSet(data.test.in_memory, data.test.labels % 2), ("even", "odd"))
     for judged in (model, adapted()):

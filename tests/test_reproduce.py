@@ -94,7 +94,7 @@ def test_every_claim_is_the_papers_own():
 
 def test_published_ratios_are_those_of_table_8():
     found = {
-        claim.words: claims.verdict(
+        claim.statement: claims.verdict(
             claim,
             *(render.published_figure(render.row_of("table8", "", run), claim.column) for run in (claim.left, claim.right)),
         )
@@ -235,7 +235,7 @@ def test_a_run_that_diverged_is_seen_in_the_table():
     text = render.markdown("table1", {"cifar10_jem": record}, POCKET)
     assert "WRN-10-1, 2.00 M, 60 steps of 64, **diverged**" in text
     assert "`cifar10_jem` diverged: step 77: the energies ..." in text
-    assert "| JEM diverges easily |  |  | holds, in one run |" in text
+    assert "| JEM diverges easily |  |  | holds (one run) |" in text
     assert "pocket scale, digits; seed 0; 0.01 hours of training" in text
 
 
@@ -277,7 +277,7 @@ def test_presets_that_are_one_training_share_a_folder():
     planned = work.plan(["table2", "table7"], POCKET, set(), [])
     configs = [need.cfg for need in planned.jobs]
     assert len(set(configs)) == len(configs)
-    with pytest.raises(ConfigError, match="stands behind none"):
+    with pytest.raises(ConfigError, match="is not needed by"):
         work.plan(["table7"], POCKET, {"cifar10"}, [])
 
 
@@ -319,7 +319,7 @@ def test_dry_run_names_the_plan_and_trains_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "stl10_short_patch4" in done.stdout
     assert "hours of training" in done.stdout
-    assert "timed side by side" in done.stdout
+    assert "timed alternately" in done.stdout
     assert list(tmp_path.iterdir()) == []
     full = hybvit("reproduce", "table1", "--scale", "full", "--dry-run", "--out", tmp_path)
     assert "585,000" in full.stdout

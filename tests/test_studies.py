@@ -21,7 +21,7 @@ from hybvit.reproduce.variants import ABLATION, COMPARISON, STUDIES, V2, Study, 
 SMALL = override(preset("digits"), train={"batch_size": 16})
 VARIANTS = {
     "small": Variant("small", "the small recipe", SMALL),
-    "labels": Variant("labels", "labels only", override(SMALL, objective={"kind": "vit"})),
+    "labels": Variant("labels", "classification only", override(SMALL, objective={"kind": "vit"})),
     "paper": Variant("paper", "as published", preset("digits_paper"), fixed=True),
 }
 STUDY = Study("A study of digits", 0.02, "small", VARIANTS, ("small",))
@@ -60,11 +60,11 @@ def test_a_study_is_carried_out_kept_and_rendered(small_study, tmp_path, capsys,
     took = json.loads((folder / "timing.json").read_text())["runs"]
     text = (folder / "ablation.md").read_text()
     assert f"{took['small']['seconds_per_step'] / took['small, images only']['seconds_per_step']:.2f} times" in text
-    assert text.index("**the small recipe**") < text.index("labels only")
+    assert text.index("**the small recipe**") < text.index("classification only")
     found = json.loads((folder / "small" / "results.json").read_text())["metrics"]["test/accuracy"]
     assert "(`--optim.weight_decay 0.01`)" in text
     value, low, high = (f"{100 * found[part]:.2f}" for part in ("value", "low", "high"))
-    assert f"first line with seed 0, and 95 % intervals: accuracy % {value} ({low} to {high}), NLL" in text
+    assert f"First row, seed 0, with 95 % intervals: accuracy % {value} ({low} to {high}), NLL" in text
 
     capsys.readouterr()
     stored = folder / "small" / "evaluation" / "fidelity" / "result.json"
@@ -73,18 +73,18 @@ def test_a_study_is_carried_out_kept_and_rendered(small_study, tmp_path, capsys,
     assert "small: trained" in capsys.readouterr().out
     assert stored.stat().st_mtime_ns == before
     assert cli.main([*call, "--runs", "small", "--budget", "3"]) == 2
-    assert "begun with 0.02 minutes" in capsys.readouterr().err
+    assert "started with 0.02 minutes" in capsys.readouterr().err
     assert cli.main([*call[:-2], "--runs", "small"]) == 2
-    assert "begun with --optim.weight_decay 0.01, not none" in capsys.readouterr().err
+    assert "started with --optim.weight_decay 0.01, not none" in capsys.readouterr().err
     shutil.rmtree(folder / "labels")  # its record stays
     assert cli.main([*call, "--render"]) == 0
     assert {row["run"] for row in csv.DictReader((folder / "ablation.csv").read_text().splitlines())} == {"small", "labels"}
     monkeypatch.setitem(
-        VARIANTS, "labels", Variant("labels", "labels only", override(VARIANTS["labels"].config, model={"depth": 2}))
+        VARIANTS, "labels", Variant("labels", "classification only", override(VARIANTS["labels"].config, model={"depth": 2}))
     )
     capsys.readouterr()
     assert cli.main([*call, "--render"]) == 0  # but not in the table once its recipe is another
-    assert "labels: of recipes that have changed since" in capsys.readouterr().out
+    assert "labels: recipe has changed since" in capsys.readouterr().out
     kept = json.loads((folder / "records.json").read_text())
     assert (set(kept["runs"]), set(kept["outdated"])) == ({"small"}, {"labels"})
     assert cli.main([*call, "--dry-run"]) == 0
@@ -181,7 +181,8 @@ def test_every_variant_is_v2_with_what_its_name_says():
 def test_a_table_has_means_over_seeds_and_differences_to_the_base():
     def record(variant, seed, accuracy, distance):
         return {
-            "variant": variant, "words": VARIANTS[variant].words, "seed": seed, "parameters": 1000, "images_per_second": 10.0,
+            "variant": variant, "words": VARIANTS[variant].description, "seed": seed,
+            "parameters": 1000, "images_per_second": 10.0,
             "training": {"steps": 7, "seconds": 5.0},
             "metrics": {"test/accuracy": {"value": accuracy}, "fidelity/fd_cnn_5000": {"value": distance}},
         }  # fmt: skip
@@ -193,12 +194,12 @@ def test_a_table_has_means_over_seeds_and_differences_to_the_base():
     }
     heads, lines = lines_of(STUDY, records)
     table = {line[0]: dict(zip(heads, line, strict=True)) for line in lines}
-    assert list(table) == ["**the small recipe**", "labels only"]
+    assert list(table) == ["**the small recipe**", "classification only"]
     assert table["**the small recipe**"]["accuracy %"] == "85.00"
     assert table["**the small recipe**"]["seeds"] == "0, 1"
-    assert table["labels only"]["accuracy %"] == "70.00 (-10.00)"  # to the same seed
-    assert table["labels only"]["Frechet distance"] == "4.00 (-1.00)"
-    assert table["labels only"]["NLL"] == ""
+    assert table["classification only"]["accuracy %"] == "70.00 (-10.00)"  # to the same seed
+    assert table["classification only"]["Frechet distance"] == "4.00 (-1.00)"
+    assert table["classification only"]["NLL"] == ""
 
 
 def test_nothing_is_claimed_of_costs_that_were_not_timed(tmp_path):
@@ -232,7 +233,7 @@ def test_step_times_of_a_recipe_that_has_changed_are_not_shown(tmp_path, monkeyp
 def test_seeds_and_names_of_runs():
     assert [run.name for run in runs_of("v2", {"paper", "v2"}, [0, 3])] == ["paper", "v2", "paper-seed3", "v2-seed3"]
     assert Run(VARIANTS["small"], 0).name == "small"
-    with pytest.raises(ConfigError, match=r"'nobody' is no recipe of v2 .*--dry-run"):
+    with pytest.raises(ConfigError, match=r"'nobody' is not a recipe of v2 .*--dry-run"):
         runs_of("v2", {"nobody"}, [0])
 
 
@@ -240,9 +241,9 @@ def test_seeds_and_names_of_runs():
     ("arguments", "said"),
     [
         (["ablation", "table1"], "one at a time"),
-        (["ablation", "--scale", "full"], "--scale full does not go with them"),
+        (["ablation", "--scale", "full"], "leave out --scale full"),
         (["v2", "--train.sed", "1"], "did you mean --train.seed"),
-        (["v2", "--train.seed", "1"], "--train.seed is the study's own"),
+        (["v2", "--train.seed", "1"], "--train.seed is set by the study"),
         (["ablation", "--objective.noisy_labels", "7"], "would undo what "),
         (["v2", "--runs", "paper,v2", "--optim.name", "muon"], "would undo what paper changes"),
         (["v2", "--runs", "pap"], "did you mean paper"),

@@ -1,4 +1,4 @@
-"""The command line: `hybvit VERB ...`. A verb is a module with ``main(arguments)``, imported when asked for."""
+"""The command line: `hybvit VERB ...`. A verb is a module with ``main(arguments)``, imported on demand."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from .. import __version__, errors
 
 VERBS = {
-    "train": "train a preset, or go on with an interrupted run",
-    "sample": "generate images into one picture",
-    "classify": "label image files, with a score for how familiar they are",
-    "evaluate": "measure a model and write results.json and report.html",
-    "reproduce": "train, measure and render the paper's tables and figures",
+    "train": "train a preset, or resume an interrupted run",
+    "sample": "generate images, as one grid or as single files",
+    "classify": "classify image files, with an in-distribution score",
+    "evaluate": "evaluate a model and write results.json and report.html",
+    "reproduce": "train, evaluate and render the paper's tables and figures",
     "presets": "list the presets",
-    "datasets": "list the data sets that have a name, which are here, and what to do for the others",
-    "show-data": "write pictures of what a preset's training sees",
-    "show": "print a preset's whole configuration",
-    "bench": "time this machine against a plain reference and against its own peak",
+    "datasets": "list the known data sets, whether they are present, and how to get the others",
+    "show-data": "write pictures of a preset's training images, before and after augmentation",
+    "show": "print a preset's full configuration",
+    "bench": "time the training step against a plain reference and the machine's peak",
 }
 EXIT_CODES = (
     (errors.ConfigError, 2),
@@ -27,7 +27,7 @@ EXIT_CODES = (
     (errors.DivergedError, 4),
     (errors.CheckpointError, 5),
     (errors.Interrupted, 75),
-    (ValueError, 2),  # floor 0 names the argument that is wrong
+    (ValueError, 2),  # method/ raises it with the name of the wrong argument
 )
 EXIT_LEGEND = """exit codes: 0 done, 1 internal error, 2 usage or configuration, 3 data missing or corrupt, 4 diverged,
             5 checkpoint unusable, 75 interrupted with the state saved, 130 interrupted with nothing to save"""
@@ -37,16 +37,16 @@ def usage() -> str:
     verbs = "\n".join(f"  {verb:<11}{words}" for verb, words in VERBS.items())
     return f"""usage: hybvit VERB ... [--debug]
 
-One Vision Transformer that classifies images, generates them, and tells how likely they are.
+One Vision Transformer that classifies images, generates them, and estimates their likelihood.
 
 {verbs}
 
-`hybvit VERB --help` tells what a verb takes; --debug shows tracebacks; --version prints the version.
+`hybvit VERB --help` lists the options of a verb; --debug shows tracebacks; --version prints the version.
 {EXIT_LEGEND}"""
 
 
 def raised_by_us(error: Exception) -> bool:
-    """Whether the line that raised is ours: a library's ValueError is no message to a user."""
+    """Whether hybvit itself raised the error: a library's ValueError is not a message for the user."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent.parent)
 

@@ -1,4 +1,4 @@
-"""Command-line arguments that fail in one line."""
+"""Command-line parsing with one-line errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..errors import ConfigError
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse without abbreviations, whose errors are a :class:`ConfigError`."""
+    """argparse without abbreviations; errors are raised as :class:`ConfigError`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **kwargs}
@@ -20,14 +20,14 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def positive_int(text: str) -> int:
-    """A whole number of at least 1."""
+    """An argparse type: an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
     return int(text)
 
 
 def nonnegative_int(text: str) -> int:
-    """A type for numbers of things of which there may be none."""
+    """An argparse type: an integer of at least 0."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 0")
     return int(text)

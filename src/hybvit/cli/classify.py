@@ -1,4 +1,4 @@
-"""`hybvit classify MODEL image.png ...`: label image files, with a score for how familiar they are."""
+"""`hybvit classify MODEL image.png ...`: classify image files, with an in-distribution score."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from .arguments import ArgumentParser, positive_int
 
 
 def main(arguments: list[str]) -> None:
-    parser = ArgumentParser(prog="hybvit classify", description="Label image files of any format and size.")
-    parser.add_argument("model", metavar="MODEL", help="run folder, exported folder, hub id, or a model of the package")
-    parser.add_argument("images", metavar="IMAGE", nargs="+")
-    parser.add_argument("--top", type=positive_int, default=3, help="labels shown per image (3)")
-    parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    parser = ArgumentParser(
+        prog="hybvit classify",
+        description="Classify image files of any format and size. The log density is higher for images like the training data.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="run folder, exported folder, hub id, or bundled model")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument("--top", type=positive_int, default=3, help="classes shown per image (3)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per image")
     args = parser.parse_args(arguments)
     model = load(args.model)
     pixels = torch.stack([read_image(path, model.cfg.model.channels, model.cfg.model.image_size) for path in args.images])

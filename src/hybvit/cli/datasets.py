@@ -1,4 +1,4 @@
-"""`hybvit datasets`: the data sets that have a name, which of them are on this machine, and what to do for the others."""
+"""`hybvit datasets`: the known data sets, which of them are on this machine, and how to get the others."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..data.datasets import download_hint, find
 from ..errors import ConfigError
 from .arguments import ArgumentParser
 
-OWN = """your own images, with --data of any preset:
-  DIR or FILE.zip        a sub-folder per class; or none, for --objective genvit
-  FILE.csv, FILE.jsonl   a manifest: path, label, and maybe split
-  hf://OWNER/NAME        a data set of the Hugging Face hub; parquet files the same (pip install 'hybvit[stream]')
-  DIR with *.tar         WebDataset shards, also as train-{00..99}.tar or a URL (pip install 'hybvit[stream]')"""
+OWN = """your own images, given with --data to any preset:
+  DIR or FILE.zip        one sub-folder per class; no sub-folders with --objective genvit
+  FILE.csv, FILE.jsonl   a manifest with path, label and optionally split
+  hf://OWNER/NAME        a data set on the Hugging Face hub; also parquet files (pip install 'hybvit[stream]')
+  DIR with *.tar         WebDataset shards; also train-{00..99}.tar or a URL (pip install 'hybvit[stream]')"""
 
 
 def record(name: str, root: str | None) -> dict[str, Any]:
-    """Everything known about one data set, and where it was found."""
+    """All facts about one data set, and where it was found."""
     info = CATALOG[name]
     found = find(name, root)
     where = None if found is None else "in scikit-learn" if found == Path() else str(found)
@@ -47,26 +47,26 @@ def describe_images(info: DatasetInfo) -> str:
     side = "any size" if info.size is None else f"{info.size}x{info.size}"
     splits = ", ".join(f"{count:,} {split}" for split, count in info.splits.items())
     labels = f"{info.num_classes} classes" if info.num_classes else "no classes"
-    return f"{side}, {'grey' if info.channels == 1 else 'colour'}, {labels}; {splits}"
+    return f"{side}, {'gray' if info.channels == 1 else 'color'}, {labels}; {splits}"
 
 
 def describe_state(facts: dict[str, Any]) -> str:
     if facts["found"]:
         return f"present: {facts['found']}"
     if facts["download"]:
-        return f"not here: fetched when first used; or {facts['to_do']}"
-    return f"not here: {facts['to_do']}"
+        return f"missing: downloaded at first use; or {facts['to_do']}"
+    return f"missing: {facts['to_do']}"
 
 
 def main(arguments: list[str]) -> None:
-    parser = ArgumentParser(prog="hybvit datasets", description="List the data sets that have a name, and where they are.")
-    parser.add_argument("names", metavar="NAME", nargs="*", help="tell everything about these")
-    parser.add_argument("--data", metavar="DIR", help="look here instead of in the usual places")
+    parser = ArgumentParser(prog="hybvit datasets", description="List the known data sets and where they were found.")
+    parser.add_argument("names", metavar="NAME", nargs="*", help="show all details of these")
+    parser.add_argument("--data", metavar="DIR", help="search this folder instead of the usual places")
     parser.add_argument("--json", action="store_true", help="print one JSON object per data set")
     args = parser.parse_args(arguments)
     unknown = [name for name in args.names if name not in CATALOG]
     if unknown:
-        raise ConfigError(f"unknown data set {unknown[0]!r}: it is one of {', '.join(CATALOG)}")
+        raise ConfigError(f"unknown data set {unknown[0]!r}: it must be one of {', '.join(CATALOG)}")
     for name in args.names or CATALOG:
         facts = record(name, args.data)
         if args.json:
@@ -79,13 +79,13 @@ def main(arguments: list[str]) -> None:
             details = {
                 "preset": info.preset or "none",
                 "AutoAugment": info.policy,
-                "licence": info.license,
+                "license": info.license,
                 "source": info.source,
-                "compared with": ", ".join(info.out_of_distribution),
-                "classes": ", ".join(info.classes) or ("named by its files" if info.num_classes else ""),
+                "out-of-distribution sets": ", ".join(info.out_of_distribution),
+                "classes": ", ".join(info.classes) or ("named by their files" if info.num_classes else ""),
             }
-            for what, words in details.items():
-                if words:
-                    print(f"{'':<15}{what}: {words}")
+            for label, text in details.items():
+                if text:
+                    print(f"{'':<15}{label}: {text}")
     if not args.names and not args.json:
         print(f"\n{OWN}")

@@ -1,4 +1,4 @@
-"""`hybvit evaluate`: every number about a model, in suites that can be run, interrupted and repeated one by one."""
+"""`hybvit evaluate`: evaluate a model in suites, each of which can be run, resumed and repeated on its own."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ from .arguments import ArgumentParser, nonnegative_int, positive_int
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="hybvit evaluate",
-        description="Measure a model and write results.json; with --report, report.html and report.md too. "
-        "An interrupted run goes on with the "
-        "suite it was at; `torchrun --nproc-per-node N -m hybvit.cli evaluate ...` shares the work and gives the same numbers.",
+        description="Evaluate a model and write results.json; with --report, also report.html and report.md. "
+        "The same command resumes an interrupted evaluation at its unfinished suite. "
+        "`torchrun --nproc-per-node N -m hybvit.cli evaluate ...` splits the work over N processes with the same results.",
     )
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="run folder, exported folder, hub id or a model of the package; or an external model: timm:NAME, torchvision:NAME "
-        "(with @FILE for your own weights), FILE.py:FUNCTION that returns a hybvit.Adapted",
+        help="run folder, exported folder, hub id or bundled model; or an external model: timm:NAME, torchvision:NAME "
+        "(with @FILE for your own weights), or FILE.py:FUNCTION that returns a hybvit.Adapted",
     )
-    parser.add_argument("--suites", default=",".join(SUITES), help=f"comma-separated, of {', '.join(SUITES)} (all)")
-    parser.add_argument("--data", help="where the data are, if not where they were in training")
-    parser.add_argument("--dataset", metavar="NAME", help="the data set for an external model")
+    parser.add_argument("--suites", default=",".join(SUITES), help=f"comma-separated list of {', '.join(SUITES)} (all)")
+    parser.add_argument("--data", help="location of the data, if they have moved since training")
+    parser.add_argument("--dataset", metavar="NAME", help="data set for an external model")
     add_options(parser)
-    parser.add_argument("--out", type=Path, help="folder for the results (the run folder, else ./evaluated/NAME)")
-    parser.add_argument("--report", action="store_true", help="write report.html and report.md too")
-    parser.add_argument("--again", action="store_true", help="measure anew what is stored with the same settings")
+    parser.add_argument("--out", type=Path, help="folder for the results (the run folder, or ./evaluated/NAME)")
+    parser.add_argument("--report", action="store_true", help="also write report.html and report.md")
+    parser.add_argument(
+        "--again", action="store_true", help="measure again even where a result with the same settings is stored"
+    )
     return parser
 
 
@@ -45,7 +47,7 @@ def main(arguments: list[str]) -> None:
     suites = tuple(args.suites.split(","))
     for suite in suites:
         if suite not in SUITES:
-            parser.error(f"--suites: {suite!r} is none of {', '.join(SUITES)}")
+            parser.error(f"--suites: {suite!r} is unknown: choose from {', '.join(SUITES)}")
     options = Options(**given_options(args))
     with process_group() as (rank, _):
 
@@ -62,30 +64,30 @@ def main(arguments: list[str]) -> None:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """An argument for every option; what is not given does not appear in the parsed arguments."""
+    """Add an argument for every option; options that are not given are absent from the parsed arguments."""
     for f in fields(Options):
         argument = dict(f.metadata["argument"])
         flag = argument.pop("flag", f"--{f.name.replace('_', '-')}")
-        words = f.metadata["words"].format(default=f.default)
-        parser.add_argument(flag, dest=f.name, default=argparse.SUPPRESS, help=words, **{**type_of(f), **argument})
+        text = f.metadata["help"].format(default=f.default)
+        parser.add_argument(flag, dest=f.name, default=argparse.SUPPRESS, help=text, **{**type_of(f), **argument})
 
 
 def type_of(option: Field[Any]) -> dict[str, Any]:
-    """argparse's type of a whole number."""
+    """The argparse type of an integer option."""
     types = {0: nonnegative_int, 1: positive_int}
     return {"type": types[option.metadata["minimum"]]} if option.metadata["minimum"] in types else {}
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that stand in parsed arguments, by the names of their fields."""
+    """The options present in parsed arguments, by field name."""
     return {f.name: getattr(args, f.name) for f in fields(Options) if hasattr(args, f.name)}
 
 
 def parse_options(words: list[str], prog: str) -> dict[str, Any]:
-    """Options as on the command line of `hybvit evaluate` -> those that are given, by the names of their fields.
+    """Parse options as on the command line of `hybvit evaluate` -> the given ones, by field name.
 
     Raises:
-        ConfigError: there is no such option, or a value is wrong.
+        ConfigError: an option is unknown or has an invalid value.
     """
     parser = ArgumentParser(prog=prog)
     add_options(parser)

@@ -1,4 +1,4 @@
-"""`hybvit presets`: what can be trained, by name."""
+"""`hybvit presets`: list the presets."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def describe_claim(claim: Claim) -> str:
 
 
 def rounded(value: float) -> str:
-    """Two digits, or all before the point."""
+    """Two significant digits, or all digits before the decimal point."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def describe_cost(cfg: Config) -> str:
-    from ..training.cost import GPU, UTILISATION, cost  # the networks, which the list itself does not need
+    from ..training.cost import GPU, UTILISATION, cost  # imports the networks, which the plain list does not need
 
     counted = cost(cfg)
     hours = f"about {rounded(counted.gpu_hours)}" if counted.gpu_hours >= 0.01 else "less than 0.01"
@@ -52,8 +52,8 @@ def describe_cost(cfg: Config) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    parser = ArgumentParser(prog="hybvit presets", description="List the presets; `hybvit show PRESET` prints one whole.")
-    parser.add_argument("--cost", action="store_true", help="count what each training costs (takes half a minute)")
+    parser = ArgumentParser(prog="hybvit presets", description="List the presets; `hybvit show PRESET` prints one in full.")
+    parser.add_argument("--cost", action="store_true", help="also estimate the cost of each training (takes half a minute)")
     args = parser.parse_args(arguments)
     width = max(map(len, PRESETS)) + 2
     for name, (cfg, summary, claims) in PRESETS.items():

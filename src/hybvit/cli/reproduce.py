@@ -26,18 +26,18 @@ DRAWINGS = ("figure2", "figure3", "figure7", "figure9")
 
 
 def names_of(words: list[str]) -> list[str]:
-    """Tables and figures by name; ``all`` stands for every one.
+    """The names of tables and figures, in order; ``all`` selects every one.
 
     Raises:
-        ConfigError: there is no such table or figure.
+        ConfigError: a table or figure is unknown.
     """
     for word in words:
         if word in DRAWINGS:
-            raise ConfigError(f"{word} is a drawing of the network in the paper: there is nothing to reproduce")
+            raise ConfigError(f"{word} is a drawing of the network, so there is nothing to reproduce: choose another figure")
         if word not in (*NAMES, "all"):
-            known = "table1 to table13, figure1, figure4 to figure24 without 7 and 9, all; or ablation or v2 alone"
+            known = "table1 to table13, figure1, figure4 to figure24 except 7 and 9, all; or one of ablation and v2"
             others = [*NAMES, "all", *studies.STUDIES]
-            raise ConfigError(f"{word!r} is no table, figure or study{did_you_mean(word, others)} ({known})")
+            raise ConfigError(f"{word!r} is not a table, figure or study{did_you_mean(word, others)} ({known})")
     return [name for name in NAMES if name in words or "all" in words]
 
 
@@ -52,36 +52,36 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="hybvit reproduce",
         usage="hybvit reproduce NAME ... [--scale pocket|full] [--out DIR] [--dry-run] [--shard i/n] [--any.field VALUE ...]",
-        description="Train what a table or figure of the paper needs, evaluate it and render it beside the published figures. "
-        "The same command again goes on where it stopped; several with other --shard share the work and the folder, on "
-        "several machines or on several GPUs of one (CUDA_VISIBLE_DEVICES=0 hybvit reproduce all --shard 1/2 and so on).",
-        epilog="a field such as --optim.lr 1e-3 is set in every run; choose another --out for other settings",
+        description="Train the runs behind a table or figure of the paper, evaluate them, and render them beside the published "
+        "figures. The same command resumes an interrupted reproduction. Processes with different --shard share the work and "
+        "the folder, on several machines or several GPUs (CUDA_VISIBLE_DEVICES=0 hybvit reproduce all --shard 1/2, ...).",
+        epilog="a field such as --optim.lr 1e-3 applies to every run; choose another --out for other settings",
     )
     parser.add_argument(
         "names",
         nargs="+",
         metavar="NAME",
-        help="table1 to table13, figure1, figure4 to figure24, or all; or one study of ours: ablation (what each choice of the "
-        "v2 recipe brings) or v2 (the paper's recipe against it, and what being hybrid costs)",
+        help="table1 to table13, figure1, figure4 to figure24, or all; or one study: ablation (what each choice of the "
+        "v2 recipe contributes) or v2 (v2 against the paper's recipe, and the cost of being hybrid)",
     )
-    words = "; ".join(f"{scale.name}: {scale.words}" for scale in SCALES.values())
+    scales = "; ".join(f"{scale.name}: {scale.description}" for scale in SCALES.values())
     minutes = ", ".join(f"{name}: {study.minutes:.3g}" for name, study in studies.STUDIES.items())
-    parser.add_argument("--scale", choices=tuple(SCALES), default="pocket", help=words)
-    parser.add_argument("--out", type=Path, default=Path("runs/paper"), metavar="DIR", help="where all is kept (runs/paper)")
-    parser.add_argument("--runs", metavar="A,B", help="only these presets of the rows, or recipes of the study")
-    parser.add_argument("--shard", default="1/1", metavar="i/n", help="do the i-th of n equal parts of the work")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan with its cost, and what is there already")
-    parser.add_argument("--render", action="store_true", help="only render what is there")
+    parser.add_argument("--scale", choices=tuple(SCALES), default="pocket", help=scales)
     parser.add_argument(
-        "--budget", type=float, metavar="MINUTES", help=f"of a study: the training time of each of its runs ({minutes})"
+        "--out", type=Path, default=Path("runs/paper"), metavar="DIR", help="folder for all runs and results (runs/paper)"
     )
-    parser.add_argument("--seeds", metavar="0,1", help="of a study: the seeds of its runs (0)")
+    parser.add_argument("--runs", metavar="A,B", help="only these presets, or these recipes of a study")
+    parser.add_argument("--shard", default="1/1", metavar="i/n", help="do the i-th of n parts of the work")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan with its cost and the progress so far")
+    parser.add_argument("--render", action="store_true", help="only render the existing results")
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help=f"training time of each run of a study ({minutes})")
+    parser.add_argument("--seeds", metavar="0,1", help="seeds of the runs of a study (0)")
     parser.add_argument(
         "--look",
         action="append",
         default=[],
         metavar="'--OPTION VALUE'",
-        help="options for `hybvit evaluate`, over the scale's",
+        help="options of `hybvit evaluate` that replace the scale's",
     )
     return parser
 
@@ -94,12 +94,12 @@ def main(arguments: list[str]) -> None:
         return
     if args.budget is not None or args.seeds is not None:
         raise ConfigError(
-            f"--budget and --seeds are for {' and '.join(studies.STUDIES)}: a table's rows have steps of their own"
+            f"--budget and --seeds are for {' and '.join(studies.STUDIES)}: leave them out for tables and figures"
         )
     scale, names = SCALES[args.scale], names_of(args.names)
     only = set(filter(None, (args.runs or "").split(",")))
     for run in only - set(PRESETS):
-        raise ConfigError(f"--runs: {run!r} is no preset{did_you_mean(run, list(PRESETS))} (`hybvit presets` lists them)")
+        raise ConfigError(f"--runs: {run!r} is not a preset{did_you_mean(run, list(PRESETS))} (`hybvit presets` lists them)")
     shard, shards = shard_of(args.shard)
     folder = args.out / scale.name
     work = plan(names, scale, only, fields)
@@ -117,15 +117,15 @@ def main(arguments: list[str]) -> None:
             say_at_once(f"{run}: left out, {reason}")
         faults["figures"] = write_out(names, folder, scale, fields, collect(folder, scale, fields), say_at_once)
     except KeyboardInterrupt:
-        raise Interrupted(f"{folder}: interrupted; what is done is kept, the same command goes on") from None
+        raise Interrupted(f"{folder}: interrupted; finished work is kept, the same command resumes") from None
     raise_worst(faults)
 
 
 def overrides_of(words: list[str]) -> dict[str, Any]:
-    """The evaluation options given by --look.
+    """The evaluation options given by --look, checked here so that an error shows before hours of training.
 
     Raises:
-        ConfigError: one is wrong: that is to be seen before hours of training.
+        ConfigError: an option is invalid.
     """
     overrides = parse_options([word for look in words for word in shlex.split(look)], "hybvit evaluate")
     Options(**overrides)
@@ -133,21 +133,20 @@ def overrides_of(words: list[str]) -> dict[str, Any]:
 
 
 def run_study(args: argparse.Namespace, fields: list[str], overrides: dict[str, Any]) -> None:
-    """
+    """Carry out a study.
+
     Raises:
-        ConfigError: an argument does not go with a study.
+        ConfigError: an argument is invalid for a study.
     """
     name, *others = args.names
     if others or args.scale != "pocket":
         what = f"--scale {args.scale}" if args.scale != "pocket" else " ".join(others)
-        raise ConfigError(
-            f"{' and '.join(studies.STUDIES)} are done one at a time and at pocket scale; {what} does not go with them"
-        )
+        raise ConfigError(f"{' and '.join(studies.STUDIES)} run one at a time and at pocket scale: leave out {what}")
     seeds = (args.seeds or "0").split(",")
     if not all(seed.isdecimal() for seed in seeds):
-        raise ConfigError(f"--seeds {args.seeds}: whole numbers with commas between them, such as 0,1")
+        raise ConfigError(f"--seeds {args.seeds}: it must be comma-separated integers, such as 0,1")
     if args.budget is not None and not args.budget > 0:
-        raise ConfigError(f"--budget {args.budget:g}: minutes, more than 0")
+        raise ConfigError(f"--budget {args.budget:g}: it must be more than 0 minutes")
     shard, shards = shard_of(args.shard)
     runs = studies.runs_of(name, set(filter(None, (args.runs or "").split(","))), [int(seed) for seed in seeds])[shard::shards]
     studies.check_fields(studies.STUDIES[name], runs, fields)

@@ -1,4 +1,4 @@
-"""`hybvit sample MODEL`: generate images into one picture, or into a folder of single ones."""
+"""`hybvit sample MODEL`: generate images, as one grid or as single files in a folder."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ from .arguments import ArgumentParser, positive_int
 
 def main(arguments: list[str]) -> None:
     parser = ArgumentParser(
-        prog="hybvit sample", description="Generate images into one picture (or single ones, with --folder)."
+        prog="hybvit sample", description="Generate images and write them as one grid, or as single files with --folder."
     )
-    parser.add_argument("model", metavar="MODEL", help="run folder, exported folder, hub id, or a model of the package")
+    parser.add_argument("model", metavar="MODEL", help="run folder, exported folder, hub id, or bundled model")
     parser.add_argument("-n", type=positive_int, default=64, help="number of images (64)")
-    parser.add_argument("--sampler", choices=tuple(SAMPLERS), default="dpmpp_2m", help="the paper takes ddpm with all steps")
+    parser.add_argument(
+        "--sampler", choices=tuple(SAMPLERS), default="dpmpp_2m", help="sampler (dpmpp_2m; the paper uses ddpm with all steps)"
+    )
     parser.add_argument("--steps", type=positive_int, default=20, help="sampler steps (20)")
     parser.add_argument(
-        "--label", help="draw this class, by name or number; a model without label conditioning needs --guidance too"
+        "--label", help="generate this class, by name or number; a model without label conditioning also needs --guidance"
     )
     parser.add_argument(
         "--guidance",
         type=float,
         default=0.0,
-        help="strength of the steering (0; try 0.3 where the model is told labels and has not learned its guidance; where it "
-        "is not told them, 2, and expect misses unless its classifier was trained on noisy images too)",
+        help="guidance strength (0). For a class-conditional model without learned guidance try 0.3. For an unconditional "
+        "model try 2, and expect misses unless its classifier was also trained on noisy images",
     )
     parser.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (0)")
-    parser.add_argument("--batch-size", type=positive_int, default=128, help="images at a time (128)")
-    parser.add_argument("--out", type=Path, default=Path("grid.png"), help="the picture to write (grid.png)")
-    parser.add_argument("--folder", type=Path, help="write single images 000000.png ... here instead")
+    parser.add_argument("--batch-size", type=positive_int, default=128, help="images per batch (128)")
+    parser.add_argument("--out", type=Path, default=Path("grid.png"), help="file for the grid (grid.png)")
+    parser.add_argument("--folder", type=Path, help="write single images 000000.png, ... to this folder instead")
     args = parser.parse_args(arguments)
     model = load(args.model)
     label = None
     if (args.label is None) != (args.guidance == 0) and not (model.takes_labels if args.label else model.draws_by_label):
-        parser.error("--label and --guidance belong together for this model, e.g. --label 3 --guidance 2")
+        parser.error("this model needs --label and --guidance together, e.g. --label 3 --guidance 2")
     if args.label is not None:
         try:
             label = model.class_number(args.label)

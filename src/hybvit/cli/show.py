@@ -1,4 +1,4 @@
-"""`hybvit show PRESET`: a whole configuration as YAML, with its size, its cost and what the paper reached."""
+"""`hybvit show PRESET`: the full configuration as YAML, with its size, its cost and the paper's figures."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def main(arguments: list[str]) -> None:
     parser = ArgumentParser(
         prog="hybvit show",
         usage="hybvit show PRESET [--any.nested.field VALUE ...]",
-        description="Print a preset's whole configuration as YAML, with other values for some of its fields.",
+        description="Print a preset's full configuration as YAML. Fields given as options replace the preset's.",
     )
     parser.add_argument("preset", metavar="PRESET")
     args, fields = parser.parse_known_args(arguments)
     name = args.preset
     cfg = parse(fields, preset(name))
     changed = ", ".join(differences(preset(name), cfg))
-    title = f"{name} with another {changed}" if changed else PRESETS[name].summary
+    title = f"{name} with changed {changed}" if changed else PRESETS[name].summary
     print(f"# {title}\n# {cost(cfg).parameters:,} parameters\n# {describe_cost(cfg)}")
     for line in without_effect(cfg, fields_in(fields)):
         print(f"# {line}")

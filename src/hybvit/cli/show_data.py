@@ -1,4 +1,4 @@
-"""`hybvit show-data`: what a preset's training sees, as pictures, and what diffusion does to it (Figure 1)."""
+"""`hybvit show-data`: pictures of a preset's training images under augmentation, and under diffusion (Figure 1)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .arguments import ArgumentParser, positive_int
 
 FIGURE_1_TIMES = (0, 0.25, 0.5, 0.75, 1)  # t / T
 FIGURE_1_IMAGES = 4
-SHARE, CENTRE = 0.6, (0.6, 0.4)  # of the MixUp and CutMix that are shown
+SHARE, CENTER = 0.6, (0.6, 0.4)  # of the MixUp and CutMix examples
 
 
 class Row(NamedTuple):
-    """Pictures uint8 [N, C, H, W] side by side, a title for each and one for the row."""
+    """Images uint8 [N, C, H, W] side by side, with a label each and a title for the row."""
 
     title: str
     pixels: Tensor
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 def augmentation_rows(train: ImageSet, classes: tuple[str, ...], cfg: Config, columns: int) -> list[Row]:
-    """Raw, weak and strong (before mixing); with labels, MixUp and CutMix too."""
+    """Raw, weak and strong augmentation (before mixing); for labeled images also MixUp and CutMix."""
     shown = train.subsample(columns)
     pixels, labels = shown.in_memory, shown.labels
     index = torch.arange(len(shown))
@@ -47,7 +47,7 @@ def augmentation_rows(train: ImageSet, classes: tuple[str, ...], cfg: Config, co
     names = [classes[k] for k in labels.tolist()] if labels is not None else [""] * len(pixels)
     rows = [Row("raw", pixels, names), Row("weak", weakly, names), Row("strong", to_pixels(strongly), names)]
     if labels is not None:
-        cut, share = cutmix(strongly, SHARE, CENTRE)
+        cut, share = cutmix(strongly, SHARE, CENTER)
         for title, mixture, lam in (("MixUp", mixup(strongly, SHARE), SHARE), ("CutMix", cut, share)):
             targets = mixed_labels(labels, len(classes), lam)
             rows.append(Row(title, to_pixels(mixture), [describe_shares(target, classes) for target in targets]))
@@ -55,7 +55,7 @@ def augmentation_rows(train: ImageSet, classes: tuple[str, ...], cfg: Config, co
 
 
 def describe_shares(shares: Tensor, classes: tuple[str, ...]) -> str:
-    """The classes of a mixed image with their shares, the larger first."""
+    """The classes of a mixed image with their shares, largest first."""
     order = [k for k in shares.argsort(descending=True).tolist() if shares[k] > 0]
     return "\n".join(f"{classes[k]} {100 * shares[k]:.0f} %" for k in order)
 
@@ -71,7 +71,7 @@ def figure_1_rows(train: ImageSet, cfg: Config) -> list[Row]:
 
 
 def sheet(rows: list[Row]) -> Image.Image:
-    """Rows of titled pictures on one white page."""
+    """Draw the rows as one image on white."""
     from matplotlib.figure import Figure
 
     wide = max(len(row.pixels) for row in rows)
@@ -93,12 +93,12 @@ def main(arguments: list[str]) -> None:
     parser = ArgumentParser(
         prog="hybvit show-data",
         usage="hybvit show-data PRESET [--data DIR] [--out DIR] [--columns N] [--any.nested.field VALUE ...]",
-        description="Write augmentation.png (raw, weak, strong and mixed images with their labels) and figure1.png (images at "
-        "five times of the diffusion).",
+        description="Write augmentation.png (raw, weakly and strongly augmented and mixed images with their labels) and "
+        "figure1.png (images at five diffusion times).",
     )
     parser.add_argument("preset", metavar="PRESET", help="`hybvit presets` lists them")
-    parser.add_argument("--data", metavar="DIR", help="as of hybvit train")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (runs/show-data/PRESET)")
+    parser.add_argument("--data", metavar="DIR", help="as for hybvit train")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (runs/show-data/PRESET)")
     parser.add_argument("--columns", type=positive_int, default=10, help="images side by side (10)")
     args, fields = parser.parse_known_args(arguments)
     cfg = parse(fields, preset(args.preset))

@@ -1,4 +1,4 @@
-"""`hybvit train PRESET`: train, or go on with an interrupted run."""
+"""`hybvit train PRESET`: train a preset, or resume an interrupted run."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ def main(arguments: list[str]) -> None:
     parser = ArgumentParser(
         prog="hybvit train",
         usage="hybvit train PRESET [--objective KIND] [--data DIR] [--out DIR] [--any.nested.field VALUE ...]",
-        description="Train a preset; the same command again goes on with an interrupted run.",
+        description="Train a preset. The same command resumes an interrupted run.",
         epilog=f"fields, with the values of the preset:\n{field_help(base)}",
     )
     parser.add_argument("preset", metavar="PRESET", help="`hybvit presets` lists them")
-    parser.add_argument("--objective", choices=("vit", "genvit", "hybvit"), help="labels only, images only, or both")
+    parser.add_argument(
+        "--objective", choices=("vit", "genvit", "hybvit"), help="classification only, generation only, or both"
+    )
     parser.add_argument(
         "--data",
         metavar="DIR",
-        help="your images: a folder with a sub-folder per class (or none: --objective genvit), a CSV or JSONL manifest, a "
-        "parquet file, hf://OWNER/NAME, tar shards; or the folder with the named data set's own files",
+        help="your images: a folder with one sub-folder per class (no sub-folders with --objective genvit), a CSV or JSONL "
+        "manifest, a parquet file, hf://OWNER/NAME or tar shards; or the folder that holds the preset's own data set",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder (runs/PRESET)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/PRESET)")
     args, fields = parser.parse_known_args(arguments)
     cfg = parse(fields, preset(args.preset))
     if args.objective:
@@ -41,5 +43,5 @@ def main(arguments: list[str]) -> None:
         say_at_once(f"warning: {line}")
     out = args.out or Path("runs") / (args.preset + (f"-{args.objective}" if args.objective else ""))
     train(cfg, out)
-    own = f" --data {shlex.quote(args.data)}" if args.data else ""  # a run names no data to those who look at it
+    own = f" --data {shlex.quote(args.data)}" if args.data else ""  # a run does not record where its data are
     print(f"{out}: done; next: hybvit evaluate {out}{own} --report, hybvit sample {out}")

@@ -1,4 +1,4 @@
-"""Every number about a model, in suites that can be run, interrupted and repeated one by one: :func:`evaluate`."""
+"""Evaluation of a model in suites, each of which can be run, resumed and repeated on its own: :func:`evaluate`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .suites import ALL, SUITES, check_suites, run_suites
 
 __all__ = ["ALL", "SUITES", "EvaluationOptions", "Metric", "Options", "Results", "evaluate"]
 
-EvaluationOptions = Options  # its name in the package hybvit
+EvaluationOptions = Options  # the name under which the package exports it
 
 
 def evaluate(
@@ -39,34 +39,34 @@ def evaluate(
     again: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Results:
-    """Measure a model, as `hybvit evaluate` does.
+    """Evaluate a model, as `hybvit evaluate` does.
 
     ::
 
         model = hybvit.load("digits")
         results = hybvit.evaluate(model, suites=["accuracy", "calibration"])
         results["test/accuracy"]  # 0.98...
-        results.metrics["test/accuracy"].low  # with its 95 % interval, and n
+        results.metrics["test/accuracy"].low  # its 95 % interval; .n is the number of images
         results.report("judged")  # judged/report.html
 
-    Under ``torchrun`` the processes share the work, and all of them get the results.
+    Under ``torchrun`` the processes share the work, and each of them returns the full results.
 
     Args:
-        model: a :class:`~hybvit.HybridModel`, a :class:`~hybvit.Adapted`, or what :func:`hybvit.load` takes: a run folder, an
-            exported folder, a name or a hub id; also ``timm:NAME``, ``torchvision:NAME`` and ``FILE.py:FUNCTION``.
-        data: a data set that is open already (``open_dataset``), its test images uint8 [N, C, H, W] of the model's shape; the
-            name of one (`hybvit datasets`); or where it lies. None takes the model's own, which an external one does not have.
-        suites: which of accuracy, calibration, ood, robustness, likelihood, fidelity, quality and speed; what makes no sense
-            for the model is left out (``results.left_out``).
-        options: how much is looked at, and how (:class:`hybvit.EvaluationOptions`).
-        out: a folder in which every suite and the samples are stored: the same call goes on where it was interrupted, and takes
-            up what was measured with the same settings. None keeps nothing.
-        again: measure anew what is stored.
-        say: takes a line of progress, such as ``print``; None for silence.
+        model: a :class:`~hybvit.HybridModel`, a :class:`~hybvit.Adapted`, or anything that :func:`hybvit.load` accepts: a run
+            folder, an exported folder, a name or a hub id; also ``timm:NAME``, ``torchvision:NAME`` and ``FILE.py:FUNCTION``.
+        data: an open data set (``open_dataset``) whose test images are uint8 [N, C, H, W] of the model's shape, the name of a
+            data set (`hybvit datasets`), or its location. None uses the model's own data; an external model has none.
+        suites: any of accuracy, calibration, ood, robustness, likelihood, fidelity, quality and speed. Suites that do not
+            apply to the model are left out (``results.left_out`` says why).
+        options: sample sizes and settings (:class:`hybvit.EvaluationOptions`).
+        out: a folder that stores each suite's result and the samples. The same call resumes an interrupted evaluation and
+            reuses results measured with the same settings. None stores nothing.
+        again: measure again even where a stored result exists.
+        say: receives each line of progress, e.g. ``print``; None is silent.
 
     Raises:
-        ConfigError: a suite is unknown, an option does not fit the model, or the data do not.
-        DataError: the model or the data are not there, or the model's answers are not finite numbers.
+        ConfigError: a suite is unknown, or an option or the data do not fit the model.
+        DataError: the model or the data are missing, or the model's outputs are not finite.
         CheckpointError: the model's files cannot be used.
     """
     names = check_suites(suites)
@@ -92,7 +92,7 @@ def measure(
     again: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Results:
-    """:func:`evaluate` on what is open already."""
+    """:func:`evaluate` for a model and data that are already open."""
     started = time.monotonic()
     keep_freed_memory()
     model, cfg = subject.model, subject.cfg

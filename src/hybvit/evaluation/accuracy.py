@@ -1,4 +1,4 @@
-"""How often the labels are right: top-1 and top-5, per class, the confusion matrix, NLL and Brier score."""
+"""Accuracy: top-1 and top-5, per class, the confusion matrix, NLL and Brier score."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ def run(ctx: Context) -> Result:
         name: None if value != value else value for name, value in zip(classes, per_class.tolist(), strict=True)
     }
     result.pictures["confusion"] = Picture(
-        plots.confusion(counts.tolist(), classes), "Confusion: rows are true, columns predicted, shades are shares of a row"
+        plots.confusion(counts.tolist(), classes),
+        "Confusion matrix: true class by row, predicted class by column; shading is the share of the row",
     )
     shown = {name: value for name, value in result.tables["accuracy_per_class"].items() if value is not None}
     if len(shown) <= 30:
-        result.pictures["per_class"] = Picture(plots.bars(shown, "accuracy"), "Accuracy of each class")
+        result.pictures["per_class"] = Picture(plots.bars(shown, "accuracy"), "Accuracy per class")
     wrong = (predictions != labels).nonzero().flatten()[:MISTAKES]
     if len(wrong):
         pixels = ctx.test.take(wrong)[0]
-        named = [f"{classes[labels[i]]} called {classes[predictions[i]]}" for i in wrong.tolist()]
+        named = [f"{classes[labels[i]]} predicted as {classes[predictions[i]]}" for i in wrong.tolist()]
         result.tables["mistakes"] = named
         picture = grid(pixels, columns=min(10, len(wrong)), scale=max(1, 48 // pixels.shape[-1]))
         result.pictures["mistakes"] = Picture(picture, "The first mistakes: " + "; ".join(named))

@@ -1,6 +1,6 @@
-"""Other people's models behind the few calls that ``hybvit evaluate`` makes: any classifier, any denoiser, or both.
+"""External models behind the interface that ``hybvit evaluate`` needs: a classifier, a denoiser, or both.
 
-A file of your own is the general form: ``FILE.py:NAME`` names a function that returns an :class:`Adapted`.
+The general form is a file of your own: ``FILE.py:NAME`` names a function that returns an :class:`Adapted`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ..model import draw, image_noise
 
 
 class Evaluable(Protocol):
-    """What is asked of a model that is to be evaluated; x is float [B, C, H, W] in [-1, 1].
+    """The interface of a model that can be evaluated; x is float [B, C, H, W] in [-1, 1].
 
-    :class:`~hybvit.HybridModel` is one; :class:`Adapted` makes one of anything else.
+    :class:`~hybvit.HybridModel` implements it; :class:`Adapted` wraps anything else.
     """
 
     device: torch.device
@@ -54,37 +54,37 @@ class Evaluable(Protocol):
         """[B, K], differentiable."""
 
     def features(self, x: Tensor) -> Tensor:
-        """[B, D], for nearest neighbours."""
+        """[B, D], for nearest neighbors."""
 
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The noise eps in x_t [B, C, H, W] at times t int64 [B] in 1..T."""
+        """The predicted noise eps of x_t [B, C, H, W] at times t int64 [B] in 1..T."""
 
     def predict_x0(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The clean image in x_t [B, C, H, W], as :meth:`denoise` implies it."""
+        """The predicted clean image of x_t [B, C, H, W] that :meth:`denoise` implies."""
 
     def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int, guidance: float = 0.0) -> Tensor:
-        """The generated images of these numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU.
+        """Generate the images with these indices of a seed in one batch: uint8 [len(indices), C, H, W] on the CPU.
 
-        With ``guidance`` only where the model ``draws_by_label``.
+        ``guidance`` requires a model with ``draws_by_label``.
         """
 
     def parameters(self) -> list[Tensor]: ...
 
     def state(self) -> list[Tensor]:
-        """Everything that its answers depend on; empty if that is not known."""
+        """Every tensor that the outputs depend on; empty if unknown."""
 
 
 class Adapted:
-    """A classifier, a denoiser or both, given as functions.
+    """An external model: a classifier, a denoiser or both, given as functions.
 
     Args:
-        image_shape: (C, H, W) of the images it takes; H = W.
-        logits: x float [B, C, H, W] in [-1, 1] -> [B, K]; normalise inside it.
+        image_shape: (C, H, W) of the input images; H = W.
+        logits: x float [B, C, H, W] in [-1, 1] -> [B, K]; any normalization happens inside.
         denoise: (x_t, t int64 [B] in 1..T) -> the predicted noise, of the shape of x_t.
-        diffusion: the process that ``denoise`` belongs to; cosine with 1000 steps by default.
-        features: x -> [B, D], for nearest neighbours; the logits by default.
-        classes: names in the order of the logits; numbers by default.
-        modules: networks inside, to count their parameters and move them to the device.
+        diffusion: the process that ``denoise`` was trained for; cosine with 1000 steps by default.
+        features: x -> [B, D], for nearest neighbors; the logits by default.
+        classes: class names in the order of the logits; numbers by default.
+        modules: the networks inside, so that their parameters are counted and moved to the device.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Adapted:
             raise ConfigError("this model has no classes")
         logits = self._logits(x.to(self.device))
         if logits.ndim != 2 or len(logits) != len(x):
-            raise ConfigError(f"logits({list(x.shape)}) has the shape {list(logits.shape)}: it must be [{len(x)}, classes]")
+            raise ConfigError(f"logits({list(x.shape)}) returned shape {list(logits.shape)}: it must be [{len(x)}, classes]")
         return logits
 
     def features(self, x: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class Adapted:
             raise ConfigError("this model has no denoiser")
         eps = self._denoise(x_t.to(self.device), t.to(self.device))
         if eps.shape != x_t.shape:
-            raise ConfigError(f"denoise({list(x_t.shape)}) has the shape {list(eps.shape)}: it must be the same")
+            raise ConfigError(f"denoise({list(x_t.shape)}) returned shape {list(eps.shape)}: it must be the input's")
         return eps
 
     def predict_x0(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -173,16 +173,18 @@ class Adapted:
 
 
 def is_adapter(spec: str) -> bool:
-    """Whether ``spec`` names a model of other people rather than a folder of ours."""
+    """Whether ``spec`` names an external model rather than one of hybvit."""
     return spec.startswith(("timm:", "torchvision:")) or spec.partition(":")[0].endswith(".py")
 
 
 def adapt(spec: str, image_shape: tuple[int, int, int], num_classes: int) -> Adapted:
-    """``timm:NAME``, ``torchvision:NAME`` (both with @WEIGHTS for a file instead of the published weights) or ``FILE.py:NAME``.
+    """Open an external model: ``timm:NAME``, ``torchvision:NAME`` or ``FILE.py:NAME``.
+
+    The first two accept @WEIGHTS, a file to load instead of the published weights.
 
     Raises:
         ConfigError: no such model, or the function does not return an :class:`Adapted`.
-        DataError: the file or the weights cannot be had.
+        DataError: the file or the weights cannot be read or fetched.
     """
     kind, _, name = spec.partition(":")
     if kind.endswith(".py"):
@@ -192,7 +194,7 @@ def adapt(spec: str, image_shape: tuple[int, int, int], num_classes: int) -> Ada
     channels = len(mean)
 
     def prepared(x: Tensor) -> Tensor:
-        """[-1, 1] at the data's size -> what the network was trained on."""
+        """[-1, 1] at the data's size -> the network's input size, channels and normalization."""
         x = (x + 1) / 2
         x = x.expand(-1, channels, -1, -1) if x.shape[1] == 1 else x
         if x.shape[-1] != size:
@@ -205,7 +207,7 @@ def adapt(spec: str, image_shape: tuple[int, int, int], num_classes: int) -> Ada
     return Adapted(image_shape, lambda x: network(prepared(x)), features=features, modules=[network])
 
 
-Network = tuple[Any, int, tuple[float, ...], tuple[float, ...]]  # the module, its input size, mean and deviation
+Network = tuple[Any, int, tuple[float, ...], tuple[float, ...]]  # the module, its input size, mean and standard deviation
 
 
 def _timm(name: str, weights: str, num_classes: int) -> Network:
@@ -216,8 +218,8 @@ def _timm(name: str, weights: str, num_classes: int) -> Network:
     try:
         options: dict[str, Any] = {"checkpoint_path": weights, "num_classes": num_classes} if weights else {"pretrained": True}
         network = timm.create_model(name, **options)
-    except Exception as error:  # the hub, the disk or the file: timm raises whatever they do
-        raise DataError(f"timm:{name}: its weights cannot be had ({' '.join(str(error).split())[:150]})") from None
+    except Exception as error:  # the hub, the disk or the file: timm passes on whatever they raise
+        raise DataError(f"timm:{name}: its weights cannot be loaded ({' '.join(str(error).split())[:150]})") from None
     data = timm.data.resolve_model_data_config(network)
     return network, data["input_size"][-1], data["mean"], data["std"]
 
@@ -235,7 +237,7 @@ def _torchvision(name: str, weights: str, num_classes: int) -> Network:
         else:
             network = models.get_model(name, weights=published)
     except Exception as error:  # as above
-        raise DataError(f"torchvision:{name}: its weights cannot be had ({' '.join(str(error).split())[:150]})") from None
+        raise DataError(f"torchvision:{name}: its weights cannot be loaded ({' '.join(str(error).split())[:150]})") from None
     steps = published.transforms()
     return network, steps.crop_size[0], tuple(steps.mean), tuple(steps.std)
 

@@ -1,4 +1,4 @@
-"""Whether a probability means what it says: ECE, MCE, reliability diagrams, before and after temperature scaling."""
+"""Calibration: ECE, MCE and reliability diagrams, before and after temperature scaling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..metrics.calibration import (
 from ..metrics.classification import mean_interval, nll
 from .context import Context, Metric, Picture, Result
 
-PAPER_BINS, USUAL_BINS = 20, 15
+PAPER_BINS, COMMON_BINS = 20, 15
 
 
 def run(ctx: Context) -> Result:
@@ -27,15 +27,17 @@ def run(ctx: Context) -> Result:
     stages = [("", logits)]
     if ctx.data.held_out is None:
         result.notes.append(
-            "No images were held out of training to fit a temperature on (train with --data.held_out 0.1): "
-            "it was fitted on training images that the network has learnt, and may be too small."
+            "No images were held out of training to fit the temperature on (train with --data.held_out 0.1). "
+            "It was fitted on images that the network was trained on, so it may be too small."
         )
     if TEMPERATURES[0] < temperature < TEMPERATURES[1]:
         result.metrics["calibration/temperature"] = Metric(temperature, len(part))
         stages.append(("_scaled", logits / temperature))
     else:
-        how = "all of those images rightly" if temperature <= TEMPERATURES[0] else "those images no better than by chance"
-        result.notes.append(f"The network labels {how}, so they ask for no finite temperature: none was used.")
+        how = "is perfect" if temperature <= TEMPERATURES[0] else "is no better than chance"
+        result.notes.append(
+            f"No temperature was applied: the accuracy on the images to fit it on {how}, so no finite temperature is optimal."
+        )
     for suffix, scaled in stages:
         for name, value, interval in measures(scaled, labels, ctx.options.seed):
             result.metrics[f"calibration/{name}{suffix}"] = Metric(value, len(labels), *interval)
@@ -48,18 +50,18 @@ def run(ctx: Context) -> Result:
         title = "as trained" if not suffix else f"temperature {temperature:.2f}"
         result.pictures[f"reliability{suffix}"] = Picture(
             plots.reliability(filled(table.confidence), filled(table.accuracy), table.size.tolist(), title),
-            f"Reliability, {title}: bars on the dashed line are right as often as they say (Figures 6 and 12)",
+            f"Reliability, {title}: on the dashed line, accuracy equals confidence (Figures 6 and 12)",
         )
     return result
 
 
 def measures(logits: Tensor, labels: Tensor, seed: int) -> list[tuple[str, float, tuple[float, float] | tuple[()]]]:
-    """Name, value and 95 % interval of each calibration error."""
+    """Name, value and 95 % interval of each calibration error; MCE has no interval."""
     found: list[tuple[str, float, tuple[float, float] | tuple[()]]] = []
     for name, bins, equal_mass in (
         (f"ece_{PAPER_BINS}", PAPER_BINS, False),
-        (f"ece_{USUAL_BINS}", USUAL_BINS, False),
-        (f"adaptive_ece_{USUAL_BINS}", USUAL_BINS, True),
+        (f"ece_{COMMON_BINS}", COMMON_BINS, False),
+        (f"adaptive_ece_{COMMON_BINS}", COMMON_BINS, True),
     ):
 
         def error(index: Tensor, bins: int = bins, equal_mass: bool = equal_mass) -> float:
@@ -72,5 +74,5 @@ def measures(logits: Tensor, labels: Tensor, seed: int) -> list[tuple[str, float
 
 
 def filled(values: Tensor) -> list[float]:
-    """Empty bins, which have no mean, as 0: JSON knows no NaN, and a bar of height 0 is what to draw."""
+    """Empty bins, which have no mean, as 0: JSON has no NaN, and an empty bin is drawn as a bar of height 0."""
     return values.nan_to_num().tolist()

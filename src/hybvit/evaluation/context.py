@@ -1,4 +1,4 @@
-"""What every suite is given, and what it gives back."""
+"""The input and the output of a suite."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ..storage import atomic_write
 from .adapters import Evaluable
 from .options import Options
 
-SHARD = 256  # generated images in a file
-TRAINING_FEATURES = 10_000  # training images at most that nearest neighbours are looked for among
+SHARD = 256  # generated images per file
+TRAINING_FEATURES = 10_000  # the most training images that the nearest-neighbor score searches
 
 
 class Metric(NamedTuple):
-    """A value with the number of items behind it and, where one is known, its 95 % interval."""
+    """A value, the number of items it was measured on, and its 95 % interval where one is known."""
 
     value: float | int
     n: int
@@ -37,13 +37,13 @@ class Metric(NamedTuple):
 
 
 def share(hits: Tensor) -> Metric:
-    """The share of True in bool [N], with Wilson's interval."""
+    """The fraction of True in bool [N], with its Wilson interval."""
     value = hits.double().mean().item()
     return Metric(value, len(hits), *wilson_interval(value, len(hits)))
 
 
 class Picture(NamedTuple):
-    """A raster image or the text of an SVG, with what it shows."""
+    """A raster image or the text of an SVG, with its caption."""
 
     content: Image.Image | str
     caption: str
@@ -51,7 +51,7 @@ class Picture(NamedTuple):
 
 @dataclass
 class Result:
-    """``metrics`` by full name (suite/what); ``tables`` for JSON; ``pictures`` by file name; ``notes``: a line each."""
+    """``metrics`` by full name (suite/what); ``tables`` for JSON; ``pictures`` by file name; ``notes``, one line each."""
 
     metrics: dict[str, Metric] = field(default_factory=dict)
     tables: dict[str, Any] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Result:
 
 @dataclass
 class Context:
-    """A model, the data it is judged on, and what several suites need of both, computed once."""
+    """A model, its evaluation data, and the intermediate results that several suites share, computed once."""
 
     model: Evaluable
     data: Dataset
@@ -69,7 +69,7 @@ class Context:
     options: Options
     folder: Path
     objective: str = "adapted"
-    identity: str = ""  # of an external model: what it was made from
+    identity: str = ""  # of an external model: the source it was built from
 
     @cached_property
     def test(self) -> ImageSet:
@@ -77,10 +77,10 @@ class Context:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what the model's answers depend on: nothing that another one gave is used.
+        """SHA-256 of everything the model's outputs depend on, so that another model's results are never reused.
 
-        A model that does not tell what that is (functions without modules, and no file they came from) is another one each
-        time.
+        A model whose dependencies are unknown (functions without modules and without a source file) gets a new random
+        fingerprint each time.
         """
         state = self.model.state()
         digest = hashlib.sha256(self.identity.encode() if state or self.identity else os.urandom(16))
@@ -89,7 +89,7 @@ class Context:
         return all_gather(digest.hexdigest())[0]
 
     def over(self, images: ImageSet, work: Callable[[Tensor], Tensor], what: str, size: int | None = None) -> Tensor:
-        """``work`` (x float [B, C, H, W] -> [B, ...]) on all images, shared by the processes."""
+        """Apply ``work`` (x float [B, C, H, W] -> [B, ...]) to all images, split over the processes."""
         size = size or self.options.batch_size
         (result,) = share_batches(len(images), size, lambda index: work(to_x(images.take(index)[0])), what)
         return result
@@ -115,19 +115,19 @@ class Context:
 
     @cached_property
     def train_part(self) -> ImageSet:
-        """At most TRAINING_FEATURES training images, at equal distances."""
+        """At most TRAINING_FEATURES training images, evenly spaced."""
         return self.data.train.subsample(TRAINING_FEATURES)
 
     @property
     def samples_folder(self) -> Path:
-        """One folder per (model, sampler, steps, seed, guidance): what is in it can be used again."""
+        """One folder per (model, sampler, steps, seed, guidance), so that its samples can be reused."""
         o = self.options
         key = hashlib.sha256(json.dumps([self.fingerprint, o.sampler, o.steps, o.seed, o.guidance]).encode()).hexdigest()[:12]
         return self.folder / "samples" / f"{o.sampler}-{o.steps}-seed{o.seed}-{key}"
 
     @cached_property
     def samples(self) -> Tensor:
-        """Generated uint8 [n, C, H, W]: kept on disk in shards, so that an interrupted run goes on where it was."""
+        """Generated images uint8 [n, C, H, W], stored in shards so that an interrupted run can resume."""
         folder, o = self.samples_folder, self.options
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -143,20 +143,26 @@ class Context:
         return share_batches(o.samples, SHARD, shard, "samples")[0]
 
     def seeded(self, what: int) -> torch.Generator:
-        """A CPU generator for one use: the number tells uses apart."""
+        """A CPU generator for one purpose; ``what`` is a number that identifies the purpose."""
         return torch.Generator().manual_seed(((self.options.seed << 20) + what) % 2**63)
 
 
 class Suite(NamedTuple):
-    """``wants``: of classes, labels, denoiser, samples; what a model (or its data) lacks of them leaves the suite out."""
+    """A group of metrics.
 
-    words: str
+    Attributes:
+        heading, description: the heading in reports, and the plain sentence below it.
+        wants: what the suite needs of classes, labels, denoiser and samples; it is left out if the model or data lack one.
+    """
+
+    heading: str
+    description: str
     wants: frozenset[str]
     run: Callable[[Context], Result]
 
 
 def lacking(ctx: Context, wants: Sequence[str] | frozenset[str]) -> str | None:
-    """What is missing for a suite, in words; None if nothing is."""
+    """Why a suite cannot be run, as a sentence; None if it can."""
     if "classes" in wants and not ctx.model.has_classes:
         return "the model has no classes"
     if "denoiser" in wants and not ctx.model.has_denoiser:

@@ -1,8 +1,8 @@
-"""Fixed networks that turn images into features, in which sets of images are compared (hybvit.metrics.fidelity).
+"""Fixed networks whose features are used to compare sets of images (hybvit.metrics.fidelity).
 
 Only the Inception network of Szegedy et al. 2016 in torch-fidelity's conversion gives what the literature calls FID. The two
-small CNNs that come with hybvit are for images that Inception was not made for, need no download and are fast on a CPU; their
-distances are comparable with each other only.
+small CNNs bundled with hybvit are for images that Inception was not made for; they need no download and are fast on a CPU.
+Distances measured with one of them are comparable only with each other.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from ..loading import read_published
 from ..model import HybridModel
 from ..storage import ASSETS
 
-RECORD = "extractors.json"  # what is known of the shipped weights, their SHA-256 among it
-SHIPPED = {"digits": 8, "fashion_mnist": 32}  # data set -> height and width that its CNN takes; one channel
+RECORD = "extractors.json"  # facts about the bundled weights, including their SHA-256
+SHIPPED = {"digits": 8, "fashion_mnist": 32}  # data set -> input height and width of its CNN; one channel
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_SHA256 = "6726825d"  # the first digits, as published in its name
+INCEPTION_SHA256 = "6726825d"  # its first digits, as published in the file name
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 
 WIDTHS = (32, 32, 64, 64, 128, 128)  # of the shipped CNNs
-POOLED = (1, 3)  # convolutions that a 2x2 max-pooling follows
+POOLED = (1, 3)  # convolutions followed by a 2x2 max-pooling
 
 
 class Extracted(NamedTuple):
@@ -51,18 +51,18 @@ class Extracted(NamedTuple):
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network as a function of pixels; deterministic, and the same at any batch size up to rounding.
+    """A network as a function of pixels: deterministic, and independent of the batch size up to rounding.
 
     Args:
-        name: part of the names of metrics: letters, digits, ``_``, ``.`` and ``-``.
+        name: part of metric names; letters, digits, ``_``, ``.`` and ``-``.
         network: x, uint8 [B, channels, size, size] on ``device`` -> features [B, D] and logits [B, K] or None.
-        channels: 1 or 3; other pixels are turned grey or repeated.
-        size: height and width that it takes; None: any.
-        device: where it computes; its answers come back to the CPU.
-        has_logits: whether it has classes.
-        border: whether images that are up to an eighth too small get a black border (28 -> 32) and are not resampled.
-        is_inception: whether its Frechet distance may be called FID and the score of its logits Inception score.
-        batch_size: images at once.
+        channels: 1 or 3; images with the other number are turned gray or have their channel repeated.
+        size: input height and width; None: any.
+        device: where the network runs; its outputs are moved to the CPU.
+        has_logits: whether the network has classes.
+        border: whether images up to an eighth too small are padded with black (28 -> 32) instead of resampled.
+        is_inception: whether its Frechet distance may be called FID, and its score the Inception score.
+        batch_size: images per forward pass.
     """
 
     name: str
@@ -77,14 +77,14 @@ class Extractor:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
-            raise ValueError(f"an extractor cannot be called {self.name!r}: use letters, digits, '_', '.' and '-'")
+            raise ValueError(f"name {self.name!r} is not valid for an extractor: use letters, digits, '_', '.' and '-'")
 
     @torch.no_grad()
     def extract(self, pixels: Tensor) -> Extracted:
-        """Features and logits in one pass; uint8 [N, C, H, W] with N > 0, of any size and 1 or 3 channels.
+        """Features and logits in one pass; uint8 [N, C, H, W] with N > 0, of any size, with 1 or 3 channels.
 
         Raises:
-            ValueError: pixels of another shape or type.
+            ValueError: pixels have another shape or type.
         """
         square = pixels.ndim == 4 and (self.size is None or pixels.shape[2] == pixels.shape[3])
         if pixels.dtype != torch.uint8 or not square or pixels.shape[1] not in (1, 3) or len(pixels) == 0:
@@ -125,7 +125,7 @@ class Extractor:
 
 
 class SmallCNN(nn.Module):
-    """Six 3x3 convolutions with batch norm, two poolings, the mean over the image (128 features), a linear read-out."""
+    """Six 3x3 convolutions with batch norm, two max-poolings, global average pooling (128 features), a linear read-out."""
 
     def __init__(self, channels: int = 1, num_classes: int = 10) -> None:
         super().__init__()
@@ -149,19 +149,19 @@ class SmallCNN(nn.Module):
 def open_extractor(
     spec: str | None, data_name: str, inception: Path | None = None, device: torch.device | str = "cpu"
 ) -> Extractor:
-    """The extractor that a user asks for.
+    """Open an extractor by its specification.
 
     Args:
-        spec: ``inception``; ``cnn-digits`` or ``cnn-fashion_mnist`` (shipped); ``timm:MODEL`` with the weights that timm
-            fetches, or ``timm:MODEL@FILE``; a run folder or an exported folder of hybvit. None: the shipped one of the data
+        spec: ``inception``; ``cnn-digits`` or ``cnn-fashion_mnist`` (bundled); ``timm:MODEL`` with the weights that timm
+            fetches, or ``timm:MODEL@FILE``; a run folder or an exported folder of hybvit. None: the bundled one of the data
             set, else Inception if ``inception`` is given or the file is in torch hub's cache.
         data_name: name of the data set, as in data.name.
-        inception: the file ``weights-inception-2015-12-05-6726825d.pth``; None: torch hub's cache, or fetched into it.
+        inception: the file ``weights-inception-2015-12-05-6726825d.pth``; None: torch hub's cache, downloaded if missing.
 
     Raises:
-        ConfigError: there is no such extractor, none can be chosen, or torch-fidelity is not installed.
+        ConfigError: the extractor is unknown, there is no default for the data, or torch-fidelity is not installed.
         DataError: its weights are missing, damaged or cannot be fetched.
-        CheckpointError: weights of a run or of timm do not fit.
+        CheckpointError: the weights of a run or of timm do not fit.
     """
     device = torch.device(device)
     if spec is None:
@@ -169,8 +169,8 @@ def open_extractor(
             return shipped(data_name, device)
         if inception is None and not cached_inception().is_file():
             raise ConfigError(
-                f"no feature extractor comes with hybvit for {data_name}: give --extractor inception (fetches its weights), "
-                f"--inception FILE ({INCEPTION_FILE}), or --extractor timm:MODEL or the folder of a trained run"
+                f"hybvit has no bundled feature extractor for {data_name}: give --extractor inception (fetches its weights), "
+                f"--inception FILE ({INCEPTION_FILE}), --extractor timm:MODEL, or --extractor with a run folder"
             )
         return inception_extractor(inception, device)
     if spec == "inception":
@@ -182,20 +182,20 @@ def open_extractor(
     if Path(spec).is_dir():
         return run_extractor(Path(spec), device)
     known = ", ".join(("inception", *(f"cnn-{name}" for name in SHIPPED), "timm:MODEL", "timm:MODEL@FILE"))
-    raise ConfigError(f"unknown extractor {spec!r}: it is neither a folder of a trained run nor one of {known}")
+    raise ConfigError(f"unknown extractor {spec!r}: it must be a run folder or one of {known}")
 
 
 def shipped(data_name: str, device: torch.device) -> Extractor:
-    """The small CNN that was trained on the training images of ``data_name`` (benchmarks/train_extractors.py).
+    """The bundled CNN trained on the training images of ``data_name`` (benchmarks/train_extractors.py).
 
     Raises:
-        DataError: its file or the record of checksums is missing or damaged.
+        DataError: its weights or the record of checksums are missing or damaged.
     """
     path = ASSETS / f"extractor-{data_name}.safetensors"
     try:
         expected = json.loads((ASSETS / RECORD).read_text())[path.name]["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{ASSETS / RECORD}: missing or damaged, or without {path.name}") from None
+        raise DataError(f"{ASSETS / RECORD}: missing, damaged or without {path.name}; install hybvit again") from None
     net = SmallCNN()
     checkpoint.load_strictly(net, {key: value.float() for key, value in load(_read(path, expected)).items()}, path)
     net = net.to(device).eval()
@@ -208,17 +208,17 @@ def shipped(data_name: str, device: torch.device) -> Extractor:
 
 
 def cached_inception() -> Path:
-    """Where torch hub, and with it torch-fidelity, keeps the Inception weights; the file need not be there."""
+    """The path at which torch hub and torch-fidelity cache the Inception weights; the file need not exist."""
     return Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
 
 
 def inception_extractor(path: Path | None, device: torch.device) -> Extractor:
-    """Inception v3 of 2015 in torch-fidelity's conversion: 2048 features, logits without their bias as its Inception score
-    takes them; images of any size are resampled in the network as TensorFlow 1 did.
+    """Inception v3 of 2015 in torch-fidelity's conversion: 2048 features, and logits without bias, as its Inception score
+    uses them. Images of any size are resampled inside the network as in TensorFlow 1.
 
     Raises:
         ConfigError: torch-fidelity is not installed.
-        DataError: the weights are missing, not the published ones, or cannot be fetched.
+        DataError: the weights are missing, differ from the published ones, or cannot be fetched.
     """
     try:
         architecture = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
@@ -231,11 +231,11 @@ def inception_extractor(path: Path | None, device: torch.device) -> Extractor:
     content = _read(path, INCEPTION_SHA256)
     try:
         weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many types on a damaged file
+    except Exception as error:  # torch.load raises many types for a damaged file
         raise DataError(f"{path}: not a PyTorch file of plain tensors ({str(error).splitlines()[0]})") from None
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise DataError(f"{path}: holds no state dict (a mapping from names to tensors)")
-    # Its constructor unpickles whatever file it is given without weights_only: so it gets one that we have just written.
+    # The constructor unpickles its file without weights_only, so it is given one that was written just now.
     plain = io.BytesIO()
     torch.save(dict(weights), plain)
     plain.seek(0)
@@ -254,15 +254,16 @@ def inception_extractor(path: Path | None, device: torch.device) -> Extractor:
 
 
 def timm_extractor(spec: str, device: torch.device) -> Extractor:
-    """``MODEL`` or ``MODEL@FILE``: a network of timm without its classifier, at the size, mean and deviation of its weights.
+    """``MODEL`` or ``MODEL@FILE``: a timm network without its classifier, with the input size, mean and standard deviation that
+    belong to its weights.
 
-    With a file (safetensors, or a PyTorch file of plain tensors, in timm's format) the first digits of its SHA-256 become part
-    of the name, since other weights give other distances.
+    FILE is in timm's format: safetensors, or a PyTorch file of plain tensors. The first digits of its SHA-256 become part of
+    the extractor's name, because other weights give other distances.
 
     Raises:
         ConfigError: timm has no such model.
-        DataError: its weights cannot be had.
-        CheckpointError: the weights of the file do not fit.
+        DataError: its weights cannot be read or fetched.
+        CheckpointError: the weights in the file do not fit.
     """
     import timm
 
@@ -272,9 +273,11 @@ def timm_extractor(spec: str, device: torch.device) -> Extractor:
         raise ConfigError(f"timm has no model {model!r} (timm.list_models() names them)")
     try:
         net = timm.create_model(model, pretrained=not at, num_classes=0)
-    except Exception as error:  # the network, the hub's client and timm raise many types
+    except Exception as error:  # the network, the hub client and timm raise many types
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"timm:{model}: no weights can be had ({reason}); timm:{model}@FILE takes a local file") from None
+        raise DataError(
+            f"timm:{model}: its weights cannot be fetched ({reason}); timm:{model}@FILE takes a local file"
+        ) from None
     if at:
         path = Path(file)
         if not path.is_file():
@@ -298,18 +301,20 @@ def timm_extractor(spec: str, device: torch.device) -> Extractor:
 
 
 def run_extractor(folder: Path, device: torch.device) -> Extractor:
-    """A trained run or exported model of hybvit: its class token after the last layer, named after the folder.
+    """A trained run or exported model of hybvit as an extractor: its class token after the last layer, named after the folder.
 
     Raises:
-        ConfigError: it was trained without labels, so its class token has learnt nothing.
+        ConfigError: it was trained without labels, so its class token is untrained.
         DataError, CheckpointError: see :func:`hybvit.load`.
     """
     model: HybridModel = load_run(folder, device)
     if not model.has_classes:
-        raise ConfigError(f"{folder}: trained with objective genvit, its class token has learnt nothing to extract")
+        raise ConfigError(
+            f"{folder}: trained with objective genvit, so it has no trained class token; choose a run trained with labels"
+        )
     name = clean_name(folder.resolve().name)
     if name == "inception" or name.startswith("cnn-"):
-        name = f"run-{name}"  # the name of another extractor is not to be had by renaming a folder
+        name = f"run-{name}"  # renaming a folder must not give it the name of another extractor
 
     def network(pixels: Tensor) -> tuple[Tensor, Tensor]:
         x = to_x(pixels)
@@ -319,15 +324,15 @@ def run_extractor(folder: Path, device: torch.device) -> Extractor:
 
 
 def clean_name(text: str) -> str:
-    """What a metric's name can hold: runs of other characters become one ``-``."""
+    """The text as part of a metric name: each run of other characters becomes one ``-``."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-") or "unnamed"
 
 
 def _read(path: Path, sha256: str) -> bytes:
-    """The content of a file whose SHA-256 begins with these digits. What was summed is what is used: it is read once.
+    """The content of a file whose SHA-256 begins with these digits. It is read once, so what is verified is what is used.
 
     Raises:
-        DataError: it is missing, or another.
+        DataError: the file is missing or has another checksum.
     """
     try:
         content = path.read_bytes()
@@ -346,5 +351,5 @@ def _fetch_inception(path: Path) -> None:
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{path}: not there, and it cannot be fetched ({reason}): give --inception FILE, from {INCEPTION_URL}"
+            f"{path}: missing, and it cannot be fetched ({reason}): download {INCEPTION_URL} and give --inception FILE"
         ) from None

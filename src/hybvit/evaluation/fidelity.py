@@ -1,6 +1,7 @@
-"""How good the samples are: Frechet distance, Inception score, KID, precision and recall, against the training images.
+"""Sample fidelity against the training images: Frechet distance, Inception score, KID, precision and recall.
 
-Only a Frechet distance on the canonical Inception weights is called FID; on any other extractor it carries that one's name.
+Only a Frechet distance on the canonical Inception weights is called FID; on any other extractor it carries that extractor's
+name.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from .context import Context, Metric, Picture, Result, share
 from .extractors import Extractor, open_extractor
 
 GRID_IMAGES = 100
-NEIGHBOURS_AMONG = 10_000  # images of each kind for precision and recall, which take time that grows with the square
+PRECISION_RECALL_IMAGES = 10_000  # images of each kind for precision and recall, whose cost is quadratic
 KID_SUBSETS, KID_SUBSET = 100, 1000
-NEIGHBOURS, SPLITS = 3, 10
-FEWEST_FOR_AN_INTERVAL = 100
+NEIGHBORS, SPLITS = 3, 10
+MIN_FOR_INTERVAL = 100
 
 
 def run(ctx: Context) -> Result:
     result, o, extractor = Result(), ctx.options, None
     if o.inception and o.extractor not in (None, "inception"):
-        raise ConfigError(f"--inception {o.inception} goes with --extractor inception, not {o.extractor}")
+        raise ConfigError(f"--inception {o.inception} requires --extractor inception, not {o.extractor}")
     try:
         spec = o.extractor or ("inception" if o.inception else None)
         extractor = open_extractor(spec, ctx.data_name, Path(o.inception) if o.inception else None, ctx.model.device)
@@ -48,20 +49,20 @@ def run(ctx: Context) -> Result:
         result.notes.append(f"No Frechet distance: {error}")
     samples = ctx.samples
     scale = max(1, 64 // samples.shape[-1])
-    told = ", each of a random class" if ctx.model.draws_by_label else ""
-    told += f", guidance {o.guidance:g}" if o.guidance else ""
-    caption = f"Generated: {ctx.model.own_sampler or o.sampler}, {o.steps} steps, seed {o.seed}{told}"
+    condition = ", each of a random class" if ctx.model.draws_by_label else ""
+    condition += f", guidance {o.guidance:g}" if o.guidance else ""
+    caption = f"Generated images: {ctx.model.own_sampler or o.sampler}, {o.steps} steps, seed {o.seed}{condition}"
     result.pictures["samples"] = Picture(grid(samples[:GRID_IMAGES], columns=10, scale=scale), caption)
     real = ctx.data.train.subsample(GRID_IMAGES).in_memory
-    result.pictures["training_images"] = Picture(grid(real, columns=10, scale=scale), "Real")
+    result.pictures["training_images"] = Picture(grid(real, columns=10, scale=scale), "Training images")
     if extractor is not None:
         distances(ctx, extractor, samples, result)
-    second_opinion(ctx, samples, result)
+    judge_by_svm(ctx, samples, result)
     return result
 
 
 def distances(ctx: Context, extractor: Extractor, samples: Tensor, result: Result) -> None:
-    """Everything that compares the features of samples with those of all training images."""
+    """All metrics that compare the features of samples with those of all training images."""
     real = reference_features(ReferenceSet(ctx, extractor))
     test = features(ctx, extractor, ctx.test, "test images")
     generated = ImageSet(samples)
@@ -73,7 +74,7 @@ def distances(ctx: Context, extractor: Extractor, samples: Tensor, result: Resul
     name = f"{extractor_name}_{n}"
     statistics = Statistics.of(real)
     if n > 1 and reference > 1:
-        interval = frechet_interval(made, real) if n >= FEWEST_FOR_AN_INTERVAL else ()
+        interval = frechet_interval(made, real) if n >= MIN_FOR_INTERVAL else ()
         result.metrics[f"fidelity/{frechet}_{name}"] = Metric(frechet_distance(Statistics.of(made), statistics), n, *interval)
     if len(test) > 1 and reference > 1:
         real_distance = frechet_distance(Statistics.of(test), statistics)
@@ -82,47 +83,46 @@ def distances(ctx: Context, extractor: Extractor, samples: Tensor, result: Resul
     if subset > 1:
         kid, error = kernel_distance(made, real, KID_SUBSETS, subset)
         result.metrics[f"fidelity/kid_{name}"] = Metric(kid, n, *around(kid, error))
-    if min(n, reference) > NEIGHBOURS:
-        few = min(n, reference, NEIGHBOURS_AMONG)  # equally many of each, or one of the two shares would look better
-        precision, recall = precision_recall(made[:few], subsample(real, few), NEIGHBOURS)
+    if min(n, reference) > NEIGHBORS:
+        few = min(n, reference, PRECISION_RECALL_IMAGES)  # unequal numbers would favor precision or recall
+        precision, recall = precision_recall(made[:few], subsample(real, few), NEIGHBORS)
         result.metrics[f"fidelity/precision_{name}"] = Metric(precision, few)
         result.metrics[f"fidelity/recall_{name}"] = Metric(recall, few)
     if extractor.has_logits and n >= SPLITS:
         mean, deviation = inception_score(logits, SPLITS)
-        label = (
-            "is" if extractor.is_inception else "score"
-        )  # the Inception score's formula on another network is not that score
+        # The same formula on another network is not the Inception score.
+        label = "is" if extractor.is_inception else "score"
         result.metrics[f"fidelity/{label}_{name}"] = Metric(mean, n, *around(mean, deviation / SPLITS**0.5))
     result.tables["protocol"] = {
         "extractor": extractor.name, "feature_size": real.shape[1], "reference": f"{reference} training images", "samples": n,
         "sampler": ctx.model.own_sampler or ctx.options.sampler, "steps": ctx.options.steps, "seed": ctx.options.seed,
         "told": "a random label for each" if ctx.model.draws_by_label else "no labels", "guidance": ctx.options.guidance,
         "weights": "as given" if ctx.objective == "adapted" else "EMA",
-        "kid_subsets": f"{KID_SUBSETS} of {subset}", "neighbours": NEIGHBOURS, "score_splits": SPLITS,
+        "kid_subsets": f"{KID_SUBSETS} of {subset}", "neighbours": NEIGHBORS, "score_splits": SPLITS,
     }  # fmt: skip
 
 
 def both(extractor: Extractor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Features and logits (no columns without classes) of uint8 [B, C, H, W] in one pass."""
+    """Features and logits of uint8 [B, C, H, W] in one pass; the logits have no columns if the network has no classes."""
     found = extractor.extract(pixels)
     return found.features, found.features[:, :0] if found.logits is None else found.logits
 
 
 def features(ctx: Context, extractor: Extractor, images: ImageSet, what: str) -> Tensor:
-    """float [N, D] on the CPU, shared by the processes; of a stream, its first images."""
-    images = images if isinstance(images.pixels, (Tensor, LazyImages)) else images.first(NEIGHBOURS_AMONG)
+    """float [N, D] on the CPU, computed by all processes; a stream contributes its first images."""
+    images = images if isinstance(images.pixels, (Tensor, LazyImages)) else images.first(PRECISION_RECALL_IMAGES)
     (found,) = share_batches(len(images), ctx.options.batch_size, lambda i: extractor.features(images.take(i)[0]), what)
     return found
 
 
 @lru_cache(maxsize=2)
 def reference_features(of: ReferenceSet) -> Tensor:
-    """The features of all training images, kept for the next model that this process judges on the same ones."""
+    """The features of all training images, cached for the next model that this process evaluates on them."""
     return features(of.ctx, of.extractor, of.ctx.data.train, "training images")
 
 
 class ReferenceSet:
-    """An extractor and a training set, equal to another if both are the same."""
+    """A cache key: an extractor and a training set."""
 
     def __init__(self, ctx: Context, extractor: Extractor) -> None:
         self.ctx, self.extractor = ctx, extractor
@@ -142,17 +142,17 @@ class ReferenceSet:
 
 
 def around(value: float, error: float) -> tuple[float, float]:
-    """95 % interval from a standard error."""
+    """The 95 % interval of a value with this standard error."""
     return value - 1.96 * error, value + 1.96 * error
 
 
 def subsample(features: Tensor, n: int) -> Tensor:
-    """At most n rows at equal distances; placed in float32, as they were for every figure that is recorded."""
+    """At most n rows, evenly spaced. Indices are computed in float32, as they were for every recorded result."""
     return features[evenly_spaced(len(features), n, torch.float32)]
 
 
-def second_opinion(ctx: Context, samples: Tensor, result: Result) -> None:
-    """What a support vector machine on the pixels of a small training set sees in the samples."""
+def judge_by_svm(ctx: Context, samples: Tensor, result: Result) -> None:
+    """Classify the samples with a support vector machine on pixels, fitted on the training images; small data sets only."""
     labelled = ctx.model.has_classes and ctx.data.train.labels is not None and ctx.data.test.labels is not None
     if not labelled or len(ctx.data.train) > LARGEST_TRAINING_SET or len(ctx.model.classes) < 2:
         return
@@ -161,10 +161,10 @@ def second_opinion(ctx: Context, samples: Tensor, result: Result) -> None:
     assert test_labels is not None
     judge = PixelSVM(train, labels)
     result.metrics["judge/svm_accuracy"] = share(judge.predict(test) == test_labels)
-    opinion = judge.predict(samples)
+    predicted = judge.predict(samples)
     own = ctx.logits_of(ImageSet(samples)).argmax(dim=1)
-    result.metrics["samples/svm_agreement"] = share(opinion == own)
-    shares = class_shares(opinion, len(ctx.model.classes))
+    result.metrics["samples/svm_agreement"] = share(predicted == own)
+    shares = class_shares(predicted, len(ctx.model.classes))
     result.metrics["samples/svm_classes_covered"] = Metric(int((shares > 0).sum()), len(samples))
     result.metrics["samples/svm_smallest_class_share"] = Metric(shares.min().item(), len(samples))
     result.tables["svm_class_shares"] = dict(zip(ctx.model.classes, shares.tolist(), strict=True))

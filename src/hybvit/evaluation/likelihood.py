@@ -1,4 +1,4 @@
-"""How likely the test images are: the variational bound on bits per dimension, whole and by its terms (Sec. 5.2.4)."""
+"""Likelihood: the variational bound in bits per dimension, in total and by term (Sec. 5.2.4)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..metrics.likelihood import bound_terms, sampled_bound
 from .context import Context, Metric, Picture, Result
 
 BOUND_BATCH = 64
-PLOTTED_IMAGES = 16  # for the terms by t, which need all T evaluations
+PLOTTED_IMAGES = 16  # for the terms by t, which take all T evaluations
 
 
 def run(ctx: Context) -> Result:
@@ -51,7 +51,7 @@ def run(ctx: Context) -> Result:
     points = [(t, max(value, 1e-12)) for t, value in enumerate(by_time.tolist(), 1)]
     result.pictures["terms"] = Picture(
         plots.curve(points, "t", "bits per dimension", log=True),
-        f"Where the bits are spent: the bound's term at each t (mean of {len(shown)} images)",
+        f"The bound's term at each t (mean of {len(shown)} images)",
     )
     return result
 

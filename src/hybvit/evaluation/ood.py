@@ -1,6 +1,6 @@
-"""Whether it knows what it has not seen: scores of the paper (Tables 3 and 11), of hybrids only, and well-known references.
+"""Out-of-distribution detection: the paper's scores (Tables 3 and 11), scores that need a denoiser, and common references.
 
-Every score is higher for what looks like the training data.
+Every score is higher for images that resemble the training data.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from ..metrics.ood import (
 )
 from .context import Context, Metric, Picture, Result
 
-NEIGHBOURS = 50
-DENOISING_TIMES = (0.1, 0.25, 0.5)  # of T: where the error of the predicted noise is taken
+NEIGHBORS = 50
+DENOISING_TIMES = (0.1, 0.25, 0.5)  # as fractions of T
 MEMORY = 4 << 30
 SHOWN = 20
-BOUND_BATCH = 64  # whatever the batch size: an image's draws are those of its place in the batch
+BOUND_BATCH = 64  # fixed, whatever --batch-size is: an image's draws depend on its place in the batch
 
 
 def run(ctx: Context) -> Result:
     result = Result()
-    sets = outside_sets(ctx, result)
+    sets = ood_sets(ctx, result)
     sets = {name: images for name, images in sets.items() if len(images) > 1}
     if not sets or len(ctx.test) < 2 or ctx.options.bound_images < 2:
-        result.notes.append("Nothing was measured: it takes at least two test images, and two of some other set.")
+        result.notes.append("Nothing was measured: at least two test images and two images of another set are needed.")
         return result
     if ctx.options.limit is not None:
         sets = {name: images.subsample(ctx.options.limit) for name, images in sets.items()}
@@ -55,24 +55,24 @@ def run(ctx: Context) -> Result:
         except RuntimeError as error:
             if score != "grad_norm":
                 raise
-            # an external model, whose answers have no gradient
+            # an external model whose outputs are not differentiable
             result.notes.append(f"{score} was left out: {' '.join(str(error).split())[:120]}")
             continue
         compare(score, of_test, {name: scorer(images) for name, images in sets.items()}, result)
     for name, images in sets.items():
         pixels = images.subsample(SHOWN).in_memory
         result.pictures[f"images_{name}"] = Picture(
-            grid(pixels, columns=10, scale=max(1, 32 // pixels.shape[-1])), f"{name}: what the network has not seen"
+            grid(pixels, columns=10, scale=max(1, 32 // pixels.shape[-1])), f"{name}: out-of-distribution images"
         )
     return result
 
 
 def compare(score: str, id_scores: Tensor, ood_scores: dict[str, Tensor], result: Result) -> None:
-    """How well a score tells the test images from each other set.
+    """How well a score separates the test images from each other set.
 
     Args:
-        id_scores: float [N], of the test images.
-        ood_scores: by set, float [M].
+        id_scores: float [N], the scores of the test images.
+        ood_scores: name of the set -> float [M].
     """
     for name, of_set in ood_scores.items():
         n, key = len(id_scores) + len(of_set), f"ood/{name}"
@@ -81,31 +81,31 @@ def compare(score: str, id_scores: Tensor, ood_scores: dict[str, Tensor], result
         result.metrics[f"{key}/aupr_{score}"] = Metric(aupr(id_scores, of_set), n)
         result.metrics[f"{key}/fpr95_{score}"] = Metric(fpr_at_95_tpr(id_scores, of_set), n)
     plotted = {"test": id_scores.tolist()} | {name: of_set.tolist() for name, of_set in ood_scores.items()}
-    result.pictures[score] = Picture(plots.histograms(plotted, SCORE_WORDS[score]), f"{SCORE_WORDS[score]}, by data set")
+    result.pictures[score] = Picture(plots.histograms(plotted, SCORE_LABELS[score]), f"{SCORE_LABELS[score]}, by data set")
 
 
-SCORE_WORDS = {
+SCORE_LABELS = {
     "logpx": "log p(x), the logsumexp of the logits",
     "max_prob": "largest class probability",
     "grad_norm": "minus the norm of the input gradient of log p(x)",
-    "knn": f"minus the distance to the {NEIGHBOURS}th nearest training feature",
+    "knn": f"minus the distance to the {NEIGHBORS}th nearest training feature",
     "denoising": "minus the error of the predicted noise",
     "bits": "minus the bound on bits per dimension",
 }
 
 
 def scores(ctx: Context) -> dict[str, Callable[[ImageSet], Tensor]]:
-    """Score -> function of images [N] -> float [N], or of fewer at equal distances where it is a slow one."""
+    """Score -> function of images [N] -> float [N]; slow scores use a subset of evenly spaced images."""
     model, found = ctx.model, dict[str, Callable[[ImageSet], Tensor]]()
     if model.has_classes:
-        neighbours = min(NEIGHBOURS, len(ctx.train_part))
+        neighbors = min(NEIGHBORS, len(ctx.train_part))
         known = ctx.features_of(ctx.train_part)
         found["logpx"] = lambda images: log_density(ctx.logits_of(images).double())
         found["max_prob"] = lambda images: max_probability(ctx.logits_of(images))
         found["grad_norm"] = lambda images: ctx.over(
             images, lambda x: gradient_norm_score(model.logits, x.to(model.device)), "gradients"
         )
-        found["knn"] = lambda images: knn_score(ctx.features_of(images), known, neighbours)
+        found["knn"] = lambda images: knn_score(ctx.features_of(images), known, neighbors)
     if model.has_denoiser:
         found["denoising"] = lambda images: denoising_score(ctx, images)
         found["bits"] = lambda images: bound_score(ctx, images.subsample(ctx.options.bound_images))
@@ -113,7 +113,7 @@ def scores(ctx: Context) -> dict[str, Callable[[ImageSet], Tensor]]:
 
 
 def denoising_score(ctx: Context, images: ImageSet) -> Tensor:
-    """Minus the mean squared error of the predicted noise at a few times; the same noise for every image."""
+    """Minus the mean squared error of the predicted noise at a few times, with the same noise for every image."""
     diffusion, shape = ctx.model.diffusion, ctx.model.image_shape
     times = [max(1, round(share * diffusion.T)) for share in DENOISING_TIMES]
     noise = torch.randn(len(times), *shape, generator=ctx.seeded(1))
@@ -131,7 +131,7 @@ def denoising_score(ctx: Context, images: ImageSet) -> Tensor:
 
 
 def bound_score(ctx: Context, images: ImageSet) -> Tensor:
-    """Minus the sampled bound in bits per dimension; the same draws for every batch."""
+    """Minus the sampled bound in bits per dimension, with the same draws for every batch."""
 
     @torch.no_grad()
     def score(x: Tensor) -> Tensor:
@@ -143,9 +143,9 @@ def bound_score(ctx: Context, images: ImageSet) -> Tensor:
     return ctx.over(images, score, "bounds", BOUND_BATCH)
 
 
-def outside_sets(ctx: Context, result: Result) -> dict[str, ImageSet]:
-    """The sets to tell apart from the test images, at the model's size; one that cannot be read is named in a note."""
-    names = ctx.options.out_of_distribution or (*own_list(ctx.data_name), "noise")
+def ood_sets(ctx: Context, result: Result) -> dict[str, ImageSet]:
+    """The out-of-distribution sets at the model's size; a default set that cannot be read is named in a note."""
+    names = ctx.options.out_of_distribution or (*default_sets(ctx.data_name), "noise")
     channels, size, _ = ctx.model.image_shape
     decoding = Decoding(channels, size, BadFiles(0), MEMORY)
     found = {}
@@ -161,7 +161,7 @@ def outside_sets(ctx: Context, result: Result) -> dict[str, ImageSet]:
                 found[name] = out_of_distribution(name, None, ctx.test, decoding)
             else:
                 label = label if label not in found else f"{label}-{len(found)}"
-                found[label] = own_images(name, decoding)
+                found[label] = read_images(name, decoding)
         except DataError as error:
             if ctx.options.out_of_distribution:
                 raise
@@ -169,16 +169,16 @@ def outside_sets(ctx: Context, result: Result) -> dict[str, ImageSet]:
     return found
 
 
-def own_list(data_name: str) -> tuple[str, ...]:
+def default_sets(data_name: str) -> tuple[str, ...]:
     listed = CATALOG[data_name].out_of_distribution if data_name in CATALOG else ()
     return listed or ("interpolation",)
 
 
-def own_images(root: str, decoding: Decoding) -> ImageSet:
-    """Every image of a folder or zip, or of any other form that --data takes, whatever its class."""
+def read_images(root: str, decoding: Decoding) -> ImageSet:
+    """All images of a folder, a zip or any other source that --data accepts, whatever their class."""
     path = Path(root)
     if not path.exists() and "://" not in root:
-        raise DataError(f"{root}: neither a data set (`hybvit datasets`) nor a folder")
+        raise DataError(f"{root}: neither the name of a data set (`hybvit datasets` lists them) nor a folder")
     form = detect_format(root)
     if form == "folder":
         files = Files(path)

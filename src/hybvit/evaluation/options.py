@@ -1,4 +1,4 @@
-"""What an evaluation can be told: each option once, with its default, its words and the suites that depend on it."""
+"""The options of an evaluation: each is stated once, with its default, its help text and the suites that depend on it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .adapters import Evaluable
 
 
 def number_or_all(text: str) -> int:
-    """``all`` is 0."""
+    """A number of at least 1, or 0 for ``all``."""
     if text != "all" and not (text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a positive number nor all")
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a positive integer nor all")
     return 0 if text == "all" else int(text)
 
 
@@ -23,32 +23,32 @@ def comma_separated(text: str) -> tuple[str, ...]:
     return tuple(filter(None, map(str.strip, text.split(","))))
 
 
-def option(default: Any, words: str, suites: str = "", minimum: int | None = None, **argument: Any) -> Any:
+def option(default: Any, text: str, suites: str = "", minimum: int | None = None, **argument: Any) -> Any:
     """A field of :class:`Options`.
 
     Args:
-        words: what it is, for `hybvit evaluate --help`; ``{default}`` in them is its default.
-        suites: those whose results depend on it, with spaces between them; empty: all.
-        minimum: the least whole number that it may be.
-        argument: what argparse has to know beyond that; ``flag`` if it is not the field's name.
+        text: help text for `hybvit evaluate --help`; ``{default}`` stands for the default.
+        suites: the suites whose results depend on it, separated by spaces; empty means all.
+        minimum: the smallest value of an integer option.
+        argument: further keyword arguments for argparse; ``flag`` if the flag differs from the field's name.
     """
-    metadata = {"words": words, "suites": frozenset(suites.split()), "minimum": minimum, "argument": argument}
+    metadata = {"help": text, "suites": frozenset(suites.split()), "minimum": minimum, "argument": argument}
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Options:
-    """How much is looked at, and how; what each option means stands beside it, and in `hybvit evaluate --help`.
+    """Sample sizes and settings of an evaluation; `hybvit evaluate --help` explains each.
 
-    A suite's result is stored with the options that it depends on, and measured anew when one of them changes.
+    A suite's result is stored with the options that it depends on, and measured again when one of them changes.
 
     Raises:
-        ConfigError: a number is too small, or a name unknown.
+        ConfigError: a number is too small, or a name is unknown.
     """
 
-    limit: int | None = option(None, "at most so many test images, at equal distances, for a quick look", minimum=1)
-    seed: int = option(0, "decides samples, noise, attacks and resampling", type=int)
-    batch_size: int = option(256, "images in one call of the model ({default})", minimum=1)
+    limit: int | None = option(None, "use at most this many test images, evenly spaced, for a quick check", minimum=1)
+    seed: int = option(0, "seed of samples, noise, attacks and resampling (0)", type=int)
+    batch_size: int = option(256, "images per forward pass ({default})", minimum=1)
     out_of_distribution: tuple[str, ...] = option(
         (),
         "comma-separated out-of-distribution sets: names, folders, interpolation, noise",
@@ -57,21 +57,23 @@ class Options:
         metavar="OOD",
         type=comma_separated,
     )
-    bound_images: int = option(256, "images whose likelihood is bounded ({default})", "ood likelihood", minimum=1)
+    bound_images: int = option(256, "images for the likelihood bound ({default})", "ood likelihood", minimum=1)
     bound_draws: int = option(  # 0 takes all
-        32, "diffusion times drawn per image, or all ({default})", "ood likelihood", minimum=0, type=number_or_all
+        32, "diffusion times drawn per image for the bound, or all ({default})", "ood likelihood", minimum=0, type=number_or_all
     )
-    attack_images: int = option(256, "images that PGD attacks ({default})", "robustness", minimum=1)
-    autoattack_images: int = option(64, "images that AutoAttack attacks, 0 for none ({default})", "robustness", minimum=0)
-    attack_steps: int = option(50, "steps of PGD ({default})", "robustness", minimum=1)
-    samples: int = option(1000, "generated images ({default})", "fidelity quality", minimum=1)
-    sampler: str = option("ddpm", "({default})", "fidelity quality speed", choices=tuple(SAMPLERS))
-    steps: int = option(100, "sampler steps ({default}; the paper takes all 1000)", "fidelity quality speed", minimum=1)
-    guidance: float = option(0.0, "classifier-free, of networks told labels (0)", "fidelity quality", type=float)
+    attack_images: int = option(256, "images attacked by PGD ({default})", "robustness", minimum=1)
+    autoattack_images: int = option(64, "images attacked by AutoAttack, 0 for none ({default})", "robustness", minimum=0)
+    attack_steps: int = option(50, "PGD steps ({default})", "robustness", minimum=1)
+    samples: int = option(1000, "number of generated images ({default})", "fidelity quality", minimum=1)
+    sampler: str = option("ddpm", "sampler ({default})", "fidelity quality speed", choices=tuple(SAMPLERS))
+    steps: int = option(100, "sampler steps ({default}; the paper uses all 1000)", "fidelity quality speed", minimum=1)
+    guidance: float = option(
+        0.0, "strength of classifier-free guidance; needs model.label_conditioning (0)", "fidelity quality", type=float
+    )
     extractor: str | None = option(
-        None, "network for the Frechet distance: inception, cnn-..., timm:NAME, a run folder of ours", "fidelity"
+        None, "feature network of the Frechet distance: inception, cnn-..., timm:NAME, or a hybvit run folder", "fidelity"
     )
-    inception: str | None = option(None, "the canonical Inception weights, for FID", "fidelity", metavar="PATH")
+    inception: str | None = option(None, "file with the canonical Inception weights, for FID", "fidelity", metavar="PATH")
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -81,22 +83,22 @@ class Options:
             choices = f.metadata["argument"].get("choices")
             if choices and value not in choices:
                 raise ConfigError(f"{f.name} is {value!r}: it must be one of {', '.join(choices)}")
-        if isinstance(self.out_of_distribution, str):  # its letters would be taken for names
+        if isinstance(self.out_of_distribution, str):  # its letters would be read as names
             raise ConfigError(f"out_of_distribution is {self.out_of_distribution!r}: it must be a tuple of names")
 
     def of_suite(self, suite: str) -> dict[str, Any]:
-        """The options that the results of a suite depend on."""
+        """The options that a suite's results depend on."""
         return {f.name: getattr(self, f.name) for f in fields(self) if not (of := f.metadata["suites"]) or suite in of}
 
     def for_model(self, model: Evaluable) -> Options:
-        """These options with no more sampler steps than the model's diffusion has, where the default would ask for more.
+        """These options, with the default number of sampler steps limited to the model's number of diffusion steps.
 
         Raises:
-            ConfigError: more steps were asked for, or guidance of a network that takes no labels.
+            ConfigError: more steps were requested, or guidance for a network without label conditioning.
         """
         most = model.diffusion.T
         if self.steps > most and self.steps != Options().steps:
             raise ConfigError(f"steps {self.steps}: the model's diffusion has {most} steps")
         if self.guidance and not (math.isfinite(self.guidance) and model.draws_by_label):
-            raise ConfigError(f"guidance {self.guidance}: a finite number, for a network with model.label_conditioning")
+            raise ConfigError(f"guidance {self.guidance}: it must be finite, and needs a network with model.label_conditioning")
         return replace(self, steps=min(self.steps, most))

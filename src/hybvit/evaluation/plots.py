@@ -1,4 +1,4 @@
-"""Plots as SVG text: white, sober, readable without colour. One function per kind of figure."""
+"""Plots as SVG text: white background, readable without color. One function per kind of figure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def svg(figure: Any) -> str:
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "hybvit"}):  # else every rendering has other ids
+    with matplotlib.rc_context({"svg.hashsalt": "hybvit"}):  # otherwise the ids differ with every rendering
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
@@ -46,7 +46,7 @@ def curve(points: Sequence[tuple[float, float]], x: str, y: str, log: bool = Fal
 
 
 def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, from_zero: bool = True) -> str:
-    """Several lines with their names."""
+    """Several named lines."""
     figure, axes = _axes(4.6, 3)
     for i, (name, points) in enumerate(lines.items()):
         axes.plot(*zip(*points, strict=True), STYLES[i % 4], color=INK[i % 6], marker="o", markersize=3, label=name)
@@ -59,7 +59,7 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, f
 
 
 def histograms(values: Mapping[str, Sequence[float]], x: str, bins: int = 50) -> str:
-    """Densities of several samples over each other; the outermost 0.5 % of all values are cut off."""
+    """Overlaid densities of several samples; the outermost 0.5 % of all values are clipped on each side."""
     import numpy as np
 
     figure, axes = _axes(4.6, 3)
@@ -76,7 +76,7 @@ def histograms(values: Mapping[str, Sequence[float]], x: str, bins: int = 50) ->
 
 
 def histogram_panels(values: Mapping[str, Sequence[float]], x: str, bins: int = 30) -> str:
-    """One small histogram per sample, all on the same axis."""
+    """One small histogram per sample, all on the same x-axis."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -98,7 +98,7 @@ def histogram_panels(values: Mapping[str, Sequence[float]], x: str, bins: int = 
 
 
 def reliability(confidence: Sequence[float], accuracy: Sequence[float], count: Sequence[int], title: str) -> str:
-    """Accuracy against confidence in equal-width bins, and how full the bins are (Figures 6 and 12 of the paper)."""
+    """Accuracy against confidence in equal-width bins, and the share of images per bin (Figures 6 and 12 of the paper)."""
     figure, axes = _axes(3.6, 3.6)
     draw_reliability(axes, confidence, accuracy, count, title)
     return svg(figure)
@@ -108,20 +108,20 @@ def draw_reliability(
     axes: Any, confidence: Sequence[float], accuracy: Sequence[float], count: Sequence[int], title: str
 ) -> None:
     bins = len(count)
-    centres = [(i + 0.5) / bins for i in range(bins)]
+    centers = [(i + 0.5) / bins for i in range(bins)]
     heights = [value if n else 0 for value, n in zip(accuracy, count, strict=True)]
-    axes.bar(centres, heights, 1 / bins, color=INK[0], edgecolor="white", linewidth=0.5, label="accuracy")
+    axes.bar(centers, heights, 1 / bins, color=INK[0], edgecolor="white", linewidth=0.5, label="accuracy")
     gaps = [c - a if n else 0 for c, a, n in zip(confidence, heights, count, strict=True)]
-    axes.bar(centres, gaps, 1 / bins, heights, color=INK[1], alpha=0.25, hatch="//", edgecolor=INK[1], linewidth=0, label="gap")
+    axes.bar(centers, gaps, 1 / bins, heights, color=INK[1], alpha=0.25, hatch="//", edgecolor=INK[1], linewidth=0, label="gap")
     total = max(sum(count), 1)
-    axes.plot(centres, [n / total for n in count], color=INK[5], linewidth=1, marker=".", label="share of images")
+    axes.plot(centers, [n / total for n in count], color=INK[5], linewidth=1, marker=".", label="share of images")
     axes.plot([0, 1], [0, 1], "--", color="black", linewidth=0.8)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=title)
     axes.legend(fontsize=8, loc="upper left")
 
 
 def bars(values: Mapping[str, float], x: str) -> str:
-    """Horizontal bars with their names."""
+    """Named horizontal bars."""
     figure, axes = _axes(4.2, 0.7 + 0.24 * len(values))
     names = list(values)[::-1]
     axes.barh(names, [values[name] for name in names], color=INK[0])
@@ -131,7 +131,7 @@ def bars(values: Mapping[str, float], x: str) -> str:
 
 
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
-    """Rows are true, columns predicted; shades are shares of a row."""
+    """True class by row, predicted class by column; shading is the share of the row."""
     from matplotlib.figure import Figure
 
     k = len(classes)
@@ -146,15 +146,15 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
         for i, row in enumerate(counts):
             for j, count in enumerate(row):
                 if count:
-                    colour = "white" if count > totals[i] / 2 else "black"
-                    axes.text(j, i, str(count), ha="center", va="center", fontsize=7, color=colour)
+                    color = "white" if count > totals[i] / 2 else "black"
+                    axes.text(j, i, str(count), ha="center", va="center", fontsize=7, color=color)
     return svg(figure)
 
 
 def paired(panels: Mapping[str, Sequence[tuple[str, float | None, Any]]]) -> str:
-    """Published (hollow) beside ours (filled, with its interval), one panel per column of a table.
+    """Published figures (hollow) beside ours (filled, with intervals), one panel per column of a table.
 
-    Where the two are not of one kind (the title has a bar), they have an axis each: above and below.
+    Where the two are not comparable (the title contains a bar), each has its own x-axis: below and above.
     """
     from matplotlib.figure import Figure
 

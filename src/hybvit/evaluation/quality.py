@@ -1,4 +1,4 @@
-"""What the network thinks of its own samples (Appendix C.1; Figures 10, 11 and 15-24): log p(x) and p(y|x), by class."""
+"""The model's view of its own samples: log p(x) and p(y|x), by class (Appendix C.1; Figures 10, 11 and 15-24)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(ctx: Context) -> Result:
     shown = shares.argsort(descending=True)[:CLASSES_SHOWN].sort().values.tolist()
     result.pictures["classes"] = Picture(
         plots.bars({classes[k]: shares[k].item() for k in shown}, "share of samples"),
-        "Which classes the network sees in its samples",
+        "Predicted classes of the samples",
     )
     for key, (words, values) in scores.items():
         by_class = {classes[k]: values[label == k].tolist() for k in shown if (label == k).sum() > 1}
@@ -52,12 +52,12 @@ def run(ctx: Context) -> Result:
             if rows:
                 pixels = samples[torch.cat(rows)]
                 picture = grid(pixels, columns=PER_CLASS, scale=max(1, 32 // pixels.shape[-1]))
-                caption = f"The {PER_CLASS} {title} samples of each class by {words}, one class a row (Figures 15-24)"
+                caption = f"The {PER_CLASS} {title} samples of each class by {words}, one class per row (Figures 15-24)"
                 result.pictures[f"{title}_{key}"] = Picture(picture, caption)
     return result
 
 
 def rank(values: torch.Tensor, member: torch.Tensor, largest: bool) -> torch.Tensor:
-    """Indices of the PER_CLASS members with the largest or smallest values."""
+    """Indices of the PER_CLASS class members with the largest or smallest values."""
     index = member.nonzero().flatten()
     return index[values[index].argsort(descending=largest)[:PER_CLASS]]

@@ -1,4 +1,4 @@
-"""report.html and report.md: what `hybvit evaluate` found, pictures first, each number with what it means.
+"""report.html and report.md: the results of `hybvit evaluate`, pictures first, each metric with its meaning.
 
 The page is self-contained and opens from disk with no network.
 """
@@ -16,62 +16,69 @@ from typing import Any
 from ..config import Config, describe_batch, to_yaml
 from ..evaluation import plots
 from ..storage import write_text
+from .context import Suite
 
-# Pattern of a metric's name -> what it means and in which direction it is better; the first that matches.
-WORDS: tuple[tuple[str, str], ...] = (
-    (r"test/accuracy$", "share of test images that get the right label; higher is better"),
-    (r"test/accuracy_top5", "share of test images whose label is among the five likeliest; higher is better"),
+# Pattern of a metric's name -> its meaning, and which direction is better; the first match counts.
+MEANINGS: tuple[tuple[str, str], ...] = (
+    (r"test/accuracy$", "share of test images classified correctly; higher is better"),
+    (r"test/accuracy_top5", "share of test images whose true class is among the five most likely; higher is better"),
     (r"test/nll", "mean of -log p(label | image), in nats; lower is better"),
-    (r"test/brier", "squared distance of the probabilities from the truth, 0 to 2; lower is better"),
-    (r"calibration/temperature", "what the logits are divided by; above 1 the network was too sure of itself"),
-    (r"calibration/adaptive_ece", "as ECE, over bins that hold equally many images; lower is better"),
+    (r"test/brier", "squared distance of the probabilities from the one-hot label, 0 to 2; lower is better"),
+    (r"calibration/temperature", "divisor of the logits; above 1 the network was overconfident"),
+    (r"calibration/adaptive_ece", "ECE over bins with equal numbers of images; lower is better"),
     (r"calibration/ece_(\d+)", "mean gap between confidence and accuracy over equal-width bins; lower is better"),
-    (r"calibration/mce", "the largest such gap of any bin; lower is better, and noisy where bins are nearly empty"),
+    (r"calibration/mce", "largest such gap of any bin; lower is better; noisy where bins are nearly empty"),
     (r"calibration/nll", "mean of -log p(label | image), in nats; lower is better"),
-    (r"ood/.*/auroc", "chance that a test image scores above an image of this set; 0.5 is guessing, higher is better"),
-    (r"ood/.*/aupr", "area under precision and recall, test images as positives; higher is better"),
-    (r"ood/.*/fpr95", "share of this set that passes when 95 % of test images do; lower is better"),
-    (r"robustness/pgd", "accuracy that is left under PGD with this radius (in 1/255); higher is better"),
-    (r"robustness/autoattack", "accuracy that is left under AutoAttack with this radius (in 1/255); higher is better"),
-    (r"robustness/reliable", "1 if no sign was found that the attacks failed for the wrong reason, else 0"),
-    (r"likelihood/bits_per_dim", "bound on bits per pixel value under the model; lower is better"),
-    (r"likelihood/time_sampling_error", "standard error of that mean from drawing diffusion times instead of taking all"),
-    (r"likelihood/", "part of the bound, over the n images of which every term was evaluated"),
+    (r"ood/.*/auroc", "probability that a test image scores above an image of this set; 0.5 is chance, higher is better"),
+    (r"ood/.*/aupr", "area under the precision-recall curve, test images as positives; higher is better"),
+    (r"ood/.*/fpr95", "share of this set accepted at the threshold that accepts 95 % of test images; lower is better"),
+    (r"robustness/pgd", "accuracy under PGD with this radius (in 1/255); higher is better"),
+    (r"robustness/autoattack", "accuracy under AutoAttack with this radius (in 1/255); higher is better"),
+    (r"robustness/reliable", "1 if no sign of gradient masking or of another failure of the attacks was found, else 0"),
+    (r"likelihood/bits_per_dim", "upper bound on the bits per pixel value under the model; lower is better"),
+    (
+        r"likelihood/time_sampling_error",
+        "standard error of that mean from drawing diffusion times instead of using all of them",
+    ),
+    (r"likelihood/", "part of the bound, over the n images for which every term was evaluated"),
     (
         r"fidelity/fid_.*real_test",
-        "FID of the real test images, of which there are n: what a perfect generator would get at that n",
+        "FID of the n real test images: what a perfect generator would score at that n",
     ),
     (r"fidelity/fid_", "Frechet Inception distance to the training images; lower is better"),
     (
         r"fidelity/fd_.*real_test",
-        "the same distance of the real test images, of which there are n: what a perfect generator would get at that n",
+        "the same distance for the n real test images: what a perfect generator would score at that n",
     ),
     (r"fidelity/fd_", "Frechet distance to the training images in this network's features (not FID); lower is better"),
     (r"fidelity/kid_", "kernel distance to the training images, unbiased; lower is better"),
-    (r"fidelity/precision", "share of samples that lie among the training images; higher is better"),
-    (r"fidelity/recall", "share of training images that lie among the samples; higher is better"),
+    (r"fidelity/precision", "share of samples within the training images' feature manifold; higher is better"),
+    (r"fidelity/recall", "share of training images within the samples' feature manifold; higher is better"),
     (
         r"fidelity/(is|score)_",
-        "how sure and how varied the labels of the samples are, 1 to the number of classes; higher is better",
+        "confidence and diversity of the samples' predicted classes, from 1 to the number of classes; higher is better",
     ),
-    (r"judge/svm_accuracy", "accuracy on real test images of the SVM that judges the samples; it must be high to be a judge"),
-    (r"samples/svm_agreement", "share of generated images that the SVM and the model label alike; higher is better"),
-    (r"samples/svm_classes_covered", "classes that occur among the generated images, by the SVM's labels"),
-    (r"samples/svm_smallest_class_share", "share of the rarest class among the generated images; near 1/classes is balanced"),
-    (r"quality/smallest_class_share", "share of the rarest class among the samples, by the network's own labels"),
+    (r"judge/svm_accuracy", "test accuracy of the SVM that judges the samples; only a high one makes it a valid judge"),
+    (r"samples/svm_agreement", "share of generated images that the SVM and the model classify alike; higher is better"),
+    (r"samples/svm_classes_covered", "number of classes among the generated images, as classified by the SVM"),
+    (
+        r"samples/svm_smallest_class_share",
+        "share of the rarest class among the generated images, by the SVM; 1/classes is perfectly balanced",
+    ),
+    (r"quality/smallest_class_share", "share of the rarest class among the samples, as classified by the network itself"),
     (r"quality/logpx_mean", "mean log p(x) up to a constant; compare samples with test images"),
-    (r"quality/confidence_mean", "mean of the largest class probability; compare samples with test images"),
-    (r"speed/parameters", "trainable numbers in the network"),
-    (r"speed/.*gflop", "10^9 floating-point operations for one image"),
-    (r"speed/.*images_per_second", "images a second on this machine; higher is better"),
-    (r"speed/peak_memory", "largest memory of the process so far, MiB"),
+    (r"quality/confidence_mean", "mean largest class probability; compare samples with test images"),
+    (r"speed/parameters", "number of trainable parameters"),
+    (r"speed/.*gflop", "10^9 floating-point operations per image"),
+    (r"speed/.*images_per_second", "images per second on this machine; higher is better"),
+    (r"speed/peak_memory", "peak memory of the process so far, MiB"),
 )
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8888; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.2rem; margin-top: 2.4rem; }
-p.sub, figcaption, td.words { color: #777; } figcaption { font-size: .85rem; max-width: 30rem; }
+p.sub, figcaption, td.meaning { color: #777; } figcaption { font-size: .85rem; max-width: 30rem; }
 .row { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: flex-start; } figure { margin: 0; max-width: 100%; }
 .tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
 .tile { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .9rem; }
@@ -96,26 +103,26 @@ HEADLINES = (
 
 
 def meaning(name: str) -> str:
-    """What a metric says, in a line."""
-    return next((words for pattern, words in WORDS if re.match(pattern, name)), "")
+    """The meaning of a metric, in one line."""
+    return next((text for pattern, text in MEANINGS if re.match(pattern, name)), "")
 
 
 def write_report(
-    out: Path, record: dict[str, Any], cfg: Config | None, history: list[dict[str, Any]], suites: Mapping[str, str]
+    out: Path, record: dict[str, Any], cfg: Config | None, history: list[dict[str, Any]], suites: Mapping[str, Suite]
 ) -> None:
     """Render ``record`` (results.json) with the pictures in ``out``/evaluation and the training history.
 
     Args:
-        suites: name -> heading, in the order of the page.
+        suites: the suites by name, in the order of the page.
     """
-    order = dict.fromkeys(name for name in ("fidelity", *suites) if name in record["suites"])  # pictures say most
+    order = dict.fromkeys(name for name in ("fidelity", *suites) if name in record["suites"])  # its pictures come first
     pictures = {name: stored_pictures(out / "evaluation" / name) for name in order}
     write_text(out / "report.html", page(out, record, cfg, history, suites, pictures))
     write_text(out / "report.md", markdown(out, record, suites, pictures))
 
 
 def stored_pictures(folder: Path) -> dict[Path, str]:
-    """File -> caption, in the order in which the suite made them."""
+    """File -> caption, in the order in which the suite produced them."""
     captions = json.loads((folder / "result.json").read_text())["pictures"]
     files = {
         name: next(folder / f"{name}{end}" for end in (".png", ".svg") if (folder / f"{name}{end}").is_file())
@@ -129,13 +136,14 @@ def page(
     record: dict[str, Any],
     cfg: Config | None,
     history: list[dict[str, Any]],
-    suites: Mapping[str, str],
+    suites: Mapping[str, Suite],
     pictures: dict[str, dict[Path, str]],
 ) -> str:
     title, sub = heading(record, cfg)
     parts = [f"<h1>{html.escape(title)}</h1><p class=sub>{html.escape(sub)}</p>", tiles(record["metrics"])]
     for name in pictures:
-        parts.append(f"<h2>{html.escape(suites[name])}</h2>")
+        name_of_suite, description = html.escape(suites[name].heading), html.escape(suites[name].description)
+        parts.append(f"<h2>{name_of_suite}</h2><p class=sub>{description}.</p>")
         parts += [f"<p class=warn>{html.escape(note)}</p>" for note in record["notes"][name]]
         figures = "".join(figure(path, caption) for path, caption in pictures[name].items())
         parts.append(f"<div class=row>{figures}</div>" + numbers(of_suite(record, name, out)))
@@ -146,7 +154,7 @@ def page(
         )
     facts = ", ".join(f"{name} {value}" for name, value in record["environment"].items())
     taken = ", ".join(f"{name} {suite['seconds']} s" for name, suite in record["suites"].items())
-    parts.append(f"<h2>Record</h2><p class=sub>{html.escape(facts)}. Measured in: {html.escape(taken)}.</p>")
+    parts.append(f"<h2>Record</h2><p class=sub>{html.escape(facts)}. Time per suite: {html.escape(taken)}.</p>")
     settings = "\n".join(f"{key}: {value}" for key, value in record["options"].items())
     parts.append(f"<details><summary>Settings of the evaluation</summary><pre>{html.escape(settings)}</pre></details>")
     if cfg is not None:
@@ -157,7 +165,7 @@ def page(
 
 def heading(record: dict[str, Any], cfg: Config | None) -> tuple[str, str]:
     if cfg is None:
-        return f"{record['model']} on {record['data']}", f"{record['parameters']:,} parameters, an external model"
+        return f"{record['model']} on {record['data']}", f"{record['parameters']:,} parameters, external model"
     m = cfg.model
     sub = (
         f"{m.image_size}x{m.image_size}x{m.channels}, patch {m.patch_size}, dim {m.dim}, depth {m.depth}, {m.time}; "
@@ -172,13 +180,13 @@ def of_suite(record: dict[str, Any], name: str, out: Path) -> dict[str, dict[str
 
 
 def tiles(metrics: dict[str, dict[str, float]]) -> str:
-    """The few numbers that most people look for first."""
+    """The headline numbers."""
     found = []
-    for pattern, words, scale, unit in HEADLINES:
+    for pattern, label, scale, unit in HEADLINES:
         name = next((name for name in metrics if re.fullmatch(pattern, name)), None)
         if name is not None:
             value = scale * metrics[name]["value"]
-            found.append(f"<div class=tile><b>{value:,.{1 if value > 5 else 2}f}{unit}</b><span>{words}</span></div>")
+            found.append(f"<div class=tile><b>{value:,.{1 if value > 5 else 2}f}{unit}</b><span>{label}</span></div>")
     return f"<div class=tiles>{''.join(found)}</div>"
 
 
@@ -187,9 +195,9 @@ def numbers(metrics: dict[str, dict[str, float]]) -> str:
     for name, metric in metrics.items():
         rows.append(
             f"<tr><td>{html.escape(name)}<td class=n>{shown(metric['value'])}<td class=n>{interval_of(metric)}"
-            f"<td class=n>{metric['n']:,}<td class=words>{html.escape(meaning(name))}"
+            f"<td class=n>{metric['n']:,}<td class=meaning>{html.escape(meaning(name))}"
         )
-    return f"<table><tr><th>metric<th>value<th>95 % interval<th>n<th>what it means{''.join(rows)}</table>"
+    return f"<table><tr><th>metric<th>value<th>95 % interval<th>n<th>meaning{''.join(rows)}</table>"
 
 
 def interval_of(metric: dict[str, float]) -> str:
@@ -197,7 +205,7 @@ def interval_of(metric: dict[str, float]) -> str:
 
 
 def shown(value: float) -> str:
-    """Counts without decimals, large values with one, everything else with four."""
+    """Integers without decimals, large values with one, all others with four."""
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4f}"
@@ -214,7 +222,7 @@ def embedded(path: Path) -> str:
 
 
 def training(history: list[dict[str, Any]]) -> list[str]:
-    """Loss and accuracy against the step, one small plot each."""
+    """Losses and accuracy against the training step, one small plot each."""
     names = {"ce": "cross-entropy (train)", "denoising": "denoising loss (train)", "test/accuracy": "test accuracy (EMA)"}
     found = []
     for name, caption in names.items():
@@ -225,16 +233,16 @@ def training(history: list[dict[str, Any]]) -> list[str]:
     return [f"<h2>Training</h2><div class=row>{''.join(found)}</div>"] if found else []
 
 
-def markdown(out: Path, record: dict[str, Any], suites: Mapping[str, str], pictures: dict[str, dict[Path, str]]) -> str:
-    """The same as text, with links to the pictures beside it."""
+def markdown(out: Path, record: dict[str, Any], suites: Mapping[str, Suite], pictures: dict[str, dict[Path, str]]) -> str:
+    """The same report as Markdown, with links to the pictures."""
     lines = [f"# {record['objective']} on {record['data']}", "", f"{record['parameters']:,} parameters.", ""]
     for name in pictures:
-        lines += [f"## {suites[name]}", ""]
+        lines += [f"## {suites[name].heading}", "", f"*{suites[name].description}.*", ""]
         lines += [f"> {note}\n" for note in record["notes"][name]]
         lines += [
             f"![{caption}]({path.relative_to(out).as_posix()})\n\n{caption}\n" for path, caption in pictures[name].items()
         ]
-        lines += ["| metric | value | 95 % interval | n | what it means |", "|---|---|---|---|---|"]
+        lines += ["| metric | value | 95 % interval | n | meaning |", "|---|---|---|---|---|"]
         for metric, entry in of_suite(record, name, out).items():
             lines.append(f"| {metric} | {shown(entry['value'])} | {interval_of(entry)} | {entry['n']:,} | {meaning(metric)} |")
         lines.append("")

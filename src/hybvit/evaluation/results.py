@@ -1,4 +1,4 @@
-"""What an evaluation found."""
+"""The results of an evaluation."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .suites import SUITES
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Results(Mapping[str, float | int]):
-    """The values of all metrics by their names, ``results["test/accuracy"]``, with everything that was found beside them.
+    """The value of every metric by name, ``results["test/accuracy"]``, and all other results.
 
     Args:
-        record: all of it as plain dicts, lists and numbers: what :meth:`save` writes.
-        folder: where the suites stored what they found, pictures too.
-        cfg: the configuration of a model of ours, for the report.
-        history: lines of the metrics.jsonl of the run that it comes from, for the report.
-        writes: whether this process writes files; of several only the first does.
+        record: everything as plain dicts, lists and numbers; :meth:`save` writes it.
+        folder: where the suites stored their results and pictures.
+        cfg: the configuration of a hybvit model, for the report; None for an external model.
+        history: the lines of the run's metrics.jsonl, for the report.
+        writes: whether this process writes files; with several processes only the first does.
     """
 
     record: dict[str, Any]
@@ -39,28 +39,28 @@ class Results(Mapping[str, float | int]):
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
-        """Name (suite/what) -> value, number of items behind it, and its 95 % interval where one is known."""
+        """Name (suite/what) -> value, number of items it was measured on, and its 95 % interval where one is known."""
         return {name: Metric(**entry) for name, entry in self.record["metrics"].items()}
 
     @property
     def tables(self) -> dict[str, Any]:
-        """Name -> what is more than a number: the confusion matrix, the protocol of the samples and so on."""
+        """Name -> results that are more than one number, such as the confusion matrix or the sampling protocol."""
         return self.record["tables"]
 
     @property
     def notes(self) -> dict[str, list[str]]:
-        """Suite -> what has to be known to read its numbers, a line each."""
+        """Suite -> caveats for reading its numbers, one line each."""
         return self.record["notes"]
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Suite -> why it makes no sense for this model or these data."""
+        """Suite that was left out -> why it does not apply to this model or these data."""
         return self.record["left_out"]
 
     def __getitem__(self, name: str) -> float | int:
         """
         Raises:
-            KeyError: it was not measured.
+            KeyError: the metric was not measured.
         """
         if name not in self.metrics:
             raise KeyError(f"{name} was not measured{did_you_mean(str(name), list(self.metrics))}")
@@ -80,7 +80,7 @@ class Results(Mapping[str, float | int]):
         """Write results.json into a folder -> its path.
 
         Raises:
-            DataError: it cannot be written.
+            DataError: the file cannot be written.
         """
         path = Path(folder) / "results.json"
         if self.writes:
@@ -89,7 +89,7 @@ class Results(Mapping[str, float | int]):
         return path
 
     def report(self, folder: str | os.PathLike[str]) -> Path:
-        """Write report.html (self-contained) and report.md with its pictures into a folder -> the path of the page.
+        """Write report.html (self-contained) and report.md with its pictures into a folder -> the path of report.html.
 
         Raises:
             DataError: they cannot be written.
@@ -98,14 +98,13 @@ class Results(Mapping[str, float | int]):
         if self.writes:
             make_folder(out)
             self.copy_suites(out)
-            headings = {name: suite.words for name, suite in SUITES.items()}
-            write_report(out, self.record, self.cfg, self.history, headings)
+            write_report(out, self.record, self.cfg, self.history, SUITES)
         return out / "report.html"
 
     def copy_suites(self, out: Path) -> None:
-        """Put what the suites stored where the report looks for it."""
+        """Copy the stored results of the suites to where the report expects them."""
         if out.resolve() == self.folder.resolve():
             return
         for name in self.record["suites"]:
-            shutil.rmtree(out / "evaluation" / name, ignore_errors=True)  # with pictures of an earlier report
+            shutil.rmtree(out / "evaluation" / name, ignore_errors=True)  # it may hold pictures of an earlier report
             shutil.copytree(self.folder / "evaluation" / name, out / "evaluation" / name)

@@ -1,4 +1,4 @@
-"""How it stands attacks: the paper's PGD (Figure 8b, Table 12), AutoAttack, and whether either can be believed."""
+"""Adversarial robustness: the paper's PGD (Figure 8b, Table 12), AutoAttack, and whether either can be trusted."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .context import Context, Metric, Picture, Result
 
 ATTACK_BATCH = 64
 RADII: dict[Norm, tuple[float, ...]] = {"linf": LINF_EPS, "l2": L2_EPS}
-AUTOATTACK_EPS: dict[Norm, float] = {"linf": 8 / 255, "l2": 128 / 255}  # of images in [0, 1]
+AUTOATTACK_EPS: dict[Norm, float] = {"linf": 8 / 255, "l2": 128 / 255}  # on the [0, 1] pixel scale
 RELIABILITY_IMAGES = 64
 SHOWN = 8
-NOISE = 0.02  # of accuracies, that is not held against a model
+NOISE = 0.02  # a rise in accuracy with the radius up to this counts as noise
 
 
 def run(ctx: Context) -> Result:
@@ -45,7 +45,7 @@ def batch_of(ctx: Context, images: ImageSet, index: Tensor) -> tuple[Tensor, Ten
 
 
 def run_pgd(ctx: Context, images: ImageSet, norm: Norm, radii: tuple[float, ...], result: Result) -> list[str]:
-    """PGD at growing radii -> what speaks against it."""
+    """PGD at increasing radii -> reasons not to trust the result."""
     broken = []
     for eps in radii:
 
@@ -59,7 +59,8 @@ def run_pgd(ctx: Context, images: ImageSet, norm: Norm, radii: tuple[float, ...]
         broken.append(at_eps)
         if eps == radii[len(radii) // 2]:
             result.pictures[f"attacked_{norm}"] = Picture(
-                attacked_grid(images, attacked), f"Above clean, below attacked by PGD, {norm}, eps {255 * eps:.0f}/255"
+                attacked_grid(images, attacked),
+                f"Clean images (top) and the same attacked by PGD (bottom), {norm}, eps {255 * eps:.0f}/255",
             )
     assert images.labels is not None
     clean = (ctx.logits_of(images).argmax(dim=1) == images.labels).double().mean().item()
@@ -70,19 +71,19 @@ def run_pgd(ctx: Context, images: ImageSet, norm: Norm, radii: tuple[float, ...]
     line = [(255 * eps, accuracy) for eps, accuracy in curve]
     result.pictures[f"curve_{norm}"] = Picture(
         plots.curves({f"PGD, {ctx.options.attack_steps} steps": line}, f"eps ({norm}) in 1/255", "accuracy"),
-        f"Accuracy under PGD, {norm} (Figure 8b): step 20/255, broken if any step fools it",
+        f"Accuracy under PGD, {norm} (Figure 8b): step 20/255; an image counts as broken if any step fools the model",
     )
     alone = [1 - at.double().mean().item() for at in broken]
     if any(larger > smaller + NOISE for smaller, larger in pairwise(alone)):
-        return [f"PGD ({norm}) with a larger radius breaks fewer images than with a smaller one"]
+        return [f"PGD ({norm}) breaks fewer images at a larger radius than at a smaller one"]
     return []
 
 
 def run_autoattack(ctx: Context, images: ImageSet, result: Result) -> list[str]:
-    """AutoAttack's standard version on the first images, all at once -> those of its own warnings that speak against it."""
+    """AutoAttack's standard version on a few images in one batch -> those of its warnings that make the result unreliable."""
     few, doubts = images.subsample(max(1, ctx.options.autoattack_images)), list[str]()
     if not ctx.options.autoattack_images:
-        result.notes.append("AutoAttack was not asked for (--autoattack-images), so PGD alone speaks here.")
+        result.notes.append("AutoAttack was not run (--autoattack-images 0), so the results are those of PGD alone.")
         return doubts
     assert few.labels is not None
     for norm, eps in AUTOATTACK_EPS.items():
@@ -98,15 +99,18 @@ def run_autoattack(ctx: Context, images: ImageSet, result: Result) -> list[str]:
         name = f"robustness/autoattack_{norm}_{255 * eps:.0f}"
         result.metrics[name] = Metric(value, len(few), *wilson_interval(value, len(few)))
         for warning in found.warnings:
-            if speaks_against(warning, len(few)):
+            if is_doubt(warning, len(few)):
                 doubts.append(f"AutoAttack ({norm}): {warning}")
             else:
                 result.notes.append(f"AutoAttack ({norm}): {warning}")
     return doubts
 
 
-def speaks_against(warning: str, n: int) -> bool:
-    """Fewer target classes than it would like are no weakness, nor is one image that only the Square attack breaks."""
+def is_doubt(warning: str, n: int) -> bool:
+    """Whether a warning of AutoAttack makes its result unreliable.
+
+    Too few target classes do not, nor does a single image that only the Square attack breaks.
+    """
     if "target classes in place of" in warning or "does not exist for" in warning:
         return False
     square = re.search(r"Square Attack has decreased the robust accuracy of ([\d.]+)\s*%", warning)

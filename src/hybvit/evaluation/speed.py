@@ -1,4 +1,4 @@
-"""What it costs on this machine: parameters, FLOPs, images/s to train, classify and sample, peak memory (Tables 8 and 13)."""
+"""Speed on this machine: parameters, FLOPs, images/s in training, classification and sampling, peak memory (Tables 8, 13)."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def run(ctx: Context) -> Result:
     if isinstance(model, HybridModel):
         train_speed(model, result)
     result.metrics["speed/peak_memory_mib"] = Metric(peak_mib(model.device), 1)
-    result.tables["precision"] = "fp32 to classify and sample, that of the configuration to train"
+    result.tables["precision"] = "fp32 to classify and sample; training as configured"
     return result
 
 
 def train_speed(model: HybridModel, result: Result) -> None:
-    """One optimisation step without the optimiser: forward and backward of the model's own objective."""
+    """A training step without the optimizer: forward and backward of the model's own objective."""
     cfg = model.cfg
     torch.manual_seed(0)
     net = build_network(cfg).to(model.device)
@@ -79,12 +79,12 @@ def gflop(call: Callable[[], object]) -> float:
 
 
 def median_seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Of a call, over repeats after one that warms up."""
+    """Median over the repeats, after one warm-up call."""
     return statistics.median(alternating({"call": call}, repeats)["call"])
 
 
 def peak_mib(device: torch.device) -> float:
-    """Of the GPU, if there is one, else of this process so far."""
+    """Peak memory of the GPU if the model is on one, else of this process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere

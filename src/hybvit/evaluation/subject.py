@@ -1,4 +1,4 @@
-"""What is evaluated: a model with the data that it is judged on, opened from what a user names or holds."""
+"""The subject of an evaluation: a model and its evaluation data, opened from names or taken as objects."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Subject:
     """A model and its data.
 
     Args:
-        name: of the model, for the record.
-        cfg: the configuration of a model of ours; None for an external model.
-        data_name: of the data set, as in ``data.name``.
-        source: of an external model: what it was made from, and a digest of that.
-        run: the run folder that the model was read from, if it was.
+        name: name of the model, for the record.
+        cfg: the configuration of a hybvit model; None for an external model.
+        data_name: name of the data set, as in ``data.name``.
+        source: for an external model, the file it is built from with a digest of its content.
+        run: the run folder that the model was read from, if any.
     """
 
     name: str
@@ -45,10 +45,10 @@ class Subject:
 
 
 def subject_of(model: Evaluable | str | os.PathLike[str], data: Dataset | str | os.PathLike[str] | None) -> Subject:
-    """The arguments of :func:`hybvit.evaluate`, opened.
+    """Open the model and the data that :func:`hybvit.evaluate` was given.
 
     Raises:
-        ConfigError: model and data do not fit, or an external model comes without data.
+        ConfigError: model and data do not fit, or an external model is given without data.
         DataError, CheckpointError: one of them cannot be read.
     """
     given = data if isinstance(data, Dataset) else None
@@ -63,11 +63,11 @@ def subject_of(model: Evaluable | str | os.PathLike[str], data: Dataset | str | 
 
 
 def open_subject(spec: str, dataset: str | None, root: str | None) -> Subject:
-    """A model by its path or name.
+    """Open a model by its path or name.
 
     Args:
-        dataset: name of the data set; None takes the model's own.
-        root: where the data are; None takes where they were in training.
+        dataset: name of the data set; None uses the model's own.
+        root: location of the data; None uses the location in training.
     """
     if is_adapter(spec):
         model, cfg, data = open_adapted(spec, dataset, root)
@@ -76,7 +76,7 @@ def open_subject(spec: str, dataset: str | None, root: str | None) -> Subject:
 
 
 def with_given(spec: str, data: Dataset) -> Subject:
-    """A model by its path or name, with data that are open already."""
+    """Open a model by its path or name; the data are already open."""
     if is_adapter(spec):
         external = adapt(spec, shape_of(data), len(data.classes))
         return replace(given_both(external, data), name=Path(spec).name, source=digest_of_source(spec))
@@ -86,7 +86,7 @@ def with_given(spec: str, data: Dataset) -> Subject:
 def given_both(model: Evaluable, data: Dataset) -> Subject:
     if shape_of(data) != tuple(model.image_shape):
         images, wanted = ("x".join(map(str, shape)) for shape in (shape_of(data), model.image_shape))
-        raise ConfigError(f"the data's images are {images}, the model takes {wanted} (channels x height x width)")
+        raise ConfigError(f"the data's images are {images}, but the model takes {wanted} (channels x height x width)")
     if isinstance(model, HybridModel):
         check_classes(model.cfg, data)
         return Subject("HybridModel", model, data, model.cfg, model.cfg.data.name)
@@ -95,7 +95,7 @@ def given_both(model: Evaluable, data: Dataset) -> Subject:
 
 
 def with_own_data(model: HybridModel, dataset: str | None, root: str | None) -> Subject:
-    """A model of ours on the data that it was trained on, or on others of as many classes."""
+    """A hybvit model on its own training data set, or on another with as many classes."""
     group = model.cfg.data
     if dataset is not None and dataset != group.name:
         group = replace(group, name=dataset, root=None, test_root=None)
@@ -108,9 +108,9 @@ def with_own_data(model: HybridModel, dataset: str | None, root: str | None) -> 
 
 
 def external_on(model: Evaluable, dataset: str | None, root: str | None) -> Subject:
-    """An external model that is there already, on data at its own size."""
+    """An external model object, on data resized to its input size."""
     if dataset is None and root is None:
-        raise ConfigError("data is None: say on which data an external model is to be judged, by a name (`hybvit datasets`)")
+        raise ConfigError("data is None: an external model needs data, such as a name from `hybvit datasets`")
     name = dataset or detect_format(str(root))
     data = open_dataset(DataConfig(name=name, root=root, resize=True), model.image_shape, max(1, len(model.classes)))
     check_number_of_classes(model, data)
@@ -133,7 +133,7 @@ def run_folder_of(spec: str) -> Path | None:
 
 
 def digest_of_source(spec: str) -> str:
-    """What an external model is made from, where that is a file."""
+    """The file that an external model is built from, with its SHA-256; empty if there is none."""
     return f"{spec} {hashlib.sha256(source.read_bytes()).hexdigest()}" if (source := source_of(spec)) else ""
 
 
@@ -147,9 +147,9 @@ def check_classes(cfg: Config, data: Dataset) -> None:
 
 
 def open_adapted(spec: str, dataset: str | None, root: str | None) -> tuple[Evaluable, Config, Dataset]:
-    """An external model by its name, with the data that it is to be judged on."""
+    """Open an external model by its name, with its evaluation data."""
     if dataset is None and root is None:
-        raise ConfigError(f"{spec}: say on which data it is to be judged: --dataset NAME (`hybvit datasets`) or --data DIR")
+        raise ConfigError(f"{spec}: an external model needs data: give --dataset NAME (`hybvit datasets`) or --data DIR")
     name = dataset or detect_format(str(root))
     if name not in (*CATALOG,) and root is None:
         raise ConfigError(f"--dataset {name!r}: it must be one of {', '.join(CATALOG)}")
@@ -159,7 +159,9 @@ def open_adapted(spec: str, dataset: str | None, root: str | None) -> tuple[Eval
         model: Adapted = adapt(spec, (channels, size, size), 0)
         channels, size, _ = model.image_shape
     cfg = Config(data=DataConfig(name=name, root=root, resize=True))
-    data = open_dataset(cfg.data, (channels, size, size), num_classes=10)  # of shards that do not list theirs
+    data = open_dataset(
+        cfg.data, (channels, size, size), num_classes=10
+    )  # num_classes is for shards that do not list their classes
     if not spec.partition(":")[0].endswith(".py"):
         model = adapt(spec, (channels, size, size), len(data.classes))
     if model.has_classes and data.classes and len(model.classes) != len(data.classes):
@@ -170,6 +172,6 @@ def open_adapted(spec: str, dataset: str | None, root: str | None) -> tuple[Eval
 
 
 def source_of(spec: str) -> Path | None:
-    """The file that an external model is made from."""
+    """The file that an external model is built from, if any."""
     path = Path(spec.partition(":")[0])
     return path if is_adapter(spec) and path.suffix == ".py" else None

@@ -1,4 +1,4 @@
-"""The suites of an evaluation, run or taken up one by one, and how their results are stored."""
+"""The suites of an evaluation: each is run, or read back if it is already stored."""
 
 from __future__ import annotations
 
@@ -22,41 +22,59 @@ from ..storage import make_folder, write_text
 from .context import Context, Picture, Result, Suite, lacking
 
 SUITES: dict[str, Suite] = {
-    "accuracy": Suite("How often the labels are right", frozenset({"classes", "labels"}), accuracy.run),
-    "calibration": Suite("Whether a probability means what it says", frozenset({"classes", "labels"}), calibration.run),
-    "ood": Suite("Whether it knows what it has not seen", frozenset(), ood.run),
-    "robustness": Suite("How it stands attacks", frozenset({"classes", "labels"}), robustness.run),
-    "likelihood": Suite("How likely the data are", frozenset({"denoiser"}), likelihood.run),
-    "fidelity": Suite("How good the samples are", frozenset({"samples"}), fidelity.run),
-    "quality": Suite("What it thinks of its own samples", frozenset({"samples", "classes"}), quality.run),
-    "speed": Suite("What it costs on this machine", frozenset(), speed.run),
+    "accuracy": Suite("Accuracy", "How often the predicted class is correct", frozenset({"classes", "labels"}), accuracy.run),
+    "calibration": Suite(
+        "Calibration",
+        "Whether predicted probabilities match observed frequencies",
+        frozenset({"classes", "labels"}),
+        calibration.run,
+    ),
+    "ood": Suite(
+        "Out-of-distribution detection", "Whether the model recognizes images unlike its training data", frozenset(), ood.run
+    ),
+    "robustness": Suite(
+        "Adversarial robustness", "How the classifier withstands attacks", frozenset({"classes", "labels"}), robustness.run
+    ),
+    "likelihood": Suite(
+        "Likelihood", "How likely the test images are under the model", frozenset({"denoiser"}), likelihood.run
+    ),
+    "fidelity": Suite(
+        "Sample fidelity", "How closely the samples resemble the training images", frozenset({"samples"}), fidelity.run
+    ),
+    "quality": Suite(
+        "The model's view of its own samples",
+        "How likely and how certain the classifier finds them",
+        frozenset({"samples", "classes"}),
+        quality.run,
+    ),
+    "speed": Suite("Speed", "What the model costs on this machine", frozenset(), speed.run),
 }
 ALL = tuple(SUITES)
 
 
 def check_suites(suites: Sequence[str] | str) -> tuple[str, ...]:
-    """Names of suites, several or as one string with commas, in the order in which they are run.
+    """Names of suites, as a sequence or one comma-separated string -> the names in the order of execution.
 
     Raises:
-        ConfigError: there is no such suite.
+        ConfigError: a suite is unknown.
     """
     names = suites.split(",") if isinstance(suites, str) else suites
     for name in names:
         if name not in SUITES:
-            raise ConfigError(f"suites: {name!r} is none of {', '.join(SUITES)}")
+            raise ConfigError(f"suites: {name!r} is unknown: choose from {', '.join(SUITES)}")
     return tuple(name for name in SUITES if name in names)
 
 
 def run_suites(ctx: Context, suites: Sequence[str], say: Callable[[str], None] = print, again: bool = False) -> dict[str, Any]:
-    """Run the suites that make sense for this model, or take up what was stored of them -> the record for results.json.
+    """Run the suites that apply to this model, or read their stored results -> the record for results.json.
 
-    What an earlier call stored of other suites is in the record too. Of several processes only the first writes files.
+    Results that an earlier call stored for other suites are included. With several processes only the first writes files.
 
     Args:
-        again: run a suite even where its result with these settings is stored.
+        again: run a suite even if its result with these settings is stored.
     """
     record: dict[str, Any] = {"suites": {}, "left_out": {}, "metrics": {}, "tables": {}, "notes": {}}
-    weights = ctx.fingerprint  # here, since all processes have to take part in it
+    weights = ctx.fingerprint  # computed here because all processes must take part
     for name in SUITES:
         if name not in suites:
             if stored_before(ctx, name, weights):
@@ -67,7 +85,7 @@ def run_suites(ctx: Context, suites: Sequence[str], say: Callable[[str], None] =
             record["left_out"][name] = reason
             say(f"{name}: left out, {reason}")
             continue
-        stored = run_or_take_up(ctx, name, say, again)
+        stored = run_or_read(ctx, name, say, again)
         add(record, name, stored)
         for note in stored["notes"]:
             say(f"  note: {note}")
@@ -76,17 +94,17 @@ def run_suites(ctx: Context, suites: Sequence[str], say: Callable[[str], None] =
     return record
 
 
-def run_or_take_up(ctx: Context, name: str, say: Callable[[str], None], again: bool) -> dict[str, Any]:
-    """The record of one suite, measured unless it is stored with the same settings."""
+def run_or_read(ctx: Context, name: str, say: Callable[[str], None], again: bool) -> dict[str, Any]:
+    """The record of one suite: read if it is stored with the same settings, measured otherwise."""
     facts = {"version": __version__, "data": ctx.data_name, "test_images": test_digest(ctx), "weights": ctx.fingerprint}
     settings = facts | ctx.options.of_suite(name)
     folder = ctx.folder / "evaluation" / name
     stored: dict[str, Any] | None = all_gather(None if again else read_stored(folder, settings))[0]
     if stored is not None:
-        say(f"{name}: taken from {folder} (--again measures anew)")
+        say(f"{name}: read from {folder} (--again measures it again)")
         return stored
     started = time.monotonic()
-    say(f"{name}: {SUITES[name].words.lower()} ...")
+    say(f"{name}: {SUITES[name].description.lower()} ...")
     result = SUITES[name].run(ctx)
     stored = as_record(result, settings, time.monotonic() - started)
     if rank() == 0:
@@ -102,7 +120,7 @@ def add(record: dict[str, Any], name: str, stored: dict[str, Any]) -> None:
 
 
 def stored_before(ctx: Context, name: str, weights: str) -> bool:
-    """Whether an earlier call measured a suite on these weights and this data set, with whatever settings it records."""
+    """Whether an earlier call measured a suite on these weights and test images, whatever its other settings."""
     try:
         settings = json.loads((ctx.folder / "evaluation" / name / "result.json").read_text())["settings"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -111,7 +129,7 @@ def stored_before(ctx: Context, name: str, weights: str) -> bool:
 
 
 def test_digest(ctx: Context) -> str:
-    """Number and SHA-256 of some of the test images: results on others are not used."""
+    """Number of test images and a SHA-256 of some, so that results on other images are not reused."""
     few = ctx.data.test.subsample(256)
     digest = hashlib.sha256(few.in_memory.numpy().tobytes())
     if few.labels is not None:
@@ -122,7 +140,7 @@ def test_digest(ctx: Context) -> str:
 def as_record(result: Result, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
     for name, metric in result.metrics.items():
         if not math.isfinite(metric.value):
-            raise DataError(f"{name} is {metric.value}: the model's answers are not finite numbers")
+            raise DataError(f"{name} is {metric.value}: the model's outputs are not finite")
     return {
         "settings": settings,
         "seconds": round(seconds, 2),
@@ -138,10 +156,10 @@ def as_record(result: Result, settings: dict[str, Any], seconds: float) -> dict[
 
 
 def store(folder: Path, stored: dict[str, Any], pictures: dict[str, Picture]) -> None:
-    """Pictures first: a folder with result.json is complete."""
+    """Write a suite's files, result.json last: a folder that has it is complete."""
     make_folder(folder)
     for old in (*folder.glob("*.png"), *folder.glob("*.svg")):
-        old.unlink()  # an earlier measurement may have made others
+        old.unlink()  # an earlier measurement may have left others
     for name, picture in pictures.items():
         if isinstance(picture.content, Image.Image):
             save_image(picture.content, folder / f"{name}.png")
@@ -151,7 +169,7 @@ def store(folder: Path, stored: dict[str, Any], pictures: dict[str, Picture]) ->
 
 
 def read_stored(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """What was stored of a suite, if it was measured with these settings on these weights."""
+    """The stored record of a suite, if it was measured with these settings on these weights; else None."""
     try:
         stored = json.loads((folder / "result.json").read_text())
     except (OSError, ValueError):

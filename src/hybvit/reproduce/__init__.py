@@ -1,1 +1,1 @@
-"""The paper's tables and figures: what they need, what came out, and the paper's own printed figures beside it."""
+"""Reproduction of the paper's tables and figures: the runs they need, their results, and the published figures."""

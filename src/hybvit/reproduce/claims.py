@@ -1,4 +1,4 @@
-"""What the paper says of its tables, as comparisons that a reproduction can be asked about."""
+"""The paper's claims about its tables, as comparisons that a reproduction can test."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ class Claim(NamedTuple):
     """``left`` compared with ``right`` in one column of a table.
 
     Args:
-        words: what the paper says.
-        column: of the table.
+        statement: the paper's claim.
+        column: column of the table.
         left, right: presets.
-        relation: ``higher``, ``lower``, ``close`` (within ``margin``, in the column's unit), ``alike`` (within that share
-            of each other), ``ratio`` (left / right, no verdict), or ``diverges`` (left alone).
-        group: of the rows, where a table has several.
+        relation: ``higher``, ``lower``, ``close`` (within ``margin``, in the column's unit), ``alike`` (within that fraction
+            of each other), ``ratio`` (left / right, no verdict), or ``diverges`` (of left only).
+        group: group of the rows, where a table has several.
     """
 
-    words: str
+    statement: str
     column: str
     left: str
     right: str
@@ -30,7 +30,7 @@ class Claim(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The two figures, and what they say: holds, does not hold, too close to call, or a ratio."""
+    """The two figures and the outcome: holds, does not hold, too close to call, or a ratio."""
 
     left: Measured
     right: Measured
@@ -39,10 +39,10 @@ class Verdict(NamedTuple):
 
 CLAIMS: dict[str, tuple[Claim, ...]] = {
     "table1": (
-        Claim("HybViT labels within a point of ViT", "accuracy", "cifar10", "cifar10_vit", "close", 1.0),
-        Claim("ViT labels within a point of WRN", "accuracy", "cifar10_vit", "cifar10_wrn28_10", "close", 1.0),
-        Claim("HybViT labels better than JEM", "accuracy", "cifar10", "cifar10_jem", "higher"),
-        Claim("HybViT labels better than JEM++", "accuracy", "cifar10", "cifar10_jempp", "higher"),
+        Claim("HybViT's accuracy is within a point of ViT's", "accuracy", "cifar10", "cifar10_vit", "close", 1.0),
+        Claim("ViT's accuracy is within a point of WRN's", "accuracy", "cifar10_vit", "cifar10_wrn28_10", "close", 1.0),
+        Claim("HybViT classifies better than JEM", "accuracy", "cifar10", "cifar10_jem", "higher"),
+        Claim("HybViT classifies better than JEM++", "accuracy", "cifar10", "cifar10_jempp", "higher"),
         Claim("GenViT's samples are better than HybViT's", "fid", "cifar10_genvit", "cifar10", "lower"),
         Claim("HybViT's samples are better than JEM's", "fid", "cifar10", "cifar10_jem", "lower"),
         Claim("HybViT's samples are better than JEM++'s", "fid", "cifar10", "cifar10_jempp", "lower"),
@@ -51,10 +51,16 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         Claim("JEM++ diverges easily", "", "cifar10_jempp", "cifar10_jempp", "diverges"),
     ),
     "table3": (
-        Claim("ViT's log p(x) knows SVHN better than JEM's", "auroc_svhn", "cifar10_vit", "cifar10_jem", "higher"),
-        Claim("HybViT's log p(x) knows SVHN better than JEM's", "auroc_svhn", "cifar10", "cifar10_jem", "higher"),
-        Claim("ViT's knows interpolations better than JEM's", "auroc_interpolation", "cifar10_vit", "cifar10_jem", "higher"),
-        Claim("HybViT's knows SVHN as well as ViT's", "auroc_svhn", "cifar10", "cifar10_vit", "close", 0.02),
+        Claim("ViT's log p(x) detects SVHN better than JEM's", "auroc_svhn", "cifar10_vit", "cifar10_jem", "higher"),
+        Claim("HybViT's log p(x) detects SVHN better than JEM's", "auroc_svhn", "cifar10", "cifar10_jem", "higher"),
+        Claim(
+            "ViT's log p(x) detects interpolations better than JEM's",
+            "auroc_interpolation",
+            "cifar10_vit",
+            "cifar10_jem",
+            "higher",
+        ),
+        Claim("HybViT's log p(x) detects SVHN as well as ViT's", "auroc_svhn", "cifar10", "cifar10_vit", "close", 0.02),
     ),
     "table4": (Claim("HybViT's bound is close to GenViT's", "bits_per_dim", "cifar10", "cifar10_genvit", "alike", 0.05),),
     "figure6": (
@@ -62,59 +68,66 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         Claim("WRN is better calibrated than HybViT", "ece", "cifar10_wrn28_10", "cifar10", "lower"),
     ),
     "figure12": (
-        Claim("strong augmentation calibrates ViT better", "ece", "cifar10_vit", "cifar10_vit_weak", "lower"),
-        Claim("strong augmentation calibrates HybViT better", "ece", "cifar10", "cifar10_weak", "lower"),
+        Claim("strong augmentation improves ViT's calibration", "ece", "cifar10_vit", "cifar10_vit_weak", "lower"),
+        Claim("strong augmentation improves HybViT's calibration", "ece", "cifar10", "cifar10_weak", "lower"),
     ),
     "table5": (
-        Claim("five times the training labels better (ViT)", "accuracy", "cifar10_vit", "cifar10_vit_epochs100", "higher"),
-        Claim("five times the training labels better (HybViT)", "accuracy", "cifar10", "cifar10_epochs100", "higher"),
-        Claim("five times the training samples better (GenViT)", "fid", "cifar10_genvit", "cifar10_genvit_epochs100", "lower"),
-        Claim("five times the training samples better (HybViT)", "fid", "cifar10", "cifar10_epochs100", "lower"),
+        Claim("five times the training improves ViT's accuracy", "accuracy", "cifar10_vit", "cifar10_vit_epochs100", "higher"),
+        Claim("five times the training improves HybViT's accuracy", "accuracy", "cifar10", "cifar10_epochs100", "higher"),
+        Claim(
+            "five times the training improves GenViT's samples", "fid", "cifar10_genvit", "cifar10_genvit_epochs100", "lower"
+        ),
+        Claim("five times the training improves HybViT's samples", "fid", "cifar10", "cifar10_epochs100", "lower"),
     ),
     "table6": (
-        Claim("alpha 10 labels better than alpha 100", "accuracy", "cifar10_alpha10", "cifar10", "higher"),
-        Claim("alpha 10 samples better than alpha 1", "fid", "cifar10_alpha10", "cifar10_alpha1", "lower"),
-        Claim("alpha 100 samples better than alpha 10", "fid", "cifar10", "cifar10_alpha10", "lower"),
-        Claim("half the heads label as well", "accuracy", "cifar10_heads6", "cifar10", "close", 1.0),
-        Claim("half the heads sample worse", "fid", "cifar10", "cifar10_heads6", "lower"),
-        Claim("deeper labels better", "accuracy", "cifar10_depth12", "cifar10_depth6", "higher"),
-        Claim("deeper samples better", "fid", "cifar10_depth12", "cifar10_depth6", "lower"),
-        Claim("wider labels better", "accuracy", "cifar10_dim768", "cifar10_dim192", "higher"),
-        Claim("wider samples better (HybViT)", "fid", "cifar10_dim768", "cifar10_dim192", "lower"),
-        Claim("wider samples better (GenViT)", "fid", "cifar10_genvit_dim768", "cifar10_genvit_dim192", "lower"),
+        Claim("alpha 10 classifies better than alpha 100", "accuracy", "cifar10_alpha10", "cifar10", "higher"),
+        Claim("alpha 10 gives better samples than alpha 1", "fid", "cifar10_alpha10", "cifar10_alpha1", "lower"),
+        Claim("alpha 100 gives better samples than alpha 10", "fid", "cifar10", "cifar10_alpha10", "lower"),
+        Claim("half the heads classify as well", "accuracy", "cifar10_heads6", "cifar10", "close", 1.0),
+        Claim("half the heads give worse samples", "fid", "cifar10", "cifar10_heads6", "lower"),
+        Claim("a deeper network classifies better", "accuracy", "cifar10_depth12", "cifar10_depth6", "higher"),
+        Claim("a deeper network gives better samples", "fid", "cifar10_depth12", "cifar10_depth6", "lower"),
+        Claim("a wider network classifies better", "accuracy", "cifar10_dim768", "cifar10_dim192", "higher"),
+        Claim("a wider HybViT gives better samples", "fid", "cifar10_dim768", "cifar10_dim192", "lower"),
+        Claim("a wider GenViT gives better samples", "fid", "cifar10_genvit_dim768", "cifar10_genvit_dim192", "lower"),
     ),
     "table7": (
-        Claim("smaller patches label better", "accuracy", "stl10_short_patch4", "stl10_short_patch12", "higher"),
-        Claim("the largest patch samples far worse", "fid", "stl10_short_patch8", "stl10_short_patch12", "lower"),
-        Claim("the smallest patch samples no better", "fid", "stl10_short_patch4", "stl10_short_patch8", "alike", 0.05),
+        Claim("smaller patches classify better", "accuracy", "stl10_short_patch4", "stl10_short_patch12", "higher"),
+        Claim("the largest patches give far worse samples", "fid", "stl10_short_patch8", "stl10_short_patch12", "lower"),
+        Claim("the smallest patches give no better samples", "fid", "stl10_short_patch4", "stl10_short_patch8", "alike", 0.05),
     ),
     "table8": (
-        Claim("HybViT takes longer than GenViT by", "minutes_per_epoch", "cifar10", "cifar10_genvit", "ratio"),
-        Claim("HybViT takes longer than ViT by", "minutes_per_epoch", "cifar10", "cifar10_vit", "ratio"),
-        Claim("JEM (K = 20) takes longer than HybViT by", "minutes_per_epoch", "cifar10_jem", "cifar10", "ratio"),
-        Claim("JEM++ (K = 10) takes longer than HybViT by", "minutes_per_epoch", "cifar10_jempp_k10", "cifar10", "ratio"),
+        Claim("time per epoch, HybViT over GenViT", "minutes_per_epoch", "cifar10", "cifar10_genvit", "ratio"),
+        Claim("time per epoch, HybViT over ViT", "minutes_per_epoch", "cifar10", "cifar10_vit", "ratio"),
+        Claim("time per epoch, JEM (K = 20) over HybViT", "minutes_per_epoch", "cifar10_jem", "cifar10", "ratio"),
+        Claim("time per epoch, JEM++ (K = 10) over HybViT", "minutes_per_epoch", "cifar10_jempp_k10", "cifar10", "ratio"),
     ),
     "table10": (
-        Claim("strong augmentation labels better (ViT)", "accuracy", "cifar10_vit", "cifar10_vit_weak", "higher"),
-        Claim("strong augmentation labels better (HybViT)", "accuracy", "cifar10", "cifar10_weak", "higher"),
-        Claim("weak augmentation samples a little better", "fid", "cifar10_weak", "cifar10", "lower"),
+        Claim("strong augmentation improves ViT's accuracy", "accuracy", "cifar10_vit", "cifar10_vit_weak", "higher"),
+        Claim("strong augmentation improves HybViT's accuracy", "accuracy", "cifar10", "cifar10_weak", "higher"),
+        Claim("weak augmentation gives slightly better samples", "fid", "cifar10_weak", "cifar10", "lower"),
     ),
     "table12": (
         Claim(
-            "weak augmentation makes HybViT sturdier, 4/255", "pgd_linf_4", "cifar10_weak", "cifar10", "higher", group="L-inf"
+            "weak augmentation makes HybViT more robust, 4/255",
+            "pgd_linf_4",
+            "cifar10_weak",
+            "cifar10",
+            "higher",
+            group="L-inf",
         ),
         Claim(
-            "weak augmentation makes HybViT sturdier, 100/255", "pgd_l2_100", "cifar10_weak", "cifar10", "higher", group="L2"
+            "weak augmentation makes HybViT more robust, 100/255", "pgd_l2_100", "cifar10_weak", "cifar10", "higher", group="L2"
         ),
-        Claim("HybViT stands 4/255 as well as ViT", "pgd_linf_4", "cifar10", "cifar10_vit", "close", 2.0, "L-inf"),
-        Claim("ViT is sturdier than WRN, 4/255", "pgd_linf_4", "cifar10_vit", "cifar10_wrn28_10", "higher", group="L-inf"),
-        Claim("HybViT is sturdier than WRN, 4/255", "pgd_linf_4", "cifar10", "cifar10_wrn28_10", "higher", group="L-inf"),
+        Claim("HybViT is as robust as ViT, 4/255", "pgd_linf_4", "cifar10", "cifar10_vit", "close", 2.0, "L-inf"),
+        Claim("ViT is more robust than WRN, 4/255", "pgd_linf_4", "cifar10_vit", "cifar10_wrn28_10", "higher", group="L-inf"),
+        Claim("HybViT is more robust than WRN, 4/255", "pgd_linf_4", "cifar10", "cifar10_wrn28_10", "higher", group="L-inf"),
     ),
 }
 
 
 def verdict(claim: Claim, left: Measured | None, right: Measured | None) -> Verdict | None:
-    """Whether it holds by more than the 95 % interval of the difference; None where one of the two figures is not there."""
+    """Whether a claim holds by more than the 95 % interval of the difference; None if either figure is missing."""
     if left is None or right is None:
         return None
     if claim.relation == "ratio":
@@ -131,7 +144,7 @@ def verdict(claim: Claim, left: Measured | None, right: Measured | None) -> Verd
 
 
 def towards(figure: Measured, direction: float) -> float:
-    """The part of the interval on one side: that which faces the other figure."""
+    """The half-width of the interval on the side that faces the other figure."""
     if figure.low is None or figure.high is None:
         return 0.0
     return max(figure.high - figure.value if direction > 0 else figure.value - figure.low, 0.0)

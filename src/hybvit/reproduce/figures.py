@@ -1,4 +1,4 @@
-"""The paper's figures from what the runs left behind: pictures as PNG, drawings as SVG."""
+"""The paper's figures, drawn from the stored results of the runs: pictures as PNG, plots as SVG."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from .tables import FIGURES, Row, measured
 
 Drawn = Image.Image | str
 FIRST_CLASS_FIGURE = 15
-GRID_COLUMNS = 10  # of the pictures of samples
-NOISE_TIMES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # shares of T
+GRID_COLUMNS = 10  # of a sample grid
+NOISE_TIMES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # fractions of T
 SHORT_NAMES = {
     "cifar10": "HybViT",
     "cifar10_vit": "ViT",
@@ -47,10 +47,10 @@ def draw(
     records: Mapping[str, dict[str, Any]],
     scale: Scale,
 ) -> dict[str, Drawn]:
-    """File name without its ending -> picture; empty where nothing is there yet.
+    """File name without extension -> picture; empty while no run is available.
 
     Args:
-        homes, configs, records: by preset: the run folder, the configuration, and what is known about it.
+        homes, configs, records: run folder, configuration and record, each by preset.
     """
     there = [run for run in FIGURES[name].runs if run in records]
     number = name.removeprefix("figure")
@@ -69,14 +69,14 @@ def draw(
     if not there:
         return {}
     if name in ("figure10", "figure11"):
-        return own_judgement(name, homes["cifar10"], "logpx" if name == "figure10" else "confidence")
+        return view_of_samples(name, homes["cifar10"], "logpx" if name == "figure10" else "confidence")
     if name == "figure13":
         return samples_along_training(name, homes["cifar10"], configs["cifar10"]) if "cifar10" in there else {}
     return best_and_worst(name, homes["cifar10"], int(number) - FIRST_CLASS_FIGURE)
 
 
 def noising(cfg: Config) -> Image.Image:
-    """A few images (rows) at growing times (columns): q(x_t | x_0), Eqs. 9-10."""
+    """A few images (rows) at increasing times (columns): q(x_t | x_0), Eqs. 9-10."""
     diffusion, images = cfg.diffusion.build(), open_dataset(cfg.data, cfg.model.image_shape).test.first(4)
     x = to_x(images.take(torch.arange(4))[0])
     noise = torch.randn(x.shape, generator=generator(0, "noise"))
@@ -104,9 +104,9 @@ def filled(values: list[float | None]) -> list[float]:
 
 
 def along_training(name: str, there: list[str], records: Mapping[str, dict[str, Any]], scale: Scale) -> dict[str, Drawn]:
-    """Accuracy, and the Frechet distance, against the step."""
+    """Accuracy and Frechet distance against the training step."""
     found: dict[str, Drawn] = {}
-    for column, words in (("accuracy", "accuracy in %"), ("fid", "Frechet distance")):
+    for column, label in (("accuracy", "accuracy in %"), ("fid", "Frechet distance")):
         lines = {}
         for run in there:
             points = []
@@ -117,13 +117,13 @@ def along_training(name: str, there: list[str], records: Mapping[str, dict[str, 
             if points:
                 lines[SHORT_NAMES[run]] = points
         if lines:
-            found[f"{name}_{column}"] = plots.curves(lines, "step", words, from_zero=column == "fid")
+            found[f"{name}_{column}"] = plots.curves(lines, "step", label, from_zero=column == "fid")
     return found
 
 
 def under_attack(name: str, there: list[str], records: Mapping[str, dict[str, Any]], scale: Scale) -> dict[str, Drawn]:
     found: dict[str, Drawn] = {}
-    for norm, words in (("linf", "L-inf"), ("l2", "L2")):
+    for norm, label in (("linf", "L-inf"), ("l2", "L2")):
         lines = {}
         for run in there:
             prefix = f"robustness/pgd_{norm}_"
@@ -135,12 +135,12 @@ def under_attack(name: str, there: list[str], records: Mapping[str, dict[str, An
             if points:
                 lines[SHORT_NAMES[run]] = sorted(points)
         if lines:
-            found[f"{name}_{norm}"] = plots.curves(lines, f"eps ({words}) in 1/255", "accuracy in %")
+            found[f"{name}_{norm}"] = plots.curves(lines, f"eps ({label}) in 1/255", "accuracy in %")
     return found
 
 
 def stored(run: Path, suite: str, name: str) -> Drawn | None:
-    """A picture of a run's evaluation, as the stored result lists it."""
+    """A picture that a run's stored evaluation lists, or None."""
     folder = run / "evaluation" / suite
     if not (folder / "result.json").is_file() or name not in json.loads((folder / "result.json").read_text())["pictures"]:
         return None
@@ -149,15 +149,15 @@ def stored(run: Path, suite: str, name: str) -> Drawn | None:
     return (folder / f"{name}.svg").read_text() if (folder / f"{name}.svg").is_file() else None
 
 
-def own_judgement(name: str, run: Path, score: str) -> dict[str, Drawn]:
-    """The scores of samples by class, and the best and worst samples of each class."""
+def view_of_samples(name: str, run: Path, score: str) -> dict[str, Drawn]:
+    """The model's scores of its own samples by class, and the best and worst samples of each class."""
     parts = {"by_class": f"{score}_by_class", "best": f"best_{score}", "worst": f"worst_{score}"}
     found = {f"{name}_{word}": stored(run, "quality", picture) for word, picture in parts.items()}
     return {word: picture for word, picture in found.items() if picture is not None}
 
 
 def samples_along_training(name: str, run: Path, cfg: Config) -> dict[str, Drawn]:
-    """One row of the same ten seeds for each snapshot, the earliest above, the finished run below."""
+    """One row of the same ten seeds per snapshot, from the earliest at the top to the finished run at the bottom."""
     strips = []
     for folder in (*snapshots_of(run, cfg), run):
         picture = stored(folder, "fidelity", "samples")
@@ -176,7 +176,7 @@ def samples_along_training(name: str, run: Path, cfg: Config) -> dict[str, Drawn
 
 
 def best_and_worst(name: str, run: Path, k: int) -> dict[str, Drawn]:
-    """Of one class: the best samples by log p(x) above, the worst below; empty where the network saw too few of the class."""
+    """One class: its best samples by log p(x) above, its worst below; empty if too few samples were assigned to the class."""
     shares = run / "evaluation" / "quality" / "result.json"
     if not shares.is_file():
         return {}

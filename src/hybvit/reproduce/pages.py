@@ -1,4 +1,4 @@
-"""The files of a reproduction: a table as Markdown, CSV, HTML and a drawing; the figures; index.html with all of them."""
+"""The output files of a reproduction: tables as Markdown, CSV, HTML and plots; the figures; index.html with all of them."""
 
 from __future__ import annotations
 
@@ -32,11 +32,14 @@ def write_out(
     records: dict[str, dict[str, Any]],
     say: Callable[[str], None],
 ) -> list[Exception]:
-    """records.json, a Markdown file, a CSV file and a drawing per table, the figures, and index.html with these and all that
-    earlier calls made -> what could not be drawn."""
+    """Write records.json, the tables, the figures and index.html -> the errors of figures that could not be drawn.
+
+    index.html also shows the tables and figures of earlier calls.
+    """
     write_text(folder / RECORDS, json.dumps({"scale": scale.name, "runs": records}, indent=1) + "\n")
     page = [
-        f"<h1>The paper's tables and figures, {html.escape(scale.name)} scale</h1><p class=sub>{html.escape(scale.words)}</p>"
+        f"<h1>The paper's tables and figures, {html.escape(scale.name)} scale</h1>"
+        f"<p class=sub>{html.escape(scale.description)}</p>"
     ]
     configs = {run: cfg for run in PRESETS if (cfg := configuration(run, scale, fields)) is not None}
     homes = {run: folder / run_dir(run, scale) for run in configs}
@@ -66,20 +69,20 @@ def write_out(
 
 
 def write_table(name: str, folder: Path, scale: Scale, records: dict[str, dict[str, Any]]) -> str:
-    """A table as Markdown, CSV, a drawing and a page of its own -> its section of the common page."""
+    """Write a table as Markdown, CSV, a plot and an HTML page -> its section of index.html."""
     write_text(folder / f"{name}.md", render.markdown(name, records, scale))
     write_text(folder / f"{name}.csv", render.as_csv(name, records, scale))
     section = render.as_html(name, records, scale)
     drawn = render.drawing(name, records, scale)
     if drawn is not None:
         write_text(folder / f"{name}.svg", drawn)
-        section += figure(folder / f"{name}.svg", "published (hollow) and ours (filled, with its 95 % interval)")
+        section += figure(folder / f"{name}.svg", "published (hollow) and ours (filled, with 95 % intervals)")
     write_text(folder / f"{name}.html", render.document(f"{name}, {scale.name}", [section]))
     return section
 
 
 def save_figure(name: str, pictures: dict[str, figures.Drawn], folder: Path) -> list[Path]:
-    """The pictures of a figure in place of those that an earlier call drew."""
+    """Save the pictures of a figure, replacing those of an earlier call."""
     for old in folder.glob(f"{name}[._]*"):
         old.unlink()
     return [save_drawn(picture, folder / stem) for stem, picture in pictures.items()]
@@ -89,11 +92,11 @@ def figure_section(name: str, paths: list[Path], verdicts: list[list[str]]) -> s
     shown = "".join(figure(path, path.stem) for path in paths)
     number, title = name.removeprefix("figure"), html.escape(FIGURES[name].title)
     section = f"<h2 id={name}>Figure {number}. {title}</h2><div class=row>{shown}</div>"
-    return section + (render.html_table(render.SAYS, verdicts) if verdicts else "")
+    return section + (render.html_table(render.CLAIM_HEADS, verdicts) if verdicts else "")
 
 
 def footer(records: dict[str, dict[str, Any]]) -> str:
-    """What all of it rests on."""
+    """Seeds, training time and environment behind the page."""
     facts = ", ".join(f"{key} {value}" for key, value in environment().items())
     seeds = sorted({record["seed"] for record in records.values() if "seed" in record})
     hours = sum(record.get("training", {}).get("seconds", 0) for record in records.values()) / 3600

@@ -1,4 +1,4 @@
-"""What the paper prints in Tables 1 to 13, and what later systems reached, to set measured figures beside."""
+"""The figures of the paper's Tables 1 to 13 and of later systems, for comparison with measured ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILE = ASSETS / "published.json"
 
 
 class Printed(float):
-    """A number that is written as it was printed: 38.0 stays 38.0."""
+    """A number that keeps its printed form: 38.0 stays 38.0."""
 
     def __new__(cls, text: str) -> Printed:
         number = super().__new__(cls, text)
@@ -35,11 +35,11 @@ class PublishedRow:
 
     Args:
         table: ``table1`` to ``table13``, or ``later``.
-        group: what the row stands under: a data set, a kind of model, a score, a norm; empty where a table has no groups.
-        model: its label, readable; in Table 9 a hyper-parameter.
+        group: the heading above the row: a data set, a kind of model, a score, a norm; empty if the table has no groups.
+        model: readable label of the row; in Table 9 a hyperparameter.
         source: ``this paper``, or the publication of the system.
-        values: column id -> number, or words where the paper has words; a cell that is empty or a dash is not there.
-        printed: the label as the paper's text has it.
+        values: column id -> number, or text where the paper has text; empty cells and dashes are absent.
+        printed: the label as printed in the paper.
     """
 
     table: str
@@ -56,9 +56,9 @@ class PublishedTable:
 
     Args:
         name: ``table1`` to ``table13``.
-        title: what it is about, in our words.
+        title: its subject, in our words.
         data: the data set or sets.
-        note: what a reader must know, or nothing.
+        note: what a reader must know, or empty.
         columns: column id -> heading with its unit.
         rows: in the paper's order.
     """
@@ -133,7 +133,7 @@ def row(table: str, model: str, group: str | None = None) -> PublishedRow:
 
     Args:
         table: ``table1`` to ``table13``.
-        model: a label as in :attr:`PublishedRow.model`.
+        model: label as in :attr:`PublishedRow.model`.
         group: needed where a table has the model in several groups.
 
     Raises:

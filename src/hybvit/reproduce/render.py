@@ -1,4 +1,4 @@
-"""Tables as published, ours and the difference: Markdown, HTML, CSV and a drawing; and what holds of what the paper says."""
+"""Tables of published figures, ours and the difference, as Markdown, HTML, CSV and a plot; verdicts on the paper's claims."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .scales import Scale
 from .tables import BASE, TIMED, Measured, Row, measured, rows, table
 
 Records = Mapping[str, dict[str, Any]]
-SAYS = ["The paper says", "by its figures", "by ours", "here"]
-ONCE, NOT_ONCE = "holds, in one run", "not in one run"
-WIDE = 5  # more columns than this, and a model's figures stand in lines under each other
+CLAIM_HEADS = ["The paper's claim", "published", "ours", "verdict"]
+ONCE, NOT_ONCE = "holds (one run)", "does not hold (one run)"
+WIDE = 5  # with more columns than this, published and ours are rows instead of columns
 DECIMALS = {"auroc": 2, "bits_per_dim": 2, "hours": 2, "minutes_per_epoch": 2, "parameters_millions": 2, "inception_score": 2}
-FAMILIES = ("inception_score", "fid")  # columns whose name on our side depends on the extractor
-GROUPS_TELL_ROWS_APART = ("table2", "table11", "table12")
+FAMILIES = ("inception_score", "fid")  # columns whose metric on our side depends on the extractor
+TABLES_WITH_REPEATED_LABELS = ("table2", "table11", "table12")
 
 
 class Cell:
-    """One figure: published, ours, and the difference where both are of one kind."""
+    """One figure: published, ours, and the difference where the two are comparable."""
 
     def __init__(self, column: str, published: float | str | None, ours: Measured | None, comparable: bool) -> None:
         self.column, self.published, self.ours = column, published, ours
@@ -60,7 +60,7 @@ def decimals(column: str) -> int:
 
 
 def comparable(scale: Scale) -> bool:
-    """Whether the difference to the published figure says anything: not on other data, by other networks."""
+    """Whether a difference from the published figure is meaningful; with other data and other networks it is not."""
     return scale.name == "full"
 
 
@@ -74,7 +74,7 @@ def cells(name: str, row: Row, records: Records, scale: Scale) -> dict[str, Cell
 
 
 def heading_of(column: str, name: str, records: Records, scale: Scale) -> str:
-    """Our side of a column: the extractor and the number of samples, or the set that it was measured with."""
+    """The heading of our side of a column: the metric with extractor and number of samples, or the set it was measured on."""
     if column in FAMILIES:
         runs = {row.run for row in rows(name) if row.run}
         metrics = {metric for run in runs for metric in records.get(run, {}).get("metrics", {})}
@@ -89,7 +89,7 @@ def heading_of(column: str, name: str, records: Records, scale: Scale) -> str:
 
 
 def grid_of(name: str, records: Records, scale: Scale) -> tuple[list[str], list[list[str]]]:
-    """Heads and lines of a table, as text."""
+    """The heads and rows of a table, as text."""
     published, lines = table(name, scale), list[list[str]]()
     columns = [column for column in published.columns if column != "augmentation"]
     wide = len(columns) > WIDE
@@ -120,7 +120,7 @@ def grid_of(name: str, records: Records, scale: Scale) -> tuple[list[str], list[
 
 
 def trained(row: Row, records: Records) -> str:
-    """What stands behind our figures: network, parameters, steps of its batch, and whether it diverged."""
+    """The run behind our figures: network, parameters, steps and batch size, and whether it diverged."""
     record = records.get(row.run or "", {})
     training = record.get("training", {})
     if not training:
@@ -131,13 +131,13 @@ def trained(row: Row, records: Records) -> str:
 
 
 def footnotes(name: str, records: Records) -> list[str]:
-    """Why runs of a table stopped."""
+    """The reasons why runs of a table diverged."""
     runs = dict.fromkeys(row.run for row in rows(name) if row.run and "diverged" in records.get(row.run, {}))
     return [f"`{run}` diverged: {records[run]['diverged']}" for run in runs]
 
 
 def facts(name: str, records: Records, scale: Scale) -> str:
-    """Data, seeds, hardware and hours behind our figures of a table, in a line."""
+    """Data, seeds, hardware and training hours behind our figures of a table, in one line."""
     runs = dict.fromkeys(row.run for row in rows(name) if row.run)
     own = [records[run] for run in runs if "data" in records.get(run, {})]
     if not own:
@@ -145,7 +145,7 @@ def facts(name: str, records: Records, scale: Scale) -> str:
     if set(TIMED) & set(table(name, scale).columns):
         took = next((record["timing"] for record in records.values() if "timing" in record), None)
         machine = machine_of({"environment": took["environment"]}) if took else ""
-        return f"Ours: {scale.name} scale; training steps timed side by side on {machine}." if took else ""
+        return f"Ours: {scale.name} scale; training steps of all systems timed alternately on {machine}." if took else ""
     data = ", ".join(dict.fromkeys(record["data"] for record in own))
     seeds = ", ".join(dict.fromkeys(str(record["seed"]) for record in own))
     machines = ", ".join(dict.fromkeys(machine_of(record) for record in own))
@@ -163,7 +163,7 @@ def machine_of(record: dict[str, Any]) -> str:
 
 
 def drop_empty(heads: list[str], lines: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """Without columns that hold nothing, as the differences of what cannot be compared."""
+    """Drop columns without content, such as differences between figures that are not comparable."""
     kept = [i for i in range(len(heads)) if i == 0 or any(line[i] for line in lines)]
     return [heads[i] for i in kept], [[line[i] for i in kept] for line in lines]
 
@@ -173,7 +173,7 @@ def short(heading: str) -> str:
 
 
 def as_csv(name: str, records: Records, scale: Scale) -> str:
-    """One line per figure: what was published, what ours is with its interval, on which data, seed and hours of training."""
+    """One line per figure: published, ours with its interval, data, seed and training hours."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = ["table", "group", "model", "source", "preset", "column", "published", "ours", "low", "high", "difference"]
@@ -197,7 +197,7 @@ def as_csv(name: str, records: Records, scale: Scale) -> str:
 
 
 def against_base(name: str, records: Records, scale: Scale) -> tuple[list[str], list[list[str]]]:
-    """What each row changes against the table's base row, published and ours: points, or a factor for distances and times."""
+    """The difference of each row from the table's base row, published and ours: points, or a factor for distances and times."""
     base = next((row for row in rows(name) if row.model == BASE.get(name)), None)
     if base is None:
         return [], []
@@ -217,7 +217,7 @@ def against_base(name: str, records: Records, scale: Scale) -> tuple[list[str], 
                     change(column, cell.ours and cell.ours.value, was.ours and was.ours.value),
                 ]
         lines.append(line)
-    lines = [line for line in lines if any(line[2::2])]  # something of ours
+    lines = [line for line in lines if any(line[2::2])]  # keep rows with a figure of ours
     return (heads, lines) if lines else ([], [])
 
 
@@ -228,31 +228,31 @@ def change(column: str, now: float | str | None, before: float | str | None) -> 
 
 
 def verdicts(name: str, records: Records, scale: Scale) -> list[list[str]]:
-    """What the paper says of a table or figure, by its figures and by ours: claim, published, ours, what ours say."""
+    """The paper's claims about a table or figure: claim, published figures, our figures, verdict on ours."""
     found = []
     for claim in CLAIMS.get(name, ()):
         if claim.relation == "diverges":
             record = records.get(claim.left, {})
             if "training" in record:
-                found.append([claim.words, "", "", ONCE if "diverged" in record else NOT_ONCE])
+                found.append([claim.statement, "", "", ONCE if "diverged" in record else NOT_ONCE])
             continue
         pair = [row_of(name, claim.group, run) for run in (claim.left, claim.right)]
         ours = verdict(claim, *(measured(claim.column, row, records.get(row.run or ""), scale) for row in pair))
         if ours is None:
             continue
         theirs = verdict(claim, *(published_figure(row, claim.column) for row in pair))
-        found.append([stood_in(claim.words, scale), figures_of(claim, theirs), figures_of(claim, ours), ours.outcome])
+        found.append([with_stand_in(claim.statement, scale), figures_of(claim, theirs), figures_of(claim, ours), ours.outcome])
     return found
 
 
-def stood_in(words: str, scale: Scale) -> str:
-    """A claim with the data that it was tried on here."""
+def with_stand_in(statement: str, scale: Scale) -> str:
+    """A claim, with the data set that replaces SVHN at this scale."""
     other = scale.outside.get("svhn", "SVHN")
-    return words.replace("SVHN", f"SVHN (here {other})") if other != "svhn" else words
+    return statement.replace("SVHN", f"SVHN (here {other})") if other != "svhn" else statement
 
 
 def row_of(name: str, group: str, run: str) -> Row:
-    """The row of a table that a preset trained; one of no table where a claim compares with a system outside it."""
+    """The row of a table for a preset; a row outside the table if a claim compares with a system that it does not list."""
     own = [row for row in rows(name) if row.run == run] if name in tables() else []
     return next((row for row in own if row.group == group), own[0] if own else Row(run, group, None, run))
 
@@ -279,10 +279,10 @@ def markdown(name: str, records: Records, scale: Scale) -> str:
         parts += [against(name), "", as_markdown(heads, lines), ""]
     found = verdicts(name, records, scale)
     if found:
-        parts += [as_markdown(SAYS, found), ""]
+        parts += [as_markdown(CLAIM_HEADS, found), ""]
     heads, lines = later_work(name)
     if lines:
-        parts += ["Later than the paper, by the protocols of their own authors:", "", as_markdown(heads, lines), ""]
+        parts += ["Later systems, each by its authors' own protocol:", "", as_markdown(heads, lines), ""]
     for text in (facts(name, records, scale), *footnotes(name, records), published.note):
         if text:
             parts += [text, ""]
@@ -290,11 +290,11 @@ def markdown(name: str, records: Records, scale: Scale) -> str:
 
 
 def against(name: str) -> str:
-    return f"The difference to {BASE[name]}, published and ours: accuracy in points, distances and times as a factor."
+    return f"Relative to {BASE[name]}, published and ours: accuracy as a difference in points, distances and times as a factor."
 
 
 def later_work(name: str) -> tuple[list[str], list[list[str]]]:
-    """The systems that came after the paper, under its table of hybrid and generative models."""
+    """Systems published after the paper, listed below its table of hybrid and generative models."""
     if name != "table1":
         return [], []
     columns = later_columns()
@@ -312,7 +312,7 @@ def as_markdown(heads: list[str], lines: list[list[str]]) -> str:
 
 
 def as_html(name: str, records: Records, scale: Scale) -> str:
-    """A section of the page."""
+    """A table as a section of an HTML page."""
     published = table(name, scale)
     parts = [f"<h2 id={name}>{html.escape(title(published))}</h2>", html_table(*grid_of(name, records, scale))]
     heads, lines = against_base(name, records, scale)
@@ -320,10 +320,10 @@ def as_html(name: str, records: Records, scale: Scale) -> str:
         parts += [f"<p class=sub>{html.escape(against(name))}</p>", html_table(heads, lines)]
     found = verdicts(name, records, scale)
     if found:
-        parts.append(html_table(SAYS, found))
+        parts.append(html_table(CLAIM_HEADS, found))
     heads, lines = later_work(name)
     if lines:
-        parts += ["<p class=sub>Later than the paper, by the protocols of their own authors</p>", html_table(heads, lines)]
+        parts += ["<p class=sub>Later systems, each by its authors' own protocol:</p>", html_table(heads, lines)]
     for text in (facts(name, records, scale), *footnotes(name, records), published.note):
         parts.append(f"<p class=sub>{html.escape(text)}</p>" if text else "")
     return "".join(parts)
@@ -341,7 +341,7 @@ def html_table(heads: list[str], lines: list[list[str]]) -> str:
 
 
 def drawing(name: str, records: Records, scale: Scale) -> str | None:
-    """Published beside ours, a panel per column; None where nothing of ours is there."""
+    """A plot of published figures beside ours, one panel per column; None if there is no figure of ours."""
     panels: dict[str, list[tuple[str, float | None, Measured | None]]] = {}
     for row in rows(name):
         if not row.run:
@@ -349,8 +349,8 @@ def drawing(name: str, records: Records, scale: Scale) -> str | None:
         for column, cell in cells(name, row, records, scale).items():
             number = float(cell.published) if isinstance(cell.published, int | float) else None
             if cell.ours is not None:
-                known = f"{row.model} ({row.group})" if name in GROUPS_TELL_ROWS_APART else row.model
-                panels.setdefault(column, []).append((known, number, cell.ours))
+                label = f"{row.model} ({row.group})" if name in TABLES_WITH_REPEATED_LABELS else row.model
+                panels.setdefault(column, []).append((label, number, cell.ours))
     heads = table(name, scale).columns
     shown = {
         heads[column] if comparable(scale) else f"{heads[column]} | {heading_of(column, name, records, scale)}": points

@@ -1,4 +1,4 @@
-"""One row of a reproduction: trained if it is not, resumed if it is half trained, evaluated, and its record."""
+"""One row of a reproduction: train or resume its run, evaluate it, and collect its record."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from ..training.run_folder import check_same, read_metrics, training_summary
 from .scales import Scale
 
 RECORD, DIVERGED = "results.json", "diverged.json"
-SNAPSHOTS = 10  # along a run, for Figures 8 and 13
+SNAPSHOTS = 10  # per run, for Figures 8 and 13
 SNAPSHOT_SUITES = ("accuracy", "fidelity")
-FILLED_IN = {"model.num_classes", "data.classes", "train.precision"}  # by the data and the machine, when training starts
+FILLED_IN = {"model.num_classes", "data.classes", "train.precision"}  # set by the data and the machine when training starts
 KEPT_TABLES = ("reliability", "protocol", "samples_by_class")
-USERS_FAULTS = (CheckpointError, DataError, ConfigError)  # the worst first
+USERS_FAULTS = (CheckpointError, DataError, ConfigError)  # the most severe first
 
 
 class Job(NamedTuple):
-    """A preset that has to be trained, and what has to be known about it."""
+    """A preset to train, and the suites and snapshots to measure."""
 
     run: str
     cfg: Config
@@ -38,7 +38,7 @@ class Job(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What is measured in one go: a run or a snapshot of it, by its folder, where the results are kept too."""
+    """One evaluation of a run or of a snapshot, in whose folder the results are stored."""
 
     folder: Path
     suites: tuple[str, ...]
@@ -46,7 +46,7 @@ class Evaluation(NamedTuple):
 
 
 class State(NamedTuple):
-    """How far a run is: steps done of all; ``measured`` names the suites whose results are there."""
+    """The progress of a run: steps done and in total; ``measured`` names the suites with stored results."""
 
     done: int
     steps: int
@@ -57,14 +57,16 @@ class State(NamedTuple):
     def trained(self) -> bool:
         return self.diverged or self.done >= self.steps
 
-    def words(self) -> str:
+    def describe(self) -> str:
         if self.diverged:
-            return "diverged" + (f", the state of step {self.done} is kept" if self.done else " before its first checkpoint")
-        return "trained" if self.trained else f"at step {self.done} of {self.steps}" if self.done else "not begun"
+            return "diverged" + (
+                f"; the checkpoint of step {self.done} is kept" if self.done else " before its first checkpoint"
+            )
+        return "trained" if self.trained else f"at step {self.done} of {self.steps}" if self.done else "not started"
 
 
 def configuration(run: str, scale: Scale, fields: list[str], snapshots: bool = False) -> Config | None:
-    """The run's configuration at a scale, with fields from the command line; None where the scale has no data for it."""
+    """The run's configuration at a scale, with fields from the command line; None if the scale has no data for it."""
     cfg = scale.config(run)
     if cfg is None:
         return None
@@ -73,7 +75,7 @@ def configuration(run: str, scale: Scale, fields: list[str], snapshots: bool = F
 
 
 def run_dir(run: str, scale: Scale) -> str:
-    """The preset whose folder a run shares: at a small scale several presets may be the same training."""
+    """The preset whose folder a run uses: at a small scale several presets may be the same training."""
     cfg = scale.config(run)
     same = [name for name in PRESETS if cfg is not None and scale.config(name) == cfg]
     return min(same, key=len, default=run)
@@ -87,17 +89,17 @@ def state_of(folder: Path, cfg: Config) -> State:
 
 
 def run_job(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any], say: Callable[[str], None]) -> list[Exception]:
-    """Train and evaluate what is missing of one row -> what could not be measured.
+    """Do the missing training and evaluation of one row -> the errors of evaluations that failed.
 
-    A run that diverges is evaluated where its last checkpoint stands.
+    A run that diverges is evaluated at its last checkpoint.
 
     Args:
-        overrides: evaluation options in place of the scale's.
+        overrides: evaluation options that replace the scale's.
 
     Raises:
-        Interrupted: the state is saved; the same call goes on.
-        ConfigError: another process is at work on it, or it was begun with other settings.
-        DataError, CheckpointError: its data are not there, or its state cannot be used.
+        Interrupted: the state is saved; the same call resumes.
+        ConfigError: another process is working on it, or it was started with other settings.
+        DataError, CheckpointError: its data are missing, or its checkpoint cannot be used.
     """
     make_folder(folder)
     held = lock_folder(folder, ".row.lock")
@@ -114,10 +116,10 @@ def run_job(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any], 
                 say(f"{job.run}: {error}")
             state = state_of(folder, job.cfg)
         failed = list[Exception]()
-        # Without a step done it diverged before its first checkpoint.
+        # With no step done, the run diverged before its first checkpoint: there is nothing to evaluate.
         for home, suites, options in evaluations_of(job, folder, scale, overrides) if state.done else ():
             try:
-                # A run does not tell where its data are: they come from the configuration that it was asked with.
+                # A run does not record where its data are, so the location comes from the job.
                 results = evaluate(home, job.cfg.data.root, suites=suites, options=options, out=home, say=say)
                 say(f"{results.save(home)} written")
             except USERS_FAULTS as error:
@@ -129,7 +131,7 @@ def run_job(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any], 
 
 
 def evaluations_of(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any]) -> list[Evaluation]:
-    """The evaluations of a row; what is stored of them with the same settings is not measured again."""
+    """The evaluations of a row; results stored with the same settings are not measured again."""
     found = []
     for suites, options in scale.eval_options.items():
         if "fidelity" in suites and job.cfg.data.name in scale.fewer_samples:
@@ -144,13 +146,13 @@ def evaluations_of(job: Job, folder: Path, scale: Scale, overrides: Mapping[str,
 
 
 def snapshots_of(folder: Path, cfg: Config) -> list[Path]:
-    """The kept weights along a run, the earliest first; the last step is the run itself."""
+    """The weight snapshots of a run, the earliest first; the last step is the run itself."""
     found = reversed(checkpoint.step_folders(folder / "snapshots"))
     return [path for path in found if checkpoint.step_of(path) < cfg.train.steps]
 
 
 def try_job(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any], say: Callable[[str], None]) -> list[Exception]:
-    """:func:`run_job`; a row that cannot be done does not stop the others."""
+    """:func:`run_job`, with errors returned, so that a failing row does not stop the others."""
     try:
         return run_job(job, folder, scale, overrides, say)
     except USERS_FAULTS as error:
@@ -158,10 +160,10 @@ def try_job(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any], 
 
 
 def record_of(run: str, folder: Path, cfg: Config, base: Config | None = None) -> dict[str, Any] | None:
-    """Everything that the tables and figures need of a run, small enough to be kept in a repository.
+    """Everything that tables and figures need from a run, small enough to be kept in a repository; None until it is trained.
 
     Args:
-        base: what the settings that changed are told against; None for the preset called ``run``.
+        base: the configuration that ``changed`` is relative to; None for the preset called ``run``.
 
     Raises:
         ConfigError: the run in the folder was started with other settings.
@@ -204,7 +206,7 @@ def record_of(run: str, folder: Path, cfg: Config, base: Config | None = None) -
 
 
 def describe_network(cfg: Config) -> str:
-    """What was trained, short enough for a table."""
+    """The network, short enough for a table cell."""
     own = cfg.network
     if own.name == "wide_resnet":
         return f"WRN-{own.depth}-{own.width}"
@@ -216,7 +218,10 @@ def describe_network(cfg: Config) -> str:
 
 
 def evaluation_eflop(job: Job, scale: Scale) -> float:
-    """10^18 operations of a row's evaluation, about: samples, attacks and bounds, at a third of a training step per image."""
+    """The approximate cost of a row's evaluation in 10^18 operations: samples, attacks and bounds.
+
+    A forward pass counts as a third of a training step per image.
+    """
     denoising, labelled = minibatches(job.cfg)
     passes = 3 * (denoising + labelled) + (job.cfg.jem.steps * 2 * denoising if job.cfg.objective.kind == "jem" else 0)
     forward = cost(job.cfg).train_gflop_per_step / passes
@@ -232,7 +237,7 @@ def evaluation_eflop(job: Job, scale: Scale) -> float:
 
 
 def share_of(jobs: Iterable[Job], shard: int, shards: int) -> list[Job]:
-    """The part of the work of one of several processes: the costliest first, each to whoever has least."""
+    """The jobs of one of several processes: the costliest first, each to the process with the least load."""
     loads = [0.0] * shards
     mine = []
     for job in sorted(jobs, key=lambda job: (-cost(job.cfg).total_eflop, job.run)):

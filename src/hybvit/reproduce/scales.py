@@ -1,4 +1,4 @@
-"""The two scales of a reproduction: the paper's settings, and the same presets shrunk to minutes on a CPU."""
+"""The two scales of a reproduction: the paper's settings, and the same presets reduced to minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ..training.cost import GPU, PEAK, UTILISATION, cost
 
 @dataclass(frozen=True)
 class Scale:
-    """What a scale changes.
+    """A scale of a reproduction, and what it changes.
 
     Args:
-        name, words: the name on the command line, and what it is.
+        name, description: the name on the command line, and a short description.
         config: a preset's name -> its configuration at this scale, or None where the scale has no data for it.
-        fewer_samples: of the data sets where fewer are generated.
-        eval_options: how much an evaluation looks at, one for each group of suites.
+        fewer_samples: data set -> number of samples, for those that get fewer.
+        eval_options: evaluation options for each group of suites.
         outside: the paper's out-of-distribution set -> the set at this scale, where there is one.
-        machine: what the estimates of time are for.
-        speed: FLOP/s that are assumed there.
+        machine: the machine that time estimates assume.
+        speed: its assumed speed in FLOP/s.
     """
 
     name: str
-    words: str
+    description: str
     config: Callable[[str], Config | None]
     eval_options: Mapping[tuple[str, ...], Options]
     outside: dict[str, str]
@@ -37,27 +37,27 @@ class Scale:
     fewer_samples: Mapping[str, int] = field(default_factory=dict)
 
     def hours(self, cfg: Config) -> float:
-        """How long a training is expected to take."""
+        """The expected duration of a training."""
         price = cost(cfg)
         return price.gpu_hours if self.name == "full" else price.total_eflop * 1e18 / self.speed / 3600
 
 
 POCKET_STEPS, POCKET_BATCH = 3000, 64
-POCKET_LR = 3e-3  # three times the paper's: so few steps do not get far with less
+POCKET_LR = 3e-3  # three times the paper's, since the runs are short
 STAND_INS = {"cifar10": "fashion_mnist", "stl10": "digits"}
 PATCHES = {"fashion_mnist": {4: 7}, "digits": {12: 8, 8: 4, 6: 2, 4: 1}}
 
 
 @cache
 def pocket(name: str) -> Config | None:
-    """The preset with a quarter of the width, two thirds of the depth, a third of the heads, on small grey images.
+    """The preset with a quarter of the width, two thirds of the depth, a third of the heads, on small gray images.
 
-    CIFAR-10 becomes Fashion-MNIST and STL-10 becomes scikit-learn's digits; the other data sets have no stand-in. The shares
-    of the longest training stay: 100 of 500 epochs become 600 of 3,000 steps.
+    CIFAR-10 becomes Fashion-MNIST and STL-10 becomes scikit-learn's digits; the other data sets have no stand-in. Training
+    lengths keep their proportions: 100 of 500 epochs become 600 of 3,000 steps.
     """
     cfg, _, claims = PRESETS[name]
     data = STAND_INS.get(cfg.data.name)
-    if data is None or not claims:  # what stands for no row of the paper
+    if data is None or not claims:  # it belongs to no row of the paper
         return None
     info = CATALOG[data]
     assert info.size is not None
@@ -88,16 +88,16 @@ def pocket(name: str) -> Config | None:
 
 
 def longest_of(name: str) -> str:
-    """The preset whose training is the longest on the same data: STL-10's short runs are measured against themselves."""
+    """The preset with the longest training on the same data; STL-10's short runs form a group of their own."""
     return "stl10_short_vit" if name.startswith("stl10_short") else name.split("_")[0]
 
 
 def smaller_baseline(cfg: Config) -> Config:
-    """The CNNs: thin enough for minutes; those that are slower per image get fewer images, not more time."""
+    """The CNN baselines, thin enough to train in minutes; those that are slower per image get fewer images, not more time."""
     if cfg.objective.kind == "jem":
         steps, batch = 600, POCKET_BATCH
         cfg = override(cfg, network={"depth": 10, "width": 1}, jem={"replay": 2000})
-        lr = {"adamw": 1e-3, "sgd": cfg.optim.lr}[cfg.optim.name]  # far fewer steps than the preset has
+        lr = {"adamw": 1e-3, "sgd": cfg.optim.lr}[cfg.optim.name]  # for far fewer steps than the preset has
         return override(cfg, train={"steps": steps, "batch_size": batch}, optim={"warmup_steps": 50, "lr": lr})
     if cfg.network.name == "unet":
         return override(
@@ -123,7 +123,7 @@ FULL = Scale(
         ("fidelity", "quality"): Options(samples=10000, sampler="ddpm", steps=1000),
         ("ood",): Options(),
         ("robustness",): Options(attack_images=1000, autoattack_images=1000),
-        ("likelihood",): Options(bound_images=1000, bound_draws=0),  # all of them
+        ("likelihood",): Options(bound_images=1000, bound_draws=0),  # all times
     },
     {"svhn": "svhn", "interpolation": "interpolation", "cifar100": "cifar100", "celeba": "celeba"},
     f"one {GPU} at {UTILISATION:.0%}",

@@ -1,4 +1,4 @@
-"""`hybvit reproduce ablation | v2`: recipes of one small network against each other, each given the same wall-clock time."""
+"""`hybvit reproduce ablation | v2`: compare recipes of one small network, each trained for the same wall-clock time."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from .runs import USERS_FAULTS, Job, record_of, state_of, try_job
 from .scales import POCKET
 from .variants import STUDIES, Study, Variant
 
-EVAL_OPTIONS = {  # of every run of a study
+EVAL_OPTIONS = {  # for every run of a study
     ("accuracy", "calibration"): Options(),
     ("fidelity",): Options(samples=5000, sampler="dpmpp_2m", steps=25),
     ("likelihood",): Options(bound_images=256, bound_draws=32),
 }
-TRIAL_PARTS, TRIAL_PART = 12, 5  # of the trial that a step's time is taken from: parts, and steps of each at least
-TRIAL_SHARE = 1 / 20  # of the budget: a machine that others use too is slower for seconds at a time
+TRIAL_PARTS, TRIAL_PART = 12, 5  # of the trial that measures the time per step: parts, and minimum steps per part
+TRIAL_SHARE = 1 / 20  # of the budget; long enough to average over the seconds in which a shared machine is slow
 CHECKPOINTS = 5
-WARMUP, AVERAGE = 1 / 20, 1 / 20  # shares of a run: of the warm-up of the learning rate, and the width of the weights' average
+WARMUP, AVERAGE = 1 / 20, 1 / 20  # fractions of a run: learning-rate warm-up, and width of the weight average
 SET_BY_STUDY = {
     "train.seed", "train.steps", "train.checkpoint_every", "train.preview_every", "train.ema_decay", "train.ema_warmup",
     "optim.warmup_steps",
@@ -42,7 +42,7 @@ SET_BY_STUDY = {
 BUDGET, RECORDS = "budget.json", "records.json"
 
 
-COLUMNS = {  # heading -> how a figure is found in a record, and its decimals
+COLUMNS = {  # heading -> metric in a record, unit and decimals
     "accuracy %": ("test/accuracy", 100.0, 2),
     "NLL": ("test/nll", 1.0, 3),
     "ECE %": ("calibration/ece_20", 100.0, 1),
@@ -63,13 +63,13 @@ class Run(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is asked for.
+    """The part of a study that one call carries out.
 
     Attributes:
-        name, folder: of the study, and where it is kept.
+        name, folder: name of the study, and the folder that stores it.
         fields: settings of all runs, as on the command line.
-        minutes: of training that each run has.
-        overrides: evaluation options in place of the study's.
+        minutes: training time of each run.
+        overrides: evaluation options that replace the study's.
     """
 
     name: str
@@ -81,9 +81,9 @@ class Plan(NamedTuple):
 
 
 def within(cfg: Config, minutes: float, fixed: bool) -> tuple[Config, float]:
-    """The recipe cut to the steps that fit into ``minutes`` here, as a short trial of it says -> it, and seconds per step.
+    """Fit the recipe's steps into ``minutes`` on this machine by a short trial -> the recipe, and seconds per step.
 
-    What the first steps take longer (compiling, mostly) counts too.
+    The extra time of the first steps (mostly compilation) is part of the budget.
     """
     first, *parts = trial_parts(cfg, TRIAL_PART)
     seconds = statistics.median(parts) / TRIAL_PART
@@ -95,7 +95,7 @@ def within(cfg: Config, minutes: float, fixed: bool) -> tuple[Config, float]:
 
 
 def trial_parts(cfg: Config, steps: int) -> list[float]:
-    """Seconds that the first ``TRIAL_PARTS`` parts of a training take, each of so many steps."""
+    """Seconds of each of the first ``TRIAL_PARTS`` parts of a training; a part has this many steps."""
     whole = {"steps": TRIAL_PARTS * steps, "log_every": steps, "checkpoint_every": TRIAL_PARTS * steps, "preview_every": 0}
     with tempfile.TemporaryDirectory() as folder:
         train(override(cfg, train=whole), Path(folder) / "trial", lambda line: None)
@@ -103,7 +103,7 @@ def trial_parts(cfg: Config, steps: int) -> list[float]:
 
 
 def cut(cfg: Config, steps: int, fixed: bool) -> Config:
-    """The recipe in so many steps, with a warm-up and an average that are shares of them."""
+    """The recipe with this many steps, and a warm-up and weight average that scale with them."""
     cfg = override(cfg, train={"steps": steps, "checkpoint_every": -(-steps // CHECKPOINTS), "preview_every": 0})
     if fixed:
         return override(cfg, optim={"warmup_steps": min(cfg.optim.warmup_steps, steps // 10)})
@@ -115,15 +115,15 @@ def cut(cfg: Config, steps: int, fixed: bool) -> Config:
 
 
 def recipe(variant: Variant, seed: int, fields: list[str]) -> Config:
-    """A variant's recipe with fields from the command line, as if without a limit of time."""
+    """A variant's recipe with fields from the command line, before it is fitted to the budget."""
     return override(parse(fields, variant.config), train={"seed": seed})
 
 
 def configured(run: Run, fields: list[str], folder: Path, minutes: float, say: Callable[[str], None]) -> Config:
-    """The run's configuration: the steps are fitted to the budget when it begins, and kept.
+    """The run's configuration; its number of steps is fitted to the budget at the first call and then kept.
 
     Raises:
-        ConfigError: it was begun with another budget or other fields.
+        ConfigError: the run was started with another budget or other fields.
     """
     cfg, kept = recipe(run.variant, run.seed, fields), folder / BUDGET
     if not kept.is_file():
@@ -136,32 +136,32 @@ def configured(run: Run, fields: list[str], folder: Path, minutes: float, say: C
     found = read_json(kept)
     if found["minutes"] != minutes:
         raise ConfigError(
-            f"{folder}: begun with {found['minutes']:g} minutes a run, not {minutes:g}; choose another --out, "
+            f"{folder}: started with {found['minutes']:g} minutes per run, not {minutes:g}; choose another --out, "
             f"or --budget {found['minutes']:g}"
         )
     if found["fields"] != fields:
-        begun = " ".join(found["fields"]) or "no fields"
-        raise ConfigError(f"{folder}: begun with {begun}, not {' '.join(fields) or 'none'}; choose another --out")
+        earlier = " ".join(found["fields"]) or "no fields"
+        raise ConfigError(f"{folder}: started with {earlier}, not {' '.join(fields) or 'none'}; choose another --out")
     return cut(cfg, found["steps"], run.variant.fixed)
 
 
 def check_fields(study: Study, runs: list[Run], fields: list[str]) -> None:
-    """Refuse fields that the studies set themselves.
+    """Reject fields that the studies set themselves.
 
     Raises:
-        ConfigError: a field is the study's own to set, or would undo what a variant changes.
+        ConfigError: a field is set by the study, or would undo the change of a variant.
     """
     given = set(fields_in(fields))
     for name in given & SET_BY_STUDY:
-        raise ConfigError(f"--{name} is the study's own: --budget and --seeds decide it")
+        raise ConfigError(f"--{name} is set by the study: use --budget and --seeds")
     base = study.variants[study.base].config
     for run in runs:
         for name in given & set(differences(base, run.variant.config)):
-            raise ConfigError(f"--{name} would undo what {run.variant.name} changes: choose other recipes by --runs")
+            raise ConfigError(f"--{name} would undo what {run.variant.name} changes: choose other recipes with --runs")
 
 
 def run_job(plan: Plan, say: Callable[[str], None]) -> list[Exception]:
-    """Train and measure what is missing of a study -> the faults that left runs out."""
+    """Train and measure the missing runs of a study -> the errors of runs that failed."""
     scale, failed = replace(POCKET, eval_options=EVAL_OPTIONS), list[Exception]()
     suites = tuple(suite for group in EVAL_OPTIONS for suite in group)
     for place, run in enumerate(plan.runs, 1):
@@ -169,9 +169,9 @@ def run_job(plan: Plan, say: Callable[[str], None]) -> list[Exception]:
         faults: list[Exception]
         try:
             cfg = configured(run, plan.fields, home, plan.minutes, say)
-            say(f"[{place}/{len(plan.runs)}] {plan.name}, {run.name}: {state_of(home, cfg).words()}")
+            say(f"[{place}/{len(plan.runs)}] {plan.name}, {run.name}: {state_of(home, cfg).describe()}")
             faults = try_job(Job(run.name, cfg, suites, False), home, scale, plan.overrides, say)
-        except (*USERS_FAULTS, DivergedError) as error:  # in the trial that the budget is measured by
+        except (*USERS_FAULTS, DivergedError) as error:  # raised in the trial that measures the time per step
             faults = [error]
         for fault in faults:
             say(f"{run.name}: left out, {fault}")
@@ -180,9 +180,9 @@ def run_job(plan: Plan, say: Callable[[str], None]) -> list[Exception]:
 
 
 def records_of(study: Study, folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Records of all runs that are done, by the names of their folders, and those of recipes that have changed since.
+    """Records of all finished runs by the names of their folders, and those whose recipe has changed since.
 
-    A record stays when the folder of its run is gone.
+    A record outlives the folder of its run.
     """
     stored = read_json(folder / RECORDS) if (folder / RECORDS).is_file() else {"runs": {}, "outdated": {}}
     found, outdated = dict[str, dict[str, Any]](), stored.get("outdated", {})
@@ -200,16 +200,16 @@ def records_of(study: Study, folder: Path) -> tuple[dict[str, dict[str, Any]], d
         record = record_of(home.name, home, cfg, study.variants[study.base].config)
         if record is not None:
             images = sum(minibatches(cfg))
-            record |= {"variant": name, "words": variant.words, "recipe": timing.digest(whole)}
+            record |= {"variant": name, "words": variant.description, "recipe": timing.digest(whole)}
             record |= {"budget": budget, "gflop_per_step": cost(cfg).train_gflop_per_step}
-            training = {"steps": 0, "seconds": 0.0} | record["training"]  # of a run that diverged at once
+            training = {"steps": 0, "seconds": 0.0} | record["training"]  # defaults for a run that diverged at once
             record["training"] = training
             record["images_per_second"] = training["steps"] * images / max(training["seconds"], 1e-9)
             found[home.name] = record
     return found, outdated
 
 
-def to_be_timed(study: Study, fields: list[str]) -> dict[str, Config]:
+def step_configs(study: Study, fields: list[str]) -> dict[str, Config]:
     """The joint steps of ``study.costs``, each with the denoising-only step of the same batch."""
     together: dict[str, Config] = {}
     for name in study.costs:
@@ -219,23 +219,23 @@ def to_be_timed(study: Study, fields: list[str]) -> dict[str, Config]:
 
 
 def time_steps(study: Study, fields: list[str], folder: Path, say: Callable[[str], None]) -> None:
-    """Time these steps in turn, unless that is done with the recipes as they are now."""
-    together = to_be_timed(study, fields)
+    """Time these steps alternately, unless they are already timed with the current recipes."""
+    together = step_configs(study, fields)
     if timing.covers(timing.stored(folder), together):
         return
-    say(f"timing the steps of {' and '.join(study.costs)} in turn ...")
+    say(f"timing the steps of {' and '.join(study.costs)} alternately ...")
     write_text(folder / timing.FILE, json.dumps(timing.measure(together, say) | {"fields": fields}, indent=1) + "\n")
 
 
 def costs_of(study: Study, folder: Path) -> dict[str, Any]:
-    """What :func:`time_steps` measured; empty where the recipes have changed since."""
+    """The result of :func:`time_steps`; empty if the recipes have changed since."""
     found = timing.stored(folder)
-    timed = study.costs and timing.covers(found, to_be_timed(study, found.get("fields", [])))
+    timed = study.costs and timing.covers(found, step_configs(study, found.get("fields", [])))
     return found if timed else {}
 
 
 def metric_of(record: dict[str, Any], prefix: str) -> dict[str, Any] | None:
-    """The metric of this name, or the one whose name begins so where the extractor and the number of samples end it."""
+    """The metric of this name; a prefix that ends in ``_`` is completed by the extractor and the number of samples."""
     metrics = record["metrics"]
     names = [prefix] if not prefix.endswith("_") else [n for n in metrics if n.startswith(prefix) and n[-1].isdigit()]
     return next((metrics[name] for name in names if name in metrics), None)
@@ -247,9 +247,9 @@ def value_of(record: dict[str, Any], prefix: str) -> float | None:
 
 
 def lines_of(study: Study, records: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """The table: the base first, then the others by their Frechet distance; figures of several seeds as their mean.
+    """The table: the base first, then the others by Frechet distance; several seeds are averaged.
 
-    In brackets the difference to the base over the seeds that both have, over all where they share none.
+    In parentheses: the difference from the base over their common seeds, or over all seeds if they have none in common.
     """
     heads = ["recipe", *COLUMNS, "parameters", "images/s", "steps", "seconds", "seeds"]
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -272,8 +272,8 @@ def lines_of(study: Study, records: dict[str, dict[str, Any]]) -> tuple[list[str
     lines = []
     for name in sorted(groups, key=place):
         own = groups[name]
-        words = own[0]["words"]
-        line = [f"**{words}**" if name == study.base else words]
+        description = description_of(study, own[0])
+        line = [f"**{description}**" if name == study.base else description]
         shared = seeds_of(name) & seeds_of(study.base)
         for heading, (_, _, digits) in COLUMNS.items():
             value, same, base = mean(name, heading), mean(name, heading, shared), mean(study.base, heading, shared)
@@ -295,14 +295,23 @@ def lines_of(study: Study, records: dict[str, dict[str, Any]]) -> tuple[list[str
     return heads, lines
 
 
+def description_of(study: Study, record: dict[str, Any]) -> str:
+    """The variant's description, or the recorded one if the variant is gone or its recipe has changed since."""
+    variant = study.variants.get(record["variant"])
+    if variant is None or "recipe" not in record:
+        return record["words"]
+    now = timing.digest(recipe(variant, record["seed"], record["budget"].get("fields", [])))
+    return variant.description if now == record["recipe"] else record["words"]
+
+
 def padded(study: Study, name: str) -> bool:
-    """Whether a variant models more pixels than the base, so that its bits per dimension are of something else."""
+    """Whether a variant models more pixels than the base, so that their bits per dimension are not comparable."""
     sizes = [study.variants[variant].config.model.image_size for variant in (name, study.base) if variant in study.variants]
     return len(set(sizes)) > 1
 
 
 def facts(records: dict[str, dict[str, Any]]) -> str:
-    """What the figures rest on, in a line."""
+    """Data, budget, machine and sampling protocol behind the figures, in one line."""
     one = next(iter(records.values()))
     protocol: dict[str, Any] = next((r["tables"]["protocol"] for r in records.values() if "protocol" in r["tables"]), {})
     budgets = " and ".join(f"{60 * minutes:,.0f}" for minutes in sorted({r["budget"]["minutes"] for r in records.values()}))
@@ -311,23 +320,23 @@ def facts(records: dict[str, dict[str, Any]]) -> str:
     machines = ", ".join(dict.fromkeys(render.machine_of(record) for record in records.values()))
     drawn = f"{protocol['samples']} samples, {protocol['sampler']}, {protocol['steps']} steps" if protocol else ""
     return (
-        f"{one['data']}, as many steps as a trial fitted into {budgets} seconds on {machines}{given}; "
-        f"Frechet distance on the extractor {protocol.get('extractor', '')}, {drawn}; "
-        "in brackets: against the first line with the same seed."
+        f"Data: {one['data']}. Steps: as many as a short trial predicted to fit into {budgets} seconds on {machines}{given}. "
+        f"Frechet distance: extractor {protocol.get('extractor', '')}, {drawn}. "
+        "In parentheses: the difference from the first row at the same seed."
     )
 
 
 def intervals(study: Study, records: dict[str, dict[str, Any]], headings: Collection[str] = tuple(COLUMNS)) -> list[str]:
-    """One run of the base with 95 % intervals: how far its figures depend on which images were judged and drawn."""
+    """One run of the base with 95 % intervals: the uncertainty from the choice of test images and samples."""
     base = next((record for record in records.values() if record["variant"] == study.base), None)
-    said = []
+    parts = []
     for heading in (heading for heading in COLUMNS if heading in headings):
         name, unit, digits = COLUMNS[heading]
         metric = metric_of(base, name) if base else None
         if metric is not None and "low" in metric:
             value, low, high = (f"{unit * metric[part]:.{digits}f}" for part in ("value", "low", "high"))
-            said.append(f"{heading} {value} ({low} to {high})")
-    return [f"The first line with seed {base['seed']}, and 95 % intervals: {', '.join(said)}."] if base and said else []
+            parts.append(f"{heading} {value} ({low} to {high})")
+    return [f"First row, seed {base['seed']}, with 95 % intervals: {', '.join(parts)}."] if base and parts else []
 
 
 def as_csv(study: Study, records: dict[str, dict[str, Any]]) -> str:
@@ -347,13 +356,13 @@ def as_csv(study: Study, records: dict[str, dict[str, Any]]) -> str:
 
 
 def write_out(name: str, folder: Path, say: Callable[[str], None]) -> None:
-    """The study's records and its table as Markdown, CSV and HTML."""
+    """Write the study's records, and its table as Markdown, CSV and HTML."""
     study = STUDIES[name]
     records, outdated = records_of(study, folder)
     if outdated:
-        say(f"{folder / RECORDS}: {', '.join(outdated)}: of recipes that have changed since, kept there but not in the table")
+        say(f"{folder / RECORDS}: {', '.join(outdated)}: recipe has changed since; kept in the records, not in the table")
     if not records:
-        say(f"{folder}: no run of {name} is done yet")
+        say(f"{folder}: no run of {name} is finished yet")
         return
     found = {
         "study": name,
@@ -372,22 +381,22 @@ def write_out(name: str, folder: Path, say: Callable[[str], None]) -> None:
 
 
 def markdown(name: str, found: dict[str, Any]) -> str:
-    """The table and its notes from the content of records.json."""
+    """The table and its notes, from the content of records.json."""
     study = STUDIES[name]
     return "\n\n".join([render.as_markdown(*lines_of(study, found["runs"])), *notes(study, found)])
 
 
 def notes(study: Study, found: dict[str, Any]) -> list[str]:
-    """The lines below the table."""
+    """The notes below the table."""
     times = found["step_times"]
-    said = [facts(found["runs"]), *intervals(study, found["runs"]), *between_seeds(found["runs"])]
+    lines = [facts(found["runs"]), *intervals(study, found["runs"]), *between_seeds(study, found["runs"])]
     if times:
-        each = "; ".join(f"{study.variants[name].words}: {ratio_of_steps(times, name)}" for name in study.costs)
-        said.append(
-            "What a joint step takes over a denoising-only one of the same batch, in turn, "
+        each = "; ".join(f"{study.variants[name].description}: {ratio_of_steps(times, name)}" for name in study.costs)
+        lines.append(
+            "Time of a joint step relative to a denoising-only step of the same batch, timed alternately in "
             f"{times['repeats']} repeats of about a second each on {render.machine_of(times)}: {each}."
         )
-    return said
+    return lines
 
 
 def ratio_of_steps(times: dict[str, Any], name: str) -> str:
@@ -400,13 +409,13 @@ def ratio_of_steps(times: dict[str, Any], name: str) -> str:
     return f"{seconds[0] / seconds[1]:.2f} times ({took} ms, repeats within {within} %)"
 
 
-def between_seeds(records: dict[str, dict[str, Any]]) -> list[str]:
-    """How far the seeds of a variant lie apart: what is closer than that is no difference."""
+def between_seeds(study: Study, records: dict[str, dict[str, Any]]) -> list[str]:
+    """The range over the seeds of a variant; smaller differences between variants are noise."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records.values():
         groups.setdefault(record["variant"], []).append(record)
-    said = []
-    for name, own in groups.items():
+    parts = []
+    for own in groups.values():
         spans = []
         for heading in ("accuracy %", "Frechet distance"):
             metric, unit, digits = COLUMNS[heading]
@@ -414,35 +423,37 @@ def between_seeds(records: dict[str, dict[str, Any]]) -> list[str]:
             if len(values) > 1:
                 spans.append(f"{heading} {min(values):.{digits}f} to {max(values):.{digits}f}")
         if spans:
-            said.append(f"{own[0]['words']}: {', '.join(spans)}")
-    return [f"Between seeds: {'; '.join(said)}."] if said else []
+            parts.append(f"{description_of(study, own[0])}: {', '.join(spans)}")
+    return [f"Range over seeds: {'; '.join(parts)}."] if parts else []
 
 
 def runs_of(name: str, only: set[str], seeds: list[int]) -> list[Run]:
-    """The runs of a study, or of the variants in ``only``.
+    """The runs of a study, or only those of the variants in ``only``.
 
     Raises:
-        ConfigError: there is no such variant.
+        ConfigError: a variant is unknown.
     """
     study = STUDIES[name]
     for variant in only - set(study.variants):
         near = did_you_mean(variant, list(study.variants))
-        raise ConfigError(f"--runs: {variant!r} is no recipe of {name}{near} (`hybvit reproduce {name} --dry-run` lists them)")
+        raise ConfigError(
+            f"--runs: {variant!r} is not a recipe of {name}{near} (`hybvit reproduce {name} --dry-run` lists them)"
+        )
     return [Run(v, seed) for seed in seeds for v in study.variants.values() if not only or v.name in only]
 
 
 def dry_run(plan: Plan) -> None:
-    print(f"{'run':<28}{'parameters':>12}{'GFLOP a step':>14}{'steps':>8}  state")
+    print(f"{'run':<28}{'parameters':>12}{'GFLOP/step':>14}{'steps':>8}  state")
     for run in plan.runs:
         cfg, kept = recipe(run.variant, run.seed, plan.fields), plan.folder / run.name / BUDGET
         price = cost(cfg)
         steps = read_json(kept)["steps"] if kept.is_file() else None
-        state = "not begun" if steps is None else state_of(kept.parent, cut(cfg, steps, run.variant.fixed)).words()
+        state = "not started" if steps is None else state_of(kept.parent, cut(cfg, steps, run.variant.fixed)).describe()
         print(f"{run.name:<28}{price.parameters:>12,}{price.train_gflop_per_step:>14.1f}{steps or '':>8}  {state}")
     hours = len(plan.runs) * plan.minutes / 60
     print(
-        f"{plan.name}: {len(plan.runs)} runs of {plan.minutes:.4g} minutes, {hours:.1f} hours of training; "
-        "trials and judging come on top"
+        f"{plan.name}: {len(plan.runs)} runs of {plan.minutes:.4g} minutes, {hours:.1f} hours of training, "
+        "plus trials and evaluation"
     )
 
 
@@ -450,23 +461,23 @@ def run_study(plan: Plan, alone: bool, only_render: bool, say: Callable[[str], N
     """Carry out a study.
 
     Args:
-        alone: no other process has a part of it, so that steps can be timed.
+        alone: whether no other process works on it, so that steps can be timed.
 
     Raises:
-        Interrupted: what is done is kept.
-        ConfigError, DataError, CheckpointError: what some runs met, after the others are done.
+        Interrupted: finished work is kept.
+        ConfigError, DataError, CheckpointError: the error of the first failed run, raised after the other runs.
     """
     make_folder(plan.folder)
     failed = list[Exception]()
     try:
         if not only_render:
             if not alone:
-                say("budgets are of one process per machine, and steps are not timed beside others: once more without --shard")
+                say("budgets assume one process per machine, and shards do not time steps: repeat without --shard")
             if alone:
                 time_steps(STUDIES[plan.name], plan.fields, plan.folder, say)
             failed = run_job(plan, say)
         write_out(plan.name, plan.folder, say)
     except KeyboardInterrupt:
-        raise Interrupted(f"{plan.folder}: interrupted; what is done is kept, the same command goes on") from None
+        raise Interrupted(f"{plan.folder}: interrupted; finished work is kept, the same command resumes") from None
     if failed:
         raise failed[0]

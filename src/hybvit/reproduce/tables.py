@@ -1,6 +1,6 @@
-"""The paper's tables and figures: which runs they need, and where a column's figure stands in a run's record.
+"""The paper's tables and figures: the runs they need, and how a column's figure is found in a run's record.
 
-Rows and headings are those of :mod:`hybvit.reproduce.published`; which preset trained a row, the presets say themselves.
+Rows and headings come from :mod:`hybvit.reproduce.published`. Each preset states the row of the paper that it claims.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .scales import Scale
 
 
 class Measured(NamedTuple):
-    """A figure of ours in the unit of the published column, with its 95 % interval where one is known."""
+    """A measured figure in the unit of the published column, with its 95 % interval where one is known."""
 
     value: float
     low: float | None = None
@@ -24,7 +24,7 @@ class Measured(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of a table: the published one, or one of ours that the paper has no figures for; ``run`` is a preset's name."""
+    """A row of a table: a published one, or one that only we have; ``run`` is the name of a preset."""
 
     model: str
     group: str
@@ -32,13 +32,13 @@ class Row(NamedTuple):
     run: str | None
 
 
-# Rows that the paper does not have, or whose figures did not survive: (table, group) -> model -> preset.
+# Rows that the paper lacks, or whose figures are lost: (table, group) -> model -> preset.
 ADDED = {
     ("table4", ""): {"GenViT": "cifar10_genvit", "HybViT": "cifar10", "DDPM": "cifar10_ddpm"},
     ("table12", "L-inf"): {"WRN-28-10": "cifar10_wrn28_10", "JEM": "cifar10_jem", "JEM++": "cifar10_jempp"},
     ("table12", "L2"): {"WRN-28-10": "cifar10_wrn28_10", "JEM": "cifar10_jem", "JEM++": "cifar10_jempp"},
 }
-# Columns that only our scale has: table -> column -> heading.
+# Columns that only the pocket scale has: column -> heading.
 ADDED_COLUMNS = {"noise": "noise (AUROC)"}
 
 SUITE_OF_COLUMN = {
@@ -50,7 +50,7 @@ SUITE_OF_COLUMN = {
     "pgd": "robustness",
 }
 TIMED = ("minutes_per_epoch", "hours", "runtime")
-BASE = {  # the row that the others of a table are held against
+BASE = {  # the row that the others of a table are compared with
     "table1": "HybViT",
     "table6": "HybViT",
     "table7": "HybViT(ps=8)",
@@ -60,7 +60,7 @@ BASE = {  # the row that the others of a table are held against
 
 
 class Figure(NamedTuple):
-    """A figure of the paper: its presets, and the suites (or the snapshots of the training) that it is drawn from."""
+    """A figure of the paper: its presets, and the suites or training snapshots that it is drawn from."""
 
     title: str
     runs: tuple[str, ...]
@@ -73,16 +73,16 @@ ALL_DATA = ("cifar10", "cifar100", "imagenet32", "tiny_imagenet", "stl10", "cele
 ALONG = (*VITS, "imagenet32_vit", "imagenet32_genvit", "imagenet32")
 SIX = ("cifar10_vit", "cifar10_vit_weak", "cifar10", "cifar10_weak", "cifar10_wrn28_10", "cifar10_jem")
 FIGURES: dict[str, Figure] = {
-    "figure1": Figure("The forward process: an image on its way to noise", ()),
+    "figure1": Figure("The forward process: images turning into noise", ()),
     "figure4": Figure("Samples of GenViT", ("cifar10_genvit",), ("fidelity",)),
     "figure5": Figure("Samples of HybViT", ("cifar10",), ("fidelity",)),
     "figure6": Figure("Calibration: ViT, HybViT and WRN", ("cifar10_vit", "cifar10", "cifar10_wrn28_10"), ("calibration",)),
-    "figure8": Figure("Accuracy and Frechet distance along the training", ALONG, snapshots=True),
+    "figure8": Figure("Accuracy and Frechet distance during training", ALONG, snapshots=True),
     "figure8b": Figure("Accuracy under PGD", ("cifar10_vit", "cifar10", "cifar10_wrn28_10"), ("accuracy", "robustness")),
-    "figure10": Figure("log p(x) of HybViT's samples, and its examples", ("cifar10",), ("fidelity", "quality")),
-    "figure11": Figure("p(y|x) of HybViT's samples, and its examples", ("cifar10",), ("fidelity", "quality")),
-    "figure12": Figure("Calibration with strong and weak augmentation, beside WRN and JEM", SIX, ("calibration",)),
-    "figure13": Figure("Samples along the training", ("cifar10",), snapshots=True),
+    "figure10": Figure("log p(x) of HybViT's samples, with examples", ("cifar10",), ("fidelity", "quality")),
+    "figure11": Figure("p(y|x) of HybViT's samples, with examples", ("cifar10",), ("fidelity", "quality")),
+    "figure12": Figure("Calibration with strong and weak augmentation, compared with WRN and JEM", SIX, ("calibration",)),
+    "figure13": Figure("Samples during training", ("cifar10",), snapshots=True),
     "figure14": Figure("Samples on every data set", ALL_DATA, ("fidelity",)),
     **{
         f"figure{15 + k}": Figure(f"The best and the worst samples of class {k}", ("cifar10",), ("fidelity", "quality"))
@@ -92,7 +92,7 @@ FIGURES: dict[str, Figure] = {
 
 
 def table(name: str, scale: Scale) -> PublishedTable:
-    """The published table; at another scale than the paper's, with the columns that only that scale has."""
+    """The published table, plus the columns that only this scale has."""
     found = tables()[name]
     if not any(column.startswith("auroc") for column in found.columns):
         return found
@@ -111,7 +111,7 @@ def run_of(name: str, group: str, model: str) -> str | None:
 
 
 def rows(name: str) -> list[Row]:
-    """Every row of a table in its order, with ours at the end of their group."""
+    """All rows of a table in order; added rows come at the end of their group."""
     found = [Row(row.model, row.group or "", row, run_of(name, row.group or "", row.model)) for row in tables()[name].rows]
     for (table_name, group), added in ADDED.items():
         if table_name == name:
@@ -121,7 +121,7 @@ def rows(name: str) -> list[Row]:
 
 
 def suites_of(name: str) -> tuple[str, ...]:
-    """The evaluation suites that a table's columns or a figure come from."""
+    """The evaluation suites behind a table's columns or a figure."""
     if name in FIGURES:
         return FIGURES[name].suites
     columns = tables()[name].columns
@@ -133,20 +133,19 @@ def runs_of(name: str) -> tuple[str, ...]:
     if name in FIGURES:
         return FIGURES[name].runs
     if not suites_of(name):
-        return ()  # what a training costs is timed, not trained
+        return ()  # training costs are timed, which needs no trained run
     return tuple(dict.fromkeys(row.run for row in rows(name) if row.run))
 
 
 def measured(column: str, row: Row, record: dict[str, Any] | None, scale: Scale) -> Measured | None:
-    """What a run's record says about a published column, in that column's unit."""
+    """The measured value of a published column from a run's record, in that column's unit."""
     if record is None:
         return None
     if column == "parameters_millions":
         return Measured(record["parameters"] / 1e6)
     if column in TIMED:
-        only_words = (
-            row.published is not None and row.published.table == "table13"
-        )  # it states days; Table 8 has columns of figures
+        # Table 13 states days in words; Table 8 has numeric columns.
+        only_words = row.published is not None and row.published.table == "table13"
         found = record.get("timing", {}).get("hours" if column == "runtime" and only_words else column)
         return None if found is None else Measured(found)
     metrics: dict[str, dict[str, float]] = record.get("metrics", {})
@@ -156,7 +155,7 @@ def measured(column: str, row: Row, record: dict[str, Any] | None, scale: Scale)
     elif column == "ece":
         name, unit = "calibration/ece_20", 100.0
     elif column.startswith("pgd_"):
-        norm = {"L-inf": "linf", "L2": "l2"}.get(row.group)  # a row of Table 12 is of one norm
+        norm = {"L-inf": "linf", "L2": "l2"}.get(row.group)  # a row of Table 12 belongs to one norm
         name, unit = (f"robustness/{column}", 100.0) if norm is None or f"_{norm}_" in column else (None, 1.0)
     elif column == "bits_per_dim":
         name = "likelihood/bits_per_dim"

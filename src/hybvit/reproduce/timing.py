@@ -1,4 +1,4 @@
-"""Tables 8 and 13: what a training step of every system costs, measured side by side on this machine."""
+"""Tables 8 and 13: the cost of a training step of every system, timed alternately on this machine."""
 
 from __future__ import annotations
 
@@ -28,18 +28,20 @@ from ..training.optim import build_optimizers
 FILE = "timing.json"
 REPEATS = 5
 SPAN = 1.0  # seconds of a repeat, in which as many steps are taken as fit
-WARM_UP = 3  # steps: a compiled network is not yet as fast as it gets in its second one
+WARM_UP = 3  # steps; the second step of a compiled network is still slower than the later ones
 
 
 def epoch_images(cfg: Config) -> int:
-    """Images of one mini-batch (the labelled one, if there is one) in what the paper calls an epoch: on CIFAR-10 1170 steps of
-    128 for a ViT, 390 for a CNN."""
+    """Images of one mini-batch (the labeled one, if there is one) in what the paper calls an epoch.
+
+    On CIFAR-10 an epoch has 1170 steps of 128 for a ViT and 390 for a CNN.
+    """
     info = CATALOG[cfg.data.name]
     return info.splits["train"] * (STRONG.repeats if cfg.network.name == "vit" else 1)
 
 
 def one_step(cfg: Config, device: torch.device) -> Callable[[], None]:
-    """A closure that takes one optimisation step on random images, at a learning rate of 0: nothing can diverge."""
+    """A closure that takes one training step on random images; its learning rate is 0, so that nothing diverges."""
     cfg = override(cfg, jem={"limit": math.inf})
     torch.manual_seed(0)
     batch = random_batch(cfg.model, minibatches(cfg), labels_of_clean(cfg), device)
@@ -70,7 +72,7 @@ def one_step(cfg: Config, device: torch.device) -> Callable[[], None]:
 
 
 def warmed_up(configs: dict[str, Config], device: torch.device) -> dict[str, Callable[[], None]]:
-    """:func:`one_step` of each, compiled and as fast as it gets."""
+    """:func:`one_step` of each configuration, after compilation and warm-up."""
     steps = {name: one_step(cfg, device) for name, cfg in configs.items()}
     for step in steps.values():
         for _ in range(WARM_UP):
@@ -79,7 +81,7 @@ def warmed_up(configs: dict[str, Config], device: torch.device) -> dict[str, Cal
 
 
 def measure(configs: dict[str, Config], say: Callable[[str], None], repeats: int = REPEATS) -> dict[str, Any]:
-    """Seconds per step of each, as medians of repeats that alternate between them -> a record per run, with its environment."""
+    """Time the steps of each configuration alternately; medians of the repeats -> a record per run, with the environment."""
     device = best_device()
     keep_freed_memory()
     times = alternating(warmed_up(configs, device), repeats, SPAN, say)
@@ -99,15 +101,15 @@ def measure(configs: dict[str, Config], say: Callable[[str], None], repeats: int
 
 
 def stored(folder: Path) -> dict[str, Any]:
-    """What :func:`measure` gave when it was last written to this folder."""
+    """The stored result of :func:`measure` in this folder, or one without runs."""
     return read_json(folder / FILE) if (folder / FILE).is_file() else {"runs": {}}
 
 
 def covers(found: dict[str, Any], configs: dict[str, Config]) -> bool:
-    """Whether all of these were measured as they are."""
+    """Whether all of these were measured with their current configuration."""
     return all(found["runs"].get(name, {}).get("configuration") == digest(cfg) for name, cfg in configs.items())
 
 
 def digest(cfg: Config) -> str:
-    """Tells whether a figure was measured with these settings; a field added later does not change it at its default."""
+    """A digest of the settings that a figure was measured with; a field added later does not change it at its default."""
     return hashlib.sha256(repr(sorted(differences(Config(), cfg).items())).encode()).hexdigest()[:16]

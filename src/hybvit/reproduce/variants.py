@@ -1,4 +1,4 @@
-"""What the studies compare: the paper's recipe, v2, and v2 with one thing changed."""
+"""The variants that the studies compare: the paper's recipe, v2, and v2 with one change."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from ..presets import preset
 
 @dataclass(frozen=True)
 class Variant:
-    """One line of a study.
+    """One row of a study.
 
     Args:
-        name: of its folder and of its line.
-        words: what it changes.
-        config: its recipe, whose ``train.steps`` the budget decides.
-        fixed: keep the average of the recipe, and its warm-up up to a tenth of the run, instead of shares of the run.
+        name: name of the variant and of its folder.
+        description: what it changes, as its row in the table says.
+        config: its recipe; the budget determines ``train.steps``.
+        fixed: keep the recipe's weight average, and its warm-up up to a tenth of the run, instead of scaling both with the
+            run.
     """
 
     name: str
-    words: str
+    description: str
     config: Config
     fixed: bool = False
 
 
 class Study(NamedTuple):
-    """Recipes against each other.
+    """A comparison of recipes at equal training time.
 
     Attributes:
-        minutes: of training that each has unless told otherwise.
-        base: the variant that the others are held against.
-        costs: names of variants whose joint step is timed beside a denoising-only step of the same batch.
+        minutes: default training time of each run.
+        base: the variant that the others are compared with.
+        costs: names of variants whose joint step is timed against a denoising-only step of the same batch.
     """
 
     title: str
@@ -47,9 +48,9 @@ def _study(title: str, minutes: float, base: str, variants: Iterable[Variant], c
     return Study(title, minutes, base, {variant.name: variant for variant in variants}, costs)
 
 
-PAPER = Variant(  # warmed up: in a run of minutes the average would otherwise still hold the random start
+PAPER = Variant(  # with EMA warm-up: in a run of minutes the average would otherwise still contain the random initialization
     "paper",
-    "the paper's network and recipe, its average warmed up (images padded to 32x32, so its bits/dim include the black border)",
+    "the paper's network and recipe, with EMA warm-up (images padded to 32x32, so bits/dim include the black border)",
     override(preset("fashion_mnist_pocket"), train={"ema_warmup": True}),
     fixed=True,
 )
@@ -57,71 +58,73 @@ V2 = preset("fashion_mnist_v2")
 V2_RECIPE = Variant("v2", "the `fashion_mnist_v2` recipe", V2)
 
 
-def _changed(name: str, words: str, **changes: dict[str, Any]) -> Variant:
-    return Variant(name, words, override(V2, **changes))
+def _changed(name: str, description: str, **changes: dict[str, Any]) -> Variant:
+    return Variant(name, description, override(V2, **changes))
 
 
 ABLATION = _study(
-    "What each choice brings",
+    "Ablation: what each choice of the v2 recipe contributes",
     12.0,
     "v2",
     (
         PAPER,
         V2_RECIPE,
         # the network
-        _changed("linear_readout", "read-out: linear, as published", model={"pixel_readout": "linear"}),
+        _changed("linear_readout", "pixel read-out: linear, as published", model={"pixel_readout": "linear"}),
         _changed("linear_embedding", "patch embedding: linear, as published", model={"patch_embedding": "linear"}),
         _changed("patch4", "patches of 4 pixels", model={"patch_size": 4}),
         _changed("token_scalars", "time: token scalars, as published", model={"time": "token_scalars"}),
-        _changed("adaln_zero", "time: a modulation of its own for every layer", model={"time": "adaln_zero"}),
+        _changed("adaln_zero", "time: adaLN-zero, a modulation of its own for every layer", model={"time": "adaln_zero"}),
         _changed("skips", "long skips", model={"long_skips": True}),
         _changed(
             "last_tap",
-            "labels read after the last layer and not told, as published",
+            "label read-out after the last layer, no label conditioning, as published",
             model={"class_depth": None, "label_conditioning": False},
         ),
-        _changed("early_tap", "labels read after half of the layers", model={"class_depth": V2.model.depth // 2}),
+        _changed("early_tap", "label read-out after half of the layers", model={"class_depth": V2.model.depth // 2}),
         _changed("gelu", "GELU, as published", model={"mlp": "gelu"}),
         _changed("no_rope", "no RoPE, as published", model={"rope": False}),
-        _changed("no_qk_norm", "queries and keys not normalised, as published", model={"qk_norm": False}),
-        _changed("untold", "denoising not told the labels, as published", model={"label_conditioning": False}),
+        _changed("no_qk_norm", "no qk-norm, as published", model={"qk_norm": False}),
+        _changed("untold", "no label conditioning, as published", model={"label_conditioning": False}),
         # the objective
-        _changed("guidance", "guidance of 0.3 learned", objective={"guidance": 0.3}),
+        _changed("guidance", "learned guidance of 0.3", objective={"guidance": 0.3}),
         _changed("eps", "target: eps, as published", objective={"target": "eps"}),
         _changed("x0", "target: x0", objective={"target": "x0"}),
         _changed("flow", "flow matching", objective={"target": "flow"}, diffusion={"schedule": "flow"}),
         _changed("l1", "loss: L1, as published", objective={"norm": "l1"}),
         _changed("min_snr", "weights: min-SNR", objective={"weighting": "min_snr"}),
         _changed("logit_normal", "times: logit-normal", objective={"times": "logit_normal"}),
-        _changed("no_noisy_labels", "noisy images not labelled, as published", objective={"noisy_labels": 0.0}),
-        _changed("noisy_labels_4", "noisy images labelled with weight 4", objective={"noisy_labels": 4.0}),
-        _changed("alpha_10", "alpha from 10 to 1", objective={"alpha": 10.0, "alpha_end": 1.0}),
-        _changed("alpha_20", "alpha from 20 to 2", objective={"alpha": 20.0, "alpha_end": 2.0}),
+        _changed("no_noisy_labels", "noisy images not classified, as published", objective={"noisy_labels": 0.0}),
+        _changed("noisy_labels_4", "noisy images classified with weight 4", objective={"noisy_labels": 4.0}),
+        _changed("alpha_10", "alpha falling from 10 to 1", objective={"alpha": 10.0, "alpha_end": 1.0}),
+        _changed("alpha_20", "alpha falling from 20 to 2", objective={"alpha": 20.0, "alpha_end": 2.0}),
         _changed("alpha_stays", "alpha 2 throughout", objective={"alpha": 2.0, "alpha_end": None}),
         _changed("alpha_100", "alpha 100 throughout, as published", objective={"alpha": 100.0, "alpha_end": None}),
-        # the optimiser and the batches
+        # the optimizer and the batches
         _changed("muon_slower", "Muon's learning rate halved", optim={"muon_lr": V2.optim.muon_lr / 2}),
         _changed("muon_faster", "Muon's learning rate doubled", optim={"muon_lr": V2.optim.muon_lr * 2}),
         _changed("adamw", "AdamW for all weights, as published", optim={"name": "adamw"}),
         _changed("usual_betas", "beta2 0.999", optim={"beta2": 0.999}),
         _changed("half_batches", "batches of 64 and 32", train={"batch_size": 64, "labelled_batch_size": 32}),
-        _changed("full_labelled_batch", "as many labelled images, as published", train={"labelled_batch_size": None}),
-        _changed("no_augmentation", "labelled images not augmented", data={"augment": "none"}),
-        _changed("flipped", "all images mirrored half of the time", data={"flip": True, "clean_flip": True}),
+        _changed(
+            "full_labelled_batch", "as many labeled images as noisy ones, as published", train={"labelled_batch_size": None}
+        ),
+        _changed("no_augmentation", "labeled images not augmented", data={"augment": "none"}),
+        _changed("flipped", "all images mirrored with probability 1/2", data={"flip": True, "clean_flip": True}),
     ),
 )
 COMPARISON = _study(
-    "The paper's recipe and v2, and what being hybrid costs",
-    1825 / 60,  # what the published code was given when it reached 76.0 % on such a machine
+    "The paper's recipe and v2, and the cost of being hybrid",
+    1825 / 60,  # the time in which the published code reached 76.0 % on such a machine
     "v2",
     (
         PAPER,
         V2_RECIPE,
-        _changed("v2_vit", "the same network, labels only", objective={"kind": "vit"}),
+        _changed("v2_vit", "the same network, classification only", objective={"kind": "vit"}),
         _changed(
-            "v2_genvit", "the same network, images only", objective={"kind": "genvit"}, model={"label_conditioning": False}
+            "v2_genvit", "the same network, generation only", objective={"kind": "genvit"}, model={"label_conditioning": False}
         ),
-        _changed("v2_told", "the same network, images only, told their labels", objective={"kind": "genvit"}),
+        _changed("v2_told", "the same network, generation only, class-conditional", objective={"kind": "genvit"}),
     ),
     costs=("paper", "v2"),
 )

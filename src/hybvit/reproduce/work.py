@@ -1,4 +1,4 @@
-"""What a reproduction has to do, and doing it: which runs are trained, timed, measured and collected."""
+"""The plan of a reproduction and its execution: which runs are trained, timed, measured and collected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .tables import table as table_of
 
 
 class Plan(NamedTuple):
-    """What is asked for: runs to train and measure, runs whose steps are timed, and presets without data, with the reason."""
+    """Runs to train and measure, runs whose steps are timed, and presets without data, with the reason."""
 
     jobs: list[Job]
     timed: dict[str, Config]
@@ -30,9 +30,10 @@ class Plan(NamedTuple):
 
 
 def plan(names: list[str], scale: Scale, only: set[str], fields: list[str]) -> Plan:
-    """
+    """Plan the jobs of tables and figures.
+
     Raises:
-        ConfigError: ``only`` names a preset that no table or figure of ``names`` jobs.
+        ConfigError: ``only`` names a preset that no table or figure of ``names`` needs.
     """
     suites, snapshots, timed, missing = dict[str, list[str]](), set[str](), dict[str, Config](), dict[str, str]()
     for name in names:
@@ -46,7 +47,9 @@ def plan(names: list[str], scale: Scale, only: set[str], fields: list[str]) -> P
                 if cfg is not None and row.run is not None:
                     timed[row.run] = cfg
     for run in only - set(suites) - set(timed):
-        raise ConfigError(f"--runs: {run} stands behind none of {', '.join(names)}")
+        raise ConfigError(
+            f"--runs: {run} is not needed by {', '.join(names)}: name a preset of their rows (--dry-run lists them)"
+        )
     jobs = dict[str, Job]()
     for run, wanted in suites.items():
         if only and run not in only:
@@ -54,7 +57,7 @@ def plan(names: list[str], scale: Scale, only: set[str], fields: list[str]) -> P
         home = run_dir(run, scale)
         cfg = configuration(home, scale, fields, home in snapshots)
         if cfg is None:
-            missing[run] = f"the {scale.name} scale has no data in place of {PRESETS[run].config.data.name}"
+            missing[run] = f"the {scale.name} scale has no stand-in for {PRESETS[run].config.data.name}"
             continue
         known = jobs[home].suites if home in jobs else ()
         jobs[home] = Job(home, cfg, tuple(dict.fromkeys((*known, *wanted))), home in snapshots)
@@ -71,15 +74,16 @@ def dry_run(work: Plan, mine: list[Job], folder: Path, scale: Scale) -> None:
         left += 0.0 if state.trained else hours * (1 - state.done / state.steps)
         print(
             f"{job.run:<30}{price.parameters:>12,}{job.cfg.train.steps:>10,}{1e3 * price.total_eflop:>10.3g}"
-            f"{in_hours(hours):>10}{in_hours(after):>11}  {state.words()}; measured: {', '.join(state.measured) or 'nothing'}"
+            f"{in_hours(hours):>10}{in_hours(after):>11}  {state.describe()}; "
+            f"measured: {', '.join(state.measured) or 'nothing'}"
         )
     if work.timed:
-        print(f"timed side by side: {', '.join(work.timed)}")
+        print(f"timed alternately: {', '.join(work.timed)}")
     for run, reason in work.missing.items():
         print(f"left out: {run}, {reason}")
     print(
-        f"{len(mine)} runs, {total:.1f} hours of training on {scale.machine}, {left:.1f} of them still to do; about "
-        f"{measuring:.1f} hours to measure them all, accuracy, calibration and out-of-distribution scores not counted"
+        f"{len(mine)} runs, {total:.1f} hours of training on {scale.machine}, of which {left:.1f} remain; about "
+        f"{measuring:.1f} hours of evaluation, not counting accuracy, calibration and out-of-distribution scores"
     )
 
 
@@ -88,20 +92,20 @@ def in_hours(hours: float) -> str:
 
 
 def take_times(timed: dict[str, Config], folder: Path, scale: Scale, fields: list[str], say: Callable[[str], None]) -> None:
-    """Time the steps of what is not timed yet, with everything that is: only what was measured in one go can be compared."""
+    """Time the steps if any are missing, together with all timed before: only times from one session are comparable."""
     known = timing.stored(folder)
     if timing.covers(known, timed):
         return
     together = {run: cfg for run in {**known["runs"], **timed} if (cfg := configuration(run, scale, fields)) is not None}
-    say(f"timing {len(together)} systems side by side ...")
+    say(f"timing {len(together)} systems alternately ...")
     write_text(folder / timing.FILE, json.dumps(timing.measure(together, say), indent=1) + "\n")
 
 
 def collect(folder: Path, scale: Scale, fields: list[str]) -> dict[str, dict[str, Any]]:
-    """The records of all runs that are there, with what their steps take where that was measured.
+    """The records of all available runs, with their step times where those were measured.
 
     Raises:
-        ConfigError: a run was started with other settings than ``fields`` say.
+        ConfigError: a run was started with settings other than ``fields``.
     """
     timings = timing.stored(folder)
     found: dict[str, dict[str, Any]] = {}
@@ -118,11 +122,11 @@ def collect(folder: Path, scale: Scale, fields: list[str]) -> dict[str, dict[str
 
 
 def prepare(work: Plan, folder: Path, scale: Scale, fields: list[str], shards: int) -> None:
-    """What comes before the trainings: the Inception weights, and the times of steps while nothing else is at work."""
+    """Fetch the Inception weights and time the steps, before any training runs on the machine."""
     if scale.name == "full":
-        say_whether_fid_can_be_had(say_at_once)
+        check_inception(say_at_once)
     if work.timed and shards > 1:
-        say_at_once("steps are not timed while others work beside: run these tables once more without --shard")
+        say_at_once("steps are not timed while other shards run: repeat these tables without --shard")
     elif work.timed:
         take_times(work.timed, folder, scale, fields, say_at_once)
 
@@ -130,10 +134,10 @@ def prepare(work: Plan, folder: Path, scale: Scale, fields: list[str], shards: i
 def run_jobs(
     mine: list[Job], folder: Path, scale: Scale, overrides: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, list[Exception]]:
-    """Train and measure every run -> what each of them met."""
+    """Train and measure every run -> the errors of each."""
     faults: dict[str, list[Exception]] = {}
     for place, job in enumerate(mine, 1):
-        say(f"[{place}/{len(mine)}] {job.run}: {state_of(folder / job.run, job.cfg).words()}")
+        say(f"[{place}/{len(mine)}] {job.run}: {state_of(folder / job.run, job.cfg).describe()}")
         faults[job.run] = try_job(job, folder / job.run, scale, overrides, say)
         for fault in faults[job.run]:
             say(f"{job.run}: left out, {fault}")
@@ -141,16 +145,16 @@ def run_jobs(
 
 
 def raise_worst(faults: dict[str, list[Exception]]) -> None:
-    """One error of the worst kind that names all faults, if there are any."""
+    """Raise one error of the most severe kind that names all errors, if there are any."""
     met = [(run, fault) for run, found in faults.items() for fault in found]
     if met:
         worst = next(kind for kind in USERS_FAULTS if any(isinstance(fault, kind) for _, fault in met))
-        raise worst(f"{len(met)} parts could not be done: " + "; ".join(f"{run}: {fault}" for run, fault in met))
+        raise worst(f"{len(met)} parts failed: " + "; ".join(f"{run}: {fault}" for run, fault in met))
 
 
-def say_whether_fid_can_be_had(say: Callable[[str], None]) -> None:
-    """Fetch the Inception weights once, before hours of training; without them everything else is measured all the same."""
+def check_inception(say: Callable[[str], None]) -> None:
+    """Fetch the Inception weights before hours of training; without them all other metrics are still measured."""
     try:
         open_extractor("inception", "cifar10")
     except (ConfigError, DataError) as error:
-        say(f"FID and the Inception score will be empty: {error}")
+        say(f"FID and the Inception score will be left out: {error}")
