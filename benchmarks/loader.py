@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.devices import best_device, environment, keep_freed_memory, resolve_precision
 from hybvit.method.vit import HybViT
 from hybvit.presets import preset
+from hybvit.stopwatch import alternating
 from hybvit.training.bench import joint_step
 
 REPEATS, IMAGES = 15, 128
@@ -35,11 +35,12 @@ def cifar_shaped(cfg: Config) -> Dataset:
     return Dataset(images, images, tuple(map(str, range(10))))
 
 
-def seconds(run: Callable[[], object], threads: int) -> float:
-    torch.set_num_threads(threads)
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
+def with_threads(threads: int, run: Callable[[], object]) -> Callable[[], None]:
+    def call() -> None:
+        torch.set_num_threads(threads)
+        run()
+
+    return call
 
 
 def measure(name: str, cfg: Config, data: Dataset, threads: int) -> dict[str, float | str]:
@@ -54,23 +55,14 @@ def measure(name: str, cfg: Config, data: Dataset, threads: int) -> dict[str, fl
         for augment in ("none", "weak", "strong")
     }
     batch = loaders["none"](0)
-    t = torch.randint(1, diffusion.T + 1, (cfg.train.batch_size,))
-    noise = torch.randn(batch.clean.shape)
 
     def load(augment: str) -> None:
         step[0] += 1
         loaders[augment](step[0])
 
-    runs: dict[str, tuple[Callable[[], object], int]] = {
-        "training": (lambda: joint_step(net, diffusion, batch, t, noise, precision), threads),
-        **{f"loader_{augment}": (lambda augment=augment: load(augment), 1) for augment in loaders},
-    }
-    times: dict[str, list[float]] = {kind: [] for kind in runs}
-    for repeat in range(REPEATS + 1):
-        for kind, (run, n) in runs.items():
-            taken = seconds(run, n)
-            if repeat:  # the first one warms up
-                times[kind].append(taken)
+    runs = {"training": with_threads(threads, lambda: joint_step(net, diffusion, batch, precision))}
+    runs |= {f"loader_{augment}": with_threads(1, lambda augment=augment: load(augment)) for augment in loaders}
+    times = alternating(runs, REPEATS)
     images = 2 * cfg.train.batch_size
     rates: dict[str, float | str] = {kind: round(images / statistics.median(values), 1) for kind, values in times.items()}
     return {"name": name, **rates}
@@ -102,11 +94,11 @@ def against_pil(data: Dataset, cfg: Config) -> dict[str, float | list[float]]:
     def theirs() -> None:
         torch.stack([pipeline(picture) for picture in pictures])
 
-    pairs = [(seconds(ours, 1), seconds(theirs, 1)) for _ in range(REPEATS + 1)][1:]
-    ratios = [b / a for a, b in pairs]
+    times = alternating({"ours": with_threads(1, ours), "theirs": with_threads(1, theirs)}, REPEATS)
+    ratios = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
     return {
-        "strong_images_per_second": round(IMAGES / statistics.median(a for a, _ in pairs), 1),
-        "pil_images_per_second": round(IMAGES / statistics.median(b for _, b in pairs), 1),
+        "strong_images_per_second": round(IMAGES / statistics.median(times["ours"]), 1),
+        "pil_images_per_second": round(IMAGES / statistics.median(times["theirs"]), 1),
         "speedup": round(statistics.median(ratios), 2),
         "speedup_range": [round(min(ratios), 2), round(max(ratios), 2)],
     }

@@ -14,7 +14,6 @@ import json
 import multiprocessing as mp
 import statistics
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from hybvit.config import Config, minibatches, override
 from hybvit.devices import best_device, environment, resolve_precision
 from hybvit.evaluation.speed import peak_mib
 from hybvit.presets import preset
-from hybvit.reproduce.timing import REPEATS, timed, warmed_up
+from hybvit.reproduce.timing import REPEATS, SPAN, warmed_up
+from hybvit.stopwatch import alternating
 from hybvit.storage import write_text
 from hybvit.training.cost import cost
 
@@ -36,15 +36,7 @@ def peak_tflops(device: torch.device, precision: str, repeats: int = 20) -> floa
     """10^12 operations a second of a matrix product on random numbers."""
     size, dtype = PEAK_SIZE[device.type], torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in "ab")
-    taken = []
-    for _ in range(repeats):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - started)
+    taken = alternating({"product": lambda: a @ b}, repeats)["product"]
     return 2 * size**3 / statistics.median(taken) / 1e12
 
 
@@ -63,7 +55,7 @@ def measured(name: str, wait: Any, alone: Any) -> dict[str, Any]:
     with alone:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        peak, taken = peak_tflops(device, precision), timed(steps)
+        peak, taken = peak_tflops(device, precision), alternating(steps, REPEATS, SPAN)
         memory = peak_mib(device)
     record: dict[str, Any] = {"batch": minibatches(cfg), "precision": precision}
     record |= {"peak_tflops": peak, "peak_mib": memory, "steps": cfg.train.steps}

@@ -115,7 +115,7 @@ def datasets() -> str:
         preset = f"`{info.preset}`" if info.preset else ""
         lines.append(
             f"| `{name}` | [{info.title}]({info.source}), {side}, {'gray' if info.channels == 1 else 'color'} "
-            f"| {info.num_classes or 'none'} | {splits} | {info.licence} | {preset} |"
+            f"| {info.num_classes or 'none'} | {splits} | {info.license} | {preset} |"
         )
     return "\n".join(lines)
 

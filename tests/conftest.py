@@ -85,7 +85,7 @@ def hybvit_process(*arguments: str | Path, cwd: Path | None = None, timeout: flo
 
 def opened(cfg: Config) -> Dataset:
     """The data of a configuration, as training opens them."""
-    return open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labelled=cfg.objective.kind != "genvit")
+    return open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labeled=cfg.objective.kind != "genvit")
 
 
 def batches_of(data: Dataset, cfg: Config, rank: int = 0, world: int = 1) -> TrainingBatches:

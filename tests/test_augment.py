@@ -5,8 +5,9 @@ import pytest
 import torch
 import torchvision
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import InterpolationMode
 
-from hybvit.data.batches import DRAWS, FLIP, POLICY, auto_augment, draws, erase, flip_half, mix_batch, weak
+from hybvit.data.batches import FLIP, POLICY, UNIFORMS, augment_weakly, auto_augment, erase, flip_half, mix_batch, uniforms
 from hybvit.method.seeds import derive_seed, splitmix64
 
 STREAM = "augmentation"
@@ -24,24 +25,28 @@ def noise(n: int, channels: int = 3, size: int = 32) -> torch.Tensor:
 
 
 def test_draws_are_uniform_and_independent():
-    u = draws(0, STREAM, keys(10_000))
-    assert u.shape == (10_000, DRAWS)
+    u = uniforms(0, STREAM, keys(10_000))
+    assert u.shape == (10_000, UNIFORMS)
     assert u.min() >= 0
     assert u.max() < 1
     assert (u.mean(0) - 0.5).abs().max() < 5 * (1 / 12 / 10_000) ** 0.5
     assert (u.var(0) - 1 / 12).abs().max() < 0.005
-    correlation = torch.corrcoef(u.T) - torch.eye(DRAWS)
+    correlation = torch.corrcoef(u.T) - torch.eye(UNIFORMS)
     assert correlation.abs().max() < 0.05
     along = torch.corrcoef(torch.stack((u[:-1, 0], u[1:, 0])))[0, 1]
     assert abs(along) < 0.05
 
 
 def test_draws_depend_on_seed_epoch_image_and_repeat_and_on_nothing_else():
-    u = draws(0, STREAM, keys(50))
-    assert torch.equal(u[10:20], draws(0, STREAM, keys(50)[10:20]))
-    for other in (draws(1, STREAM, keys(50)), draws(0, STREAM, keys(50, epoch=1)), draws(0, STREAM, keys(50, repeat=1))):
+    u = uniforms(0, STREAM, keys(50))
+    assert torch.equal(u[10:20], uniforms(0, STREAM, keys(50)[10:20]))
+    for other in (
+        uniforms(1, STREAM, keys(50)),
+        uniforms(0, STREAM, keys(50, epoch=1)),
+        uniforms(0, STREAM, keys(50, repeat=1)),
+    ):
         assert not bool((u == other).any())
-    assert not bool((u == draws(0, "flips of clean images", keys(50))).any())
+    assert not bool((u == uniforms(0, "flips of clean images", keys(50))).any())
 
 
 def test_the_hash_of_tensors_is_the_hash_of_seeds():
@@ -64,7 +69,7 @@ def test_weak_augmentation_is_a_crop_and_a_flip():
     padded = torch.nn.functional.pad(pixels[0, 0], (1, 1, 1, 1))
     crops = {(i, j): padded[i : i + 8, j : j + 8] for i in range(3) for j in range(3)}
     for flip in (False, True):
-        out = weak(pixels, draws(0, STREAM, keys(400)), 1, flip)
+        out = augment_weakly(pixels, uniforms(0, STREAM, keys(400)), 1, flip)
         seen: dict[tuple, int] = {}
         for image in out[:, 0]:
             key = next((k, m) for k, crop in crops.items() for m in (0, 1) if torch.equal(image, crop.flip(1) if m else crop))
@@ -76,14 +81,14 @@ def test_weak_augmentation_is_a_crop_and_a_flip():
 
 def test_colour_channels_are_cropped_together():
     pixels = noise(1, 1).expand(64, 3, 32, 32)
-    out = weak(pixels, draws(0, STREAM, keys(64)), 4, True)
+    out = augment_weakly(pixels, uniforms(0, STREAM, keys(64)), 4, True)
     assert torch.equal(out[:, 0], out[:, 1])
     assert torch.equal(out[:, 0], out[:, 2])
 
 
 def test_flips_of_clean_images():
     pixels = noise(400, 1, 8)
-    u = draws(0, STREAM, keys(400))
+    u = uniforms(0, STREAM, keys(400))
     out = flip_half(pixels, u)
     mirrored = u[:, FLIP] < 0.5
     assert 150 < mirrored.sum() < 250
@@ -107,7 +112,7 @@ def test_torchvision_still_has_the_private_parts_that_are_used():
 
 @pytest.mark.parametrize("policy", ["cifar10", "svhn", "imagenet"])
 def test_autoaugment_of_a_batch_is_torchvisions_image_by_image(policy):
-    pixels, u = noise(256), draws(0, STREAM, keys(256))
+    pixels, u = noise(256), uniforms(0, STREAM, keys(256))
     ours = auto_augment(policy)
     out = ours.apply(pixels, u)
     theirs = v2.AutoAugment(v2.AutoAugmentPolicy(policy))
@@ -122,14 +127,16 @@ def test_autoaugment_of_a_batch_is_torchvisions_image_by_image(policy):
                 magnitude = float(values[level]) if level is not None else 0.0
                 if signed and u[i, POLICY + 2 + 2 * stage] < 0.5:
                     magnitude = -magnitude
-                image = theirs._apply_image_or_video_transform(image, operation, magnitude, "nearest", theirs._fill)
+                image = theirs._apply_image_or_video_transform(
+                    image, operation, magnitude, InterpolationMode.NEAREST, theirs._fill
+                )
         changed += not torch.equal(image, pixels[i])
         assert (out[i].int() - image.int()).abs().max() <= 1, sub_policy  # bilinear sums may round the other way
     assert changed > 150
 
 
 def test_every_sub_policy_and_both_signs_occur():
-    u = draws(0, STREAM, keys(10_000))
+    u = uniforms(0, STREAM, keys(10_000))
     counts = (u[:, POLICY] * 25).long().bincount(minlength=25)
     assert counts.min() > 300
     assert counts.max() < 500
@@ -145,11 +152,11 @@ def test_colour_only_operations_are_dropped_for_grey_images(monkeypatch):
         return original(image, operation, *args, **kwargs)
 
     monkeypatch.setattr(ours, "_apply_image_or_video_transform", spy)
-    out = ours.apply(noise(400, 1, 28), draws(0, STREAM, keys(400)))
+    out = ours.apply(noise(400, 1, 28), uniforms(0, STREAM, keys(400)))
     assert out.shape == (400, 1, 28, 28)
     assert "Color" not in applied
     assert {"Contrast", "Equalize", "ShearY"} <= set(applied)
-    ours.apply(noise(400), draws(0, STREAM, keys(400)))
+    ours.apply(noise(400), uniforms(0, STREAM, keys(400)))
     assert "Color" in applied
 
 
@@ -160,7 +167,7 @@ def test_colour_only_operations_are_dropped_for_grey_images(monkeypatch):
 def test_erased_areas(size):
     n = 10_000 if size < 100 else 300
     x = torch.full((n, 1, size, size), 0.25)
-    erased = erase(x, draws(0, STREAM, keys(n)), 0.25, torch.tensor([-2.0])) == -2
+    erased = erase(x, uniforms(0, STREAM, keys(n)), 0.25, torch.tensor([-2.0])) == -2
     share = erased.float().mean(dim=(1, 2, 3))
     hit = share > 0
     assert abs(hit.float().mean() - 0.25) < 5 * (0.25 * 0.75 / n) ** 0.5
@@ -182,11 +189,11 @@ def test_erased_areas(size):
 def test_erasing_fills_with_the_given_colour_and_leaves_the_rest():
     x = torch.rand(200, 3, 16, 16)
     fill = torch.tensor([2.0, 3.0, 4.0])
-    out = erase(x, draws(0, STREAM, keys(200)), 1.0, fill)
+    out = erase(x, uniforms(0, STREAM, keys(200)), 1.0, fill)
     changed = (out != x).any(dim=1, keepdim=True)
     assert torch.equal(torch.where(changed, fill[:, None, None], x), out)
     assert changed.flatten(1).any(dim=1).all()
-    assert torch.equal(erase(x, draws(0, STREAM, keys(200)), 0.0, fill), x)
+    assert torch.equal(erase(x, uniforms(0, STREAM, keys(200)), 0.0, fill), x)
 
 
 # mixing

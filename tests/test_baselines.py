@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hybvit.baselines import jem as jem_room
-from hybvit.baselines.jem import JEM, JEMConfig, evaluating, gaussian
+from hybvit.baselines.jem import JEM, JEMConfig, eval_mode, gaussian
 from hybvit.baselines.preact_resnet import PreActBlock, PreActResNet18
 from hybvit.baselines.unet import DenoisingUNet
 from hybvit.baselines.wide_resnet import WideResNet
@@ -24,6 +24,7 @@ from hybvit.errors import ConfigError, DivergedError
 from hybvit.method.diffusion import Diffusion
 from hybvit.method.objective import Batch, Objective, hybrid_loss
 from hybvit.method.vit import HybViT, ViTConfig
+from hybvit.networks import number_of_parameters
 
 SHAPE = (1, 8, 8)
 PLAIN = Objective("jem", label_smoothing=0.0)
@@ -35,10 +36,6 @@ def rng(seed: int = 0) -> torch.Generator:
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=rng(seed)) * 2 - 1
-
-
-def size(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters())
 
 
 def wrn_parameters(channels: int, classes: int, depth: int, width: int) -> int:
@@ -59,7 +56,7 @@ def wrn_parameters(channels: int, classes: int, depth: int, width: int) -> int:
 def test_wide_resnet_has_the_published_size(depth, width, known):
     with torch.device("meta"):
         net = WideResNet((3, 32, 32), 10, depth, width)
-    assert size(net) == known == wrn_parameters(3, 10, depth, width)
+    assert number_of_parameters(net) == known == wrn_parameters(3, 10, depth, width)
 
 
 def test_wide_resnet_counts_its_layers():
@@ -85,7 +82,7 @@ def test_preact_resnet_has_the_common_size_and_a_last_batch_norm():
             before = after
     common = total + 512 * 10 + 10
     assert common == 11_171_146
-    assert size(net) == 11_172_170 == common + 2 * 512
+    assert number_of_parameters(net) == 11_172_170 == common + 2 * 512
     convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     assert len(convolutions) + 1 == 18
     assert [m.stride[0] for m in convolutions if m.stride[0] > 1] == [2, 2, 2]
@@ -157,7 +154,7 @@ def test_dropout_stands_inside_the_blocks():
 def test_unet_has_ddpms_size_and_its_published_settings():
     with torch.device("meta"):
         net = DenoisingUNet((3, 32, 32))
-    assert size(net) == 35_746_307
+    assert number_of_parameters(net) == 35_746_307
     published = {  # config.json of google/ddpm-cifar10-32
         "act_fn": "silu", "block_out_channels": (128, 256, 256, 256), "center_input_sample": False,
         "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"), "downsample_padding": 0,
@@ -218,7 +215,7 @@ def test_unet_takes_small_images_and_trains_every_weight(shape, channels, attent
     [
         ((1, 28, 28), (32, 64, 64, 64), 14, r"network\.channels has 4 levels.*28 x 28.*only 2 times: give at most 3 numbers"),
         ((1, 32, 28), (32, 64, 64, 64), 16, r"network\.channels has 4 levels.*32 x 28.*only 2 times: give at most 3 numbers"),
-        ((1, 28, 28), (32, 64, 64), 16, r"network\.attention_at is 16.*28, 14, 7 pixels a side: give one of these, or 0"),
+        ((1, 28, 28), (32, 64, 64), 16, r"network\.attention_at is 16.*28, 14, 7 pixels per side: give one of these, or 0"),
         ((1, 28, 28), (), 0, r"network\.channels is \(\)"),
         ((1, 28, 28), (33, 64), 0, r"network\.channels is \(33, 64\).*even"),
     ],
@@ -321,7 +318,7 @@ def test_sgld_leaves_network_statistics_and_mode_alone():
     alone = torch.cat([model.sgld(part, 3, rng()) for part in (x[:1], x[:1])])  # in eval mode rows are independent
     torch.testing.assert_close(alone[0], alone[1])
     frozen.train()
-    with contextlib.suppress(ZeroDivisionError), evaluating(model):
+    with contextlib.suppress(ZeroDivisionError), eval_mode(model):
         assert not any(module.training for module in model.modules())
         raise ZeroDivisionError
     assert all(module.training for module in model.modules())
@@ -446,9 +443,9 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(ValueError, match="incomplete"):
             model.loss(part, PLAIN, rng())
     with pytest.raises(ValueError, match=r"jem\.informative"):
-        model.informed_by(data.images, data.labels)
+        model.fit_initial(data.images, data.labels)
     informative = small_jem(informative=True)
-    with pytest.raises(ValueError, match="informed_by"):
+    with pytest.raises(ValueError, match="fit_initial"):
         informative.initial(2, rng())
     for images, labels in (
         (data.images[:, :, :4], data.labels),
@@ -456,7 +453,7 @@ def test_what_does_not_fit_is_refused():
         (data.images[:0], data.labels[:0]),
     ):
         with pytest.raises(ValueError, match=re.escape("[N, 1, 8, 8]")):
-            informative.informed_by(images, labels)
+            informative.fit_initial(images, labels)
 
 
 def classes_of_images(n: int = 400) -> tuple[Tensor, Tensor]:
@@ -472,7 +469,7 @@ def classes_of_images(n: int = 400) -> tuple[Tensor, Tensor]:
 def test_informative_starts_have_the_moments_of_each_class():
     images, labels = classes_of_images()
     model = small_jem(informative=True, replay=3000)
-    model.informed_by(images, labels, rng())
+    model.fit_initial(images, labels, rng())
     chosen = model.replay_images.flatten(1)
     real = torch.stack([images[labels == k].flatten(1).mean(dim=0) for k in (0, 1, 3)])
     owner = torch.cdist(chosen, real).argmin(dim=1)
@@ -490,7 +487,7 @@ def test_informative_starts_have_the_moments_of_each_class():
 def test_directions_beyond_the_rank_keep_their_variance():
     shape = (1, 16, 16)
     model = JEM(Bowl(shape), shape, 1, JEMConfig(replay=500, informative=True))
-    model.informed_by(torch.randn(600, *shape, generator=rng()) * 0.2, torch.zeros(600, dtype=torch.int64), rng())
+    model.fit_initial(torch.randn(600, *shape, generator=rng()) * 0.2, torch.zeros(600, dtype=torch.int64), rng())
     assert model.class_stds.item() > 0.15  # most of 256 equal directions are beyond the 64
     assert model.replay_images.var().item() == pytest.approx(0.2**2, rel=0.03)
 
@@ -521,9 +518,9 @@ def test_a_classs_gaussian_is_its_covariance_where_the_rank_is_enough():
 def test_informing_twice_forgets_the_first_images():
     images, labels = classes_of_images()
     model, again = small_jem(informative=True), small_jem(informative=True)
-    model.informed_by(images, labels, rng())
-    model.informed_by(images[:6], labels[:6], rng())
-    again.informed_by(images[:6], labels[:6], rng())
+    model.fit_initial(images, labels, rng())
+    model.fit_initial(images[:6], labels[:6], rng())
+    again.fit_initial(images[:6], labels[:6], rng())
     for name in ("class_shares", "class_roots", "replay_images"):
         if name == "class_roots":
             present = labels[:6].unique()
@@ -537,7 +534,7 @@ def test_a_resumed_run_is_bit_identical(settings, tmp_path):
     def start() -> tuple[JEM, torch.optim.Optimizer]:
         model = small_jem(**settings)
         if model.cfg.informative:
-            model.informed_by(*classes_of_images(60), rng())
+            model.fit_initial(*classes_of_images(60), rng())
         return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
     def step(model: JEM, optimiser: torch.optim.Optimizer, k: int) -> None:

@@ -50,11 +50,11 @@ def test_an_epoch_is_a_permutation_and_order_does_not_depend_on_how_it_is_read()
     assert torch.equal(pieces, whole)
     assert torch.equal(order.at(torch.arange(1, 70, 3)), whole[1::3])
     assert not torch.equal(whole[:10], Order(10, 1, "order of clean images").at(torch.arange(10)))
-    assert not torch.equal(whole[:10], Order(10, 0, "order of labelled images").at(torch.arange(10)))
+    assert not torch.equal(whole[:10], Order(10, 0, "order of labeled images").at(torch.arange(10)))
 
 
 def test_repeats_show_each_image_three_times_in_an_epoch():
-    taken = Order(5, 0, "order of labelled images", repeats=3).at(torch.arange(15))
+    taken = Order(5, 0, "order of labeled images", repeats=3).at(torch.arange(15))
     assert taken[:, 1].bincount().tolist() == [3] * 5
     assert taken[:, 2].tolist() == [0, 1, 2] * 5
 
@@ -162,9 +162,11 @@ def test_two_processes_share_the_batches_of_one(tmp_path, workers):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
-    with pytest.raises(ConfigError, match=r"2 processes cannot share a mini-batch of 10 images: .*batch_size multiples of 4"):
+    with pytest.raises(
+        ConfigError, match=r"2 processes cannot share a mini-batch of 10 images: .*batch_size to multiples of 4"
+    ):
         batches_of(colours(), config(batch_size=10), 0, 2)
-    with pytest.raises(ConfigError, match=r"a mini-batch of 6 images: .*train\.labelled_batch_size multiples of 4"):
+    with pytest.raises(ConfigError, match=r"a mini-batch of 6 images: .*train\.labelled_batch_size to multiples of 4"):
         batches_of(colours(), override(config(), train={"labelled_batch_size": 6}), 0, 2)
 
 

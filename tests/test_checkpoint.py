@@ -134,7 +134,7 @@ def test_ambiguous_published_files_are_refused(golden, golden_config, tmp_path):
     full = layouts(golden["published_state_dict"])["unwrapped"]
     key = "denoise_fn.cls_token"
     for changed, named in (
-        ({**full, "cls_token": full[key]}, "cls_token is there twice"),
+        ({**full, "cls_token": full[key]}, "cls_token occurs twice"),
         ({**full, key: full[key] * float("nan")}, "not finite"),
         ({**full, "epoch": 3}, "epoch is of type int"),
         ({**full, "betas": torch.empty(0)}, "betas has shape"),

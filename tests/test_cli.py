@@ -80,7 +80,7 @@ BAD = {
     "data that needs a login": (
         ["train", "imagenet32", "--data.root", "{tmp}/badrun", "--out", "{tmp}/r"],
         3,
-        "cannot fetch it",
+        "cannot download it",
     ),
     "missing manifest": (["train", "paper_32", "--data", "{tmp}/none.csv", "--out", "{tmp}/r"], 3, "none.csv: no such"),
     "missing shards": (

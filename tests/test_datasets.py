@@ -13,10 +13,11 @@ from hybvit.catalog import CATALOG, DEBIAN
 from hybvit.config import Config, DataConfig, override
 from hybvit.data import datasets
 from hybvit.data.files import ArraysOnly, Files, read_idx, unpickle
-from hybvit.data.image_set import BadFiles, Dataset, Decoding, ImageSet, LazyPictures
+from hybvit.data.image_set import BadFiles, Dataset, Decoding, ImageSet, LazyImages
 from hybvit.data.locate import locate
 from hybvit.errors import ConfigError, DataError
 from hybvit.method.vit import HybViT, ViTConfig
+from hybvit.networks import number_of_parameters
 from hybvit.presets import PRESETS, preset
 
 from . import official
@@ -81,7 +82,7 @@ def test_every_entry_is_consistent(name):
     info = CATALOG[name]
     assert info.title
     assert info.source.startswith("http")
-    assert info.licence
+    assert info.license
     assert not info.classes or len(info.classes) == len(set(info.classes)) == info.num_classes
     for split, balance in info.balance.items():
         total = sum(balance) if isinstance(balance, tuple) else balance * info.num_classes
@@ -131,7 +132,7 @@ def test_the_preset_of_a_data_set_is_for_it(name):
 )  # fmt: skip
 def test_the_papers_presets_have_its_parameter_counts(name, parameters):
     with torch.device("meta"):
-        assert sum(p.numel() for p in HybViT(preset(name).model).parameters()) == parameters
+        assert number_of_parameters(HybViT(preset(name).model)) == parameters
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10", "tiny_imagenet", "imagenet32", "imagenet128", "imagenet224"])
@@ -228,7 +229,7 @@ def test_tiny_imagenet(tmp_path, monkeypatch, packed, memory):
     splits = {"train": 12, "test": 6, "unlabelled": 5}
     small(monkeypatch, "tiny_imagenet", tmp_path, splits=splits, balance={"train": 4, "test": 2}, num_classes=3)
     data = opened(config("tiny_imagenet", tmp_path, size=64, unlabelled=True, memory_gib=memory))
-    assert isinstance(data.train.pixels, torch.Tensor if memory else LazyPictures)
+    assert isinstance(data.train.pixels, torch.Tensor if memory else LazyImages)
     assert data.classes == ("goldfish (n01443537)", "Egyptian cat (n02124075)", "reel (n04067472)")  # by sorted id
     assert data.test.labels.tolist() == [1, 0, 2, 1, 0, 2]
     assert data.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -270,7 +271,7 @@ def test_imagenet_as_folders(tmp_path, monkeypatch):
     assert data.train.pixels.shape == (6, 3, 32, 32)
     assert data.test.labels.tolist() == [0, 0, 1, 1]
     (tmp_path / "val" / "stray.JPEG").write_bytes(official.jpeg(0))
-    with pytest.raises(DataError, match=r"stray\.JPEG: lies in no class folder"):
+    with pytest.raises(DataError, match=r"stray\.JPEG: not in a class folder"):
         opened(config("imagenet", tmp_path, size=32))
 
 
@@ -395,7 +396,7 @@ def test_files_that_are_not_what_they_say(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="50 images where the train split of CIFAR-10 has 50,000"):
         datasets.read_split("cifar10", "train", str(tmp_path), decoding(), False)
     small(monkeypatch, "cifar10", tmp_path, splits={"train": 50, "test": 10}, balance={"train": (6, 4, *[5] * 8)})
-    with pytest.raises(DataError, match="label 0 stands 5 times"):
+    with pytest.raises(DataError, match="label 0 occurs 5 times"):
         datasets.read_split("cifar10", "train", str(tmp_path), decoding(), False)
 
 
@@ -409,7 +410,7 @@ def test_a_pickle_that_asks_for_more_is_refused_by_name(tmp_path, capsys, wrappe
     official.unpacked(tmp_path, official.cifar10())
     path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     path.write_bytes(pickle.dumps(wrapped(Trap())))
-    with pytest.raises(DataError, match=r"data_batch_3: .*it asks for builtins\.print"):
+    with pytest.raises(DataError, match=r"data_batch_3: .*it refers to builtins\.print"):
         datasets.read_split("cifar10", "train", str(tmp_path), decoding(), False)
     assert "sprung" not in capsys.readouterr().out
 
@@ -444,7 +445,9 @@ def test_idx_files(tmp_path, compress):
 
 def test_what_cannot_be_found_says_where_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(DataError, match=r"imagenet32: .* hybvit cannot fetch it: put train_data_batch_1 .*or give --data DIR"):
+    with pytest.raises(
+        DataError, match=r"imagenet32: .* hybvit cannot download it: put train_data_batch_1 .*or give --data DIR"
+    ):
         datasets.read_split("imagenet32", "test", None, decoding(), False)
     with pytest.raises(DataError, match="no such folder"):
         datasets.read_split("cifar10", "test", str(tmp_path / "nowhere"), decoding(), False)

@@ -19,9 +19,12 @@ from hybvit.evaluation.options import Options
 from hybvit.presets import preset
 
 from .conftest import QUICK
+from .test_paper_doc import unresolved
+from .test_structure import FLOORS, SOURCE, imports_of, room
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
 def script(path):
@@ -43,10 +46,52 @@ def test_the_figures_are_rendered_from_results(page):
     assert "-->\n<!-- end" not in text, "a block is empty"
 
 
-def test_the_drawing_is_what_its_script_writes():
-    made = script("docs/draw_architecture.py")
-    assert made.PATH.read_text(encoding="utf-8") == made.drawing(), "run `python docs/draw_architecture.py`"
-    assert made.PATH.name in README
+@pytest.mark.parametrize(("name", "page"), [("draw_architecture", README), ("draw_imports", ARCHITECTURE)])
+def test_a_drawing_is_what_its_script_writes(name, page):
+    made = script(f"docs/{name}.py")
+    assert made.PATH.read_text(encoding="utf-8") == made.drawing(), f"run `python docs/{name}.py`"
+    assert f"{made.PATH.name})" in page
+
+
+def test_the_imports_that_are_drawn_are_those_that_the_floors_allow():
+    made = script("docs/draw_imports.py")
+    drawn = [{box[0] for row in rows for box in row} for _, rows in reversed(made.FLOORS)]
+    assert drawn == [floor - made.LEFT_OUT for floor in FLOORS]
+    for name, others in made.imports().items():
+        files = [path for path in SOURCE.glob("**/*.py") if room(path) == name]
+        assert others == set().union(*map(imports_of, files)) - {name}, name
+    kept = made.thinned({"a": {"b", "c", "d"}, "b": {"c"}, "c": {"d"}, "d": set()})
+    assert kept == [("a", "b"), ("b", "c"), ("c", "d")]
+
+
+def missing_files(page: str) -> list[str]:
+    """Every ``file.py`` without a name that is not there; in the paragraph of a room, its files go by their names alone."""
+    found = []
+    for paragraph in page.split("\n\n"):
+        own = re.match(r"\*\*(\w+)/\*\*", paragraph)
+        places = [SOURCE, ROOT, *([SOURCE / own[1]] if own else [])]
+        files = re.findall(r"`([\w/]+\.py)`", paragraph)
+        found += [file for file in files if not any((place / file).is_file() for place in places)]
+    return found
+
+
+def test_every_file_and_function_of_the_architecture_page_exists():
+    assert len(re.findall(r"\.py: ", ARCHITECTURE)) > 100
+    assert unresolved(ARCHITECTURE) == []
+    assert missing_files(ARCHITECTURE) == []
+    assert missing_files("**method/** is `vit.py` and `loop.py`, `data/batch.py`\n\n`vit.py`") == [
+        "loop.py",
+        "data/batch.py",
+        "vit.py",
+    ]
+
+
+def test_every_room_has_its_words():
+    for name in (path.parent.name for path in SOURCE.glob("*/__init__.py")):
+        assert f"\n**{name}/** " in ARCHITECTURE, name
+    for path in SOURCE.glob("*.py"):
+        assert f"`{path.name}" in ARCHITECTURE, path.name
+    assert [line for line in ARCHITECTURE.splitlines() if len(line) > 128 and not line.startswith("|")] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])

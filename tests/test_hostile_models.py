@@ -12,7 +12,7 @@ import torch
 import hybvit
 from hybvit import checkpoint, cli
 from hybvit.config import Config, load_config, override, to_yaml
-from hybvit.data.shards import is_address, open_shard, shard_names
+from hybvit.data.shards import is_url, open_shard, shard_names
 from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.method.vit import HybViT
 from hybvit.model import HybridModel
@@ -103,8 +103,8 @@ def test_an_address_is_never_given_to_a_shell(tmp_path):
 def test_what_looks_like_a_scheme_but_is_a_file_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("ab:c.tar").write_bytes(b"x")
-    assert not is_address("ab:c.tar")
-    assert not is_address("C:\\shards\\a.tar")
+    assert not is_url("ab:c.tar")
+    assert not is_url("C:\\shards\\a.tar")
     assert open_shard("ab:c.tar").read() == b"x"
 
 

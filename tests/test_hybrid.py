@@ -205,7 +205,7 @@ def test_a_bundled_model_is_loaded_by_its_name(tmp_path, monkeypatch):
     assert hub.bundled() == ["tiny"]
     x = torch.rand(2, 1, 8, 8)
     assert torch.equal(hybvit.load("tiny", "cpu").logits(x), m.logits(x))
-    with pytest.raises(DataError, match=r"none of the package's models \(tiny: did you mean tiny\?\)"):
+    with pytest.raises(DataError, match=r"none of the bundled models \(tiny: did you mean tiny\?\)"):
         hybvit.load("tyny")
     other = model(override(CFG, model={"depth": 1}))
     other.save_pretrained(tmp_path / "tiny")  # a folder of that name goes first

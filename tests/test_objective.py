@@ -149,9 +149,9 @@ def test_incomplete_batches_are_refused():
     net, (clean, images, labels, _) = HybViT(SMALL), batch()
     with pytest.raises(ValueError, match="empty"):
         hybrid_loss(net, COSINE, Batch(None, None, None), PLAIN)
-    with pytest.raises(ValueError, match="come together"):
+    with pytest.raises(ValueError, match="belong together"):
         hybrid_loss(net, COSINE, Batch(clean, images, None), PLAIN)
-    with pytest.raises(ValueError, match="come together"):
+    with pytest.raises(ValueError, match="belong together"):
         hybrid_loss(net, COSINE, Batch(clean, None, labels), PLAIN)
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from hybvit.config import Config, DataConfig, override
-from hybvit.data.image_set import LazyPictures
+from hybvit.data.image_set import LazyImages
 from hybvit.data.locate import locate
 from hybvit.errors import ConfigError, DataError
 from hybvit.method.vit import ViTConfig
@@ -79,7 +79,7 @@ def test_documents_beside_the_images_are_left_alone(tmp_path):
 def test_folders_that_cannot_serve_are_named(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         opened(own(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match="no class sub-folders and no images"):
+    with pytest.raises(DataError, match="contains no class subfolders and no images"):
         opened(own(tmp_path))
     (tmp_path / "a").mkdir()
     with pytest.raises(DataError, match="no image files"):
@@ -100,7 +100,7 @@ def test_a_flat_folder_is_for_genvit(tmp_path):
     assert (len(data.train), len(data.test), data.train.labels, data.classes) == (8, 3, None, ())
     assert data.test.pixels[:, 0, 0, 0].tolist() == [0, 100, 200]
     save(tmp_path / "cat" / "0.png")
-    with pytest.raises(DataError, match=r"00\.png: lies beside the class folders \(cat"):
+    with pytest.raises(DataError, match=r"00\.png: not in a class folder \(cat"):
         opened(own(tmp_path))
 
 
@@ -151,7 +151,7 @@ def test_images_that_do_not_fit_into_memory_are_decoded_when_asked_for(tmp_path)
     for i in range(10):
         save(tmp_path / "ab"[i % 2] / f"{i}.png", (10 * i, 0, 0))
     now, later = (opened(own(tmp_path, memory_gib=gib)) for gib in (1.0, 0.0))
-    assert isinstance(later.train.pixels, LazyPictures)
+    assert isinstance(later.train.pixels, LazyImages)
     assert later.train.pixels.shape == now.train.pixels.shape
     index = torch.tensor([3, 0, 3])
     for a, b in zip(now.train.take(index), later.train.take(index), strict=True):
@@ -193,10 +193,10 @@ def test_a_manifest(tmp_path, form):
     ("rows", "message"),
     [
         ([{"path": "0.png", "label": "a"}, {"path": "1.png"}], r"images\.jsonl, line 2: has no label"),
-        ([{"label": "a"}], r"line 1: names no image \(in a column path, file"),
+        ([{"label": "a"}], r"line 1: no image path \(in a column path, file"),
         ([{"path": "gone.png", "label": "a"}], r"gone\.png: no such file"),
-        ([{"path": "0.png", "label": "a", "split": "exam"}], r"split 'exam' of 0\.png"),
-        ([], "names no image"),
+        ([{"path": "0.png", "label": "a", "split": "exam"}], r"the split of 0\.png is 'exam'"),
+        ([], "lists no images"),
     ],
 )
 def test_manifests_that_cannot_serve_name_the_line(tmp_path, rows, message):
@@ -286,7 +286,7 @@ def test_damaged_zips_and_stray_images_are_named(tmp_path):
         opened(own(tmp_path / "bad.zip"))
     official.unpacked(tmp_path / "a", {"train/cat/0.jpg": official.jpeg(0), "train/dog/0.jpg": official.jpeg(1)})
     official.unpacked(tmp_path / "a", {"test/0.jpg": official.jpeg(2)})
-    with pytest.raises(DataError, match=r"0\.jpg: lies in no class folder"):
+    with pytest.raises(DataError, match=r"0\.jpg: not in a class folder"):
         opened(own(tmp_path / "a"))
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 import hybvit.cli.reproduce
 from hybvit import cli
 from hybvit.catalog import CATALOG
-from hybvit.checkpoint import newest, read_tensors, step_folders
+from hybvit.checkpoint import newest, read_tensors, step_folders, step_of
 from hybvit.config import differences, override
 from hybvit.errors import ConfigError
 from hybvit.presets import PRESETS, preset
@@ -36,7 +36,7 @@ from hybvit.reproduce.runs import (
 )
 from hybvit.reproduce.scales import FULL, POCKET
 from hybvit.reproduce.tables import FIGURES, NAMES, Measured, Row, measured, rows, run_of, runs_of, suites_of
-from hybvit.storage import locked
+from hybvit.storage import lock_folder
 from hybvit.training.cost import cost
 
 from .conftest import hybvit
@@ -358,7 +358,7 @@ def test_a_killed_reproduction_goes_on_where_it_stopped(finished, tmp_path):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        reached.append(int(step_folders(folder / "checkpoints")[0].name.removeprefix("step-")))
+        reached.append(step_of(step_folders(folder / "checkpoints")[0]))
     done = hybvit(*arguments)
     assert done.returncode == 0, done.stderr
     resumed = [line for line in done.stdout.splitlines() if "resumed at step" in line]
@@ -446,12 +446,12 @@ def test_a_jem_is_trained_evaluated_and_draws(tmp_path):
 
 
 def test_two_processes_do_not_train_one_run(tmp_path):
-    held = locked(tmp_path)
+    held = lock_folder(tmp_path)
     need = Job("x", override(POCKET.config("stl10_genvit"), train={"steps": 2}), (), False)
     (fault,) = try_job(need, tmp_path, POCKET, {}, print)
     assert "another process" in str(fault)
     held.close()
-    held = locked(tmp_path, ".row.lock")  # as a process that evaluates it does
+    held = lock_folder(tmp_path, ".row.lock")  # as a process that evaluates it does
     (fault,) = try_job(need, tmp_path, POCKET, {}, print)
     assert "another process" in str(fault)
     held.close()

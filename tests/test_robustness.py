@@ -536,7 +536,7 @@ def test_each_symptom_is_seen_by_itself(net, held_out, monkeypatch):
     x, labels = (part[:64] for part in held_out)
     share = {"one": 0.5, "many": 0.5, "double": 0.5, "far": 1.0}
 
-    def planted(logits, x, labels, eps, norm, generator, steps, step, *, start=None):
+    def planted(logits, x, labels, eps, norm, generator, steps, *step, start=None):
         case = "far" if start is not None else "one" if steps == 1 else "double" if eps > 0.15 else "many"
         return robustness.Attack(x, torch.arange(len(x)) < share[case] * len(x))
 

@@ -19,7 +19,7 @@ from hybvit.method.vit import ViTConfig
 
 from .conftest import batches_of, opened
 
-STREAM = "order of labelled images"
+STREAM = "order of labeled images"
 
 
 def png(number: int) -> bytes:
@@ -155,10 +155,10 @@ def test_damage_is_named(tmp_path):
         ShardStream(shards([name]), 0, STREAM, 16, 100).take(torch.arange(30))
     Path(name).write_bytes(whole)
     (tmp_path / "sizes.json").write_text(json.dumps({"train-000.tar": 31}))
-    with pytest.raises(DataError, match="30 samples where 31 were counted"):
+    with pytest.raises(DataError, match="30 samples, but 31 were counted"):
         ShardStream(shards([name]), 0, STREAM, 16, 100).take(torch.arange(31))
     (tmp_path / "sizes.json").unlink()
-    with pytest.raises(DataError, match=r"\.cls: class '2' is none of the 2"):
+    with pytest.raises(DataError, match=r"\.cls: class '2' is not one of the 2"):
         ShardStream(shards([name], classes=2), 0, STREAM, 16, 100).take(torch.arange(30))
     Path(name).write_bytes(b"no tar")
     with pytest.raises(DataError, match=r"train-000\.tar"):

@@ -6,12 +6,23 @@ A room is a module of the package, or a sub-package.
 from __future__ import annotations
 
 import ast
+import re
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
 import hybvit
+from hybvit.config import Config, parse
+from hybvit.data.batches import TrainingBatches
+from hybvit.method.objective import hybrid_loss
+from hybvit.presets import preset
+from hybvit.training.loop import train
+
+from .conftest import TINY
 
 SOURCE = Path(hybvit.__file__).parent
 FLOORS = [  # a room imports from its own floor and those below, and never in a circle
@@ -19,12 +30,19 @@ FLOORS = [  # a room imports from its own floor and those below, and never in a 
     {"metrics"},
     {
         "catalog", "config", "presets", "devices", "storage", "distributed", "checkpoint", "data", "baselines", "networks",
-        "hub", "model", "loading",
+        "hub", "model", "loading", "stopwatch",
     },
     {"training", "evaluation", "reproduce"},
     {"cli", "__main__"},
 ]  # fmt: skip
 TOP_LEVEL_MODULES = 18
+BATCH_FILES = 6
+BATCH_HELPERS = {  # called on the way from pixels to loss, and what for
+    "method/seeds.py": "random draws",
+    "devices.py": "precision",
+    "training/optim.py": "the learning rate of the step",
+    "method/vit_config.py": "where the tap is",
+}
 LONGEST_FUNCTION, LONGEST = 60, {"train": 100}  # lines, and what may be longer
 
 
@@ -99,3 +117,39 @@ def test_a_public_name_is_never_taken_by_a_module_of_that_name():
 def test_the_checker_sees_imports():
     assert {"config", "errors"} <= imports_of(SOURCE / "data" / "datasets.py")
     assert imports_of(SOURCE / "method" / "objective.py") == {"method"}
+
+
+def files_that_a_batch_crosses(cfg: Config, out: Path) -> set[str]:
+    """Files of hybvit in which any function runs from the moment a batch is asked for until its loss is there."""
+    found, start, end = set(), TrainingBatches.__call__.__code__, hybrid_loss.__code__
+    within = False
+
+    def watch(frame: FrameType, event: str, _: Any) -> None:
+        nonlocal within
+        if frame.f_code is start and event == "call":
+            within = True
+            found.add(frame.f_back.f_code.co_filename)  # who asks
+        if within and event == "call":
+            found.add(frame.f_code.co_filename)
+        if frame.f_code is end and event == "return":
+            within = False
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        train(cfg, out, lambda line: None)
+    finally:
+        sys.setprofile(before)
+    return {path.relative_to(SOURCE).as_posix() for path in map(Path, found) if path.is_relative_to(SOURCE)}
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_paper"])
+def test_a_training_batch_crosses_six_files(name, tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.split("\n## A training batch\n")[1].split("\n## ")[0]
+    steps = re.findall(r"^\d\. `([\w/]+\.py): ", section, re.MULTILINE)
+    helpers = dict(re.findall(r"`([\w/]+\.py)` \((.*?)\)", section.replace("\n", " ")))
+    assert len(steps) == BATCH_FILES
+    assert helpers == BATCH_HELPERS
+    found = files_that_a_batch_crosses(parse([*TINY, "--train.steps=1"], preset(name)), tmp_path / "run")
+    assert found == {*steps, *BATCH_HELPERS}

@@ -186,7 +186,7 @@ def test_muon_steps_along_an_orthogonal_matrix_and_decays_as_adamw():
 @pytest.mark.parametrize("shape", [(3, 16, 48), (2, 48, 16), (1, 16, 16)])
 def test_muon_is_exact_where_bfloat16_would_be_slow(monkeypatch, shape):
     """A CPU without bfloat16 took thirty times as long for its products as for those of float32."""
-    monkeypatch.setattr("hybvit.training.optim.multiplies_bf16", lambda device: False)
+    monkeypatch.setattr("hybvit.training.optim.has_fast_bf16", lambda device: False)
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     a, b, c = 3.4445, -4.775, 2.0315
     found = orthogonalize(matrices, (a, b, c), 5, 1e-7)
@@ -198,7 +198,7 @@ def test_muon_is_exact_where_bfloat16_would_be_slow(monkeypatch, shape):
 
 
 def test_batched_muon_is_torchs_for_tall_wide_and_square_matrices(monkeypatch):
-    monkeypatch.setattr("hybvit.training.optim.multiplies_bf16", lambda device: True)  # PyTorch's always takes bfloat16
+    monkeypatch.setattr("hybvit.training.optim.has_fast_bf16", lambda device: True)  # PyTorch's always takes bfloat16
     torch.manual_seed(0)
     shapes = [(48, 16), (16, 16), (16, 32), (48, 16), (16, 32)]
     ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]

@@ -144,12 +144,18 @@ def test_adaln_layer_is_scale_shift_and_gate_inside_the_branches():
     torch.testing.assert_close(layer(z, time, torch.ones(4, 1).double()), expected, rtol=0, atol=1e-12)
 
 
-def test_long_skips_join_the_first_layers_to_the_last():
-    """Depth 3 has one skip: what leaves layer 0 enters layer 2 beside what leaves layer 1."""
-    net, (x, t) = build(long_skips=True), inputs()
+def seen_by_layers(net):
+    """A dict that each forward pass fills: ``in0`` and ``out0`` of layer 0, and so on."""
     seen = {}
     for k, layer in enumerate(net.layers):
         layer.register_forward_hook(lambda m, i, o, k=k: seen.update({f"in{k}": i[0], f"out{k}": o}))
+    return seen
+
+
+def test_long_skips_join_the_first_layers_to_the_last():
+    """Depth 3 has one skip: what leaves layer 0 enters layer 2 beside what leaves layer 1."""
+    net, (x, t) = build(long_skips=True), inputs()
+    seen = seen_by_layers(net)
     net(x, t)
     assert len(net.skips) == 1
     torch.testing.assert_close(seen["in1"], seen["out0"])
@@ -158,9 +164,7 @@ def test_long_skips_join_the_first_layers_to_the_last():
 
 def test_of_several_long_skips_the_last_kept_comes_back_first():
     net, (x, t) = build(depth=5, long_skips=True), inputs()
-    seen = {}
-    for k, layer in enumerate(net.layers):
-        layer.register_forward_hook(lambda m, i, o, k=k: seen.update({f"in{k}": i[0], f"out{k}": o}))
+    seen = seen_by_layers(net)
     net(x, t)
     for k, (last, first) in enumerate(((2, 1), (3, 0))):
         joined = net.skips[k](torch.cat((seen[f"out{last}"], seen[f"out{first}"]), dim=-1))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from .training.loop import train
 
 __version__ = "0.1.0"
+
+if "torch" not in sys.modules:
+    # Threads that wait by spinning slow each other down by a factor of 50 where other programs keep the cores busy.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch is imported
 
 # Imported when first asked for, so that `hybvit --help` does not wait for torch.
 _MODULE_OF = {

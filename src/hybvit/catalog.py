@@ -1,7 +1,7 @@
-"""Facts about the data sets that have a name: no image is read here.
+"""Facts about the named data sets. No images are read here.
 
-Sizes and class balance are those of Appendix A of the paper and of each set's own publication; labels are in the order that the
-distributed files use.
+Sizes and class balance are those of Appendix A of the paper and of each data set's own publication. Labels are in the order of
+the distributed files.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ Policy = Literal["cifar10", "svhn", "imagenet"]
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a data set before it is opened.
+    """The properties of a data set that are known before it is opened.
 
     Args:
-        title: its usual name.
-        size: height and width of its images; None where they differ (they are then resized and cropped to the model's size).
+        title: usual name.
+        size: height and width of the images; None if they vary (images are then resized and cropped to the model's size).
         channels: 1 or 3.
         splits: split -> number of images.
-        source: the page that distributes it.
-        licence: terms of use, as far as they are stated.
-        classes: names in label order; empty where the files name them, or where there are none.
+        source: web page that distributes the data set.
+        license: terms of use, if stated.
+        classes: class names in label order; empty if the files contain them, or if there are no classes.
         num_classes: number of classes; 0 without labels.
-        balance: split -> images of each class, one number if all have the same; without an entry, unknown or unlabelled.
-        files: what to look for, the first found is read: an archive as distributed, or the folder (or file) in it.
-        needs: the files to fetch, in words.
-        md5: file -> checksum as published; a file with another one is refused.
-        download: whether hybvit can fetch it.
+        balance: split -> images per class, a single number if equal for all; no entry if unknown or unlabeled.
+        files: paths to search for, in order of preference: an archive as distributed, or a folder (or file) from it.
+        needs: description of the files that the user has to provide.
+        md5: file -> published checksum; a file with a different one is rejected.
+        download: whether hybvit can download it.
         preset: the paper's recipe for it.
-        policy: the AutoAugment policy that strong augmentation takes for it (Section 4 of the paper's set-up).
-        out_of_distribution: what the paper sets against it in Tables 3 and 11.
+        policy: the AutoAugment policy for strong augmentation (Section 4 of the paper's set-up).
+        out_of_distribution: the out-of-distribution data sets of the paper (Tables 3 and 11).
     """
 
     title: str
@@ -41,7 +41,7 @@ class DatasetInfo:
     channels: int
     splits: dict[str, int]
     source: str
-    licence: str
+    license: str
     classes: tuple[str, ...] = ()
     num_classes: int = 0
     balance: dict[str, int | tuple[int, ...]] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class DatasetInfo:
     out_of_distribution: tuple[str, ...] = ()
 
 
-DEBIAN = Path("/usr/share/datasets")  # where packages such as dataset-fashion-mnist put their files
+DEBIAN = Path("/usr/share/datasets")  # the install path of Debian packages such as dataset-fashion-mnist
 
 DIGITS = tuple("0123456789")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -78,7 +78,7 @@ IMAGENET_TERMS = "non-commercial research, by agreement with image-net.org"
 
 
 def idx_alternatives(torchvision_folder: str) -> tuple[str, ...]:
-    """Where the first of the four IDX files may lie: as downloaded, unpacked, or in torchvision's layout."""
+    """Possible paths of the first of the four IDX files: as downloaded, unpacked, or in torchvision's layout."""
     names = (f"{IDX_FILES[0]}.gz", IDX_FILES[0])
     return names + tuple(f"{torchvision_folder}/raw/{name}" for name in names)
 
@@ -94,7 +94,7 @@ CATALOG: dict[str, DatasetInfo] = {
         channels=1,
         splits={"train": 1433, "test": 364},
         source="https://scikit-learn.org/stable/datasets/toy_dataset.html",
-        licence="CC BY 4.0",
+        license="CC BY 4.0",
         classes=DIGITS,
         num_classes=10,
         balance={
@@ -109,7 +109,7 @@ CATALOG: dict[str, DatasetInfo] = {
         channels=1,
         splits={"train": 60_000, "test": 10_000},
         source="https://ossci-datasets.s3.amazonaws.com/mnist/",
-        licence="CC BY-SA 3.0",
+        license="CC BY-SA 3.0",
         classes=DIGITS,
         num_classes=10,
         balance={
@@ -132,7 +132,7 @@ CATALOG: dict[str, DatasetInfo] = {
         channels=1,
         splits={"train": 60_000, "test": 10_000},
         source="https://github.com/zalandoresearch/fashion-mnist",
-        licence="MIT",
+        license="MIT",
         classes=FASHION_MNIST_CLASSES,
         num_classes=10,
         balance={"train": 6000, "test": 1000},
@@ -154,7 +154,7 @@ CATALOG: dict[str, DatasetInfo] = {
         channels=3,
         splits={"train": 50_000, "test": 10_000},
         source="https://www.cs.toronto.edu/~kriz/cifar.html",
-        licence="none stated",
+        license="none stated",
         classes=CIFAR10_CLASSES,
         num_classes=10,
         balance={"train": 5000, "test": 1000},
@@ -172,7 +172,7 @@ CATALOG: dict[str, DatasetInfo] = {
         channels=3,
         splits={"train": 50_000, "test": 10_000},
         source="https://www.cs.toronto.edu/~kriz/cifar.html",
-        licence="none stated",
+        license="none stated",
         classes=CIFAR100_CLASSES,
         num_classes=100,
         balance={"train": 500, "test": 100},
@@ -189,7 +189,7 @@ CATALOG: dict[str, DatasetInfo] = {
         channels=3,
         splits={"train": 73_257, "test": 26_032, "extra": 531_131},
         source="http://ufldl.stanford.edu/housenumbers/",
-        licence="non-commercial use only",
+        license="non-commercial use only",
         classes=DIGITS,
         num_classes=10,
         balance={
@@ -212,7 +212,7 @@ CATALOG: dict[str, DatasetInfo] = {
         channels=3,
         splits={"train": 5000, "test": 8000, "unlabelled": 100_000},
         source="https://cs.stanford.edu/~acoates/stl10/",
-        licence="none stated; its images come from ImageNet",
+        license="none stated; its images come from ImageNet",
         classes=STL10_CLASSES,
         num_classes=10,
         balance={"train": 500, "test": 800},
@@ -228,7 +228,7 @@ CATALOG: dict[str, DatasetInfo] = {
         channels=3,
         splits={"train": 100_000, "test": 10_000, "unlabelled": 10_000},
         source="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-        licence=IMAGENET_TERMS,
+        license=IMAGENET_TERMS,
         num_classes=200,
         balance={"train": 500, "test": 50},
         needs="tiny-imagenet-200.zip",
@@ -243,7 +243,7 @@ CATALOG: dict[str, DatasetInfo] = {
         channels=3,
         splits={"train": 1_281_167, "test": 50_000},
         source="https://image-net.org/download-images.php",
-        licence=IMAGENET_TERMS,
+        license=IMAGENET_TERMS,
         num_classes=1000,
         balance={"test": 50},
         needs="train_data_batch_1 ... 10 and val_data, or their .npz or .zip form",
@@ -256,7 +256,7 @@ CATALOG: dict[str, DatasetInfo] = {
         channels=3,
         splits={"train": 1_281_167, "test": 50_000},
         source="https://image-net.org/download-images.php",
-        licence=IMAGENET_TERMS,
+        license=IMAGENET_TERMS,
         num_classes=1000,
         balance={"test": 50},
         needs="train/ and val/ with a folder of images per class",
@@ -269,7 +269,7 @@ CATALOG: dict[str, DatasetInfo] = {
         channels=3,
         splits={"train": 162_770, "validation": 19_867, "test": 19_962},
         source="https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
-        licence="non-commercial research only",
+        license="non-commercial research only",
         needs="img_align_celeba.zip and list_eval_partition.txt",
         files=("celeba/img_align_celeba", "celeba/img_align_celeba.zip", "img_align_celeba", "img_align_celeba.zip"),
         md5={
@@ -283,7 +283,7 @@ CATALOG: dict[str, DatasetInfo] = {
         channels=3,
         splits={"train": 27_000, "test": 3000},
         source="https://github.com/switchablenorms/CelebAMask-HQ",
-        licence="non-commercial research only",
+        license="non-commercial research only",
         needs="CelebAMask-HQ.zip (or its folder CelebA-HQ-img)",
         files=(
             "CelebA-HQ-img",

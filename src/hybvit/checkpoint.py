@@ -101,12 +101,19 @@ def step_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08d}"
 
 
+def step_of(folder: Path) -> int:
+    """The number of training steps after which the checkpoint of this folder was written, by its name."""
+    found = STEP_FOLDER.fullmatch(folder.name)
+    assert found is not None, folder
+    return int(found[1])
+
+
 def step_folders(checkpoints: Path) -> list[Path]:
     """All checkpoint folders of a run, newest first."""
     if not checkpoints.is_dir():
         return []
     found = [entry for entry in checkpoints.iterdir() if entry.is_dir() and STEP_FOLDER.fullmatch(entry.name)]
-    return sorted(found, key=lambda entry: int(entry.name.removeprefix("step-")), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
 def newest(checkpoints: Path) -> tuple[Path | None, dict[str, Any], list[str]]:

@@ -10,7 +10,7 @@ import inspect
 import math
 import re
 import textwrap
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -238,71 +238,26 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        for group in GROUPS:
-            for name, kind in get_type_hints(type(getattr(self, group))).items():
-                value = getattr(getattr(self, group), name)
-                if get_origin(kind) is Literal and value not in get_args(kind):
-                    raise ConfigError(f"{group}.{name} is {value!r}: it must be one of {', '.join(map(str, get_args(kind)))}")
-        known = (*CATALOG, *OWN_IMAGES)
-        if self.data.name not in known:
-            raise ConfigError(f"data.name is {self.data.name!r}: it must be one of {', '.join(known)}")
-        at_least = {
-            "diffusion.steps": 2, "objective.alpha": 0, "data.crop_padding": 0, "data.repeats": 1, "data.max_bad_files": 0,
-            "data.memory_gib": 0, "data.shuffle_buffer": 1, "data.erasing": 0, "data.mixing": 0, "optim.lr": 0,
-            "optim.weight_decay": 0, "optim.warmup_steps": 0, "optim.min_lr": 0, "optim.clip": 0, "train.steps": 1,
-            "train.batch_size": 1, "train.log_every": 1, "train.preview_every": 0, "train.checkpoint_every": 1,
-            "train.keep_checkpoints": 1,
-            "train.snapshot_every": 0, "network.width": 1, "network.layers": 1, "network.dropout": 0, "jem.steps": 1,
-            "jem.step_size": 0, "jem.noise": 0, "jem.replay": 1, "jem.restart": 0, "jem.input_noise": 0, "jem.weight": 0,
-            "jem.proximal": 0, "jem.limit": 0, "optim.drop": 0, "objective.noisy_labels": 0,
-            "objective.guidance": 0,
-        }  # fmt: skip
-        for name, low in at_least.items():
-            if not value_of(self, name) >= low:
-                raise ConfigError(f"{name} is {value_of(self, name)}: it must be at least {low}")
-        for name, high in AT_MOST.items():
-            value = value_of(self, name)
-            if value is not None and not max(value if isinstance(value, tuple) else (value,), default=0) <= high:
-                raise ConfigError(f"{name} is {value}: it must be at most {high:,}")
-        fitting = FITTING[self.network.name]
-        if self.objective.kind not in fitting:
-            raise ConfigError(f"objective.kind is {self.objective.kind}: a {self.network.name} takes {' or '.join(fitting)}")
-        if self.objective.alpha_end is not None and not self.objective.alpha_end >= 0:
-            raise ConfigError(f"objective.alpha_end is {self.objective.alpha_end}: it must be at least 0, or None")
-        if not 0 <= self.objective.label_dropout <= 1:
-            raise ConfigError(f"objective.label_dropout is {self.objective.label_dropout}: a share, it must be in [0, 1]")
-        if self.optim.name == "muon" and self.network.name != "vit":
-            raise ConfigError(f"optim.name is muon: it is for the layers of a vit, not for a {self.network.name}")
-        if self.optim.name == "muon" and not min(self.optim.lr, self.optim.muon_lr) > 0:
-            raise ConfigError(f"optim.lr is {self.optim.lr}, optim.muon_lr {self.optim.muon_lr}: muon needs both above 0")
-        if self.model.label_conditioning and self.network.name != "vit":
-            raise ConfigError(f"model.label_conditioning is for network.name vit, not for a {self.network.name}")
-        if self.objective.guidance == math.inf:
-            raise ConfigError("objective.guidance is inf: it must be finite")
-        if self.objective.guidance > 0 and not (self.model.label_conditioning and self.objective.label_dropout > 0):
-            raise ConfigError(
-                f"objective.guidance is {self.objective.guidance}: it needs model.label_conditioning, and an "
-                "objective.label_dropout above 0, since it compares with what is predicted without a label"
-            )
-        if self.train.compile and self.objective.kind == "jem":
-            raise ConfigError("train.compile does not go with objective.kind jem, whose steps are Langevin chains")
-        if not all(0 <= share <= 1 for share in self.optim.milestones):
-            raise ConfigError(f"optim.milestones is {self.optim.milestones}: shares of the run, each in [0, 1]")
-        for name in ("data.erasing", "data.mixing", "jem.restart"):
-            if not value_of(self, name) <= 1:
-                raise ConfigError(f"{name} is {value_of(self, name)}: a probability is at most 1")
-        if self.data.workers is not None and self.data.workers < 0:
-            raise ConfigError(f"data.workers is {self.data.workers}: it must be at least 0")
-        if self.train.labelled_batch_size is not None and self.train.labelled_batch_size < 1:
-            raise ConfigError(f"train.labelled_batch_size is {self.train.labelled_batch_size}: it must be at least 1")
-        if not 0 <= self.data.held_out <= 0.5:
-            raise ConfigError(f"data.held_out is {self.data.held_out}: a share of the training images, at most 0.5")
-        for name in ("objective.label_smoothing", "optim.beta1", "optim.beta2", "train.ema_decay"):
-            if not 0 <= value_of(self, name) < 1:
-                raise ConfigError(f"{name} is {value_of(self, name)}: it must be in [0, 1)")
+        _check_choices(self)
+        _check_bounds(self)
+        _check_ranges(self)
+        _check_network(self)
+        _check_combinations(self)
 
 
 OF_IMAGES = ("image_size", "channels", "num_classes")  # what of ``model`` every network asks
+
+
+AT_LEAST = {
+    "diffusion.steps": 2, "objective.alpha": 0, "objective.noisy_labels": 0, "objective.guidance": 0,
+    "data.crop_padding": 0, "data.repeats": 1, "data.max_bad_files": 0, "data.memory_gib": 0, "data.shuffle_buffer": 1,
+    "data.workers": 0, "data.erasing": 0, "data.mixing": 0, "optim.lr": 0, "optim.weight_decay": 0,
+    "optim.warmup_steps": 0, "optim.min_lr": 0, "optim.clip": 0, "optim.drop": 0, "train.steps": 1, "train.batch_size": 1,
+    "train.labelled_batch_size": 1, "train.log_every": 1, "train.preview_every": 0, "train.checkpoint_every": 1,
+    "train.keep_checkpoints": 1, "train.snapshot_every": 0, "network.width": 1, "network.layers": 1, "network.dropout": 0,
+    "jem.steps": 1, "jem.step_size": 0, "jem.noise": 0, "jem.replay": 1, "jem.restart": 0, "jem.input_noise": 0,
+    "jem.weight": 0, "jem.proximal": 0, "jem.limit": 0,
+}  # fmt: skip
 
 
 AT_MOST = {  # what no machine has room or time for: a configuration may come from a stranger
@@ -311,6 +266,21 @@ AT_MOST = {  # what no machine has room or time for: a configuration may come fr
     "train.steps": 10**12, "network.depth": 1024, "network.width": 1024, "network.channels": 65_536, "network.layers": 1024,
     "jem.steps": 100_000, "jem.replay": 10**8,
 }  # fmt: skip
+
+
+RANGES: list[tuple[str, Callable[[Any], bool], str]] = [  # fields, whether a value fits, and what it must be
+    ("objective.alpha_end", lambda value: value is None or value >= 0, "it must be at least 0, or None"),
+    ("objective.guidance", lambda value: value < math.inf, "it must be finite"),
+    ("objective.label_dropout", lambda value: 0 <= value <= 1, "a share, it must be in [0, 1]"),
+    ("optim.milestones", lambda value: all(0 <= share <= 1 for share in value), "shares of the run, each in [0, 1]"),
+    ("data.erasing data.mixing jem.restart", lambda value: value <= 1, "a probability is at most 1"),
+    ("data.held_out", lambda value: 0 <= value <= 0.5, "a share of the training images, at most 0.5"),
+    (
+        "objective.label_smoothing optim.beta1 optim.beta2 train.ema_decay",
+        lambda value: 0 <= value < 1,
+        "it must be in [0, 1)",
+    ),
+]
 
 
 RETIRED: dict[str, Any] = {  # fields of 0.1.0 that lost their study: a stored configuration may hold their defaults
@@ -369,6 +339,61 @@ def value_of(cfg: Config, name: str) -> Any:
     """The value of ``group.field``."""
     group, leaf = name.split(".")
     return getattr(getattr(cfg, group), leaf)
+
+
+def _check_choices(cfg: Config) -> None:
+    """Fields that take one of a few words."""
+    for group in GROUPS:
+        for name, kind in get_type_hints(type(getattr(cfg, group))).items():
+            value = getattr(getattr(cfg, group), name)
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                raise ConfigError(f"{group}.{name} is {value!r}: it must be one of {', '.join(map(str, get_args(kind)))}")
+    known = (*CATALOG, *OWN_IMAGES)
+    if cfg.data.name not in known:
+        raise ConfigError(f"data.name is {cfg.data.name!r}: it must be one of {', '.join(known)}")
+
+
+def _check_bounds(cfg: Config) -> None:
+    """AT_LEAST and AT_MOST; None is always within bounds, and of a tuple every number must be."""
+    for name, low in AT_LEAST.items():
+        value = value_of(cfg, name)
+        if value is not None and not value >= low:
+            raise ConfigError(f"{name} is {value}: it must be at least {low}")
+    for name, high in AT_MOST.items():
+        value = value_of(cfg, name)
+        if value is not None and not max(value if isinstance(value, tuple) else (value,), default=0) <= high:
+            raise ConfigError(f"{name} is {value}: it must be at most {high:,}")
+
+
+def _check_ranges(cfg: Config) -> None:
+    for names, fits, must_be in RANGES:
+        for name in names.split():
+            if not fits(value_of(cfg, name)):
+                raise ConfigError(f"{name} is {value_of(cfg, name)}: {must_be}")
+
+
+def _check_network(cfg: Config) -> None:
+    """What the network can be trained for, and by which optimizer."""
+    network, fitting = cfg.network.name, FITTING[cfg.network.name]
+    if cfg.objective.kind not in fitting:
+        raise ConfigError(f"objective.kind is {cfg.objective.kind}: a {network} takes {' or '.join(fitting)}")
+    if cfg.optim.name == "muon" and network != "vit":
+        raise ConfigError(f"optim.name is muon: it is for the layers of a vit, not for a {network}")
+    if cfg.model.label_conditioning and network != "vit":
+        raise ConfigError(f"model.label_conditioning is for network.name vit, not for a {network}")
+
+
+def _check_combinations(cfg: Config) -> None:
+    """Settings that need another setting, or exclude it."""
+    if cfg.optim.name == "muon" and not min(cfg.optim.lr, cfg.optim.muon_lr) > 0:
+        raise ConfigError(f"optim.lr is {cfg.optim.lr}, optim.muon_lr {cfg.optim.muon_lr}: muon needs both above 0")
+    if cfg.objective.guidance > 0 and not (cfg.model.label_conditioning and cfg.objective.label_dropout > 0):
+        raise ConfigError(
+            f"objective.guidance is {cfg.objective.guidance}: it needs model.label_conditioning, and an "
+            "objective.label_dropout above 0, since it compares with what is predicted without a label"
+        )
+    if cfg.train.compile and cfg.objective.kind == "jem":
+        raise ConfigError("train.compile does not go with objective.kind jem, whose steps are Langevin chains")
 
 
 def minibatches(cfg: Config) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The device and its arithmetic, chosen in one place."""
+"""The choice of the device and of its precision."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def best_device() -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what a training step frees, instead of giving it back and faulting every page in again at the next step.
+    """Make glibc keep the memory that a training step frees, instead of returning it and page-faulting again in the next step.
 
-    On the CPU this makes a step with activations of several megabytes about a tenth faster. Without glibc it does nothing.
+    On a CPU, a step with activations of several megabytes becomes about 10 % faster. Without glibc this does nothing.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that glibc takes
+        mallopt(M_MMAP_THRESHOLD, 2**25)  # glibc's maximum
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(M_TOP_PAD, 2**28)
 
 
 @cache
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices faster than fp32 ones; a CPU that cannot takes some thirty times as long."""
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products are faster than fp32 on this device; on other CPUs they are about thirty times slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
@@ -48,19 +48,19 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """``auto`` -> bf16 where the device is made for it, else fp32."""
+    """``auto`` -> bf16 if the device has fast bf16 matrix products, else fp32."""
     if precision != "auto":
         return precision
-    return "bf16" if multiplies_bf16(device) else "fp32"
+    return "bf16" if has_fast_bf16(device) else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which the network runs; losses and optimiser stay in float32."""
+    """The autocast context of the network; losses and optimizer stay in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def environment() -> dict[str, Any]:
-    """What a number depends on besides the configuration."""
+    """Versions and hardware, on which a result depends besides the configuration."""
     return {
         "hybvit": __version__,
         "torch": torch.__version__,
@@ -74,7 +74,7 @@ def environment() -> dict[str, Any]:
 
 @cache
 def device_name() -> str:
-    """The GPU, or the model of the CPU as far as the system tells."""
+    """The name of the GPU, or the model of the CPU if the system reports it."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     if torch.backends.mps.is_available():

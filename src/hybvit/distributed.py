@@ -1,4 +1,4 @@
-"""The few calls into torch.distributed: who we are, and work on many images that processes share (``torchrun``)."""
+"""All use of torch.distributed: rank, world size, and sharing work on many images between processes (``torchrun``)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 
 @contextmanager
-def processes() -> Iterator[tuple[int, int]]:
-    """(rank, world size); under torchrun the process group lives as long as this block."""
+def process_group() -> Iterator[tuple[int, int]]:
+    """Yield (rank, world size); under torchrun the process group exists for the duration of the ``with`` block."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1 or dist.is_initialized():
         yield rank(), max(world, 1)
@@ -36,26 +36,30 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def gathered(mine: Any) -> list[Any]:
-    """What every process holds, in the order of their ranks."""
+def all_gather(value: Any) -> list[Any]:
+    """The values of all processes, in the order of their ranks."""
     if world_size() == 1:
-        return [mine]
-    everything: list[Any] = [None] * world_size()
-    dist.all_gather_object(everything, mine)
-    return everything
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def share_batches(n: int, size: int, work: Callable[[Tensor], Tensor | tuple[Tensor, ...]], what: str) -> tuple[Tensor, ...]:
-    """``work`` on the numbers 0..n - 1 in batches of ``size`` -> its results for all of them, in order, on the CPU.
+    """Apply ``work`` to the indices 0..n - 1 in batches of ``size`` -> the concatenated results, in order, on the CPU.
 
-    Batches are dealt out to the processes in turn. What is in a batch does not depend on how many there are, so neither do the
+    Batches are assigned to the processes in turn. Their content does not depend on the number of processes, so neither do the
     results.
+
+    Args:
+        work: int64 [b] -> a tensor [b, ...] or a tuple of such tensors.
+        what: label of the progress bar.
     """
     starts = range(0, n, size)
-    mine = {}
+    own = {}
     hidden = rank() != 0 or not sys.stderr.isatty() or len(starts) < 3
     for start in tqdm(list(starts[rank() :: world_size()]), desc=what, unit="batch", disable=hidden, leave=False):
         result = work(torch.arange(start, min(start + size, n)))
-        mine[start] = tuple(part.detach().cpu() for part in (result if isinstance(result, tuple) else (result,)))
-    parts = {start: result for of_rank in gathered(mine) for start, result in of_rank.items()}
+        own[start] = tuple(part.detach().cpu() for part in (result if isinstance(result, tuple) else (result,)))
+    parts = {start: result for of_rank in all_gather(own) for start, result in of_rank.items()}
     return tuple(torch.cat(column) for column in zip(*(parts[start] for start in starts), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 
 
 class ConfigError(ValueError):
@@ -25,6 +26,12 @@ class Interrupted(RuntimeError):
     """Stopped by a signal, with the state saved (exit 75)."""
 
 
-def did_you_mean(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {close[0]}?" if close else ""
+def nearest(name: str, known: Collection[str], cutoff: float = 0.6) -> str | None:
+    """The known name most like ``name``, or None where none is at least so similar; ``cutoff`` is from 0 (any) to 1 (equal)."""
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """The end of a message about an unknown name: ": did you mean X?", or nothing where no known name is like it."""
+    close = nearest(name, known)
+    return f": did you mean {close}?" if close else ""

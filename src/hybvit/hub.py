@@ -1,4 +1,4 @@
-"""Where a model lies that is no folder of the user's: in the package, or on the Hugging Face hub."""
+"""Models that are not local folders: those bundled with the package, and those on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ BUNDLED = ASSETS / "models"
 
 
 def download(hub_id: str) -> Path:
-    """A model of the Hugging Face hub -> its folder in the hub's cache.
+    """Download a model from the Hugging Face hub -> its folder in the hub's cache.
 
     Raises:
-        DataError: it is no hub id, or the hub cannot give it.
+        DataError: ``hub_id`` is not a valid hub id, or the download failed.
     """
     if "/" not in hub_id:
         known = bundled()
-        own = f"none of the package's models ({', '.join(known)}{did_you_mean(hub_id, known)})"
-        raise DataError(f"{hub_id}: no such folder, {own}, and not a hub id (OWNER/NAME)")
+        not_bundled = f"none of the bundled models ({', '.join(known)}{did_you_mean(hub_id, known)})"
+        raise DataError(f"{hub_id}: no such folder, {not_bundled}, and not a hub id (OWNER/NAME)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -30,9 +30,9 @@ def download(hub_id: str) -> Path:
         raise DataError(f"{hub_id}: no such folder, and not a hub id (OWNER/NAME)") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{hub_id}: no such folder, and the hub cannot give it ({reason})") from None
+        raise DataError(f"{hub_id}: no such folder, and the download from the hub failed ({reason})") from None
 
 
 def bundled() -> list[str]:
-    """Names of the trained models that come with the package; :func:`load` takes them without a network."""
+    """Names of the trained models bundled with the package; :func:`load` needs no network connection for them."""
     return sorted(manifest.parent.name for manifest in BUNDLED.glob(f"*/{checkpoint.MANIFEST}"))

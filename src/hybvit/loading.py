@@ -1,4 +1,4 @@
-"""From files to a model: run folders, checkpoints, exported folders, the hub, and the paper's published weights."""
+"""Load models: run folders, checkpoints, exported folders, the hub, and the paper's published weights."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .errors import CheckpointError, DataError
 from .hub import BUNDLED, bundled
 from .method.vit import HybViT, ViTConfig
 from .model import HybridModel
-from .networks import network_of
+from .networks import load_network
 
 
 def load(source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
-    """A run folder (its newest valid checkpoint, EMA weights), one of its checkpoints, an exported folder, the name of a model
-    that comes with the package (:func:`bundled`), or a hub id -> :class:`HybridModel`.
+    """Load a model from a run folder (the EMA weights of its newest valid checkpoint), one of its checkpoints, an exported
+    folder, the name of a bundled model (:func:`bundled`), or a hub id -> :class:`HybridModel`.
 
-    A folder of that name goes before a bundled model.
+    A folder takes precedence over a bundled model of the same name.
 
     Raises:
-        DataError: nothing is there.
-        CheckpointError: what is there cannot be used; the message names the file.
+        DataError: the source does not exist.
+        CheckpointError: the source cannot be used; the message names the file.
     """
     path = Path(source)
     if str(source) in bundled() and not path.exists():
@@ -41,19 +41,19 @@ def load(source: str | os.PathLike[str], device: torch.device | str | None = Non
         return HybridModel.from_pretrained(source, device)
     if not (path / CONFIG).is_file():
         raise DataError(f"{path}: neither a run folder nor an exported model (no {CONFIG} in it)")
-    load_config(path / CONFIG)  # a fault in it comes before one in a checkpoint
+    load_config(path / CONFIG)  # report an invalid configuration before an invalid checkpoint
     newest, _, problems = checkpoint.newest(path / "checkpoints")
     for problem in problems:
-        warnings.warn(f"an older checkpoint is used, since {problem}", stacklevel=2)
+        warnings.warn(f"using an older checkpoint, because {problem}", stacklevel=2)
     if newest is None:
-        raise CheckpointError(f"{path}: this run has no checkpoint yet")
+        raise CheckpointError(f"{path}: this run has no checkpoint yet; continue its training until it writes one")
     return load_checkpoint(newest, device)
 
 
 def load_checkpoint(folder: Path, device: torch.device | str | None = None) -> HybridModel:
-    """The averaged (EMA) weights of one checkpoint folder of a run."""
+    """Load the EMA weights of one checkpoint folder of a run."""
     checkpoint.verify(folder)
-    return HybridModel(*network_of(load_config(folder.parent.parent / CONFIG), folder / f"{EMA}.safetensors"), device)
+    return HybridModel(*load_network(load_config(folder.parent.parent / CONFIG), folder / f"{EMA}.safetensors"), device)
 
 
 def load_published(
@@ -79,18 +79,20 @@ def load_published(
         candidates: Iterator[DiffusionConfig] = (DiffusionConfig(schedule, len(betas)) for schedule in ("cosine", "linear"))
         matching = [c for c in candidates if torch.allclose(c.build().beta[1:].float(), betas.float(), atol=1e-6)]
         if not matching:
-            raise CheckpointError(f"{path}: its betas are neither the cosine nor the linear schedule of {len(betas)} steps")
+            raise CheckpointError(
+                f"{path}: its betas are neither the cosine nor the linear schedule with {len(betas)} steps: pass `diffusion`"
+            )
         diffusion = matching[0]
     return HybridModel(net, Config(model=cfg, diffusion=diffusion or DiffusionConfig()), device)
 
 
-# In which a network of the paper's form may differ from its network for CIFAR-10.
-OWN_SIZES = {
+# The fields that vary between the paper's networks; all others have the values of its CIFAR-10 network.
+FREE_FIELDS = {
     "image_size", "patch_size", "channels", "num_classes", "dim", "depth", "heads", "mlp_ratio", "ffn_time", "position_std",
 }  # fmt: skip
 
 
-# The published names of our weights; K is the layer.
+# Our parameter names -> the published ones; K is the layer.
 PUBLISHED = {
     "patch_embedding": "to_patch_embedding.1",
     "class_token": "cls_token",
@@ -127,17 +129,17 @@ def published_name(key: str) -> str:
 
 
 def read_published(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The weights and buffers of a file in the paper's format, whichever wrapping and prefix it has.
+    """The weights and buffers of a file in the paper's format, in any of its key layouts.
 
     Raises:
-        DataError: there is no such file.
-        CheckpointError: it is no PyTorch file of plain tensors.
+        DataError: the file does not exist.
+        CheckpointError: it is not a PyTorch file of plain tensors.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except Exception as error:  # torch.load raises many types on a damaged file
+    except Exception as error:  # torch.load raises many types of exception for a damaged file
         raise CheckpointError(f"{path}: not a PyTorch file of plain tensors ({str(error).splitlines()[0]})") from None
     while isinstance(content, Mapping):
         inner = next((content[k] for k in ("model_state_dict", "state_dict") if isinstance(content.get(k), Mapping)), None)
@@ -152,19 +154,19 @@ def read_published(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             raise CheckpointError(f"{path}: {key} is of type {type(value).__name__}, not a tensor")
         name = re.sub(r"^(module\.)?(denoise_fn\.)?(module\.)?", "", str(key))
         if name in tensors:
-            raise CheckpointError(f"{path}: {name} is there twice, with and without a prefix")
+            raise CheckpointError(f"{path}: {name} occurs twice, with and without a prefix")
         tensors[name] = value
     return tensors
 
 
 def load_published_weights(net: HybViT, path: str | os.PathLike[str]) -> Tensor | None:
-    """Copy the weights of a published file into a network of the paper's form -> its ``betas`` [T], if it has them.
+    """Copy the weights of a published file into a network with the paper's architecture -> its ``betas`` [T], or None.
 
     Raises:
-        CheckpointError: names the published key that is missing, unknown, or of another shape.
+        CheckpointError: a published key is missing, unexpected, not finite, or has the wrong shape; the message names it.
     """
     for name, published in dataclasses.asdict(ViTConfig()).items():
-        if name not in OWN_SIZES and getattr(net.cfg, name) != published:
+        if name not in FREE_FIELDS and getattr(net.cfg, name) != published:
             raise CheckpointError(f"{path}: published weights need model.{name} = {published}, not {getattr(net.cfg, name)}")
     tensors = read_published(path)
     own = net.state_dict()
@@ -176,9 +178,9 @@ def load_published_weights(net: HybViT, path: str | os.PathLike[str]) -> Tensor 
             found, needed = list(tensors[name].shape), list(own[key].shape)
             raise CheckpointError(f"{path}: {name} has shape {found}, the given configuration needs {needed}")
         if not bool(tensors[name].isfinite().all()):
-            raise CheckpointError(f"{path}: {name} holds values that are not finite")
+            raise CheckpointError(f"{path}: {name} contains values that are not finite")
     for name in tensors:
         if name not in names and name not in PUBLISHED_BUFFERS:
-            raise CheckpointError(f"{path}: {name} has no place in the given configuration")
+            raise CheckpointError(f"{path}: {name} is unexpected: the given configuration has no such parameter")
     net.load_state_dict({names[name]: value for name, value in tensors.items() if name in names})
     return tensors.get("betas")

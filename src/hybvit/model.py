@@ -25,8 +25,8 @@ from .hub import download
 from .method.diffusion import Diffusion
 from .method.samplers import Denoiser, ImageNoise, Spacing, run_sampler
 from .method.seeds import derive_seed, generator
-from .metrics.likelihood import variational_bound
-from .networks import Network, network_of
+from .metrics.likelihood import log_density, variational_bound
+from .networks import Network, load_network
 
 
 class Prediction(NamedTuple):
@@ -111,7 +111,7 @@ class HybridModel:
 
         A score: cross-entropy does not change if a function of x is added to all logits. JEM trains it as a density.
         """
-        return self.logits(x).logsumexp(dim=1)
+        return log_density(self.logits(x))
 
     @torch.no_grad()
     def predict(self, images: Tensor | Image.Image | Sequence[Image.Image]) -> Prediction:
@@ -135,7 +135,7 @@ class HybridModel:
             wanted = ", ".join(map(str, self.image_shape))
             raise ValueError(f"pixels are {images.dtype} {list(images.shape)}: this model takes uint8 [N, {wanted}]")
         logits = torch.cat([self.logits(to_x(part.to(self.device))).cpu() for part in images.split(256)] or [torch.empty(0, 1)])
-        return Prediction(logits.argmax(dim=1), logits.softmax(dim=1), logits.logsumexp(dim=1))
+        return Prediction(logits.argmax(dim=1), logits.softmax(dim=1), log_density(logits))
 
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The predicted noise eps(x_t, t) [B, C, H, W], whatever the network was trained to predict. Differentiable.
@@ -206,7 +206,7 @@ class HybridModel:
 
         return denoise
 
-    def sample(
+    def sample(  # noqa: PLR0913  what a user may choose, all by name
         self,
         n: int,
         sampler: str = "dpmpp_2m",
@@ -248,22 +248,7 @@ class HybridModel:
                 "labels and guidance belong together: this network's denoiser was not trained with labels, so its classifier "
                 "steers it, e.g. labels=3, guidance=2"
             )
-        wanted = None
-        if labels is not None:
-            if isinstance(labels, str):
-                labels = self.class_number(labels)
-            elif isinstance(labels, Sequence):
-                labels = [self.class_number(label) if isinstance(label, str) else label for label in labels]
-            wanted = torch.as_tensor(labels, device=self.device)
-            if wanted.is_floating_point() or wanted.shape not in ((), (1,), (n,)):
-                raise ValueError(
-                    f"labels are {wanted.dtype} {list(wanted.shape)}: give one whole number, or one for each of n = {n}"
-                )
-            if not (self.takes_labels or self.has_classes):
-                raise ConfigError("this model was trained with objective genvit: it has no classifier to steer to labels")
-            wanted = wanted.long().expand(n)
-            if not bool(((wanted >= 0) & (wanted < self.cfg.model.num_classes)).all()):
-                raise ValueError(f"labels must be in 0..{self.cfg.model.num_classes - 1}")
+        wanted = None if labels is None else self._wanted_labels(labels, n)
         parts = []
         bar = tqdm(total=n, unit="image", desc="sampling", disable=not (progress and sys.stderr.isatty()))
         for start in range(0, n, batch_size):
@@ -272,11 +257,30 @@ class HybridModel:
                 parts.append(self.draw(indices, sampler, steps, seed, guidance, spacing))
             else:
                 steered = self.conditional if self.takes_labels else self.guided
-                denoise, to = steered(wanted[start : indices.stop], guidance), (self.image_shape, self.device)
-                parts.append(draw(denoise, self.diffusion, *to, indices, sampler, steps, seed, spacing))
+                denoise = steered(wanted[start : indices.stop], guidance)
+                noise = image_noise(indices, seed, self.image_shape, self.device)
+                parts.append(draw(denoise, self.diffusion, noise, sampler, steps, spacing))
             bar.update(len(indices))
         bar.close()
         return torch.cat(parts)
+
+    def _wanted_labels(self, labels: Sequence[int | str] | Tensor | int | str, n: int) -> Tensor:
+        """The class of each of n images, int64 [n]; arguments and errors are those of :meth:`sample`."""
+        if isinstance(labels, str):
+            labels = self.class_number(labels)
+        elif isinstance(labels, Sequence):
+            labels = [self.class_number(label) if isinstance(label, str) else label for label in labels]
+        wanted = torch.as_tensor(labels, device=self.device)
+        if wanted.is_floating_point() or wanted.shape not in ((), (1,), (n,)):
+            raise ValueError(
+                f"labels are {wanted.dtype} {list(wanted.shape)}: give one whole number, or one for each of n = {n}"
+            )
+        if not (self.takes_labels or self.has_classes):
+            raise ConfigError("this model was trained with objective genvit: it has no classifier to steer to labels")
+        wanted = wanted.long().expand(n)
+        if not bool(((wanted >= 0) & (wanted < self.cfg.model.num_classes)).all()):
+            raise ValueError(f"labels must be in 0..{self.cfg.model.num_classes - 1}")
+        return wanted
 
     def draw(
         self,
@@ -306,7 +310,8 @@ class HybridModel:
             classes = len(self.cfg.data.classes)
             labels = torch.tensor([derive_seed(seed, "labels of samples", i) % classes for i in indices], device=self.device)
             denoise = self.conditional(labels, guidance)
-        return draw(denoise, self.diffusion, self.image_shape, self.device, indices, sampler, steps, seed, spacing)
+        noise = image_noise(indices, seed, self.image_shape, self.device)
+        return draw(denoise, self.diffusion, noise, sampler, steps, spacing)
 
     @torch.no_grad()
     def bits_per_dim(self, x: Tensor, seed: int = 0) -> Tensor:
@@ -340,23 +345,19 @@ class HybridModel:
         if not folder.is_dir():
             folder = download(str(source))
         checkpoint.verify(folder)
-        return cls(*network_of(load_config(folder / CONFIG), folder / f"{WEIGHTS}.safetensors"), device)
+        return cls(*load_network(load_config(folder / CONFIG), folder / f"{WEIGHTS}.safetensors"), device)
+
+
+def image_noise(indices: Sequence[int], seed: int, image_shape: tuple[int, int, int], device: torch.device | str) -> ImageNoise:
+    """The noise from which the images of these numbers of a seed are drawn; image i has its own, whatever the others are."""
+    return ImageNoise([derive_seed(seed, "samples", i) for i in indices], image_shape, device)
 
 
 @torch.no_grad()
 def draw(
-    denoise: Denoiser,
-    diffusion: Diffusion,
-    image_shape: tuple[int, int, int],
-    device: torch.device,
-    indices: Sequence[int],
-    sampler: str,
-    steps: int,
-    seed: int,
-    spacing: Spacing | None = None,
+    denoise: Denoiser, diffusion: Diffusion, noise: ImageNoise, sampler: str, steps: int, spacing: Spacing | None = None
 ) -> Tensor:
-    """Samples of a denoiser (-> x_0) by their numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU."""
-    noise = ImageNoise([derive_seed(seed, "samples", i) for i in indices], image_shape, device)
+    """One sample of a denoiser (-> x_0) for each image of the noise, as one batch: uint8 [B, C, H, W] on the CPU."""
     for x in run_sampler(sampler, denoise, diffusion, noise, steps, spacing):
         pass
     return to_pixels(x).cpu()

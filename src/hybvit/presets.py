@@ -1,4 +1,4 @@
-"""What can be trained, by name: a recipe of our own, or one for every row that the paper trained, with the rows it claims."""
+"""Named configurations: hybvit's own recipes, and one for each result of the paper, with the rows that it reproduces."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .errors import ConfigError, did_you_mean
 from .method.objective import Objective
 from .method.vit import ViTConfig
 
-Claim = tuple[str, str | None, str]  # table, group or None where the label alone will do, label: see `published.row`
+Claim = tuple[str, str | None, str]  # (table, group, label of the row): see `published.row`; group None if the label suffices
 
 
 class Preset(NamedTuple):
-    """A recipe, what it is for in one line, and the rows of the paper whose figures it should give."""
+    """A configuration, a one-line summary, and the rows of the paper whose numbers it should reproduce."""
 
     config: Config
     summary: str
@@ -23,7 +23,7 @@ class Preset(NamedTuple):
 
 
 def preset(name: str) -> Config:
-    """The configuration of the preset called ``name``.
+    """The configuration of the preset ``name``.
 
     Raises:
         ConfigError: there is no such preset.
@@ -39,7 +39,7 @@ PAPER_BATCH = 128
 
 
 def _images(name: str, size: int | None = None) -> ViTConfig:
-    """The image size, channels and classes of a data set, which every network takes from here."""
+    """A configuration with the image size, channels and classes of a data set, which all networks use."""
     info = CATALOG[name]
     size = size or info.size
     assert size is not None
@@ -51,7 +51,7 @@ def _epoch(name: str, batch: int) -> int:
 
 
 def _paper(name: str, *, epochs: int = 500, image_size: int | None = None, **model: Any) -> Config:
-    """HybViT by the paper's recipe (Section 4 of its set-up): three times the images in an epoch, ten epochs of warm-up."""
+    """HybViT with the paper's recipe (Section 4 of its set-up): three repeats of each image per epoch, ten warm-up epochs."""
     per_epoch = STRONG.repeats * _epoch(name, PAPER_BATCH)  # 1170 for CIFAR, as published
     return Config(
         model=replace(_images(name, image_size), **model),
@@ -62,20 +62,20 @@ def _paper(name: str, *, epochs: int = 500, image_size: int | None = None, **mod
 
 
 def _vit(cfg: Config) -> Config:
-    """The same recipe with the labels alone."""
+    """The same recipe for classification only."""
     return override(cfg, objective={"kind": "vit"})
 
 
 def _genvit(cfg: Config) -> Config:
-    """The same recipe with the images alone; as many steps, which is what Table 8's minutes per epoch say."""
+    """The same recipe for generation only, with as many steps, which agrees with the minutes per epoch of Table 8."""
     return override(cfg, objective={"kind": "genvit"})
 
 
-V2_LABELLED = 64  # beside 128 to denoise: at pocket scale a joint step then takes 1.2 times as long as a denoising one
+V2_LABELED = 64  # with 128 images to denoise; at pocket scale a joint step then takes 1.2 times as long as a denoising step
 
 
 def _v2(paper: Config, *, tokens_per_side: int, tap: int, **model: Any) -> Config:
-    """Our recipe in the paper's number of steps, with about as many parameters; `reproduce ablation` tries most choices."""
+    """Our recipe with the paper's number of steps and about as many parameters; `reproduce ablation` tests most choices."""
     natural = paper.data.augment == "strong"
     return Config(
         model=replace(
@@ -106,18 +106,18 @@ def _v2(paper: Config, *, tokens_per_side: int, tap: int, **model: Any) -> Confi
         data=replace(paper.data, clean_flip=natural),
         optim=OptimConfig(name="muon", lr=2e-3, beta2=0.99, warmup_steps=paper.train.steps // 20),
         train=replace(
-            paper.train, labelled_batch_size=V2_LABELLED, ema_decay=round(1 - 20 / paper.train.steps, 6), ema_warmup=True
+            paper.train, labelled_batch_size=V2_LABELED, ema_decay=round(1 - 20 / paper.train.steps, 6), ema_warmup=True
         ),
     )
 
 
 def _v2_natural(paper: Config, depth: int = 7, tap: int = 5) -> Config:
-    """256 tokens whatever the size of the images; the depth is what keeps the number of parameters."""
+    """256 tokens at every image size; the depth is chosen to keep the number of parameters."""
     return _v2(paper, tokens_per_side=16, tap=tap, depth=depth, stem_width=32, readout_width=32)
 
 
 def _residual(name: str, network: NetworkConfig, epochs: int = 200) -> Config:
-    """A residual network by the recipe of its own publication (Zagoruyko & Komodakis 2016), which the paper takes over."""
+    """A residual network with its published recipe (Zagoruyko & Komodakis 2016), which the paper adopts."""
     return Config(
         model=_images(name),
         network=network,
@@ -147,7 +147,7 @@ JEM = Config(  # Grathwohl et al. 2020
     optim=OptimConfig(
         lr=1e-4, weight_decay=0.0, warmup_steps=1000, schedule="steps", milestones=(1 / 3, 2 / 3), drop=0.3, clip=0.0
     ),
-    train=TrainConfig(  # 200 epochs are Table 8's 101.3 hours over its 30.2 minutes per epoch
+    train=TrainConfig(  # 200 epochs: Table 8's 101.3 hours divided by its 30.2 minutes per epoch
         steps=200 * _epoch("cifar10", JEM_BATCH), batch_size=JEM_BATCH, ema_decay=0.0, precision="fp32"
     ),
 )
@@ -173,8 +173,8 @@ CIFAR100 = _paper("cifar100")
 TINY_IMAGENET = _paper("tiny_imagenet", patch_size=8)
 STL10 = _paper("stl10", epochs=2500, patch_size=8)
 IMAGENET32 = _paper("imagenet32", epochs=100)
-# Table 7 has other scores than Table 2 for the same networks, as of a shorter training. That it is the 500 epochs of the
-# other data sets, instead of STL-10's 2500, is our inference.
+# Table 7 and Table 2 report different scores for the same networks, which suggests shorter training in Table 7. The 500 epochs
+# of the other data sets, instead of STL-10's 2500, are our inference.
 STL10_SHORT = _paper("stl10", patch_size=8)
 
 
@@ -249,7 +249,7 @@ PRESETS: dict[str, Preset] = {
         Config(optim=OptimConfig(warmup_steps=11_700), data=STRONG),
         "the paper's CIFAR-10 network and recipe for any folder of images (--data DIR), 32x32",
     ),
-    # Tables 1 and 2, with 3, 8, 10, 11, 12 and 13, which measure the same networks
+    # Tables 1 and 2, and Tables 3, 8, 10, 11, 12 and 13, which evaluate the same networks
     "cifar10": Preset(
         CIFAR10,
         "HybViT on CIFAR-10",
@@ -314,7 +314,7 @@ PRESETS: dict[str, Preset] = {
         "GenViT on CelebA-HQ",
         (("table2", "CelebA 128", "GenViT"),),
     ),
-    "imagenet128": Preset(IMAGENET128, "HybViT on ImageNet (Figure 14)"),  # which shows samples without a score
+    "imagenet128": Preset(IMAGENET128, "HybViT on ImageNet (Figure 14)"),  # Figure 14 shows samples without a score
     "imagenet224": Preset(IMAGENET224, "HybViT on ImageNet (Figure 14)"),
     # Table 5: epochs
     "cifar10_vit_epochs100": Preset(
@@ -390,7 +390,7 @@ PRESETS: dict[str, Preset] = {
         "GenViT on STL-10, 500 epochs, dim 768",
         (("table7", None, "GenViT(dim=768)"),),
     ),
-    # Tables 10 and 12: flip and crop alone; all else, the repeats too, as with strong augmentation
+    # Tables 10 and 12: flip and crop only; everything else, including the repeats, as with strong augmentation
     "cifar10_weak": Preset(
         override(CIFAR10, data={"augment": "weak"}),
         "HybViT on CIFAR-10, weak augmentation",
@@ -409,7 +409,7 @@ PRESETS: dict[str, Preset] = {
             ("table12", "L2", "ViT (weak augmentation)"),
         ),
     ),
-    # The systems that the paper compares with; most of their figures come from their own publications
+    # The paper's baselines; most of their numbers come from their own publications
     "cifar10_wrn28_10": Preset(
         _residual("cifar10", NetworkConfig("wide_resnet")),
         "WRN-28-10 on CIFAR-10",

@@ -1,4 +1,4 @@
-"""Files that are written at once or not at all, and folders that one process holds."""
+"""Atomic file writes, and locks on folders."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import IO, Any
 
 from .errors import ConfigError, DataError
 
-ASSETS = Path(__file__).parent / "assets"  # what comes with the package
+ASSETS = Path(__file__).parent / "assets"  # files that ship with the package
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside ``path`` that no other process takes, on this machine or another that shares the folder."""
+    """A name in the folder of ``path`` that no other process uses, on this machine or another that shares the folder."""
     return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.part")
 
 
 def flush(path: Path) -> None:
-    """fsync a file or a folder, so that a rename that follows cannot outrun the data."""
+    """fsync a file or a folder, so that a later rename cannot reach the disk before the data."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -30,11 +30,11 @@ def flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file to write to, which takes the place of ``path`` once it is complete, or is gone.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary file to write to. It replaces ``path`` on success and is removed on an error.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: the file cannot be written.
     """
     temporary = temporary_name(path)
     try:
@@ -50,16 +50,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file, in UTF-8, at once or not at all."""
-    with replacing(path) as temporary:
+    """Write or replace a UTF-8 text file atomically."""
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder, or find it there and writable.
+    """Create a folder unless it exists, and check that it is writable.
 
     Raises:
-        DataError: neither is possible.
+        DataError: it cannot be created, or is not writable.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -69,11 +69,13 @@ def make_folder(path: Path) -> None:
         raise DataError(f"{path}: no permission to write to it")
 
 
-def locked(path: Path, name: str = ".lock") -> IO[str] | None:
-    """Hold a folder against other processes as long as the file that is returned lives; a killed process lets go of it.
+def lock_folder(path: Path, name: str = ".lock") -> IO[str] | None:
+    """Lock a folder against other processes until the returned file is closed; the lock of a killed process is released.
+
+    Returns None on Windows, where nothing is locked.
 
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: another process holds the lock.
     """
     try:
         import fcntl
@@ -84,20 +86,21 @@ def locked(path: Path, name: str = ".lock") -> IO[str] | None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise ConfigError(f"{path}: another process is at work in it; choose another --out, or wait") from None
-    except OSError:  # a file system without locks
+        raise ConfigError(f"{path}: in use by another process; choose another --out, or wait") from None
+    except OSError:  # the file system does not support locks
         pass
     return file
 
 
 def read_json(path: Path) -> Any:
-    """
+    """The content of a JSON file.
+
     Raises:
-        DataError: the file is damaged, or cannot be read.
+        DataError: the file is damaged or cannot be read.
     """
     try:
         return json.loads(path.read_text())
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    except ValueError as error:  # also of bytes that are no text
-        raise DataError(f"{path}: damaged ({error}); restore it, or remove it and what stands on it is done again") from None
+    except ValueError as error:  # also raised for bytes that are not text
+        raise DataError(f"{path}: damaged ({error}); restore it, or delete it to have it computed again") from None

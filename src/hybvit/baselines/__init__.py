@@ -1,1 +1,1 @@
-"""The systems that the paper compares with: ``wide_resnet`` and ``preact_resnet`` (classifiers), ``unet`` (DDPM), ``jem``."""
+"""The paper's baselines: ``wide_resnet`` and ``preact_resnet`` (classifiers), ``unet`` (DDPM), and ``jem``."""

@@ -1,6 +1,6 @@
 """Pre-activation residual networks (He et al. 2016b, "Identity Mappings in Deep Residual Networks").
 
-Shapes: B images, C channels, K classes; x is [B, C, H, W] in [-1, 1]; every side from 8 pixels on will do.
+Shapes: B images, C channels, K classes; x is [B, C, H, W] in [-1, 1]; H and W are at least 8 pixels.
 """
 
 from __future__ import annotations
@@ -10,39 +10,39 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-LEAK = 0.2  # slope of JEM's LeakyReLU (github.com/wgrathwohl/JEM, wideresnet.py)
+NEGATIVE_SLOPE = 0.2  # of JEM's LeakyReLU (github.com/wgrathwohl/JEM, wideresnet.py)
 
 
-def normalisation(channels: int, batch_norm: bool) -> nn.Module:
+def normalization(channels: int, batch_norm: bool) -> nn.Module:
     return nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
 
 
 def activation(batch_norm: bool) -> nn.Module:
-    """ReLU; without batch norm LeakyReLU, as in JEM, whose samplers follow the gradient to the pixels."""
-    return nn.ReLU() if batch_norm else nn.LeakyReLU(LEAK)
+    """ReLU; LeakyReLU without batch norm, as in JEM, whose sampler needs gradients with respect to the pixels."""
+    return nn.ReLU() if batch_norm else nn.LeakyReLU(NEGATIVE_SLOPE)
 
 
-# With fewer, the backward pass of a 1x1 convolution of stride 2 writes beyond its memory on a CPU with several threads
-# (torch 2.14.1); from 16 on it was not seen to.
-FEWEST_CHANNELS_LAST = 16
+# With fewer channels in channels_last, the backward pass of a 1x1 convolution of stride 2 writes out of bounds on a CPU with
+# several threads (torch 2.14.1). It was not observed with 16 or more.
+MIN_WIDTH_CHANNELS_LAST = 16
 
 
 class PreActBlock(nn.Module):
-    """x + conv3x3(a(conv3x3(a(x)))) with a = ReLU o BN; where the shape changes, conv1x1(a(x)) stands for the first x."""
+    """x + conv3x3(a(conv3x3(a(x)))) with a = ReLU o BN; where the shape changes, the shortcut x becomes conv1x1(a(x))."""
 
-    def __init__(self, before: int, channels: int, stride: int, dropout: float, batch_norm: bool) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, dropout: float, batch_norm: bool) -> None:
         super().__init__()
         bias = not batch_norm
-        self.enter = nn.Sequential(normalisation(before, batch_norm), activation(batch_norm))
+        self.enter = nn.Sequential(normalization(in_channels, batch_norm), activation(batch_norm))
         self.branch = nn.Sequential(
-            nn.Conv2d(before, channels, 3, stride, padding=1, bias=bias),
-            normalisation(channels, batch_norm),
+            nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=bias),
+            normalization(channels, batch_norm),
             activation(batch_norm),
             nn.Dropout(dropout),
             nn.Conv2d(channels, channels, 3, padding=1, bias=bias),
         )
-        same = stride == 1 and before == channels
-        self.shortcut = None if same else nn.Conv2d(before, channels, 1, stride, bias=bias)
+        same_shape = stride == 1 and in_channels == channels
+        self.shortcut = None if same_shape else nn.Conv2d(in_channels, channels, 1, stride, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.enter(x)
@@ -50,17 +50,17 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """3x3 stem, stages of :class:`PreActBlock`, BN-ReLU, mean over the image, Linear.
+    """3x3 stem, stages of :class:`PreActBlock`, BN-ReLU, global average pooling, linear classifier.
 
     Args:
         image_shape: (C, H, W).
         num_classes: K.
         stem: channels after the first convolution.
         stages: channels of each stage.
-        strides: of the first block of each stage.
-        blocks: per stage.
-        dropout: between the two convolutions of a block.
-        batch_norm: without it norms are identities, convolutions have biases and ReLUs leak: JEM's network.
+        strides: stride of the first block of each stage.
+        blocks: blocks per stage.
+        dropout: rate between the two convolutions of a block.
+        batch_norm: False gives JEM's network: no norms, convolutions with biases, LeakyReLU.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class PreActResNet(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(image_shape[0], stem, 3, padding=1, bias=not batch_norm)
         layers: list[nn.Module] = []
-        before = stem
+        width = stem
         for channels, stride in zip(stages, strides, strict=True):
             for k in range(blocks):
-                layers.append(PreActBlock(before, channels, stride if k == 0 else 1, dropout, batch_norm))
-                before = channels
-        self.body = nn.Sequential(*layers, normalisation(before, batch_norm), activation(batch_norm))
-        self.readout = nn.Linear(before, num_classes)
+                layers.append(PreActBlock(width, channels, stride if k == 0 else 1, dropout, batch_norm))
+                width = channels
+        self.body = nn.Sequential(*layers, normalization(width, batch_norm), activation(batch_norm))
+        self.readout = nn.Linear(width, num_classes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -97,7 +97,7 @@ class PreActResNet(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] -> the last stage's channels, averaged over the image: [B, channels]."""
         x = self.stem(x)
-        if x.shape[1] >= FEWEST_CHANNELS_LAST:  # in memory, the order that convolutions like best
+        if x.shape[1] >= MIN_WIDTH_CHANNELS_LAST:  # the fastest memory layout for convolutions
             x = x.contiguous(memory_format=torch.channels_last)
         return self.body(x).mean(dim=(2, 3))
 
@@ -113,8 +113,8 @@ class PreActResNet(nn.Module):
 class PreActResNet18(PreActResNet):
     """The 18-layer network for small images: a 3x3 stem, no pooling, four stages of two blocks.
 
-    With ``width`` 64, three channels and ten classes it has 11,172,170 parameters: the common 11,171,146 and, as He et al. have
-    it, a last BN of 512 scales and shifts before the pooling.
+    With ``width`` 64, three channels and ten classes it has 11,172,170 parameters: the 11,171,146 of common implementations
+    plus the final BN of He et al. before the pooling, with 512 scales and 512 shifts.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, width: int = 64) -> None:

@@ -1,7 +1,7 @@
-"""The U-Net of DDPM (Ho et al. 2020, Appendix B), in the implementation of diffusers.
+"""The U-Net of DDPM (Ho et al. 2020, Appendix B), as implemented in diffusers.
 
-Every setting below but those in the signature is that of google/ddpm-cifar10-32, the published weights in diffusers' format;
-they load into :attr:`DenoisingUNet.net`.
+All settings that are not arguments are those of google/ddpm-cifar10-32, the published weights in diffusers' format, which load
+into :attr:`DenoisingUNet.net`.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 
-GROUPS = 32  # of the group norms
+GROUPS = 32  # groups of the group norms
 
 
 class DenoisingUNet(nn.Module):
-    """A U-Net that sees the time; the defaults are DDPM's network for CIFAR-10 with its 35,746,307 parameters.
+    """A time-conditioned U-Net; the defaults are DDPM's network for CIFAR-10 with its 35,746,307 parameters.
 
     Args:
         image_shape: (C, H, W).
-        channels: one number per level; each level halves the sides. Where 32 does not divide them all, the norms have as many
-            groups as the greatest power of two that does.
-        layers: residual blocks per level on the way down (one more on the way up).
-        attention_at: side in pixels of the level with self-attention, which the middle has always; 0: only the middle.
-        dropout: inside the residual blocks.
+        channels: one number per level; each further level halves height and width. The number of groups of the norms is the
+            greatest power of two, up to 32, that divides all of them.
+        layers: residual blocks per level of the encoder (the decoder has one more).
+        attention_at: side in pixels of the level with self-attention; 0 is none. The middle block always has self-attention.
+        dropout: rate in the residual blocks.
 
     Raises:
-        ValueError: the images cannot be halved so often, or no level has ``attention_at`` pixels.
+        ValueError: the images cannot be halved that often, or no level has ``attention_at`` pixels.
         ConfigError: diffusers is not installed.
     """
 
@@ -41,20 +41,20 @@ class DenoisingUNet(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        check(image_shape, channels, attention_at)
+        check_levels(image_shape, channels, attention_at)
         try:
             from diffusers.models.unets.unet_2d import UNet2DModel
         except ImportError:
             raise ConfigError("network.name unet needs diffusers: pip install 'hybvit[baselines]'") from None
-        attentive = [image_shape[1] >> level == attention_at for level in range(len(channels))]
-        # In channels_last it is a tenth slower on a CPU: diffusers' group norms and attention copy it back.
+        with_attention = [image_shape[1] >> level == attention_at for level in range(len(channels))]
+        # Not in channels_last, which is 10 % slower on a CPU: diffusers' group norms and attention copy it back.
         self.net = UNet2DModel(
             sample_size=image_shape[1:],
             in_channels=image_shape[0],
             out_channels=image_shape[0],
             block_out_channels=channels,
-            down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attentive),
-            up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attentive)),
+            down_block_types=tuple("AttnDownBlock2D" if attention else "DownBlock2D" for attention in with_attention),
+            up_block_types=tuple("AttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(with_attention)),
             layers_per_block=layers,
             dropout=dropout,
             attention_head_dim=None,  # one head
@@ -68,7 +68,7 @@ class DenoisingUNet(nn.Module):
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
         """x_t [B, C, H, W] at t int64 [B] in 1..T -> the predicted target [B, C, H, W] in float32 or wider.
 
-        diffusers sees t - 1: it counts the steps of DDPM from 0.
+        diffusers is given t - 1, because it counts steps from 0.
         """
         predicted: Tensor = self.net(x_t, t - 1).sample
         return predicted if predicted.dtype == torch.float64 else predicted.float()
@@ -77,11 +77,11 @@ class DenoisingUNet(nn.Module):
         return self.denoise(x_t, t)
 
 
-def check(image_shape: tuple[int, int, int], channels: tuple[int, ...], attention_at: int) -> None:
-    """Raises ValueError where no such U-Net exists; the message names the field and a value that will do."""
+def check_levels(image_shape: tuple[int, int, int], channels: tuple[int, ...], attention_at: int) -> None:
+    """Raises ValueError if there is no such U-Net; the message names the field and a valid value."""
     _, height, width = image_shape
     if not channels or channels[0] % 2 or min(channels) < 4:
-        raise ValueError(f"network.channels is {channels}: one number per level, each at least 4, the first even")
+        raise ValueError(f"network.channels is {channels}: give one number per level, each at least 4, the first even")
     halvings = len(channels) - 1
     possible = (math.gcd(height, width) & -math.gcd(height, width)).bit_length() - 1
     if halvings > possible:
@@ -92,6 +92,6 @@ def check(image_shape: tuple[int, int, int], channels: tuple[int, ...], attentio
     sides = [height >> level for level in range(len(channels))]
     if attention_at and attention_at not in sides:
         raise ValueError(
-            f"network.attention_at is {attention_at}, but the levels have {', '.join(map(str, sides))} pixels a side: "
+            f"network.attention_at is {attention_at}, but the levels have {', '.join(map(str, sides))} pixels per side: "
             "give one of these, or 0 for self-attention in the middle only"
         )

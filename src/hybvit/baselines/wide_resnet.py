@@ -1,4 +1,4 @@
-"""Wide residual networks (Zagoruyko & Komodakis 2016): the backbone of the paper's WRN, JEM and JEM++ rows."""
+"""Wide residual networks (Zagoruyko & Komodakis 2016), the backbone of the paper's WRN, JEM and JEM++ results."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ class WideResNet(PreActResNet):
     WRN-28-10 has 36,479,194 parameters for three channels and ten classes, WRN-16-8 has 10,961,370.
 
     Args:
-        depth: convolutions along the longest path, 6n + 4.
-        dropout: between the two convolutions of a block.
-        batch_norm: False gives JEM's network: no norms, biases, LeakyReLU.
+        depth: number of convolutions on the longest path, 6n + 4.
+        width: the widening factor.
+        dropout: rate between the two convolutions of a block.
+        batch_norm: False gives JEM's network: no norms, convolutions with biases, LeakyReLU.
 
     Raises:
-        ValueError: there is no such depth.
+        ValueError: the depth is not 6n + 4.
     """
 
     def __init__(
@@ -28,8 +29,8 @@ class WideResNet(PreActResNet):
         dropout: float = 0.0,
         batch_norm: bool = True,
     ) -> None:
-        blocks, rest = divmod(depth - 4, 6)
-        if rest or blocks < 1:
-            raise ValueError(f"network.depth is {depth}: a wide ResNet has 6n + 4 layers (10, 16, 22, 28, 34, 40, ...)")
+        blocks, remainder = divmod(depth - 4, 6)
+        if remainder or blocks < 1:
+            raise ValueError(f"network.depth is {depth}: it must be 6n + 4 (10, 16, 22, 28, 34, 40, ...)")
         stages = [16 * width, 32 * width, 64 * width]
         super().__init__(image_shape, num_classes, 16, stages, (1, 2, 2), blocks, dropout, batch_norm)

@@ -64,11 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         if arguments[0] not in VERBS:
-            import difflib
-
-            close = difflib.get_close_matches(arguments[0], VERBS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(VERBS)}"
-            raise errors.ConfigError(f"unknown verb {arguments[0]!r}: {hint}")
+            hint = errors.did_you_mean(arguments[0], VERBS) or f": it is one of {', '.join(VERBS)}"
+            raise errors.ConfigError(f"unknown verb {arguments[0]!r}{hint}")
         importlib.import_module(f".{arguments[0].replace('-', '_')}", __name__).main(arguments[1:])
         return 0
     except KeyboardInterrupt:

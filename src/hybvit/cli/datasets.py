@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..catalog import CATALOG, DatasetInfo
-from ..data.datasets import find, what_to_do
+from ..data.datasets import download_hint, find
 from ..errors import ConfigError
 from .arguments import ArgumentParser
 
@@ -32,13 +32,13 @@ def record(name: str, root: str | None) -> dict[str, Any]:
         "classes": list(info.classes),
         "splits": info.splits,
         "balance": info.balance,
-        "licence": info.licence,
+        "licence": info.license,
         "source": info.source,
         "preset": info.preset,
         "policy": info.policy,
         "out_of_distribution": list(info.out_of_distribution),
         "found": where,
-        "to_do": None if where else what_to_do(name),
+        "to_do": None if where else download_hint(name),
         "download": info.download,
     }
 
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
             details = {
                 "preset": info.preset or "none",
                 "AutoAugment": info.policy,
-                "license": info.licence,
+                "license": info.license,
                 "source": info.source,
                 "out-of-distribution sets": ", ".join(info.out_of_distribution),
                 "classes": ", ".join(info.classes) or ("named by their files" if info.num_classes else ""),

@@ -7,7 +7,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from ..distributed import processes
+from ..distributed import process_group
 from ..evaluation import measure
 from ..evaluation.adapters import is_adapter
 from ..evaluation.options import Options
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
         if suite not in SUITES:
             parser.error(f"--suites: {suite!r} is unknown: choose from {', '.join(SUITES)}")
     options = Options(**given_options(args))
-    with processes() as (rank, _):
+    with process_group() as (rank, _):
 
         def say(line: str) -> None:
             if rank == 0:

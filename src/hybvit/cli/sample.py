@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..data.images import check_picture_name, grid, save_image
+from ..data.images import check_image_suffix, grid, save_image
 from ..loading import load
 from ..method.samplers import SAMPLERS
 from .arguments import ArgumentParser, positive_int
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
         except ValueError as error:
             parser.error(f"--{error}")
     if args.folder is None:
-        check_picture_name(args.out)
+        check_image_suffix(args.out)
     pixels = model.sample(
         args.n,
         sampler=args.sampler,

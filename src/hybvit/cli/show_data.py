@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import Config, parse
-from ..data.batches import auto_augment, cutmix, draws, erase, mean_colour, mixed_labels, mixup, policy_of, weak
+from ..data.batches import augment_weakly, auto_augment, cutmix, erase, mean_color, mixed_labels, mixup, policy_of, uniforms
 from ..data.datasets import open_dataset
 from ..data.image_set import ImageSet, to_pixels, to_x
 from ..data.images import save_image
@@ -40,10 +40,10 @@ def augmentation_rows(train: ImageSet, classes: tuple[str, ...], cfg: Config, co
     pixels, labels = shown.in_memory, shown.labels
     index = torch.arange(len(shown))
     keys = torch.stack((torch.zeros_like(index), index, torch.zeros_like(index)), dim=1)
-    u = draws(cfg.train.seed, "augmentation", keys)
-    weakly = weak(pixels, u, cfg.data.crop_padding, cfg.data.flip)
+    u = uniforms(cfg.train.seed, "augmentation", keys)
+    weakly = augment_weakly(pixels, u, cfg.data.crop_padding, cfg.data.flip)
     strongly = to_x(auto_augment(policy_of(cfg.data)).apply(weakly, u))
-    strongly = erase(strongly, u, cfg.data.erasing, mean_colour(train))
+    strongly = erase(strongly, u, cfg.data.erasing, mean_color(train))
     names = [classes[k] for k in labels.tolist()] if labels is not None else [""] * len(pixels)
     rows = [Row("raw", pixels, names), Row("weak", weakly, names), Row("strong", to_pixels(strongly), names)]
     if labels is not None:
@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> None:
     cfg = parse(fields, preset(args.preset))
     if args.data:
         cfg = replace(cfg, data=locate(cfg.data, args.data))
-    data = open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labelled=cfg.objective.kind != "genvit")
+    data = open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labeled=cfg.objective.kind != "genvit")
     out = args.out or Path("runs") / "show-data" / args.preset
     save_image(sheet(augmentation_rows(data.train, data.classes, cfg, args.columns)), out / "augmentation.png")
     save_image(sheet(figure_1_rows(data.train, cfg)), out / "figure1.png")

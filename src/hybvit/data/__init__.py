@@ -1,1 +1,1 @@
-"""Images in, batches out: ``datasets`` (by name), ``image_set`` (what they hold), ``batches`` (what a step sees)."""
+"""From image files to training batches: ``datasets`` opens a data set, ``image_set`` stores it, ``batches`` makes batches."""

@@ -1,11 +1,11 @@
-"""What a training step sees: which images, in which order, and what happens to them before the network.
+"""Training batches: the order of the images, and their augmentation.
 
-All of it is a pure function of (seed, step): that is what makes a resumed run exact. The same function serves one process or
-many (each takes every ``world``-th row of the batch) and any number of loader workers.
+A batch is a pure function of (seed, step), which makes resuming exact. The same function works for one process or many (each
+takes every ``world``-th row of the batch) and for any number of loader workers.
 
-Only the labelled mini-batch is augmented: flip, crop, AutoAugment on ``pixels``; random erasing on ``x``; then MixUp or CutMix
-of the batch. Every draw is a hash of (seed, epoch, image, repeat): the same image in the same epoch is augmented alike,
-whatever the batch size.
+Only the labeled mini-batch is augmented: flip, crop and AutoAugment on ``pixels``, random erasing on ``x``, then MixUp or
+CutMix of the batch. The random numbers are hashes of (seed, epoch, image, repeat), so the augmentation of an image in an epoch
+does not depend on the batch size.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from ..method.vit_config import ViTConfig
 from .image_set import Dataset, ImageSet, to_x
 from .shards import Shards, ShardStream
 
-IMAGES_FOR_THE_MEAN = 2048
-NO_LABEL = -1  # of an image without one, where others have theirs
+MEAN_COLOR_IMAGES = 2048
+NO_LABEL = -1  # label of an unlabeled image in a batch that also has labeled ones
 
 
 class TrainingBatches:
-    """Step number in, :class:`Batch` out, on the CPU. The two mini-batches are shuffled independently.
+    """Maps a step number to its :class:`Batch`, on the CPU. The two mini-batches are shuffled independently.
 
     Args:
-        data: how the labelled images are augmented, and whether the others are flipped.
-        sizes: images to denoise and labelled ones in a step; 0 for a mini-batch that the objective does without.
-        clean_labels: whether the images to denoise come with their labels.
-        rank, world: of ``world`` processes that share every batch, process ``rank`` gets rows rank, rank + world, ...
+        data: the settings for augmentation and flips.
+        sizes: (images to denoise, labeled images) per step; 0 for a mini-batch that the objective does not use.
+        clean_labels: whether to return the labels of the images to denoise.
+        rank, world: rank of this process and number of processes; this process gets rows rank, rank + world, ... of a batch.
 
     Raises:
-        ConfigError: the batch cannot be shared among so many.
+        ConfigError: the batch cannot be divided among that many processes.
     """
 
     def __init__(
@@ -60,17 +60,17 @@ class TrainingBatches:
         for size in sizes:
             if world > 1 and size % (2 * world):
                 raise ConfigError(
-                    f"{world} processes cannot share a mini-batch of {size} images: make train.batch_size and "
-                    f"train.labelled_batch_size multiples of {2 * world}"
+                    f"{world} processes cannot share a mini-batch of {size} images: set train.batch_size and "
+                    f"train.labelled_batch_size to multiples of {2 * world}"
                 )
         self.data, self.sizes, self.seed, self.clean_labels = data, sizes, seed, clean_labels
         self.num_classes, self.rank, self.world = len(dataset.classes), rank, world
-        denoising, labelled = sizes
+        denoising, labeled = sizes
         clean = [images for images in (dataset.train, dataset.unlabelled) if images is not None]
         self.clean = self._sequence(clean, "order of clean images", denoising, 1)
-        self.labelled = self._sequence([dataset.train], "order of labelled images", labelled, data.repeats)
-        strong = labelled > 0 and data.augment == "strong"
-        self.mean = mean_colour(dataset.train) if strong else None
+        self.labeled = self._sequence([dataset.train], "order of labeled images", labeled, data.repeats)
+        strong = labeled > 0 and data.augment == "strong"
+        self.mean = mean_color(dataset.train) if strong else None
         self.auto_augment = auto_augment(policy_of(data)) if strong else None
 
     def _sequence(self, sets: list[ImageSet], stream: str, size: int, repeats: int) -> EndlessSequence:
@@ -79,48 +79,47 @@ class TrainingBatches:
         return ShuffledSets(sets, self.seed, stream, repeats)
 
     def __call__(self, step: int) -> Batch:
-        denoising, labelled = (step * n + torch.arange(n)[self.rank :: self.world] for n in self.sizes)
+        denoising, labeled = (step * n + torch.arange(n)[self.rank :: self.world] for n in self.sizes)
         clean = images = labels = clean_labels = None
         if len(denoising):
             pixels, known, keys = self.clean.take(denoising)
             if self.data.clean_flip:
-                pixels = flip_half(pixels, draws(self.seed, "flips of clean images", keys))
+                pixels = flip_half(pixels, uniforms(self.seed, "flips of clean images", keys))
             clean = to_x(pixels)
             if self.clean_labels:
                 clean_labels = torch.full((len(clean),), NO_LABEL) if known is None else known
-        if len(labelled):
-            pixels, labels, keys = self.labelled.take(labelled)
+        if len(labeled):
+            pixels, labels, keys = self.labeled.take(labeled)
             if labels is None or bool((labels < 0).any()):
                 raise DataError(f"{self.data.root}: a sample without a label; train with --objective genvit")
-            images, labels = self.augmented(pixels, labels, draws(self.seed, "augmentation", keys), step)
+            images, labels = self.augment(pixels, labels, uniforms(self.seed, "augmentation", keys), step)
         return Batch(clean, images, labels, clean_labels)
 
-    def augmented(self, pixels: Tensor, labels: Tensor, u: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """The labelled mini-batch as ``data.augment`` says -> x, and labels int64 [B] or class shares float [B, K]."""
+    def augment(self, pixels: Tensor, labels: Tensor, u: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Augment the labeled mini-batch by ``data.augment`` -> x, and labels int64 [B] or class shares float [B, K]."""
         data = self.data
         if data.augment != "none":
-            pixels = weak(pixels, u, data.crop_padding, data.flip)
+            pixels = augment_weakly(pixels, u, data.crop_padding, data.flip)
         if self.auto_augment is None or self.mean is None:
             return to_x(pixels), labels
         x = erase(to_x(self.auto_augment.apply(pixels, u)), u, data.erasing, self.mean)
         return mix_batch(x, labels, self.num_classes, data.mixing, generator(self.seed, "mixing", step))
 
 
-def mean_colour(images: ImageSet) -> Tensor:
-    """[C] of some of the images, in the range of x: what random erasing paints with."""
-    return to_x(images.subsample(IMAGES_FOR_THE_MEAN).in_memory).mean(dim=(0, 2, 3))
+def mean_color(images: ImageSet) -> Tensor:
+    """The mean color [C] of a subset of the images, in [-1, 1]; random erasing fills with it."""
+    return to_x(images.subsample(MEAN_COLOR_IMAGES).in_memory).mean(dim=(0, 2, 3))
 
 
 def policy_of(data: DataConfig) -> Policy:
-    """The AutoAugment policy: the configured one, else the data set's own, else ImageNet's."""
+    """The AutoAugment policy: the configured one, else that of the data set, else ImageNet's."""
     if data.policy != "auto":
         return data.policy
     return CATALOG[data.name].policy if data.name in CATALOG else "imagenet"
 
 
 def random_batch(model: ViTConfig, sizes: tuple[int, int], clean_labels: bool, device: torch.device | str) -> Batch:
-    """Random images in the form that a training step of this model takes, (to denoise, labelled) so many: to be timed or
-    counted."""
+    """A batch of random images, for timing a training step or counting its operations; sizes are (to denoise, labeled)."""
     clean, images = (torch.rand(n, *model.image_shape, device=device) * 2 - 1 if n else None for n in sizes)
     denoised, labels = (torch.arange(n, device=device) % model.num_classes if n else None for n in sizes)
     return Batch(clean, images, labels, denoised if clean_labels else None)
@@ -130,19 +129,19 @@ def random_batch(model: ViTConfig, sizes: tuple[int, int], clean_labels: bool, d
 
 
 class Order:
-    """An endless shuffled sequence of 0..n-1: an epoch is one permutation, each index standing ``repeats`` times in a row."""
+    """An endless shuffled sequence of 0..n-1. An epoch is one permutation; each index occurs ``repeats`` times in a row."""
 
     def __init__(self, n: int, seed: int, stream: str, repeats: int = 1) -> None:
         self.n, self.seed, self.stream, self.repeats = n, seed, stream, repeats
         self._permutations: dict[int, Tensor] = {}
 
     def at(self, positions: Tensor) -> Tensor:
-        """int64 [B] -> (epoch, index, repeat) int64 [B, 3] of these entries."""
+        """Positions int64 [B] in the sequence -> (epoch, index, repeat) int64 [B, 3]."""
         sample, repeat = positions // self.repeats, positions % self.repeats
-        epoch, place = sample // self.n, sample % self.n
+        epoch, offset = sample // self.n, sample % self.n
         index = torch.empty_like(positions)
         for e in epoch.unique().tolist():
-            index[epoch == e] = self._permutation(e)[place[epoch == e]]
+            index[epoch == e] = self._permutation(e)[offset[epoch == e]]
         return torch.stack((epoch, index, repeat), dim=1)
 
     def _permutation(self, epoch: int) -> Tensor:
@@ -156,14 +155,14 @@ class EndlessSequence(Protocol):
     """An endless shuffled sequence of images."""
 
     def take(self, positions: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """int64 [B] -> pixels, labels, and (epoch, image, repeat) int64 [B, 3] of these entries.
+        """Positions int64 [B] in the sequence -> pixels, labels, and (epoch, image, repeat) int64 [B, 3].
 
-        An image without a label has :data:`NO_LABEL`; instead of labels that are all missing there may be None.
+        Unlabeled images have :data:`NO_LABEL`; if no image has a label, labels may be None.
         """
 
 
 class ShuffledSets:
-    """The images of some sets together, shuffled anew in every epoch."""
+    """The concatenated images of several sets, reshuffled in every epoch."""
 
     def __init__(self, sets: Sequence[ImageSet], seed: int, stream: str, repeats: int = 1) -> None:
         self.sets = sets
@@ -188,32 +187,33 @@ class ShuffledSets:
 
 # Augmentation, on whole batches
 
-# Columns of the draws, each uniform in [0, 1).
+# Columns of the random numbers of an image, each uniform in [0, 1).
 FLIP, TOP, LEFT, POLICY, FIRST, FIRST_SIGN, SECOND, SECOND_SIGN, ERASE, ERASE_TOP, ERASE_LEFT = range(11)
-ERASE_SHAPES = 11  # from here on: an area and an aspect ratio for each attempt
+ERASE_SHAPES = 11  # first of the remaining columns: an area and an aspect ratio for each attempt
 ERASE_ATTEMPTS = 10
-DRAWS = ERASE_SHAPES + 2 * ERASE_ATTEMPTS
+UNIFORMS = ERASE_SHAPES + 2 * ERASE_ATTEMPTS
 ERASE_AREA, ERASE_ASPECT = (0.02, 0.4), (0.3, 3.3)
 
 
-def draws(seed: int, stream: str, keys: Tensor) -> Tensor:
-    """int64 [B, 3] of (epoch, image, repeat) -> float64 [B, DRAWS], uniform in [0, 1): counter-based, one row per key."""
+def uniforms(seed: int, stream: str, keys: Tensor) -> Tensor:
+    """Random numbers by a counter-based generator: keys (epoch, image, repeat) int64 [B, 3] -> float64 [B, UNIFORMS] in
+    [0, 1)."""
     state = torch.full((len(keys),), derive_seed(seed, stream), dtype=torch.int64)
     for column in keys.unbind(1):
         state = splitmix64(state + column * 0x1E3779B97F4A7C15)
-    rows = splitmix64(state[:, None] + torch.arange(1, DRAWS + 1) * 0x1E3779B97F4A7C15)
+    rows = splitmix64(state[:, None] + torch.arange(1, UNIFORMS + 1) * 0x1E3779B97F4A7C15)
     return unsigned_shift(rows, 11).double() / 2.0**53
 
 
 def flip_half(pixels: Tensor, u: Tensor) -> Tensor:
-    """Mirror left to right with probability 1/2; uint8 [B, C, H, W], draws [B, DRAWS]."""
+    """Flip horizontally with probability 1/2; pixels uint8 [B, C, H, W], u [B, UNIFORMS]."""
     return torch.where((u[:, FLIP] < 0.5)[:, None, None, None], pixels.flip(3), pixels)
 
 
-def weak(pixels: Tensor, u: Tensor, padding: int, flip: bool) -> Tensor:
-    """Random crop of the original size after padding with black, and a mirror image with probability 1/2 if ``flip``.
+def augment_weakly(pixels: Tensor, u: Tensor, padding: int, flip: bool) -> Tensor:
+    """Random crop of the original size after padding with black and, if ``flip``, a horizontal flip with probability 1/2.
 
-    uint8 [B, C, H, W], draws [B, DRAWS] -> the same shape.
+    pixels uint8 [B, C, H, W], u [B, UNIFORMS] -> the same shape as pixels.
     """
     b, c, h, w = pixels.shape
     top, left = ((u[:, column, None] * (2 * padding + 1)).long() for column in (TOP, LEFT))
@@ -226,10 +226,11 @@ def weak(pixels: Tensor, u: Tensor, padding: int, flip: bool) -> Tensor:
 
 
 class BatchAutoAugment(AutoAugment):
-    """torchvision's AutoAugment with its policies and its operations, each run once for all images that drew it."""
+    """torchvision's AutoAugment for batches: each operation runs once for all images that it was selected for."""
 
     def apply(self, pixels: Tensor, u: Tensor) -> Tensor:
-        """uint8 [B, C, H, W], draws [B, DRAWS] -> the same shape. Colour-only operations are dropped for grey images."""
+        """pixels uint8 [B, C, H, W], u [B, UNIFORMS] -> the same shape as pixels. Color-only operations are skipped for
+        grayscale images."""
         _, channels, height, width = pixels.shape
         space = self._augmentation_space(10, (height, width))
         chosen = (u[:, POLICY] * len(self._policies)).long().tolist()
@@ -251,9 +252,9 @@ class BatchAutoAugment(AutoAugment):
                 pixels[index] = changed
         return pixels
 
-    @functools.lru_cache  # noqa: B019  (one instance per policy lives as long as the process)
+    @functools.lru_cache  # noqa: B019  (there is one instance per policy, for the lifetime of the process)
     def _augmentation_space(self, levels: int, size: tuple[int, int]) -> dict[str, tuple[list[float] | None, bool]]:
-        """Operation -> its magnitudes by level, and whether a draw decides their sign."""
+        """Operation -> its magnitudes by level, and whether their sign is random."""
         space = {}
         for operation, (magnitudes, signed) in self._AUGMENTATION_SPACE.items():
             values = magnitudes(levels, *size)
@@ -267,10 +268,10 @@ def auto_augment(policy: Policy) -> BatchAutoAugment:
 
 
 def erase(x: Tensor, u: Tensor, probability: float, fill: Tensor) -> Tensor:
-    """Random erasing (Zhong et al. 2020): with ``probability``, a rectangle of 2 to 40 % of the area and an aspect ratio
-    of 0.3 to 3.3 takes the colour ``fill`` [C]. An image too small for such a rectangle stays whole.
+    """Random erasing (Zhong et al. 2020): with ``probability``, fill a rectangle of 2 to 40 % of the area and an aspect ratio
+    of 0.3 to 3.3 with the color ``fill`` [C]. Images too small for such a rectangle are unchanged.
 
-    x float [B, C, H, W], draws [B, DRAWS] -> the same shape.
+    x float [B, C, H, W], u [B, UNIFORMS] -> the same shape as x.
     """
     _, _, height, width = x.shape
     shapes = u[:, ERASE_SHAPES:].reshape(len(x), ERASE_ATTEMPTS, 2)
@@ -293,16 +294,20 @@ def erase(x: Tensor, u: Tensor, probability: float, fill: Tensor) -> Tensor:
 
 
 def mixup(x: Tensor, share: float) -> Tensor:
-    """``share`` of each image and the rest of its partner, half a batch away (Zhang et al. 2018)."""
+    """MixUp (Zhang et al. 2018): share * image + (1 - share) * partner; the partner is half a batch away."""
     return x * share + x.roll(len(x) // 2, 0) * (1 - share)
 
 
-def cutmix(x: Tensor, share: float, centre: tuple[float, float]) -> tuple[Tensor, float]:
-    """A box of 1 - ``share`` of the area, around ``centre`` (of height and width), of each image's partner, half a batch away
-    (Yun et al. 2019) -> the images, and the share that is left of each, exactly."""
+def cutmix(x: Tensor, share: float, center: tuple[float, float]) -> tuple[Tensor, float]:
+    """CutMix (Yun et al. 2019): paste a box of the partner, half a batch away, into each image -> the images, and the exact
+    share of its own pixels that each keeps.
+
+    The box covers 1 - ``share`` of the area around ``center``, given as fractions of height and width, and is clipped to the
+    image.
+    """
     _, _, height, width = x.shape
     half_h, half_w = (int(side * math.sqrt(1 - share)) // 2 for side in (height, width))
-    row, column = int(centre[0] * height), int(centre[1] * width)
+    row, column = int(center[0] * height), int(center[1] * width)
     top, bottom = max(row - half_h, 0), min(row + half_h, height)
     left, right = max(column - half_w, 0), min(column + half_w, width)
     mixed = x.clone()
@@ -311,7 +316,7 @@ def cutmix(x: Tensor, share: float, centre: tuple[float, float]) -> tuple[Tensor
 
 
 def mixed_labels(labels: Tensor, num_classes: int, share: float) -> Tensor:
-    """int64 [B] -> class shares float32 [B, K] of images mixed with their partners, half a batch away."""
+    """Labels int64 [B] -> class shares float32 [B, K] of images mixed with partners half a batch away."""
     own = torch.nn.functional.one_hot(labels, num_classes).float()
     return own * share + own.roll(len(labels) // 2, 0) * (1 - share)
 
@@ -319,22 +324,22 @@ def mixed_labels(labels: Tensor, num_classes: int, share: float) -> Tensor:
 def mix_batch(
     x: Tensor, labels: Tensor, num_classes: int, probability: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """With ``probability``, MixUp or CutMix, half each; lambda ~ Beta(1, 1), one draw for the whole batch.
+    """With ``probability``, MixUp or CutMix with equal chance; one lambda ~ Beta(1, 1) for the whole batch.
 
-    The partner stands half a batch away (torchvision takes the neighbour): of interleaved parts of a batch, as processes hold
-    them, each then has its own partners, and repeats of one image are not mixed with each other.
+    The partner of an image is half a batch away (in torchvision, the next image). So each process, which has every
+    ``world``-th row, finds all partners in its own rows, and repeats of an image are not mixed with each other.
 
     Args:
         x: float [B, C, H, W]; labels: int64 [B].
 
     Returns:
-        the images, and their targets: int64 [B] where nothing was mixed, class shares float32 [B, K] otherwise.
+        the images, and their targets: int64 [B] if nothing was mixed, class shares float32 [B, K] otherwise.
     """
-    happens, cut, share, *centre = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
-    if happens >= probability:
+    mixing, choice, share, *center = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
+    if mixing >= probability:
         return x, labels
-    if cut < 0.5:
-        x, share = cutmix(x, share, (centre[0], centre[1]))
+    if choice < 0.5:
+        x, share = cutmix(x, share, (center[0], center[1]))
     else:
         x = mixup(x, share)
     return x, mixed_labels(labels, num_classes, share)

@@ -1,7 +1,7 @@
-"""The one door to all images, :func:`open_dataset`: where a named data set lies, how it is fetched, whether it is what it says.
+"""Open any data set with :func:`open_dataset`; named data sets are located, downloaded and verified here.
 
-What is known of each before it is opened stands in ``catalog``; ``readers`` read their files, ``own_images`` and ``shards`` the
-user's own.
+``catalog`` lists the facts about the named data sets and ``readers`` reads their files; ``own_images`` and ``shards`` read the
+user's own images.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from ..catalog import CATALOG, DEBIAN, DatasetInfo
 from ..config import DataConfig
 from ..data import own_images, shards
 from ..errors import ConfigError, DataError
-from .image_set import BadFiles, Dataset, Decoding, ImageSet, of_each_class
+from .image_set import BadFiles, Dataset, Decoding, ImageSet, select_per_class
 from .images import MODES, fit, with_channels
 from .readers import READERS, class_names
 
-INTERPOLATED_BATCH = 100  # images in a test batch, for the interpolations of Tables 3 and 11
+INTERPOLATION_BATCH = 100  # test batch size for the interpolations of Tables 3 and 11
 
 
 def open_dataset(
-    data: DataConfig, image_shape: tuple[int, int, int], num_classes: int = 0, *, labelled: bool = False
+    data: DataConfig, image_shape: tuple[int, int, int], num_classes: int = 0, *, labeled: bool = False
 ) -> Dataset:
-    """Read a data set for a model.
+    """Open a data set for a model.
 
     Args:
         image_shape: (C, H, W) of the images that the model takes; H = W.
-        num_classes: of the model; only shards without a list of their classes need it, and without it have no labels.
-        labelled: whether the images must have labels.
+        num_classes: number of classes of the model. Only shards without a classes.txt use it; with 0 they have no labels.
+        labeled: whether the images must have labels.
 
     Raises:
-        ConfigError: the model's channels or size do not fit the data, or the labels are missing.
+        ConfigError: the data do not fit the model's channels or size, or required labels are missing.
         DataError: a file is missing or corrupt; the message names it.
     """
     channels, size, _ = image_shape
     if channels not in MODES:
-        raise ConfigError(f"model.channels is {channels}: images have 1 (grey) or 3 (colour)")
+        raise ConfigError(f"model.channels is {channels}: it must be 1 (grayscale) or 3 (color)")
     decoding = Decoding(channels, size, BadFiles(data.max_bad_files), int(data.memory_gib * 2**30))
     if data.name in CATALOG:
         found = _named(data, decoding)
@@ -49,16 +49,16 @@ def open_dataset(
         found = shards.open_shards(data, decoding, num_classes)
     else:
         found = own_images.READERS[data.name](data, decoding)
-    _check(found, data.root or data.name, labelled)
+    _check(found, data.root or data.name, labeled)
     return _hold_out(found, data.held_out) if data.held_out else found
 
 
 def _hold_out(data: Dataset, part: float) -> Dataset:
-    """Every n-th training image of each class, with n = 1 / ``part``, is set apart, and at least one of two or more."""
+    """Hold out every n-th training image of each class, n = 1 / ``part``; at least one if the class has two or more."""
     if isinstance(data.train.pixels, shards.Shards):
-        raise ConfigError("data.held_out: a stream of shards cannot be split: give other shards for the purpose")
+        raise ConfigError("data.held_out: a stream of shards cannot be split: set it to 0 and hold out whole shards")
     every = round(1 / part)
-    chosen = of_each_class(data.train, lambda members: members[min(every, max(len(members), 2)) - 1 :: every])
+    chosen = select_per_class(data.train, lambda members: members[min(every, max(len(members), 2)) - 1 :: every])
     return replace(data, train=data.train.where(~chosen), held_out=data.train.where(chosen))
 
 
@@ -76,13 +76,13 @@ def _named(data: DataConfig, decoding: Decoding) -> Dataset:
     if data.unlabelled and "unlabelled" not in info.splits:
         raise ConfigError(f"data.unlabelled is true, but {data.name} has no unlabelled images")
     if data.root is not None and not info.files:
-        raise ConfigError(f"data.root is {data.root}, but the {data.name} come with scikit-learn: leave it out")
+        raise ConfigError(f"data.root is {data.root}, but {data.name} ships with scikit-learn: leave it out")
     if data.test_root is not None:
         raise ConfigError(f"data.test_root is {data.test_root}, but {data.name} has its own test images: leave it out")
     train, test = (read_split(data.name, split, data.root, decoding, data.resize) for split in ("train", "test"))
     unlabelled = read_split(data.name, "unlabelled", data.root, decoding, data.resize) if data.unlabelled else None
     source = find(data.name, data.root)
-    assert source is not None  # it has been read
+    assert source is not None  # read_split found it
     names = class_names(data.name, source)
     return Dataset(train, test, names, unlabelled)
 
@@ -91,7 +91,7 @@ def read_split(name: str, split: str, root: str | None, decoding: Decoding, resi
     """One split of a named data set, at the size and channels of ``decoding``.
 
     Raises:
-        DataError: its files are missing or damaged, or not what their name says.
+        DataError: its files are missing or damaged, or do not hold the data set that they are named after.
     """
     info = CATALOG[name]
     source = find(name, root) or download(name, root)
@@ -104,17 +104,19 @@ def read_split(name: str, split: str, root: str | None, decoding: Decoding, resi
 
 
 def out_of_distribution(name: str, root: str | None, test: ImageSet, decoding: Decoding) -> ImageSet:
-    """The test images of another data set, resized to the size of ``decoding``; or, as ``interpolation``, the means of the
-    images at the same place of consecutive test batches (Tables 3 and 11).
+    """The test images of another data set, resized to the size of ``decoding``.
+
+    ``interpolation`` is not a data set: its images are the means of images at the same position in consecutive test batches
+    (Tables 3 and 11).
 
     Raises:
         DataError: its files are missing or damaged, or ``test`` is too small to interpolate.
     """
     if name != "interpolation":
         return read_split(name, "test", root, decoding, resize=True)
-    batch = min(INTERPOLATED_BATCH, len(test) // 2)
+    batch = min(INTERPOLATION_BATCH, len(test) // 2)
     if batch == 0:
-        raise DataError("interpolation: it needs at least two test images")
+        raise DataError("interpolation: at least two test images are needed")
     index = torch.arange(len(test) - batch)
     first, second = test.take(index)[0], test.take(index + batch)[0]
     return ImageSet(((first.int() + second.int() + 1) // 2).to(torch.uint8))
@@ -126,9 +128,9 @@ def cache_folder() -> Path:
 
 
 def find(name: str, root: str | None = None) -> Path | None:
-    """Where a data set's files are: in ``root`` (the folder that holds them, or the archive itself), else in the usual places.
+    """The path of a data set's files: in ``root`` (a folder, or the archive itself) if given, else in the default places.
 
-    scikit-learn's digits are in no file of their own: the answer is an empty path.
+    Returns None if they are not found, and an empty path for scikit-learn's digits, which have no file of their own.
 
     Raises:
         DataError: ``root`` does not exist.
@@ -148,21 +150,21 @@ def find(name: str, root: str | None = None) -> Path | None:
     return next((path for path in candidates if path.is_file() or (path.is_dir() and any(path.iterdir()))), None)
 
 
-def what_to_do(name: str) -> str:
-    """One line for who does not have the files."""
+def download_hint(name: str) -> str:
+    """One line that says where to get the files and where to put them."""
     info = CATALOG[name]
     return f"put {info.needs} into {cache_folder() / name} (or give --data DIR); from {info.source}"
 
 
 def download(name: str, root: str | None) -> Path:
-    """Fetch a data set's archive through torchvision, with its checksum -> where it now is.
+    """Download a data set through torchvision, which verifies its checksum -> the path of its files.
 
     Raises:
-        DataError: it needs a login, or the network does not give it.
+        DataError: it cannot be downloaded automatically, or the download failed.
     """
     info, folder = CATALOG[name], Path(root) if root else cache_folder() / name
     if not info.download:
-        raise DataError(f"{name}: not found in {folder}, and hybvit cannot fetch it: {what_to_do(name)}")
+        raise DataError(f"{name}: not found in {folder}, and hybvit cannot download it: {download_hint(name)}")
     import torchvision.datasets as tv
     from torchvision.datasets.utils import download_url
 
@@ -180,7 +182,7 @@ def download(name: str, root: str | None) -> Path:
         fetch[name]()
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name}: not in {folder}, and the download failed ({reason}): {what_to_do(name)}") from None
+        raise DataError(f"{name}: not in {folder}, and the download failed ({reason}): {download_hint(name)}") from None
     found = find(name, str(folder))
     if found is None:
         raise DataError(f"{name}: the download left none of {', '.join(info.files)} in {folder}")
@@ -190,32 +192,33 @@ def download(name: str, root: str | None) -> Path:
 def _check_published(info: DatasetInfo, name: str, split: str, source: Path, images: ImageSet, bad: BadFiles) -> None:
     expected, got = info.splits[split], len(images)
     if not expected - bad.count <= got <= expected:
-        hint = "; for a part of it, use --data.name folder" if name == "imagenet" else ""
+        hint = "; for a subset of it, use --data.name folder" if name == "imagenet" else ""
         raise DataError(f"{source}: {got:,} images where the {split} split of {info.title} has {expected:,}{hint}")
     if images.labels is None or split not in info.balance or bad.count:
         return
     if len(images) and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < info.num_classes:
-        raise DataError(f"{source}: its labels are not those of {info.num_classes} classes")
+        raise DataError(f"{source}: its labels are not in 0..{info.num_classes - 1}; download the data set again")
     balance = info.balance[split]
     published = [balance] * info.num_classes if isinstance(balance, int) else list(balance)
     counts = images.labels.bincount(minlength=info.num_classes).tolist()
     if counts != published:
         k = next((k for k, (a, b) in enumerate(zip(counts, published, strict=False)) if a != b), len(published))
         raise DataError(
-            f"{source}: label {k} stands {counts[k]:,} times in the {split} split, not as often as {info.title} has it"
+            f"{source}: label {k} occurs {counts[k]:,} times in the {split} split, which is not its number in {info.title}; "
+            "download the data set again"
         )
 
 
-def _check(data: Dataset, where: str, labelled: bool) -> None:
+def _check(data: Dataset, where: str, labeled: bool) -> None:
     for split, images in (("training", data.train), ("test", data.test)):
         if len(images) == 0:
             hint = "; name test images with --data.test_root" if split == "test" else ""
-            raise DataError(f"{where}: the {split} split holds no image{hint}")
+            raise DataError(f"{where}: the {split} split has no images{hint}")
     labels = data.train.labels
     if labels is None:
-        if labelled and not isinstance(data.train.pixels, shards.Shards):
+        if labeled and not isinstance(data.train.pixels, shards.Shards):
             raise ConfigError(f"{where}: its images have no labels: train on them with --objective genvit")
         return
     for name, count in zip(data.classes, labels.bincount(minlength=len(data.classes)).tolist(), strict=True):
         if count == 0:
-            raise DataError(f"{where}: class {name!r} has no training image (each needs at least two)")
+            raise DataError(f"{where}: class {name!r} has no training image: each class needs at least two images")

@@ -1,6 +1,6 @@
-"""The formats in which data sets are distributed: IDX, Python pickles, npz, MATLAB files; folders, zip and tar archives.
+"""Readers of the formats in which data sets are distributed: IDX, pickle, npz and MATLAB files; folders, zip and tar archives.
 
-Whatever is missing, damaged, or not what its name says raises a DataError that names the file.
+A file that is missing, damaged, or in another format raises a DataError that names it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ DAMAGE = (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, s
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Turn whatever a library raises over a damaged file into a DataError with its name."""
+def data_errors(path: Path) -> Iterator[None]:
+    """Convert the exceptions that libraries raise for unreadable files into a DataError that names the file."""
     try:
         yield
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{path}: missing; fetch or unpack it again") from None
+        raise DataError(f"{path}: missing; download or unpack it again") from None
     except PermissionError:
         raise DataError(f"{path}: no permission to read it") from None
     except UnicodeDecodeError:
@@ -61,14 +61,14 @@ def _md5(path: Path, size: int, changed: int) -> str:
 
 
 def check_md5(path: Path, published: str | None) -> None:
-    """Raises DataError where a checksum is published and the file has another."""
+    """Raises DataError if a checksum is published and the file has a different one."""
     if published is None:
         return
-    with naming(path):
-        facts = path.stat()
-        found = _md5(path, facts.st_size, facts.st_mtime_ns)
+    with data_errors(path):
+        stat = path.stat()
+        found = _md5(path, stat.st_size, stat.st_mtime_ns)
     if found != published:
-        raise DataError(f"{path}: wrong checksum (MD5 {found}, published {published}): delete it and fetch it again")
+        raise DataError(f"{path}: wrong checksum (MD5 {found}, published {published}): delete it and download it again")
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -77,19 +77,19 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
         DataError: the file is cut short, damaged, or not in this format.
     """
-    with naming(path):
+    with data_errors(path):
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
         raise DataError(f"{path}: not an IDX file of unsigned bytes")
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
     body = np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * raw[3])
     if body.size != int(np.prod(shape)):
-        raise DataError(f"{path}: {body.size:,} bytes of data where its header says {int(np.prod(shape)):,}: cut short")
+        raise DataError(f"{path}: {body.size:,} bytes of data, but its header says {int(np.prod(shape)):,}: cut short")
     return body.reshape(shape).copy()
 
 
 class ArraysOnly(pickle.Unpickler):
-    """An unpickler that builds numpy arrays and plain containers; a pickle that asks for anything else is refused by name."""
+    """An unpickler for numpy arrays and plain containers only; anything else in a pickle raises an error that names it."""
 
     ALLOWED = {
         ("numpy", "ndarray"), ("numpy", "dtype"),
@@ -99,16 +99,16 @@ class ArraysOnly(pickle.Unpickler):
     }  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes in the old protocols
+        if (module, name) == ("_codecs", "encode"):  # Python 3 stores bytes this way in old pickle protocols
             return _latin1
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}; only numpy arrays and plain containers are read")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}; only numpy arrays and plain containers are read")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
 def _latin1(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
+        raise pickle.UnpicklingError(f"it refers to the codec {encoding}; only latin1 is read")
     return text.encode("latin1")
 
 
@@ -116,9 +116,9 @@ def unpickle(raw: bytes, path: Path) -> Any:
     """The content of a Python 2 or 3 pickle of arrays and containers.
 
     Raises:
-        DataError: it is damaged, or asks for any other class or function.
+        DataError: it is damaged, or refers to any other class or function.
     """
-    with naming(path):
+    with data_errors(path):
         try:
             return ArraysOnly(io.BytesIO(raw), encoding="latin1").load()
         except pickle.UnpicklingError as error:
@@ -134,7 +134,7 @@ def field(content: Any, name: str, path: Path) -> Any:
 
 
 def read_npz(raw: bytes, path: Path) -> dict[str, np.ndarray]:
-    with naming(path), np.load(io.BytesIO(raw), allow_pickle=False) as content:
+    with data_errors(path), np.load(io.BytesIO(raw), allow_pickle=False) as content:
         return {name: content[name] for name in content.files}
 
 
@@ -142,73 +142,73 @@ def read_mat(path: Path) -> dict[str, Any]:
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
-    with naming(path):
+    with data_errors(path):
         try:
             return loadmat(str(path))
         except MatReadError as error:
             raise DataError(f"{path}: damaged or cut short ({error})") from None
 
 
-def read_members(source: Path, wanted: Collection[str]) -> dict[str, bytes]:
-    """Files by name from a folder, or from a tar or zip archive in one pass; ``wanted`` are paths below the top folder.
+def read_members(source: Path, names: Collection[str]) -> dict[str, bytes]:
+    """Read files from a folder, or from a tar or zip archive in one pass; ``names`` are paths below its top-level folder.
 
     Raises:
-        DataError: one is missing, or the archive is damaged.
+        DataError: a file is missing, or the archive is damaged.
     """
     found: dict[str, bytes] = {}
     if source.is_dir():
-        for name in wanted:
-            with naming(source / name):
+        for name in names:
+            with data_errors(source / name):
                 found[name] = (source / name).read_bytes()
         return found
-    with naming(source):
+    with data_errors(source):
         if source.suffix == ".zip":
             with zipfile.ZipFile(source) as archive:
                 for member in archive.namelist():
-                    if (known := _below_top(member, wanted)) is not None:
+                    if (known := _below_top(member, names)) is not None:
                         found[known] = archive.read(member)
         else:
             with tarfile.open(source, "r|*") as stream:
                 for entry in stream:
-                    if entry.isfile() and (known := _below_top(entry.name, wanted)) is not None:
+                    if entry.isfile() and (known := _below_top(entry.name, names)) is not None:
                         file = stream.extractfile(entry)
                         assert file is not None
                         found[known] = file.read()
-                    if len(found) == len(wanted):
+                    if len(found) == len(names):
                         break
-    for name in wanted:
+    for name in names:
         if name not in found:
-            raise DataError(f"{source}: holds no {name}")
+            raise DataError(f"{source}: does not contain {name}")
     return found
 
 
-def _below_top(member: str, wanted: Collection[str]) -> str | None:
+def _below_top(member: str, names: Collection[str]) -> str | None:
     parts = member.removeprefix("./").split("/")
-    return next((name for name in ("/".join(parts), "/".join(parts[1:])) if name in wanted), None)
+    return next((name for name in ("/".join(parts), "/".join(parts[1:])) if name in names), None)
 
 
 class Files:
-    """The files of a folder or of a zip archive, read alike, by their path below it; safe to share with threads and forks.
+    """The files of a folder or of a zip archive, by their path below it; safe to share between threads and forked processes.
 
     Args:
-        below: a folder inside a zip archive, ending in "/", that is looked at instead of the whole.
+        prefix: a folder in a zip archive, ending in "/"; only the files below it are seen.
     """
 
-    def __init__(self, source: Path, below: str = "") -> None:
-        self.source, self.below = source, below
+    def __init__(self, source: Path, prefix: str = "") -> None:
+        self.source, self.prefix = source, prefix
         self._local = threading.local()
         if not source.is_dir() and source.suffix != ".zip":
             raise DataError(f"{source}: neither a folder nor a zip archive")
         self._zipped = not source.is_dir()
 
     def names(self) -> list[str]:
-        """All files, sorted."""
+        """The paths of all files, sorted."""
         if self._zipped:
             return sorted(name for name in self._entries() if name and not name.endswith("/"))
         found, seen = [], set[Path]()
         for folder, folders, names in os.walk(self.source, followlinks=True, onerror=self._unreadable):
             real = Path(folder).resolve()
-            if real in seen:  # a link to a folder that was already looked at, maybe its own parent
+            if real in seen:  # a link to a folder that was visited before, possibly its own parent
                 folders.clear()
                 continue
             seen.add(real)
@@ -221,42 +221,42 @@ class Files:
     def _unreadable(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})")
 
-    def inside(self, folder: str) -> Files:
-        """The files below one of its folders."""
-        return Files(self.source, f"{self.below}{folder}/") if self._zipped else Files(self.source / folder)
+    def subfolder(self, folder: str) -> Files:
+        """The files below one of the top-level folders."""
+        return Files(self.source, f"{self.prefix}{folder}/") if self._zipped else Files(self.source / folder)
 
     def folders(self) -> list[str]:
-        """The top-level folders, sorted; an empty one too."""
+        """The names of the top-level folders, sorted, including empty ones."""
         if self._zipped:
             entries = self._entries()
             return sorted({name.split("/")[0] for name in entries if "/" in name and not name.startswith("__MACOSX")})
-        with naming(self.source):
+        with data_errors(self.source):
             return sorted(entry.name for entry in os.scandir(self.source) if entry.is_dir() and not entry.name.startswith("."))
 
     def open(self, name: str) -> BinaryIO:
         if self._zipped:
-            with naming(self.source / name):
-                return io.BytesIO(self._archive().read(self.below + name))
-        with naming(self.source / name):
+            with data_errors(self.source / name):
+                return io.BytesIO(self._archive().read(self.prefix + name))
+        with data_errors(self.source / name):
             return (self.source / name).open("rb")
 
     def text(self, name: str) -> str:
-        with naming(self.source / name), self.open(name) as file:
+        with data_errors(self.source / name), self.open(name) as file:
             return file.read().decode("utf-8")
 
     def _entries(self) -> list[str]:
-        """Paths of the archive's files and folders below this one."""
-        with naming(self.source):
-            return [name.removeprefix(self.below) for name in self._archive().namelist() if name.startswith(self.below)]
+        """Paths of the archive's files and folders below ``prefix``."""
+        with data_errors(self.source):
+            return [name.removeprefix(self.prefix) for name in self._archive().namelist() if name.startswith(self.prefix)]
 
     def _archive(self) -> zipfile.ZipFile:
-        """One open archive per process and thread: a file position cannot be shared."""
+        """The open archive of this process and thread, because a file position cannot be shared."""
         if getattr(self._local, "owner", None) != os.getpid():
             self._local.archive, self._local.owner = zipfile.ZipFile(self.source), os.getpid()
         return self._local.archive
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"source": self.source, "below": self.below}
+        return {"source": self.source, "prefix": self.prefix}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["source"], state["below"])  # type: ignore[misc]
+        self.__init__(state["source"], state["prefix"])  # type: ignore[misc]

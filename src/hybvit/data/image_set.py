@@ -1,6 +1,7 @@
-"""Images by index: in memory as uint8 where they fit, decoded when asked for where they do not.
+"""Sets of images with labels: in memory as uint8 if they fit, otherwise decoded on access.
 
-``pixels`` are uint8 [N, C, H, W]; ``x`` is float [N, C, H, W] in [-1, 1], what networks take. The range changes here only.
+``pixels`` are uint8 [N, C, H, W]; ``x`` is float [N, C, H, W] in [-1, 1], the input of the networks. Only this file converts
+between the two.
 """
 
 from __future__ import annotations
@@ -36,39 +37,39 @@ def to_pixels(x: Tensor) -> Tensor:
 
 
 def evenly_spaced(n: int, count: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """At most ``count`` of the indices 0..n-1 at equal distances, both ends included: int64 [min(n, count)]."""
+    """At most ``count`` evenly spaced indices from 0..n-1, including both ends: int64 [min(n, count)]."""
     return torch.linspace(0, n - 1, min(n, count), dtype=dtype).round().long()
 
 
 class BadFiles:
-    """Unreadable images: each is named on standard error and left out, until there are more than ``limit``.
+    """Counts unreadable images. Each is reported on standard error and skipped; more than ``limit`` are an error.
 
-    The count is shared with loader workers.
+    The count is shared with the loader workers.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._seen = torch.zeros(1 << 16, dtype=torch.bool).share_memory_()  # by a hash of the message
+        self._seen = torch.zeros(1 << 16, dtype=torch.bool).share_memory_()  # indexed by a hash of the message
 
     @property
     def count(self) -> int:
         return int(self._seen.sum())
 
     def add(self, error: DataError) -> None:
-        """Raises the error itself where the limit is exceeded."""
-        place = zlib.crc32(str(error).encode()) % len(self._seen)
-        if self._seen[place]:
+        """Count a file once; raises a DataError if the limit is exceeded."""
+        slot = zlib.crc32(str(error).encode()) % len(self._seen)
+        if self._seen[slot]:
             return
-        self._seen[place] = True
+        self._seen[slot] = True
         if self.count > self.limit:
             if self.limit == 0:
-                raise DataError(f"{error} (--data.max_bad_files N leaves out up to N such files)")
+                raise DataError(f"{error} (--data.max_bad_files N skips up to N such files)")
             raise DataError(f"{error}: bad file number {self.count}, more than data.max_bad_files = {self.limit}")
-        print(f"warning: left out: {error} ({self.count} of at most {self.limit})", file=sys.stderr, flush=True)
+        print(f"warning: skipped: {error} ({self.count} of at most {self.limit})", file=sys.stderr, flush=True)
 
 
 class Decoding(NamedTuple):
-    """How image files become pixels: the model's channels and size, what bad files may cost, and the memory to use (bytes)."""
+    """Settings for decoding images: the model's channels and size, the count of bad files, and the memory limit in bytes."""
 
     channels: int
     size: int
@@ -77,18 +78,18 @@ class Decoding(NamedTuple):
 
 
 class Stream(Protocol):
-    """Pictures that can only be read from the beginning; uint8 [N, C, H, W] in the manner of a tensor."""
+    """Images uint8 [N, C, H, W] that can be read only in sequence, from the beginning."""
 
     shape: torch.Size
 
     def __len__(self) -> int: ...
 
     def first(self, n: int) -> ImageSet:
-        """The first n, in memory, with their labels."""
+        """The first n images, in memory, with their labels."""
 
 
-class LazyPictures:
-    """Pictures decoded when they are asked for, by a pool of threads."""
+class LazyImages:
+    """Images that are decoded on access, by a pool of threads."""
 
     def __init__(self, n: int, decode: Decode, decoding: Decoding) -> None:
         self.decode, self.bad_files = decode, decoding.bad_files
@@ -98,7 +99,7 @@ class LazyPictures:
         return self.shape[0]
 
     def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """int64 [B] -> pixels and the indices that they really are of: a bad file is replaced by the next good one."""
+        """int64 [B] -> pixels, and the indices that were actually read: a bad file is replaced by the next good one."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = list(pool.map(self._good, index.tolist()))
         return torch.stack([pixels for pixels, _ in found]), torch.tensor([i for _, i in found])
@@ -109,14 +110,14 @@ class LazyPictures:
                 return self.decode(candidate % len(self)), candidate % len(self)
             except DataError as error:
                 self.bad_files.add(error)
-        raise DataError("no image can be read")
+        raise DataError("none of the images can be read")
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """pixels uint8 [N, C, H, W]; labels int64 [N] in 0..K-1, or None where there are none."""
+    """A set of images: pixels uint8 [N, C, H, W] and labels int64 [N] in 0..K-1, or None if it is unlabeled."""
 
-    pixels: Tensor | LazyPictures | Stream
+    pixels: Tensor | LazyImages | Stream
     labels: Tensor | None = None
 
     def __len__(self) -> int:
@@ -127,50 +128,56 @@ class ImageSet:
         if isinstance(self.pixels, Tensor):
             pixels = self.pixels[index]
         else:
-            assert isinstance(self.pixels, LazyPictures)  # a stream has no place to go to
+            assert isinstance(self.pixels, LazyImages)  # a stream has no random access
             pixels, index = self.pixels.read(index)
         return pixels, None if self.labels is None else self.labels[index]
 
     def first(self, n: int) -> ImageSet:
-        """The first n, in memory."""
-        if not isinstance(self.pixels, (Tensor, LazyPictures)):
+        """The first n images, in memory."""
+        if not isinstance(self.pixels, (Tensor, LazyImages)):
             return self.pixels.first(n)
         return ImageSet(*self.take(torch.arange(min(n, len(self)))))
 
     def subsample(self, n: int) -> ImageSet:
-        """At most n images at equal distances, both ends included (files are often sorted by class); of a stream the first."""
-        if not isinstance(self.pixels, (Tensor, LazyPictures)):
+        """At most n evenly spaced images, since files are often sorted by class; for a stream, the first n."""
+        if not isinstance(self.pixels, (Tensor, LazyImages)):
             return self.pixels.first(n)
         return ImageSet(*self.take(evenly_spaced(len(self), n)))
 
     @property
     def in_memory(self) -> Tensor:
-        """The pixels of a set that was taken into memory, uint8 [N, C, H, W]."""
+        """The pixels of a set that is in memory, uint8 [N, C, H, W]."""
         assert isinstance(self.pixels, Tensor)
         return self.pixels
 
     def batches(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """All images once, in order."""
+        """All images once, in order, in batches of ``size``."""
         for start in range(0, len(self), size):
             yield self.take(torch.arange(start, min(start + size, len(self))))
 
     def where(self, chosen: Tensor) -> ImageSet:
-        """The images at the True entries of bool [N], or at indices [B], as a set of the same kind."""
+        """The subset at the True entries of a mask bool [N], or at the indices [B]; lazy sets stay lazy."""
         index = chosen.nonzero().flatten() if chosen.dtype == torch.bool else chosen
         labels = None if self.labels is None else self.labels[index]
         if isinstance(self.pixels, Tensor):
             return ImageSet(self.pixels[index], labels)
-        assert isinstance(self.pixels, LazyPictures)  # streams have their split in their shards
+        assert isinstance(self.pixels, LazyImages)  # streams are split by shards
         lazy, kept = self.pixels, index.tolist()
         _, channels, size, _ = lazy.shape
         decoding = Decoding(channels, size, lazy.bad_files, 0)
-        return ImageSet(LazyPictures(len(kept), lambda i: lazy.decode(kept[i]), decoding), labels)
+        return ImageSet(LazyImages(len(kept), lambda i: lazy.decode(kept[i]), decoding), labels)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set opened for one model; ``unlabelled`` are further images for the denoising mini-batch, ``held_out`` training
-    images that are not trained on."""
+    """A data set opened for one model.
+
+    Attributes:
+        train, test: the two splits.
+        classes: class names in label order; empty without labels.
+        unlabelled: additional images for the denoising mini-batch.
+        held_out: images split off the training set, not used for training.
+    """
 
     train: ImageSet
     test: ImageSet
@@ -179,8 +186,8 @@ class Dataset:
     held_out: ImageSet | None = None
 
 
-def of_each_class(images: ImageSet, choose: Callable[[Tensor], Tensor]) -> Tensor:
-    """bool [N]: what ``choose`` takes of the indices [M] of each class, or of all images where there are no labels."""
+def select_per_class(images: ImageSet, choose: Callable[[Tensor], Tensor]) -> Tensor:
+    """A mask bool [N]: ``choose`` maps the indices [M] of a class to the selected ones. Unlabeled images are one class."""
     labels = torch.zeros(len(images), dtype=torch.int64) if images.labels is None else images.labels
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
@@ -189,15 +196,18 @@ def of_each_class(images: ImageSet, choose: Callable[[Tensor], Tensor]) -> Tenso
 
 
 def every_fifth(images: ImageSet) -> Tensor:
-    """bool [N]: of each class its first, sixth, eleventh ... image."""
-    return of_each_class(images, lambda members: members[::5])
+    """A mask bool [N] of the first, sixth, eleventh ... image of each class."""
+    return select_per_class(images, lambda members: members[::5])
 
 
-def pictures(n: int, decode: Decode, labels: Sequence[int] | Tensor | None, decoding: Decoding, what: str) -> ImageSet:
-    """An image set of n pictures: decoded now if they fit into ``decoding.memory``, when asked for otherwise."""
+def load_images(n: int, decode: Decode, labels: Sequence[int] | Tensor | None, decoding: Decoding, what: str) -> ImageSet:
+    """An image set of n images, decoded now if they fit into ``decoding.memory``, else on access.
+
+    ``what`` is the label of the progress bar.
+    """
     labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
     if n * decoding.channels * decoding.size**2 > decoding.memory:
-        return ImageSet(LazyPictures(n, decode, decoding), labels)
+        return ImageSet(LazyImages(n, decode, decoding), labels)
     pixels = torch.empty(n, decoding.channels, decoding.size, decoding.size, dtype=torch.uint8)
     good = torch.ones(n, dtype=torch.bool)
 
@@ -218,13 +228,13 @@ def pictures(n: int, decode: Decode, labels: Sequence[int] | Tensor | None, deco
     return ImageSet(pixels, labels) if bool(good.all()) else ImageSet(pixels, labels).where(good)
 
 
-def picture_files(files: Files, names: list[str], labels: Sequence[int] | None, decoding: Decoding) -> ImageSet:
-    """An image set of picture files in a folder or zip archive."""
-    listed = np.array(names)  # one object instead of a million: forked workers would otherwise copy the list by counting it
+def load_image_files(files: Files, names: list[str], labels: Sequence[int] | None, decoding: Decoding) -> ImageSet:
+    """An image set of the image files ``names`` in a folder or zip archive."""
+    listed = np.array(names)  # one object: in forked workers, reference counting would copy the pages of a list of strings
 
     def decode(i: int) -> Tensor:
         name = str(listed[i])
         with files.open(name) as file:
             return read_image(files.source / name, decoding.channels, decoding.size, file)
 
-    return pictures(len(names), decode, labels, decoding, files.source.name)
+    return load_images(len(names), decode, labels, decoding, files.source.name)

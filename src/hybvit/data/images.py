@@ -1,4 +1,4 @@
-"""Pictures: read from files of any format, brought to one size and one number of channels, written as grids."""
+"""Image files: read any format, convert to a given size and number of channels, write grids."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torchvision.transforms.v2.functional import resize as resampled
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from ..errors import ConfigError, DataError
-from ..storage import make_folder, replacing
+from ..storage import atomic_write, make_folder
 
 MODES = {1: "L", 3: "RGB"}
-MAX_IMAGE_PIXELS = 64_000_000  # more than this is refused before it is decoded
+MAX_IMAGE_PIXELS = 64_000_000  # larger images are rejected before they are decoded
 
 
 def fit(pixels: Tensor, size: int, resize: bool = False) -> Tensor:
-    """Bring square images uint8 [N, C, H, H] to another size: by a black border, as the published code does for 28 -> 32, or by
-    bicubic resampling.
+    """Change the size of square images uint8 [N, C, H, H]: by padding with black, as the published code does for 28 -> 32, or
+    with ``resize`` by bicubic resampling.
 
     Raises:
-        ValueError: a border cannot make images smaller.
+        ValueError: the images are larger than ``size``, and ``resize`` is false.
     """
     native = pixels.shape[-1]
     if native == size:
@@ -41,7 +41,7 @@ def fit(pixels: Tensor, size: int, resize: bool = False) -> Tensor:
 
 
 def with_channels(pixels: Tensor, channels: int) -> Tensor:
-    """Grey to colour by repeating, colour to grey by luminance (ITU-R 601); uint8 [N, C, H, W]."""
+    """Grayscale to color by repetition, color to grayscale by luminance (ITU-R 601); uint8 [N, C, H, W]."""
     if pixels.shape[1] == channels:
         return pixels
     if channels == 3:
@@ -50,17 +50,17 @@ def with_channels(pixels: Tensor, channels: int) -> Tensor:
 
 
 def as_pixels(image: Image.Image, channels: int, size: int) -> Tensor:
-    """Any PIL image -> uint8 [channels, size, size]: orientation applied, short side resized to ``size``, centre crop."""
+    """Any PIL image -> uint8 [channels, size, size]: EXIF orientation applied, short side resized to ``size``, center crop."""
     if channels not in MODES:
         raise DataError(f"images can be read with 1 or 3 channels, not model.channels = {channels}")
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # PIL would cut 16 bits off at 255 instead of scaling them
+    if image.mode.startswith("I"):  # PIL would clip 16-bit values at 255 instead of scaling them
         values = np.array(image.convert("F"))
         if values.min() < 0 or values.max() > 65535:
             raise DataError(f"values from {values.min():g} to {values.max():g}: convert it to 8 or 16 bits per channel")
         image = Image.fromarray(np.round(values / 257).astype(np.uint8))
     if image.mode == "F":
-        raise DataError("32-bit float values have no agreed range: convert it to 8 or 16 bits per channel")
+        raise DataError("32-bit float values have no standard range: convert it to 8 or 16 bits per channel")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = ImageOps.fit(image.convert(MODES[channels]), (size, size), Image.Resampling.BICUBIC)
@@ -71,22 +71,22 @@ def read_image(path: str | os.PathLike[str], channels: int, size: int, file: Bin
     """An image file of any format that Pillow reads -> uint8 [channels, size, size].
 
     Args:
-        file: its content, where it does not lie on the disk; ``path`` is then only its name.
+        file: its content, if it is not a file on disk; ``path`` is then only used in messages.
 
     Raises:
-        DataError: the file is missing, is no image, is cut short, or is too large to be decoded safely.
+        DataError: the file is missing, is not an image, is cut short, or is too large to be decoded safely.
     """
     try:
         with Image.open(path if file is None else file) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
-                raise DataError(f"{image.width} x {image.height} pixels is more than {MAX_IMAGE_PIXELS:,}")
+                raise DataError(f"{image.width} x {image.height} is more than {MAX_IMAGE_PIXELS:,} pixels: reduce its size")
             return as_pixels(image, channels, size)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise DataError(f"{path}: this is a folder, not an image; name the files in it, as in {path}/*.png") from None
+        raise DataError(f"{path}: a folder, not an image; name the files in it, as in {path}/*.png") from None
     except PermissionError:
         raise DataError(f"{path}: no permission to read it") from None
     except (UnidentifiedImageError, Image.DecompressionBombError):
@@ -96,19 +96,19 @@ def read_image(path: str | os.PathLike[str], channels: int, size: int, file: Bin
 
 
 def readable_suffixes() -> set[str]:
-    """Suffixes of the picture formats that Pillow reads by itself."""
-    foreign = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}  # documents, films and formats without a decoder
-    return {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN and name not in foreign}
+    """Suffixes of the image formats that Pillow decodes without other programs."""
+    excluded = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}  # documents, videos and formats without a decoder
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN and name not in excluded}
 
 
-def check_picture_name(path: Path) -> None:
-    """Raises ConfigError where a picture of this name cannot be written."""
+def check_image_suffix(path: Path) -> None:
+    """Raises ConfigError if the suffix is not an image format that can be written."""
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise ConfigError(f"{path}: {path.suffix or 'no suffix'} is not an image format; use .png")
 
 
 def grid(pixels: Tensor, columns: int | None = None, scale: int = 1, gap: int = 2) -> Image.Image:
-    """uint8 [N, C, H, W] -> one picture, in raster order, each image enlarged ``scale`` times without smoothing."""
+    """uint8 [N, C, H, W] -> one image with all of them in raster order, each enlarged ``scale`` times without smoothing."""
     n, c, h, w = pixels.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
@@ -121,13 +121,13 @@ def grid(pixels: Tensor, columns: int | None = None, scale: int = 1, gap: int = 
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write under a temporary name beside ``path``, then rename.
+    """Write an image file atomically.
 
     Raises:
-        ConfigError: the suffix is no image format.
-        DataError: the folder cannot be written to.
+        ConfigError: the suffix is not an image format.
+        DataError: the folder is not writable.
     """
-    check_picture_name(path)
+    check_image_suffix(path)
     make_folder(path.parent)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         image.save(temporary, Image.registered_extensions()[path.suffix.lower()])

@@ -1,4 +1,4 @@
-"""Training batches in the order of their steps, made in this process or by background ones."""
+"""Training batches in the order of their steps, made in this process or by background processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .batches import TrainingBatches
 
 
 def batches_of_steps(batches: TrainingBatches, start: int, stop: int, workers: int) -> Iterator[Batch]:
-    """The batches of steps start..stop - 1 in order, made by ``workers`` background processes, or here for 0."""
+    """The batches of steps start..stop - 1 in order, made by ``workers`` background processes, or in this one if 0."""
     if workers == 0:
         return map(batches, range(start, stop))
     loader: DataLoader[Batch] = DataLoader(
@@ -30,7 +30,7 @@ def batches_of_steps(batches: TrainingBatches, start: int, stop: int, workers: i
 
 
 class _Guarded:
-    """Batches, or the exception in their place: a DataLoader would bury it in a traceback."""
+    """Returns exceptions instead of raising them, because a DataLoader would wrap them in a traceback."""
 
     def __init__(self, batches: TrainingBatches) -> None:
         self.batches = batches
@@ -42,14 +42,14 @@ class _Guarded:
             return error
 
 
-def _unguarded(found: Batch | Exception) -> Batch:
-    if isinstance(found, Exception):
-        raise found
-    return found
+def _unguarded(result: Batch | Exception) -> Batch:
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def resolve_workers(workers: int | None, device: torch.device) -> int:
-    """None: no workers beside a CPU that trains, else one per core up to eight."""
+    """None means no workers when training on a CPU, otherwise one per core, at most eight."""
     if workers is not None:
         return workers
     return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
@@ -57,5 +57,5 @@ def resolve_workers(workers: int | None, device: torch.device) -> int:
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):  # both may go to the whole process group
+    for number in (signal.SIGINT, signal.SIGTERM):  # these are often sent to the whole process group
         signal.signal(number, signal.SIG_IGN)  # the training process decides when to stop

@@ -1,4 +1,4 @@
-"""What ``--data`` means: which form of images lies there."""
+"""Interpret ``--data``: detect which kind of data set a path or address holds."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from ..catalog import CATALOG, OWN_IMAGES
 from ..config import DataConfig
 from .datasets import find
 from .files import Files
-from .own_images import picture_names
+from .own_images import image_names
 
 
 def locate(data: DataConfig, root: str) -> DataConfig:
-    """The settings with ``root`` and, by what is there, ``name``."""
-    here = root if "://" in root else os.path.abspath(root)  # a run may be evaluated from another folder
-    return replace(data, root=here, name=form_of(root, data.name))
+    """The settings with ``root`` set, and ``name`` set to what it holds."""
+    absolute = root if "://" in root else os.path.abspath(root)  # a run may be evaluated from another folder
+    return replace(data, root=absolute, name=detect_format(root, data.name))
 
 
-def form_of(root: str, named: str = "folder") -> str:
-    """The ``named`` data set if ``root`` holds its files (or is to receive them), else the form of the user's own images."""
+def detect_format(root: str, named: str = "folder") -> str:
+    """The ``named`` data set if ``root`` holds its files, or is the folder to download it to; else a format of the user's own
+    images."""
     path = Path(root)
     if named not in (*OWN_IMAGES, "digits") and path.exists() and find(named, root) is not None:
         return named
@@ -35,6 +36,6 @@ def form_of(root: str, named: str = "folder") -> str:
             return "shards"
         if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
             return "huggingface"
-        fetched = named in CATALOG and CATALOG[named].download  # into this folder
-        return "folder" if named == "digits" or any(picture_names(Files(path))) or not fetched else named
+        downloadable = named in CATALOG and CATALOG[named].download  # to this folder
+        return "folder" if named == "digits" or any(image_names(Files(path))) or not downloadable else named
     return "folder" if named == "digits" or path.suffix == ".zip" else named

@@ -1,6 +1,7 @@
-"""Your own images: a folder or zip with a sub-folder per class, a flat one, a CSV or JSONL manifest, a Hugging Face data set.
+"""The user's own images: a folder or zip (a subfolder per class, or flat), a CSV or JSONL manifest, a Hugging Face data set.
 
-Without a published split, every fifth image of a class, from the first, is a test image; ``data.test_root`` names others.
+Without a given split, every fifth image of each class, starting with the first, is a test image; ``data.test_root`` overrides
+this.
 """
 
 from __future__ import annotations
@@ -17,22 +18,23 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
-from .files import Files, naming
-from .image_set import Dataset, Decoding, ImageSet, every_fifth, picture_files, pictures
+from .files import Files, data_errors
+from .image_set import Dataset, Decoding, ImageSet, every_fifth, load_image_files, load_images
 from .images import read_image, readable_suffixes
 
 TEST_NAMES = ("test", "val", "validation")
 
 
 def with_test_images(images: ImageSet, test: ImageSet | None, classes: tuple[str, ...]) -> Dataset:
-    """A data set of training and test images; without the latter, every fifth image of a class is one."""
+    """A data set of training and test images; if ``test`` is None, every fifth image of each class becomes a test image."""
     if test is not None:
         return Dataset(images, test, classes)
     held_out = every_fifth(images)
     return Dataset(images.where(~held_out), images.where(held_out), classes)
 
 
-def root_of(data: DataConfig, what: str) -> Path:
+def existing_root(data: DataConfig, what: str) -> Path:
+    """``data.root``, which must exist; ``what`` describes it in the message."""
     if data.root is None:
         raise ConfigError(f"data.root is not set: give --data {what}")
     root = Path(data.root)
@@ -41,8 +43,8 @@ def root_of(data: DataConfig, what: str) -> Path:
     return root
 
 
-def picture_names(files: Files) -> list[str]:
-    """Everything whose suffix is that of an image format, but for hidden files."""
+def image_names(files: Files) -> list[str]:
+    """All files with the suffix of an image format, except hidden ones."""
     suffixes = readable_suffixes()
     names = (name for name in files.names() if Path(name).suffix.lower() in suffixes)
     return [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
@@ -52,18 +54,18 @@ def picture_names(files: Files) -> list[str]:
 
 
 def folder(data: DataConfig, decoding: Decoding) -> Dataset:
-    """DIR/train/CLASS/* and DIR/test/CLASS/* (or val/); without these, DIR/CLASS/* or, unlabelled, DIR/*. A zip serves too."""
-    files = Files(root_of(data, "DIR, a folder with one sub-folder of images per class"))
-    if files.source.suffix == ".zip" and len(files.folders()) == 1 and files.inside(files.folders()[0]).folders():
-        files = files.inside(files.folders()[0])  # a zipped folder
+    """A folder or zip: DIR/train/CLASS/* and DIR/test/CLASS/* (or val/), else DIR/CLASS/*, or DIR/* without labels."""
+    files = Files(existing_root(data, "DIR, a folder with one subfolder of images per class"))
+    if files.source.suffix == ".zip" and len(files.folders()) == 1 and files.subfolder(files.folders()[0]).folders():
+        files = files.subfolder(files.folders()[0])  # a zipped folder
     tops, test = files.folders(), None
     if data.test_root is not None:
         if not Path(data.test_root).exists():
             raise DataError(f"{data.test_root}: no such folder")
         test = Files(Path(data.test_root))
     elif "train" in tops:
-        test = next((files.inside(name) for name in TEST_NAMES if name in tops), None)
-        files = files.inside("train") if test is not None or tops == ["train"] else files
+        test = next((files.subfolder(name) for name in TEST_NAMES if name in tops), None)
+        files = files.subfolder("train") if test is not None or tops == ["train"] else files
     classes = class_folders(files)
     images = read_classes(files, classes, decoding)
     if test is None:
@@ -71,34 +73,34 @@ def folder(data: DataConfig, decoding: Decoding) -> Dataset:
     extra = sorted(set(class_folders(test)) - set(classes))
     if extra:
         raise DataError(
-            f"{test.source / test.below}: class folder {extra[0]!r} has no counterpart in {files.source / files.below}"
+            f"{test.source / test.prefix}: class folder {extra[0]!r} has no counterpart in {files.source / files.prefix}"
         )
     return Dataset(images, read_classes(test, classes, decoding), classes)
 
 
 def class_folders(files: Files) -> tuple[str, ...]:
-    """Names of the class sub-folders; none where the pictures lie directly in the folder."""
-    folders, where = files.folders(), files.source / files.below
-    loose = [name for name in picture_names(files) if "/" not in name]
+    """Names of the class subfolders; empty if the images are directly in the folder."""
+    folders, where = files.folders(), files.source / files.prefix
+    loose = [name for name in image_names(files) if "/" not in name]
     if loose and folders:
         raise DataError(
-            f"{where / loose[0]}: lies beside the class folders ({folders[0]} ...): put every image into one, or none"
+            f"{where / loose[0]}: not in a class folder ({folders[0]} ...): put either all images into class folders, or none"
         )
     if not loose and not folders:
-        raise DataError(f"{where}: no class sub-folders and no images in it")
+        raise DataError(f"{where}: contains no class subfolders and no images")
     return tuple(folders)
 
 
 def read_classes(files: Files, classes: tuple[str, ...], decoding: Decoding) -> ImageSet:
-    names = picture_names(files)
+    names = image_names(files)
     if not names:
-        raise DataError(f"{files.source / files.below}: no image files in its class folders")
+        raise DataError(f"{files.source / files.prefix}: no image files in its class folders")
     loose = next((name for name in names if classes and "/" not in name), None)
     if loose is not None:
-        raise DataError(f"{files.source / files.below / loose}: lies in no class folder")
+        raise DataError(f"{files.source / files.prefix / loose}: not in a class folder: move it into one")
     label_of = {name: k for k, name in enumerate(classes)}
     labels = [label_of[name.split("/")[0]] for name in names] if classes else None
-    return picture_files(files, names, labels, decoding)
+    return load_image_files(files, names, labels, decoding)
 
 
 # a manifest
@@ -107,8 +109,9 @@ PATH_COLUMNS, LABEL_COLUMNS = ("path", "file", "filename", "image"), ("label", "
 
 
 def manifest(data: DataConfig, decoding: Decoding) -> Dataset:
-    """A CSV file with a header, or a JSON object per line: ``path`` (relative to the manifest), ``label``, maybe ``split``."""
-    root = root_of(data, "FILE.csv or FILE.jsonl")
+    """A CSV file with a header, or one JSON object per line: ``path`` (relative to the manifest), and optionally ``label`` and
+    ``split``."""
+    root = existing_root(data, "FILE.csv or FILE.jsonl")
     rows = read_manifest(root)
     if data.test_root is not None:
         test_root = Path(data.test_root)
@@ -119,7 +122,7 @@ def manifest(data: DataConfig, decoding: Decoding) -> Dataset:
         train = [row for row in rows if row.get("split") == "train"]
         if len(test) + len(train) < len(rows):
             other = next(row for row in rows if row not in test and row not in train)
-            raise DataError(f"{root}: split {other.get('split')!r} of {other['path']}: it must be train, test or val")
+            raise DataError(f"{root}: the split of {other['path']} is {other.get('split')!r}: it must be train, test or val")
         parts = [(root, train), (root, test)]
     else:
         parts = [(root, rows)]
@@ -132,7 +135,7 @@ def manifest(data: DataConfig, decoding: Decoding) -> Dataset:
         number = {name: k for k, name in enumerate(classes)}
         labels = [number[row["label"]] for row in part] if classes else None
         names = [row["path"] for row in part]
-        sets.append(pictures(len(names), decoder(source.parent, names, decoding), labels, decoding, source.name))
+        sets.append(load_images(len(names), decoder(source.parent, names, decoding), labels, decoding, source.name))
     return with_test_images(sets[0], sets[1] if len(sets) > 1 else None, classes)
 
 
@@ -141,24 +144,24 @@ def decoder(folder: Path, names: list[str], decoding: Decoding) -> Callable[[int
 
 
 def label_names(labels: list[str]) -> tuple[str, ...]:
-    """The different labels, whole numbers by value and others by name."""
+    """The distinct labels, sorted by value if all are integers, else by name."""
     numbers = all(label.isdecimal() for label in labels)
     return tuple(sorted(set(labels), key=(lambda label: (int(label), label)) if numbers else None))
 
 
 def read_manifest(path: Path) -> list[dict[str, str]]:
-    """Rows with ``path``, and with ``label`` in all or in none.
+    """The rows of a manifest. Each has ``path``; either all or none have ``label``.
 
     Raises:
-        DataError: the file cannot be read, or a row is wrong; its line is named.
+        DataError: the file cannot be read, or a row is invalid; the message names its line.
     """
-    with naming(path):
+    with data_errors(path):
         text = path.read_text(encoding="utf-8-sig")
     raw: list[tuple[int, dict[str, Any]]] = []
     if path.suffix == ".csv":
         reader = csv.DictReader(io.StringIO(text))
         if not set(PATH_COLUMNS) & set(reader.fieldnames or ()):
-            raise DataError(f"{path}: its first line names no column {', '.join(PATH_COLUMNS)}")
+            raise DataError(f"{path}: its header has no column named {', '.join(PATH_COLUMNS[:-1])} or {PATH_COLUMNS[-1]}")
         raw = [(reader.line_num, row) for row in reader]
     else:
         for number, line in enumerate(text.splitlines(), 1):
@@ -175,14 +178,17 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
         entry = {key: str(value) for key, value in row.items() if key and value not in (None, "")}
         name = next((entry[key] for key in PATH_COLUMNS if key in entry), None)
         if name is None:
-            raise DataError(f"{path}, line {number}: names no image (in a column {', '.join(PATH_COLUMNS)})")
+            raise DataError(
+                f"{path}, line {number}: no image path (in a column {', '.join(PATH_COLUMNS[:-1])} or {PATH_COLUMNS[-1]})"
+            )
         label = next((entry[key] for key in LABEL_COLUMNS if key in entry), None)
         split = {"split": entry["split"]} if "split" in entry else {}
         rows.append({"path": name, **split} | ({} if label is None else {"label": label}))
         if ("label" in rows[-1]) != ("label" in rows[0]):
-            raise DataError(f"{path}, line {number}: " + ("has a label, others have none" if label else "has no label"))
+            found = "has a label, but earlier lines have none" if label else "has no label, but earlier lines have one"
+            raise DataError(f"{path}, line {number}: {found}: label all images, or none")
     if not rows:
-        raise DataError(f"{path}: names no image")
+        raise DataError(f"{path}: lists no images")
     return rows
 
 
@@ -190,13 +196,14 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
 
 
 def huggingface(data: DataConfig, decoding: Decoding) -> Dataset:
-    """A data set of the Hugging Face hub by OWNER/NAME; or parquet files, one or a folder (train*.parquet, test*.parquet)."""
+    """A data set from the Hugging Face hub (hf://OWNER/NAME), a parquet file, or a folder of them (train*.parquet,
+    test*.parquet)."""
     if data.root is None:
         raise ConfigError("data.root is not set: give --data hf://OWNER/NAME, a parquet file or a folder of them")
     splits = load_huggingface(data.root)
     if data.test_root is not None:
         splits["test"] = next(iter(load_huggingface(data.test_root).values()))
-    name = next(name for name in ("train", *splits) if name in splits)  # a set with one split is cut into two
+    name = next(name for name in ("train", *splits) if name in splits)  # a data set with a single split is divided in two
     train = splits[name]
     test = next((splits[other] for other in TEST_NAMES if other in splits and other != name), None)
     image_column, label_column = columns(train, data.root)
@@ -209,7 +216,7 @@ def huggingface(data: DataConfig, decoding: Decoding) -> Dataset:
 
 
 def load_huggingface(root: str) -> dict[str, Any]:
-    """Split -> table, images not decoded."""
+    """Split -> table, with undecoded images."""
     try:
         import datasets
     except ImportError:
@@ -219,30 +226,32 @@ def load_huggingface(root: str) -> dict[str, Any]:
         if path.exists():
             found = sorted(path.glob("**/*.parquet")) if path.is_dir() else [path]
             if not found:
-                raise DataError(f"{path}: no .parquet file in it")
+                raise DataError(f"{path}: contains no .parquet file")
             return dict(datasets.load_dataset("parquet", data_files=parquet_splits(path, found)))
         return dict(datasets.load_dataset(root.removeprefix("hf://").removeprefix("datasets/")))
     except DataError:
         raise
-    except Exception as error:  # the library raises whatever its back ends do
+    except Exception as error:  # the library passes on the exceptions of its back ends
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{root}: not readable as a Hugging Face data set ({reason})") from None
 
 
 def parquet_splits(root: Path, found: list[Path]) -> dict[str, list[str]]:
-    """Split -> files, by what a file's name begins with or the folder that it lies in; all are one split where none says so."""
+    """Split -> files. The split is the prefix of a file's name or of its folder's; without any, all files are "train"."""
     files: dict[str, list[str]] = {}
     for file in found:
         words = [file.stem, *(part.name for part in file.parents if part != root and part.is_relative_to(root))]
         split = next((match[1] for word in words if (match := re.match(r"(train|test|validation|val)(?![a-z])", word))), "")
         files.setdefault(split, []).append(str(file))
     if "" in files and len(files) > 1:
-        raise DataError(f"{files[''][0]}: neither its name nor its folder says train, test or val, as those of others do")
+        raise DataError(
+            f"{files[''][0]}: neither its name nor its folder starts with train, test or val, unlike those of other files"
+        )
     return files if "" not in files else {"train": files[""]}
 
 
 def columns(table: Any, root: str) -> tuple[str, str | None]:
-    """The image column, and the label column if there is one."""
+    """The names of the image column, and of the label column or None."""
     import datasets
 
     images = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
@@ -270,7 +279,7 @@ def as_image_set(
         except KeyError as error:
             raise DataError(f"{root}: class {error} has no training image") from None
         if labels and not 0 <= min(labels) <= max(labels) < len(classes):
-            raise DataError(f"{root}: labels from {min(labels)} to {max(labels)} for {len(classes)} classes")
+            raise DataError(f"{root}: labels from {min(labels)} to {max(labels)}: they must be in 0..{len(classes) - 1}")
 
     def decode(i: int) -> Tensor:
         entry = raw[i][image_column]
@@ -278,7 +287,7 @@ def as_image_set(
         file = None if entry["bytes"] is None else io.BytesIO(entry["bytes"])
         return read_image(name, decoding.channels, decoding.size, file)
 
-    return pictures(len(raw), decode, labels, decoding, Path(root).name)
+    return load_images(len(raw), decode, labels, decoding, Path(root).name)
 
 
 READERS: dict[str, Callable[[DataConfig, Decoding], Dataset]] = {

@@ -1,4 +1,4 @@
-"""The readers of the named data sets, one for each: (what was found, split, how to decode) -> its images at their own size."""
+"""One reader per named data set: (path of the files, split, decoding) -> the images at their native size and channels."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..catalog import CATALOG, DEBIAN, IDX_FILES
 from ..errors import DataError
-from .files import Files, check_md5, field, naming, read_idx, read_mat, read_members, read_npz, unpickle
-from .image_set import Decoding, ImageSet, every_fifth, picture_files
-from .own_images import picture_names
+from .files import Files, check_md5, data_errors, field, read_idx, read_mat, read_members, read_npz, unpickle
+from .image_set import Decoding, ImageSet, every_fifth, load_image_files
+from .own_images import image_names
 
 
 def digits(source: Path, split: str, decoding: Decoding) -> ImageSet:
-    """scikit-learn's 1,797 digits; no split is published: of each class every fifth image, in file order from the first, is a
-    test image."""
+    """scikit-learn's 1,797 digits. There is no published split: every fifth image of each class, in file order and starting
+    with the first, is a test image."""
     from sklearn.datasets import load_digits
 
     raw = load_digits()  # values 0..16
@@ -35,8 +35,8 @@ def idx(name: str) -> Callable[[Path, str, Decoding], ImageSet]:
         for file in IDX_FILES[:2] if split == "train" else IDX_FILES[2:]:
             path = next((folder / f for f in (f"{file}.gz", file) if (folder / f).is_file()), None)
             if path is None:
-                raise DataError(f"{folder / file}: missing (nor is there {file}.gz)")
-            if not folder.is_relative_to(DEBIAN):  # Debian packs the same content anew, so the .gz has another checksum
+                raise DataError(f"{folder / file}: missing, and so is {file}.gz")
+            if not folder.is_relative_to(DEBIAN):  # Debian recompresses the same content, so its .gz has another checksum
                 check_md5(path, published.md5.get(path.name))
             arrays.append(read_idx(path))
         images, labels = arrays
@@ -59,7 +59,7 @@ def cifar(name: str) -> Callable[[Path, str, Decoding], ImageSet]:
         batches = batches if split == "train" else ["test_batch" if name == "cifar10" else "test"]
         members = read_members(source, [*batches, meta])
         if tuple(field(unpickle(members[meta], source / meta), names, source / meta)) != CATALOG[name].classes:
-            raise DataError(f"{source / meta}: its class names are not those of {CATALOG[name].title}")
+            raise DataError(f"{source / meta}: its class names differ from those of {CATALOG[name].title}")
         contents = [(unpickle(members[batch], source / batch), source / batch) for batch in batches]
         pixels = [rows_of_planes(field(content, "data", path), path) for content, path in contents]
         labels = [
@@ -113,7 +113,7 @@ def stl10(source: Path, split: str, decoding: Decoding) -> ImageSet:
     members = read_members(source, [file for file in (images, labels) if file])
     raw = np.frombuffer(members[images], dtype=np.uint8)
     if raw.size % (3 * 96 * 96):
-        raise DataError(f"{source / images}: {raw.size:,} bytes are no whole number of 96 x 96 images: cut short")
+        raise DataError(f"{source / images}: {raw.size:,} bytes are not a whole number of 96 x 96 images: cut short")
     pixels = torch.from_numpy(raw.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2).copy())
     if labels is None:
         return ImageSet(pixels)
@@ -123,15 +123,15 @@ def stl10(source: Path, split: str, decoding: Decoding) -> ImageSet:
 
 
 def tiny_imagenet(source: Path, split: str, decoding: Decoding) -> ImageSet:
-    """tiny-imagenet-200/, as a folder or the zip. Labels are in the order of the sorted WordNet ids; test = the published
-    validation split, since the labels of its test images are not published."""
+    """tiny-imagenet-200/ as a folder or zip, labels in the order of the sorted WordNet ids. The test split is the published
+    validation split, because the labels of the official test images are not published."""
     check_md5_of_archive("tiny_imagenet", source)
     files = Files(source)
     top = "tiny-imagenet-200/" if source.suffix == ".zip" else ""
     ids = _tiny_imagenet_ids(files, top)
     names = [name for name in files.names() if name.endswith(".JPEG")]
     if split == "unlabelled":
-        return picture_files(files, [name for name in names if name.startswith(f"{top}test/images/")], None, decoding)
+        return load_image_files(files, [name for name in names if name.startswith(f"{top}test/images/")], None, decoding)
     if split == "train":
         chosen = [name for name in names if name.startswith(f"{top}train/")]
         of_image = [name.removeprefix(f"{top}train/").split("/")[0] for name in chosen]
@@ -143,7 +143,7 @@ def tiny_imagenet(source: Path, split: str, decoding: Decoding) -> ImageSet:
     unknown = set(of_image) - set(ids)
     if unknown:
         raise DataError(f"{source}: class {sorted(unknown)[0]!r} is not in wnids.txt")
-    return picture_files(files, chosen, [ids[wnid] for wnid in of_image], decoding)
+    return load_image_files(files, chosen, [ids[wnid] for wnid in of_image], decoding)
 
 
 def _tiny_imagenet_ids(files: Files, top: str) -> dict[str, int]:
@@ -151,7 +151,7 @@ def _tiny_imagenet_ids(files: Files, top: str) -> dict[str, int]:
 
 
 def imagenet32(source: Path, split: str, decoding: Decoding) -> ImageSet:
-    """npz or pickled batches, loose or in the zip archives; labels are 1..1000 in the order of map_clsloc.txt."""
+    """npz or pickled batches, as files or in the zip archives; labels are 1..1000 in the order of map_clsloc.txt."""
     batches = [f"train_data_batch_{i}" for i in range(1, 11)] if split == "train" else ["val_data"]
     npz = source.name.endswith(("npz", "npz.zip"))
     names = [f"{batch}.npz" if npz else batch for batch in batches]
@@ -166,13 +166,13 @@ def imagenet32(source: Path, split: str, decoding: Decoding) -> ImageSet:
         pixels.append(rows_of_planes(field(content, "data", path), path))
         row = label_row(field(content, "labels", path), len(pixels[-1]), path)
         if len(row) and not 1 <= int(row.min()) <= int(row.max()) <= 1000:
-            raise DataError(f"{path}: labels from {int(row.min())} to {int(row.max())}, not 1 to 1000")
+            raise DataError(f"{path}: labels from {int(row.min())} to {int(row.max())}: they must be in 1..1000")
         labels.append(row - 1)
     return ImageSet(torch.cat(pixels), torch.cat(labels))
 
 
 def imagenet(source: Path, split: str, decoding: Decoding) -> ImageSet:
-    """train/ and val/ with a folder per WordNet id; labels are in their sorted order."""
+    """train/ and val/ with one folder per WordNet id; labels are in the order of the sorted ids."""
     ids = {wnid: k for k, wnid in enumerate(Files(source).folders())}
     folder = source if split == "train" else source.parent / "val"
     if not folder.is_dir():
@@ -181,43 +181,43 @@ def imagenet(source: Path, split: str, decoding: Decoding) -> ImageSet:
     names = [name for name in files.names() if name.endswith(".JPEG")]
     unsorted = next((name for name in names if "/" not in name), None)
     if unsorted is not None:
-        raise DataError(f"{folder / unsorted}: lies in no class folder; sort the images into one folder per WordNet id")
+        raise DataError(f"{folder / unsorted}: not in a class folder; sort the images into one folder per WordNet id")
     unknown = sorted({name.split("/")[0] for name in names} - set(ids))
     if unknown:
-        raise DataError(f"{folder / unknown[0]}: has no counterpart in {source}")
-    return picture_files(files, names, [ids[name.split("/")[0]] for name in names], decoding)
+        raise DataError(f"{folder / unknown[0]}: no class folder of this name in {source}")
+    return load_image_files(files, names, [ids[name.split("/")[0]] for name in names], decoding)
 
 
 def celeba(source: Path, split: str, decoding: Decoding) -> ImageSet:
-    """The aligned images, as a folder or the zip, with list_eval_partition.txt beside it. They have no classes."""
+    """The aligned images as a folder or zip, with list_eval_partition.txt in the same folder. There are no classes."""
     check_md5_of_archive("celeba", source)
     partition = source.parent / "list_eval_partition.txt"
     check_md5(partition, CATALOG["celeba"].md5[partition.name])
-    wanted = {"train": "0", "validation": "1", "test": "2"}[split]
+    code = {"train": "0", "validation": "1", "test": "2"}[split]
     rows = [line.split() for line in Files(source.parent).text(partition.name).splitlines() if line.strip()]
     if any(len(row) != 2 for row in rows):
-        raise DataError(f"{partition}: a line that is not an image's name and the number of its split")
-    chosen = [row[0] for row in rows if row[1] == wanted]
+        raise DataError(f"{partition}: a line does not consist of an image name and a split number")
+    chosen = [row[0] for row in rows if row[1] == code]
     files = Files(source)
-    place = {name.rsplit("/", 1)[-1]: name for name in files.names()}
-    missing = next((name for name in chosen if name not in place), None)
+    paths = {name.rsplit("/", 1)[-1]: name for name in files.names()}
+    missing = next((name for name in chosen if name not in paths), None)
     if missing is not None:
-        raise DataError(f"{source / missing}: missing, though {partition.name} lists it")
-    return picture_files(files, [place[name] for name in chosen], None, decoding)
+        raise DataError(f"{source / missing}: missing, although {partition.name} lists it")
+    return load_image_files(files, [paths[name] for name in chosen], None, decoding)
 
 
 def celeba_hq(source: Path, split: str, decoding: Decoding) -> ImageSet:
-    """30,000 pictures named by number, in a folder or a zip. No split is published: every tenth is for testing."""
+    """30,000 numbered images in a folder or zip. There is no published split: every tenth image is a test image."""
     files = Files(source)
-    numbered = {name: "".join(filter(str.isdigit, Path(name).stem)) for name in picture_names(files)}
+    numbered = {name: "".join(filter(str.isdigit, Path(name).stem)) for name in image_names(files)}
     faces = [name for name, number in numbered.items() if number and "mask" not in name.replace("CelebAMask-HQ", "").lower()]
     faces.sort(key=lambda name: int(numbered[name]))
     total = sum(CATALOG["celeba_hq"].splits.values())
     if len(faces) != total:
-        raise DataError(f"{source}: {len(faces):,} images where {CATALOG['celeba_hq'].title} has {total:,}")
+        raise DataError(f"{source}: {len(faces):,} images, but {CATALOG['celeba_hq'].title} has {total:,}")
     held_out = faces[::10]
     chosen = held_out if split == "test" else [face for i, face in enumerate(faces) if i % 10]
-    return picture_files(files, chosen, None, decoding)
+    return load_image_files(files, chosen, None, decoding)
 
 
 READERS: dict[str, Callable[[Path, str, Decoding], ImageSet]] = {
@@ -237,19 +237,19 @@ READERS: dict[str, Callable[[Path, str, Decoding], ImageSet]] = {
 
 
 def class_names(name: str, source: Path) -> tuple[str, ...]:
-    """In label order; from the files where they, and not the catalogue, name them."""
+    """The class names in label order: from the catalog if it lists them, else from the files."""
     info = CATALOG[name]
     if info.classes or not info.num_classes:
         return info.classes
     if name == "tiny_imagenet":
         files, top = Files(source), "tiny-imagenet-200/" if source.suffix == ".zip" else ""
         words = dict(line.split("\t", 1) for line in files.text(f"{top}words.txt").splitlines() if "\t" in line)
-        return tuple(first_word(wnid, words) for wnid in _tiny_imagenet_ids(files, top))
+        return tuple(readable_name(wnid, words) for wnid in _tiny_imagenet_ids(files, top))
     if name == "imagenet":
         mapping = source.parent / "LOC_synset_mapping.txt"
         lines = read_lines(mapping) if mapping.is_file() else []
         words = dict(line.split(" ", 1) for line in lines if " " in line)
-        return tuple(first_word(wnid, words) for wnid in Files(source).folders())
+        return tuple(readable_name(wnid, words) for wnid in Files(source).folders())
     mapping = source.parent / "map_clsloc.txt"  # "n02119789 1 kit_fox"
     if mapping.is_file():
         rows = [line.split() for line in read_lines(mapping) if line.strip()]
@@ -260,10 +260,10 @@ def class_names(name: str, source: Path) -> tuple[str, ...]:
 
 
 def read_lines(path: Path) -> list[str]:
-    with naming(path):
+    with data_errors(path):
         return path.read_text(encoding="utf-8").splitlines()
 
 
-def first_word(wnid: str, words: dict[str, str]) -> str:
-    """The first synonym with the id, since two classes may share a word (crane, maillot)."""
+def readable_name(wnid: str, words: dict[str, str]) -> str:
+    """The first synonym followed by the WordNet id, because two classes may share a word (crane, maillot)."""
     return f"{words[wnid].split(',')[0].strip()} ({wnid})" if wnid in words else wnid

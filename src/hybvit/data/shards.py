@@ -1,10 +1,11 @@
-"""Image sets that outgrow a disk: tar shards in the WebDataset format, read as a stream that is shuffled with a buffer.
+"""Data sets larger than the disk: tar shards in the WebDataset format, read as a stream and shuffled in a buffer.
 
-A shard holds samples as members of one name: ``0001.png`` (or .jpg, .webp ...) and ``0001.cls``, its class. The order is a pure
-function of the seed, so a run resumes exactly: the samples of an epoch, shard after shard in a shuffled order, are cut into
-equal lanes; a lane is read from start to end in blocks that fill its share of the buffer, each block is shuffled. Row i of step
-s comes from lane (i mod ROW_LANES, s mod STEP_LANES). So two, four or eight processes, which share the rows of a batch, each
-read their own lanes only, and so do two, four or eight loader workers, which share the steps.
+A sample consists of two members with the same base name: ``0001.png`` (or .jpg, .webp ...) and ``0001.cls``, its class.
+
+The order is a pure function of the seed, so a run resumes exactly. The samples of an epoch, shard after shard in a shuffled
+order, are divided into equal lanes. A lane is read sequentially, in blocks that fill its part of the buffer, and each block is
+shuffled. Row i of step s comes from lane (i mod ROW_LANES, s mod STEP_LANES). So two, four or eight processes, which share the
+rows of a batch, each read only their own lanes, and so do two, four or eight loader workers, which share the steps.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from torch import Tensor
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
 from ..method.seeds import generator
-from .files import naming
-from .image_set import Dataset, Decoding, ImageSet, pictures
+from .files import data_errors
+from .image_set import Dataset, Decoding, ImageSet, load_images
 from .images import read_image, readable_suffixes
 from .own_images import TEST_NAMES
 
 ROW_LANES = STEP_LANES = 8
-SHORTEST_LANE = 16  # samples; lanes differ by one, which must not matter
+MIN_LANE_SIZE = 16  # samples; lane sizes differ by one, which must stay negligible
 LABEL = "cls"
 SCHEMES = ("http", "https")
-TIMEOUT = 30.0  # seconds without an answer from a server
+TIMEOUT = 30.0  # seconds to wait for a response from a server
 
 
 class Encoded(NamedTuple):
-    """A sample as it lies in its shard."""
+    """A sample as stored in its shard, not decoded."""
 
     name: str
     image: bytes
@@ -49,14 +50,14 @@ class Encoded(NamedTuple):
 
 
 def open_shards(data: DataConfig, decoding: Decoding, num_classes: int) -> Dataset:
-    """Shards in ``data.root``: a folder with train/*.tar and test/*.tar (or val/), or train*.tar and test*.tar; or a pattern as
-    train-{0000..0099}.tar, a path or URL, with the test shards in ``data.test_root``."""
+    """Open shards. ``data.root`` is a folder with train/*.tar and test/*.tar (or val/), or with train*.tar and test*.tar; or a
+    path or URL pattern such as train-{0000..0099}.tar, with the test shards in ``data.test_root``."""
     if data.root is None:
         raise ConfigError("data.root is not set: give --data DIR with tar shards, or a pattern such as train-{00..99}.tar")
     train = shard_names(data.root, ("train",))
     test = shard_names(data.test_root, ("",)) if data.test_root else shard_names(data.root, TEST_NAMES)
     if not train:
-        raise DataError(f"{data.root}: no shards for training (train*.tar, or *.tar in train/)")
+        raise DataError(f"{data.root}: no training shards (train*.tar, or *.tar in train/)")
     if not test or (test == train and data.test_root is None):
         raise DataError(f"{data.root}: no test shards (test*.tar, or *.tar in test/): name them with --data.test_root")
     classes = shard_classes(data.root, num_classes)
@@ -77,20 +78,20 @@ def shard_names(root: str, splits: tuple[str, ...]) -> list[str]:
         return [str(shard) for shard in sorted(path.glob("*.tar"))] if any_name else []
     names = list(webdataset().shardlists.expand_urls(root))
     for name in names:
-        if not is_address(name) and not Path(name).is_file():
+        if not is_url(name) and not Path(name).is_file():
             raise DataError(f"{name}: no such shard")
     return names
 
 
-def is_address(name: str) -> bool:
-    """Whether a shard is fetched; it lies on the disk otherwise.
+def is_url(name: str) -> bool:
+    """Whether a shard is a URL; otherwise it is a local path.
 
     Raises:
-        ConfigError: its scheme is none of :data:`SCHEMES`. WebDataset itself would run a command for some.
+        ConfigError: its scheme is not in :data:`SCHEMES`. For some schemes WebDataset itself would execute a command.
     """
     scheme, colon, _ = name.partition(":")
     if not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme) or Path(name).exists():
-        return False  # a scheme has two letters at least: C:\\shards is a path
+        return False  # a scheme has at least two letters: C:\\shards is a path
     if scheme.lower() not in SCHEMES or not name[len(scheme) :].startswith("://"):
         raise ConfigError(f"{name}: shards are read from local paths and {' and '.join(SCHEMES)} addresses only")
     return True
@@ -98,37 +99,37 @@ def is_address(name: str) -> bool:
 
 @cache
 def opener() -> urllib.request.OpenerDirector:
-    """Fetches over HTTP(S) alone: urllib's usual one would follow a redirection to FTP too."""
-    found, request = urllib.request.OpenerDirector(), urllib.request
+    """A URL opener for HTTP(S) only; urllib's default one would also follow redirects to FTP."""
+    director, request = urllib.request.OpenerDirector(), urllib.request
     for handler in (
         request.ProxyHandler, request.HTTPHandler, request.HTTPSHandler, request.HTTPRedirectHandler,
         request.HTTPDefaultErrorHandler, request.HTTPErrorProcessor, request.UnknownHandler,
     ):  # fmt: skip
-        found.add_handler(handler())
-    return found
+        director.add_handler(handler())
+    return director
 
 
 def open_shard(name: str) -> BinaryIO:
-    """A shard's bytes from its beginning.
+    """Open a shard for reading.
 
     Raises:
-        ConfigError: see :func:`is_address`.
-        DataError: it cannot be read, or the server does not give it.
+        ConfigError: see :func:`is_url`.
+        DataError: it cannot be read or downloaded.
     """
-    fetched = is_address(name)
+    remote = is_url(name)
     try:
-        if not fetched:
+        if not remote:
             return Path(name).open("rb")
         return cast(BinaryIO, opener().open(name, timeout=TIMEOUT))
-    except (OSError, ValueError, http.client.HTTPException) as error:  # an address that is none is a ValueError
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: an invalid URL
         raise DataError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def shard_classes(root: str, num_classes: int) -> tuple[str, ...]:
-    """Names from classes.txt (one per line, in label order) beside the shards, else the numbers below model.num_classes."""
+    """The names in classes.txt (one per line, in label order) next to the shards, else the numbers below model.num_classes."""
     path = (Path(root) if Path(root).is_dir() else Path(root).parent) / "classes.txt"
     if path.is_file():
-        with naming(path):
+        with data_errors(path):
             return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     return tuple(str(k) for k in range(num_classes))
 
@@ -142,7 +143,7 @@ def webdataset() -> Any:
 
 
 class Shards:
-    """The samples of some shards, numbered in file order."""
+    """The samples of a list of shards, numbered in file order."""
 
     def __init__(self, names: list[str], classes: tuple[str, ...], decoding: Decoding) -> None:
         self.names, self.decoding = names, decoding
@@ -156,25 +157,25 @@ class Shards:
         return self.starts[-1]
 
     def _count(self, shard: str) -> int:
-        """From sizes.json beside the shard (shard name -> number of samples), else by reading a local shard's headers."""
+        """The number of samples, from sizes.json next to the shard (shard name -> number), else from the shard's headers."""
         folder, _, name = shard.rpartition("/")
         listing = f"{folder}/sizes.json" if folder else "sizes.json"
-        if is_address(shard) or Path(listing).is_file():
+        if is_url(shard) or Path(listing).is_file():
             try:
                 with open_shard(listing) as file:
                     return int(json.load(file)[name])
             except (DataError, OSError, ValueError, KeyError, TypeError):
                 raise DataError(f"{listing}: missing, damaged or without {name} (shard name -> number of samples)") from None
-        with naming(Path(shard)), tarfile.open(shard) as archive:
+        with data_errors(Path(shard)), tarfile.open(shard) as archive:
             keys = {webdataset().tariterators.base_plus_ext(entry.name)[0] for entry in archive if entry.isfile()} - {None}
         if not keys:
-            raise DataError(f"{shard}: an empty shard")
+            raise DataError(f"{shard}: the shard is empty: delete it")
         return len(keys)
 
     def samples(self, shard: int, skip: int = 0) -> Iterator[Encoded]:
-        """One shard's samples in file order, from number ``skip`` on."""
+        """The samples of one shard in file order, without the first ``skip``."""
         library, name = webdataset(), self.names[shard]
-        with naming(Path(name)):
+        with data_errors(Path(name)):
             try:
                 with open_shard(name) as file:
                     entries = ({**entry, "__url__": name} for entry in library.tariterators.tar_file_iterator(file))
@@ -187,23 +188,23 @@ class Shards:
         name = f"{shard}/{sample['__key__']}"
         image = next((value for key, value in sample.items() if key in self.suffixes), None)
         if image is None:
-            raise DataError(f"{name}: a sample without an image")
+            raise DataError(f"{name}: the sample has no image")
         return Encoded(name, image, sample.get(LABEL))
 
     def decode(self, sample: Encoded) -> tuple[Tensor, int]:
-        """Pixels and label (-1 without one)."""
+        """The pixels and the label of a sample; the label is -1 if it has none."""
         pixels = read_image(sample.name, self.decoding.channels, self.decoding.size, io.BytesIO(sample.image))
         return pixels, self.label(sample)
 
     def label(self, sample: Encoded) -> int:
-        """The class as a whole number or a name of classes.txt; -1 without one, or where no classes are known."""
+        """The label, stored as an integer or as a name in classes.txt; -1 without a label or without known classes."""
         if sample.label is None or not self.number:
             return -1
         text = sample.label.decode("utf-8", "replace").strip()
         label = self.number.get(text, int(text) if text.isdecimal() else -1)
         if not 0 <= label < len(self.number):
             raise DataError(
-                f"{sample.name}.{LABEL}: class {text!r} is none of the {len(self.number)} (classes.txt, model.num_classes)"
+                f"{sample.name}.{LABEL}: class {text!r} is not one of the {len(self.number)} (classes.txt, model.num_classes)"
             )
         return label
 
@@ -228,7 +229,7 @@ class Shards:
         """Every sample with its label, in memory.
 
         Raises:
-            DataError: they take more than data.memory_gib, or some samples have a label and some none.
+            DataError: they take more than data.memory_gib, or only some samples have a label.
         """
         needed = self.shape.numel()
         if needed > self.decoding.memory:
@@ -238,41 +239,41 @@ class Shards:
         samples = list(itertools.chain.from_iterable(self.samples(shard) for shard in range(len(self.names))))
         labels = [self.label(sample) for sample in samples]
         if -1 in labels and max(labels) >= 0:
-            raise DataError(f"{samples[labels.index(-1)].name}: has no .{LABEL} file, others have")
-        return pictures(
+            raise DataError(f"{samples[labels.index(-1)].name}: no .{LABEL} file, but other samples have one")
+        return load_images(
             len(samples), lambda i: self.decode(samples[i])[0], None if -1 in labels else labels, self.decoding, "test shards"
         )
 
 
 class _Lane:
-    """Where one lane stands: a shuffled block of samples in memory, and the stream that the next block comes from."""
+    """The state of one lane: a shuffled block of samples in memory, and the stream that the next block is read from."""
 
     def __init__(self) -> None:
         self.epoch = self.block = -1
         self.samples: list[tuple[int, Encoded]] = []
-        self.next = (-1, -1)  # (epoch, number in the epoch's order) of what the stream gives next
+        self.next = (-1, -1)  # (epoch, position in the epoch's order) of the next sample of the stream
         self.stream: Iterator[tuple[int, Encoded]] = iter(())
 
 
 class ShardStream:
-    """The endless shuffled sequence of the samples of some shards; each stands ``repeats`` times in it, ROW_LANES rows apart.
+    """An endless shuffled sequence of the samples of shards. Each sample occurs ``repeats`` times, ROW_LANES rows apart.
 
     Args:
-        stream: name of the random stream for the order (``seeds``).
-        batch_size: rows of a step; entry p of the sequence is row p mod batch_size of its step.
-        buffer: encoded samples kept in memory.
+        stream: name of the random stream of the order (see ``seeds``).
+        batch_size: rows per step; position p of the sequence is row p mod batch_size of its step.
+        buffer: number of encoded samples kept in memory.
     """
 
     def __init__(self, shards: Shards, seed: int, stream: str, batch_size: int, buffer: int, repeats: int = 1) -> None:
         self.shards, self.seed, self.stream, self.repeats, self.batch_size = shards, seed, stream, repeats, batch_size
         self.row_lanes = min(ROW_LANES, len(shards), batch_size)
-        self.step_lanes = min(STEP_LANES, max(1, len(shards) // (self.row_lanes * SHORTEST_LANE)))
+        self.step_lanes = min(STEP_LANES, max(1, len(shards) // (self.row_lanes * MIN_LANE_SIZE)))
         self.lane_count = self.row_lanes * self.step_lanes
         self.block_size = max(1, buffer // self.lane_count)
         self.lanes = [_Lane() for _ in range(self.lane_count)]
 
     def take(self, positions: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Entries of the sequence at int64 [B] -> pixels, labels, and (epoch, sample number, repeat) int64 [B, 3] of each."""
+        """Positions int64 [B] in the sequence -> pixels, labels, and (epoch, sample number, repeat) int64 [B, 3]."""
         decoded: dict[tuple[int, int, int], tuple[Tensor, int, int]] = {}
         rows, keys = [], []
         for position in positions.tolist():
@@ -288,7 +289,7 @@ class ShardStream:
         return torch.stack([pixels for pixels, _ in rows]), None if (labels < 0).all() else labels, torch.tensor(keys)
 
     def _place(self, position: int) -> tuple[int, int]:
-        """The lane of an entry, and its number there."""
+        """Position in the sequence -> its lane, and the position in that lane."""
         step, row = divmod(position, self.batch_size)
         row_lane, step_lane = row % self.row_lanes, step % self.step_lanes
         rows_of_lane = -(-(self.batch_size - row_lane) // self.row_lanes)
@@ -298,7 +299,7 @@ class ShardStream:
         return -(-(len(self.shards) - lane) // self.lane_count)
 
     def _good_sample(self, lane: int, epoch: int, offset: int) -> tuple[Tensor, int, int]:
-        """A bad sample is replaced by the next good one of its block."""
+        """Pixels, label and number of a sample; a bad one is replaced by the next good one of its block."""
         block, place = divmod(offset, self.block_size)
         samples = self._block(lane, epoch, block)
         for i in range(len(samples)):
@@ -308,7 +309,7 @@ class ShardStream:
                 return pixels, label, number
             except DataError as error:
                 self.shards.decoding.bad_files.add(error)
-        raise DataError(f"{self.shards.names[0]} ...: no sample of a whole block can be read")
+        raise DataError(f"{self.shards.names[0]} ...: none of the {len(samples):,} samples of a block can be read")
 
     def _block(self, lane: int, epoch: int, block: int) -> list[tuple[int, Encoded]]:
         state = self.lanes[lane]
@@ -316,8 +317,8 @@ class ShardStream:
             first = sum(self._lane_size(k) for k in range(lane)) + block * self.block_size
             size = min(self.block_size, self._lane_size(lane) - block * self.block_size)
             if state.next != (epoch, first):
-                state.stream = self._from(epoch, first)
-            state.samples = []  # the old block goes before the new one comes
+                state.stream = self._samples_from(epoch, first)
+            state.samples = []  # frees the old block before the new one is read
             samples = list(itertools.islice(state.stream, size))
             index = (epoch * ROW_LANES * STEP_LANES + lane) << 32 | block
             order = torch.randperm(size, generator=generator(self.seed, f"{self.stream}, in a buffer", index))
@@ -325,8 +326,8 @@ class ShardStream:
             state.epoch, state.block, state.next = epoch, block, (epoch, first + size)
         return state.samples
 
-    def _from(self, epoch: int, first: int) -> Iterator[tuple[int, Encoded]]:
-        """(sample number, sample) of an epoch's order, from its entry ``first`` on."""
+    def _samples_from(self, epoch: int, first: int) -> Iterator[tuple[int, Encoded]]:
+        """The (sample number, sample) pairs of an epoch in its order, starting at position ``first``."""
         order = torch.randperm(len(self.shards.names), generator=generator(self.seed, self.stream, epoch)).tolist()
         starts = [0, *itertools.accumulate(self.shards.counts[shard] for shard in order)]
         begin = bisect.bisect_right(starts, first) - 1
@@ -338,6 +339,6 @@ class ShardStream:
                 number += 1
             if number != self.shards.starts[shard + 1]:
                 raise DataError(
-                    f"{self.shards.names[shard]}: {number - self.shards.starts[shard]:,} samples where "
+                    f"{self.shards.names[shard]}: {number - self.shards.starts[shard]:,} samples, but "
                     f"{self.shards.counts[shard]:,} were counted"
                 )

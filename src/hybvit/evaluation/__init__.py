@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ..data.own_images import Dataset
 from ..devices import environment, keep_freed_memory
-from ..distributed import processes, rank, world_size
+from ..distributed import process_group, rank, world_size
+from ..networks import number_of_parameters
 from ..storage import make_folder
 from ..training.run_folder import read_metrics, training_summary
 from .adapters import Evaluable
@@ -69,7 +70,7 @@ def evaluate(
         CheckpointError: the model's files cannot be used.
     """
     names = check_suites(suites)
-    with processes():
+    with process_group():
         subject = subject_of(model, data)
         folder = Path(tempfile.mkdtemp(prefix="hybvit-")) if out is None else Path(out)
         try:
@@ -104,7 +105,7 @@ def measure(
         "model": subject.name,
         "objective": subject.objective,
         "data": subject.data_name,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": number_of_parameters(model),
         "training": training_summary(history),
         "seed": cfg.train.seed if cfg else 0,
         "options": dataclasses.asdict(options),

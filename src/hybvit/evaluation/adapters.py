@@ -17,7 +17,7 @@ from torch import Tensor
 from ..devices import best_device
 from ..errors import ConfigError, DataError
 from ..method.diffusion import Diffusion
-from ..model import draw
+from ..model import draw, image_noise
 
 
 class Evaluable(Protocol):
@@ -162,7 +162,8 @@ class Adapted:
     def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int, guidance: float = 0.0) -> Tensor:
         if guidance:
             raise ConfigError(f"guidance {guidance}: this model's denoiser takes no labels")
-        return draw(self.predict_x0, self.diffusion, self.image_shape, self.device, indices, sampler, steps, seed)
+        noise = image_noise(indices, seed, self.image_shape, self.device)
+        return draw(self.predict_x0, self.diffusion, noise, sampler, steps)
 
     def parameters(self) -> list[Tensor]:
         return [parameter for module in self.modules for parameter in module.parameters()]

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..data.image_set import Dataset, ImageSet, to_x
-from ..distributed import gathered, share_batches
+from ..distributed import all_gather, share_batches
 from ..metrics.classification import wilson_interval
-from ..storage import replacing
+from ..storage import atomic_write
 from .adapters import Evaluable
 from .options import Options
 
@@ -86,7 +86,7 @@ class Context:
         digest = hashlib.sha256(self.identity.encode() if state or self.identity else os.urandom(16))
         for tensor in (*state, self.model.diffusion.alpha_bar):
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return gathered(digest.hexdigest())[0]
+        return all_gather(digest.hexdigest())[0]
 
     def map_batches(self, images: ImageSet, work: Callable[[Tensor], Tensor], what: str, size: int | None = None) -> Tensor:
         """Apply ``work`` (x float [B, C, H, W] -> [B, ...]) to all images, split over the processes."""
@@ -136,7 +136,7 @@ class Context:
             if path.is_file():
                 return load_file(path)["pixels"]
             pixels = self.model.draw(index.tolist(), o.sampler, o.steps, o.seed, o.guidance)
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 save_file({"pixels": pixels}, temporary)
             return pixels
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.image_set import ImageSet, LazyPictures, evenly_spaced
+from ..data.image_set import ImageSet, LazyImages, evenly_spaced
 from ..data.images import grid
 from ..distributed import share_batches
 from ..errors import ConfigError, DataError
@@ -110,7 +110,7 @@ def both(extractor: Extractor, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def features(ctx: Context, extractor: Extractor, images: ImageSet, what: str) -> Tensor:
     """float [N, D] on the CPU, computed by all processes; a stream contributes its first images."""
-    images = images if isinstance(images.pixels, (Tensor, LazyPictures)) else images.first(PRECISION_RECALL_IMAGES)
+    images = images if isinstance(images.pixels, (Tensor, LazyImages)) else images.first(PRECISION_RECALL_IMAGES)
     (found,) = share_batches(len(images), ctx.options.batch_size, lambda i: extractor.features(images.take(i)[0]), what)
     return found
 

@@ -15,13 +15,13 @@ from ..catalog import CATALOG
 from ..config import DataConfig
 from ..data.datasets import open_dataset, out_of_distribution
 from ..data.files import Files
-from ..data.image_set import BadFiles, Decoding, ImageSet, picture_files
+from ..data.image_set import BadFiles, Decoding, ImageSet, load_image_files
 from ..data.images import grid
-from ..data.locate import form_of
-from ..data.own_images import picture_names
+from ..data.locate import detect_format
+from ..data.own_images import image_names
 from ..errors import DataError
 from ..evaluation import plots
-from ..metrics.likelihood import sampled_bound, variational_bound
+from ..metrics.likelihood import log_density, sampled_bound, variational_bound
 from ..metrics.ood import (
     aupr,
     auroc,
@@ -29,7 +29,6 @@ from ..metrics.ood import (
     fpr_at_95_tpr,
     gradient_norm_score,
     knn_score,
-    log_density,
     max_probability,
 )
 from .context import Context, Metric, Picture, Result
@@ -101,7 +100,7 @@ def scores(ctx: Context) -> dict[str, Callable[[ImageSet], Tensor]]:
     if model.has_classes:
         neighbors = min(NEIGHBORS, len(ctx.train_subset))
         known = ctx.features_of(ctx.train_subset)
-        found["logpx"] = lambda images: log_density(ctx.logits_of(images))
+        found["logpx"] = lambda images: log_density(ctx.logits_of(images).double())
         found["max_prob"] = lambda images: max_probability(ctx.logits_of(images))
         found["grad_norm"] = lambda images: ctx.map_batches(
             images, lambda x: gradient_norm_score(model.logits, x.to(model.device)), "gradients"
@@ -180,9 +179,9 @@ def read_images(root: str, decoding: Decoding) -> ImageSet:
     path = Path(root)
     if not path.exists() and "://" not in root:
         raise DataError(f"{root}: neither the name of a data set (`hybvit datasets` lists them) nor a folder")
-    form = form_of(root)
+    form = detect_format(root)
     if form == "folder":
         files = Files(path)
-        return picture_files(files, picture_names(files), None, decoding)
+        return load_image_files(files, image_names(files), None, decoding)
     data = open_dataset(DataConfig(name=form, root=root), (decoding.channels, decoding.size, decoding.size))
     return ImageSet(torch.cat([part.subsample(len(part)).in_memory for part in (data.train, data.test)]))

@@ -7,6 +7,7 @@ import torch
 from ..data.image_set import ImageSet
 from ..data.images import grid
 from ..evaluation import plots
+from ..metrics.likelihood import log_density
 from .context import Context, Metric, Picture, Result
 
 PER_CLASS = 10
@@ -16,11 +17,11 @@ CLASSES_SHOWN = 20
 def run(ctx: Context) -> Result:
     result, samples = Result(), ctx.samples
     logits = ctx.logits_of(ImageSet(samples)).double()
-    density, (confidence, label) = logits.logsumexp(dim=1), logits.softmax(dim=1).max(dim=1)
+    density, (confidence, label) = log_density(logits), logits.softmax(dim=1).max(dim=1)
     classes = ctx.model.classes
     scores = {"logpx": ("log p(x)", density), "confidence": ("p(y|x)", confidence)}
     real = ctx.logits.double()
-    real_scores = {"logpx": real.logsumexp(dim=1), "confidence": real.softmax(dim=1).max(dim=1).values}
+    real_scores = {"logpx": log_density(real), "confidence": real.softmax(dim=1).max(dim=1).values}
     for key, (words, values) in scores.items():
         result.metrics[f"quality/{key}_mean"] = Metric(values.mean().item(), len(values))
         result.metrics[f"quality/{key}_mean_test"] = Metric(real_scores[key].mean().item(), len(real))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import torch
@@ -17,7 +16,8 @@ from ..devices import autocast, resolve_precision
 from ..method.objective import hybrid_loss
 from ..method.seeds import generator
 from ..model import HybridModel
-from ..networks import build_network
+from ..networks import build_network, number_of_parameters
+from ..stopwatch import alternating
 from .context import Context, Metric, Result
 
 REPEATS, IMAGES = 5, 64
@@ -25,7 +25,7 @@ REPEATS, IMAGES = 5, 64
 
 def run(ctx: Context) -> Result:
     result, model = Result(), ctx.model
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = number_of_parameters(model)
     if parameters:
         result.metrics["speed/parameters"] = Metric(parameters, 1)
     x = torch.rand(IMAGES, *model.image_shape, device=model.device) * 2 - 1
@@ -38,10 +38,10 @@ def run(ctx: Context) -> Result:
     with torch.no_grad():
         for name, call in work.items():
             result.metrics[f"speed/{name}_gflop_per_image"] = Metric(gflop(call) / IMAGES, IMAGES)
-            result.metrics[f"speed/{name}_images_per_second"] = Metric(IMAGES / seconds(call), REPEATS * IMAGES)
+            result.metrics[f"speed/{name}_images_per_second"] = Metric(IMAGES / median_seconds(call), REPEATS * IMAGES)
     if model.has_samples:
         o = ctx.options
-        sampling = seconds(lambda: model.draw(range(IMAGES), o.sampler, o.steps, o.seed), 1)
+        sampling = median_seconds(lambda: model.draw(range(IMAGES), o.sampler, o.steps, o.seed), 1)
         result.metrics[f"speed/sample_{model.own_sampler or o.sampler}_{o.steps}_images_per_second"] = Metric(
             IMAGES / sampling, IMAGES
         )
@@ -69,7 +69,7 @@ def train_speed(model: HybridModel, result: Result) -> None:
 
     shown = sum(sizes)
     result.metrics["speed/train_gflop_per_image"] = Metric(gflop(step) / shown, shown)
-    result.metrics["speed/train_images_per_second"] = Metric(shown / seconds(step), REPEATS * shown)
+    result.metrics["speed/train_images_per_second"] = Metric(shown / median_seconds(step), REPEATS * shown)
 
 
 def gflop(call: Callable[[], object]) -> float:
@@ -78,16 +78,9 @@ def gflop(call: Callable[[], object]) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Median over repeats, after one that warms up."""
-    taken = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken[1:])
+def median_seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Median over the repeats, after one warm-up call."""
+    return statistics.median(alternating({"call": call}, repeats)["call"])
 
 
 def peak_mib(device: torch.device) -> float:

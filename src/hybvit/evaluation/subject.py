@@ -12,7 +12,7 @@ from ..checkpoint import MANIFEST
 from ..config import Config, DataConfig
 from ..data.datasets import open_dataset
 from ..data.image_set import Dataset
-from ..data.locate import form_of, locate
+from ..data.locate import detect_format, locate
 from ..errors import ConfigError
 from ..loading import load
 from ..model import HybridModel
@@ -102,7 +102,7 @@ def with_own_data(model: HybridModel, dataset: str | None, root: str | None) -> 
     if root:
         group = replace(locate(group, root), test_root=None)
     labelled = model.cfg.objective.kind != "genvit"
-    data = open_dataset(group, model.image_shape, model.cfg.model.num_classes, labelled=labelled)
+    data = open_dataset(group, model.image_shape, model.cfg.model.num_classes, labeled=labelled)
     check_classes(model.cfg, data)
     return Subject("HybridModel", model, data, replace(model.cfg, data=group), group.name)
 
@@ -111,7 +111,7 @@ def external_on(model: Evaluable, dataset: str | None, root: str | None) -> Subj
     """An external model object, on data resized to its input size."""
     if dataset is None and root is None:
         raise ConfigError("data is None: an external model needs data, such as a name from `hybvit datasets`")
-    name = dataset or form_of(str(root))
+    name = dataset or detect_format(str(root))
     data = open_dataset(DataConfig(name=name, root=root, resize=True), model.image_shape, max(1, len(model.classes)))
     check_number_of_classes(model, data)
     return Subject(type(model).__name__, model, data, None, name)
@@ -150,7 +150,7 @@ def open_external(spec: str, dataset: str | None, root: str | None) -> tuple[Eva
     """Open an external model by its name, with its evaluation data."""
     if dataset is None and root is None:
         raise ConfigError(f"{spec}: an external model needs data: give --dataset NAME (`hybvit datasets`) or --data DIR")
-    name = dataset or form_of(str(root))
+    name = dataset or detect_format(str(root))
     if name not in (*CATALOG,) and root is None:
         raise ConfigError(f"--dataset {name!r}: it must be one of {', '.join(CATALOG)}")
     info = CATALOG.get(name)

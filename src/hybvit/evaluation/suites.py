@@ -15,7 +15,7 @@ from PIL import Image
 from .. import __version__
 from ..data.images import save_image
 from ..devices import environment
-from ..distributed import gathered, rank
+from ..distributed import all_gather, rank
 from ..errors import ConfigError, DataError
 from ..evaluation import accuracy, calibration, fidelity, likelihood, ood, quality, robustness, speed
 from ..storage import make_folder, write_text
@@ -99,7 +99,7 @@ def run_or_read(ctx: Context, name: str, say: Callable[[str], None], again: bool
     facts = {"version": __version__, "data": ctx.data_name, "test_images": test_digest(ctx), "weights": ctx.fingerprint}
     settings = facts | ctx.options.of_suite(name)
     folder = ctx.folder / "evaluation" / name
-    stored: dict[str, Any] | None = gathered(None if again else read_stored(folder, settings))[0]
+    stored: dict[str, Any] | None = all_gather(None if again else read_stored(folder, settings))[0]
     if stored is not None:
         say(f"{name}: read from {folder} (--again measures it again)")
         return stored

@@ -1,1 +1,1 @@
-"""The method: torch only, and it reads like the paper, whose equations its docstrings cite."""
+"""The method: network, diffusion, samplers and objective. It depends on torch only; docstrings cite the paper's equations."""

@@ -1,6 +1,6 @@
 """The forward process and its algebra (Sec. 2.1; Ho et al. 2020; Nichol & Dhariwal 2021; Lipman et al. 2023).
 
-One tensor, abar_0..abar_T with abar_0 = 1, is the schedule; everything else is derived from it in float64.
+The schedule is one tensor, abar_0..abar_T with abar_0 = 1; everything else is derived from it in float64.
 Shapes: x0, x_t, noise are [B, C, H, W] (any trailing shape); t is int64 [B] in 1..T; T is the number of steps.
 """
 
@@ -21,16 +21,16 @@ class Diffusion:
     """q(x_t|x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) (Eq. 10) for t = 1..T.
 
     Args:
-        alpha_bar: float64 [T + 1], strictly decreasing from exactly 1 and above 0.
+        alpha_bar: float64 [T + 1], strictly decreasing from exactly 1, and above 0.
 
     Raises:
-        ValueError: ``alpha_bar`` is not such a tensor.
+        ValueError: ``alpha_bar`` does not satisfy this.
     """
 
     def __init__(self, alpha_bar: Tensor) -> None:
         alpha_bar = alpha_bar.double().cpu()
         if alpha_bar.ndim != 1 or len(alpha_bar) < 2 or alpha_bar[0] != 1:
-            raise ValueError("alpha_bar must be a vector of T + 1 values that starts at exactly 1")
+            raise ValueError("alpha_bar must be a vector of T + 1 values, the first of them exactly 1")
         if not bool((alpha_bar.diff() < 0).all()) or alpha_bar[-1] <= 0:
             raise ValueError("alpha_bar must decrease strictly and stay above 0")
         self.alpha_bar = alpha_bar
@@ -80,7 +80,7 @@ class Diffusion:
 
     @cached_property
     def snr(self) -> Tensor:
-        """The signal-to-noise ratio abar_t/(1 - abar_t), float64 [T + 1]; infinite at t = 0."""
+        """Signal-to-noise ratio abar_t/(1 - abar_t), float64 [T + 1]; infinite at t = 0."""
         return self.alpha_bar / (1 - self.alpha_bar)
 
     @cached_property
@@ -102,7 +102,7 @@ class Diffusion:
         return torch.cat((torch.zeros(1, dtype=torch.float64), inner))
 
     def at(self, name: str, t: Tensor, x: Tensor) -> Tensor:
-        """The table called ``name`` at the times t [B], shaped [B, 1, ...] to multiply x, in x's precision or float32."""
+        """The coefficients ``name`` at the times t [B], shaped [B, 1, ...] to broadcast over x, in float32 or wider."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         key = (name, x.device, dtype)
         if key not in self._on_device:
@@ -110,11 +110,11 @@ class Diffusion:
         return self._on_device[key][t].reshape(-1, *[1] * (x.ndim - 1))
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Eq. 10: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps; t = 0 gives x_0 itself."""
+        """Eq. 10: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps; t = 0 returns x_0."""
         return self.at("sqrt_alpha_bar", t, x0) * x0 + self.at("sqrt_one_minus_alpha_bar", t, x0) * noise
 
     def predict_x0(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """Eq. 10 solved for x_0. Near t = T it divides by a small sqrt(abar_t): samplers clip the result to [-1, 1]."""
+        """Eq. 10 solved for x_0. Near t = T this divides by a small sqrt(abar_t), so samplers clip the result to [-1, 1]."""
         return (x_t - self.at("sqrt_one_minus_alpha_bar", t, x_t) * eps) / self.at("sqrt_alpha_bar", t, x_t)
 
     def predict_eps(self, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class Diffusion:
         return self.at("sqrt_alpha_bar", t, x0) * noise - self.at("sqrt_one_minus_alpha_bar", t, x0) * x0
 
     def target(self, kind: Target, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """What the pixel read-out is trained to give: eps (Eq. 15), x0, v, or eps - x0 (flow; Lipman et al. 2023)."""
+        """The training target of the pixel read-out: eps (Eq. 15), x0, v, or eps - x0 (flow; Lipman et al. 2023)."""
         if kind not in get_args(Target):
             raise ValueError(f"target is {kind!r}: it must be one of {', '.join(get_args(Target))}")
         if kind == "flow":
@@ -136,9 +136,9 @@ class Diffusion:
         return x0 if kind == "x0" else self.velocity(x0, t, noise)
 
     def to_x0(self, kind: Target, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The x_0 that a prediction of this kind stands for: what samplers and the bound take, D(x_t, t) of Karras et al. 2022.
+        """Convert a prediction of this kind to x_0, the D(x_t, t) of Karras et al. 2022, which samplers and the bound use.
 
-        One well-conditioned step for x0, v and flow; only a prediction of eps needs the division of :meth:`predict_x0`.
+        The conversion is well conditioned for x0, v and flow; only eps needs the division of :meth:`predict_x0`.
         """
         if kind == "x0":
             return prediction
@@ -150,7 +150,7 @@ class Diffusion:
         return signal * x_t - noise * prediction
 
     def to_eps(self, kind: Target, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The eps that a prediction of this kind stands for: what users are given, whatever the network was trained for."""
+        """Convert a prediction of this kind to eps, which the public interface returns for every training target."""
         if kind == "eps":
             return prediction
         if kind == "x0":
@@ -161,7 +161,7 @@ class Diffusion:
         return signal * prediction + noise * x_t
 
     def eps_per_unit(self, kind: Target) -> Tensor:
-        """|d eps / d prediction| in :meth:`to_eps`, float64 [T + 1], for t >= 1: how far an error of 1 puts eps off."""
+        """|d eps / d prediction| in :meth:`to_eps`, float64 [T + 1], for t >= 1: the error of eps per unit of error."""
         signal, noise = self.sqrt_alpha_bar, self.sqrt_one_minus_alpha_bar
         return {"eps": torch.ones_like(signal), "x0": signal / noise, "v": signal, "flow": signal / (signal + noise)}[kind]
 

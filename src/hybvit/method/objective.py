@@ -1,7 +1,8 @@
-"""The joint objective L = L_CE + alpha L_simple (Eqs. 22-24) over two mini-batches (Sec. 4.2), and what may vary in it.
+"""The joint objective L = L_CE + alpha L_simple (Eqs. 22-24) over two mini-batches (Sec. 4.2), and its variants.
 
 Shapes: images [Bc, C, H, W] and clean [Bd, C, H, W] in [-1, 1]; labels int64 [Bc], or class shares float [Bc, K] (MixUp);
-t int64 in 1..T, 0 for a clean image. Every draw comes from a generator on the CPU, and all but the noise are made there.
+t int64 in 1..T, 0 for a clean image. All randomness comes from one CPU generator. Everything random except the noise is also
+computed on the CPU.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ MIN_SNR_GAMMA = 5.0  # Hang et al. 2023
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimized: CE + alpha * denoising (Eq. 24).
+    """The training objective CE + alpha * denoising (Eq. 24) and its options.
 
     Args:
         kind: vit (cross-entropy only), genvit (denoising only), hybvit (both), or jem (cross-entropy and an energy).
         alpha: weight of the denoising loss (the paper's 1, 10 or 100).
-        alpha_end: alpha moves in a straight line to this until the end of the run; None keeps it.
+        alpha_end: final value of alpha, which changes linearly over the run; None keeps alpha constant.
         norm: l1 as in the published runs, or l2 as in Ho et al., which the paper calls comparable.
         target: what the pixel read-out predicts: eps, x0, v, or flow, which is eps - x0 (flow matching, with
             ``diffusion.schedule`` flow).
-        times: t is drawn uniformly, or logit_normal, which favors the middle (Esser et al. 2024).
-        weighting: of the denoising loss over t: uniform, or min_snr (Hang et al. 2023), with mean 1.
-        noisy_labels: weight of the cross-entropy of the images being denoised, each at its own t and weighed by abar_t: their
-            labels are read where the label read-out sits (``model.class_depth``), at almost no cost.
-        label_smoothing: share of the label given to all classes alike.
-        label_dropout: share of the images to be denoised whose label is dropped, if model.label_conditioning.
-        guidance: strength of the classifier-free guidance that such a network learns, so that sampling needs no second pass
-            for it (Tang et al. 2025); 0.3 is a good start. That of `hybvit sample` comes on top.
+        times: distribution of t: uniform, or logit_normal, which favors the middle (Esser et al. 2024).
+        weighting: weighting of the denoising loss over t, with mean 1: uniform, or min_snr (Hang et al. 2023).
+        noisy_labels: weight of the cross-entropy of the noisy images, each classified at its own t and weighted by abar_t. It
+            is almost free, since they pass the label read-out (``model.class_depth``) anyway.
+        label_smoothing: probability mass spread evenly over all classes.
+        label_dropout: fraction of the images to be denoised whose label is dropped, if model.label_conditioning.
+        guidance: strength of the classifier-free guidance that a network with model.label_conditioning learns, so that sampling
+            needs no second pass for it (Tang et al. 2025); 0.3 is a good start. The guidance of `hybvit sample` is added to it.
     """
 
     kind: Literal["vit", "genvit", "hybvit", "jem"] = "hybvit"
@@ -58,15 +59,15 @@ class Objective:
     guidance: float = 0.0
 
     def alpha_at(self, progress: float) -> float:
-        """alpha when ``progress``, a share in [0, 1], of the run is done."""
+        """alpha at ``progress``, the completed fraction of the run in [0, 1]."""
         return self.alpha if self.alpha_end is None else self.alpha + (self.alpha_end - self.alpha) * progress
 
 
 class Batch(NamedTuple):
-    """One step's two mini-batches; which are there decides the model: ViT has no ``clean``, GenViT no ``images``.
+    """The two mini-batches of one step: ``clean`` to be denoised, ``images`` with ``labels`` to be classified.
 
-    ``clean_labels`` int64 [Bd], -1 where unknown, are there only for a network that is conditioned on the class it denoises
-    towards, or that classifies noisy images too.
+    ViT has no ``clean``, GenViT no ``images``. ``clean_labels`` int64 [Bd], -1 where unknown, are set only for a
+    class-conditional network, or for one that also classifies noisy images.
     """
 
     clean: Tensor | None
@@ -76,15 +77,15 @@ class Batch(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Scalars; a term that the objective or the batch does not have is None.
+    """The loss and its terms, all scalars; a term that the objective or the batch does not have is None.
 
     Attributes:
-        total: what is minimized.
-        ce: of the labelled mini-batch.
-        denoising: of the other one.
-        noisy_ce: the cross-entropy of the images being denoised, unweighted: see :func:`noisy_cross_entropy`.
-        denoising_weight: what ``denoising`` is multiplied by in ``total``: alpha.
-        energy_gap: of a JEM: the mean energy of real images minus that of samples.
+        total: the loss to minimize.
+        ce: cross-entropy of the labeled mini-batch.
+        denoising: denoising loss of the other mini-batch.
+        noisy_ce: cross-entropy of the noisy images, before its weight ``noisy_labels``: see :func:`noisy_cross_entropy`.
+        denoising_weight: weight of ``denoising`` in ``total``: alpha.
+        energy_gap: JEM only: the mean energy of real images minus that of samples.
     """
 
     total: Tensor
@@ -96,11 +97,11 @@ class Losses(NamedTuple):
 
 
 class TwoTaskNetwork(Protocol):
-    """What the objective asks of a network; one that only classifies or only denoises has just that of it.
+    """The interface that the objective needs. A network for one task only (vit, genvit) implements just that part.
 
     Arguments with a default are passed only by the options that need them: y int64 [B] in 0..K, where K is "no label", by label
-    conditioning; classify_noisy by noisy labels; uncond by guidance, which asks a network that only denoises for
-    ``denoise_cond_uncond`` instead. A network with an objective of its own (kind jem) has ``loss``.
+    conditioning; classify_noisy by noisy labels; uncond by guidance. With kind genvit, guidance calls ``denoise_cond_uncond``
+    instead. A network with its own objective (kind jem) implements ``loss``.
     """
 
     def classify(self, x: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ class TwoTaskNetwork(Protocol):
         """x_t [B, C, H, W] at t int64 [B] -> the predicted target [B, C, H, W]."""
 
     def denoise_cond_uncond(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`denoise` with the label y, and without one."""
+        """The conditional and the unconditional :meth:`denoise`."""
 
     def joint(
         self,
@@ -121,7 +122,7 @@ class TwoTaskNetwork(Protocol):
         classify_noisy: bool = False,
         uncond: bool = False,
     ) -> Output:
-        """Both at once: the logits of ``images``, followed on request by those of x_t, and the predicted target of x_t."""
+        """Both in one pass: the logits of ``images``, with ``classify_noisy`` also those of x_t, and the prediction for x_t."""
 
     def loss(self, batch: Batch, objective: Objective, generator: torch.Generator | None) -> Losses: ...
 
@@ -135,25 +136,25 @@ def hybrid_loss(
     progress: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Losses:
-    """Eqs. 23-24, both mini-batches in one pass of the network.
+    """The loss of Eqs. 23-24, with both mini-batches in one pass of the network.
 
     Args:
-        net: a :class:`TwoTaskNetwork`, or as much of one as its mini-batches need.
-        progress: share of the run that is done, in [0, 1].
-        generator: on the CPU; it decides every draw: t, then eps ~ N(0, I), then which labels are dropped.
+        net: a :class:`TwoTaskNetwork`, or the part of one that the given mini-batches need.
+        progress: completed fraction of the run, in [0, 1].
+        generator: a CPU generator for all randomness, in this order: t, eps ~ N(0, I), which labels are dropped.
 
     Raises:
-        ValueError: both mini-batches are missing, ``images`` come without ``labels`` (or the other way round), ``noisy_labels``
-            or ``guidance`` without ``clean_labels``, or an option has no such value or needs what the network lacks.
+        ValueError: both mini-batches are missing; ``images`` come without ``labels``, or the reverse; ``noisy_labels`` or
+            ``guidance`` without ``clean_labels``; or an option has an invalid value or is not supported by the network.
     """
     if objective.kind == "jem":
         return net.loss(batch, objective, generator)
     clean, images, labels, clean_labels = batch
     if (images is None) != (labels is None):
-        raise ValueError("`images` and `labels` come together: one of them is missing")
+        raise ValueError("`images` and `labels` belong together, and one of them is missing: pass both or neither")
     if clean is None:  # ViT
         if images is None or labels is None:
-            raise ValueError("the batch is empty: it needs `clean` images, labelled `images`, or both")
+            raise ValueError("the batch is empty: it needs `clean` images, labeled `images`, or both")
         ce = F.cross_entropy(net.classify(images), labels, label_smoothing=objective.label_smoothing)
         return Losses(ce, ce)
     t = to_device_async(draw_times(len(clean), diffusion.T, objective.times, generator), clean.device)
@@ -173,9 +174,9 @@ def hybrid_loss(
             prediction = net.denoise(x_t, t, **cond)
         denoising = denoising_loss(diffusion, prediction, target, t, objective)
         return Losses(denoising, denoising=denoising)
-    asked = {"classify_noisy": True} if objective.noisy_labels else {}
-    asked |= {"uncond": True} if objective.guidance else {}
-    logits, prediction, uncond_prediction = net.joint(images, x_t, t, **cond, **asked)
+    extras = {"classify_noisy": True} if objective.noisy_labels else {}
+    extras |= {"uncond": True} if objective.guidance else {}
+    logits, prediction, uncond_prediction = net.joint(images, x_t, t, **cond, **extras)
     ce = F.cross_entropy(logits[: len(images)], labels, label_smoothing=objective.label_smoothing)
     total, noisy_ce = ce, None
     if objective.noisy_labels:
@@ -189,9 +190,9 @@ def hybrid_loss(
 
 
 def denoising_loss(diffusion: Diffusion, prediction: Tensor, target: Tensor, t: Tensor, objective: Objective) -> Tensor:
-    """Eq. 15 as a mean over all elements: the published runs use L1, Ho et al. L2 (comparable, says Appendix B).
+    """Eq. 15 as a mean over all elements. The published runs use L1, Ho et al. L2; Appendix B calls them comparable.
 
-    prediction and target [Bd, C, H, W] at t int64 [Bd]; each image counts by :func:`time_weights`.
+    prediction and target are [Bd, C, H, W] at t int64 [Bd]; :func:`time_weights` gives the weight of each image.
     """
     losses = {"l1": F.l1_loss, "l2": F.mse_loss}
     if objective.norm not in losses:
@@ -205,9 +206,9 @@ def denoising_loss(diffusion: Diffusion, prediction: Tensor, target: Tensor, t: 
 def noisy_cross_entropy(
     diffusion: Diffusion, logits: Tensor, labels: Tensor | None, t: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
-    """mean of abar_t CE(p(y | x_t), y): what is left of the image decides how much its label counts.
+    """The mean of abar_t CE(p(y | x_t), y): the more noise an image has, the less its label counts.
 
-    logits [Bd, K] of x_t at t int64 [Bd]; labels int64 [Bd], those of unlabelled images (-1) count 0.
+    logits [Bd, K] of x_t at t int64 [Bd]; labels int64 [Bd], where -1 (unlabeled) contributes 0.
     """
     if labels is None:
         raise ValueError("noisy_labels needs `clean_labels`")
@@ -216,17 +217,18 @@ def noisy_cross_entropy(
 
 
 def guided_target(target: Tensor, cond: Tensor, uncond: Tensor, guidance: float) -> Tensor:
-    """What a network conditioned on the label learns in order to need no second pass when it is sampled (Tang et al. 2025).
+    """The target of a conditional network that learns its guidance, so sampling needs no second pass (Tang et al. 2025).
 
-    target + w (cond - uncond) with w = guidance / (1 + guidance), where both predictions [B, C, H, W] count as constants.
-    Its fixed point is cond = (1 + guidance) E[target | y] - guidance uncond, classifier-free guidance of that strength. An
-    image whose label is dropped has twice the same prediction, so it keeps its target.
+    target + w (cond - uncond) with w = guidance / (1 + guidance); both predictions [B, C, H, W] are treated as constants.
+    Its fixed point is cond = (1 + guidance) E[target | y] - guidance uncond, classifier-free guidance of that strength. For an
+    image whose label was dropped, both predictions are equal, so its target is unchanged.
     """
     return target + guidance / (1 + guidance) * (cond - uncond).detach()
 
 
 def draw_times(n: int, T: int, times: Times = "uniform", generator: torch.Generator | None = None) -> Tensor:
-    """int64 [n] in 1..T: uniform, or ceil(T u) for u = sigmoid(N(0, 1)), which favors the middle (Esser et al. 2024)."""
+    """Random t, int64 [n] in 1..T: uniform, or ceil(T u) for u = sigmoid(N(0, 1)), which favors the middle
+    (Esser et al. 2024)."""
     if times == "uniform":
         return torch.randint(1, T + 1, (n,), generator=generator)
     if times != "logit_normal":
@@ -238,10 +240,10 @@ def draw_times(n: int, T: int, times: Times = "uniform", generator: torch.Genera
 def time_weights(diffusion: Diffusion, weighting: Weighting, target: Target) -> Tensor:
     """The weight of an image's denoising loss at each t, float64 [T + 1]: 0 at t = 0, mean 1 over t = 1..T.
 
-    min_snr, min(snr, gamma)/snr (Hang et al. 2023), weighs a squared error of eps. For another target it is multiplied by the
-    squared error of eps that an error of 1 stands for, so that one and the same denoiser is judged alike whatever it predicts
-    (under l2; l1 takes the same weights). So it is min(snr, gamma) for x0, and min(snr, gamma)/(snr + 1) for v. ``uniform`` is
-    1 for any target, as in the paper. The mean is 1 so that alpha keeps its meaning.
+    min_snr, min(snr, gamma)/snr (Hang et al. 2023), weights the squared error of eps. For another target it is multiplied by
+    (d eps / d prediction)^2, so the weighted loss of a denoiser does not depend on its parametrization (under l2; l1 uses the
+    same weights). It becomes min(snr, gamma) for x0, and min(snr, gamma)/(snr + 1) for v. ``uniform`` is 1 for every target,
+    as in the paper. The mean is 1 so that alpha is comparable between weightings.
     """
     snr = diffusion.snr[1:]
     if weighting == "uniform":
@@ -253,7 +255,7 @@ def time_weights(diffusion: Diffusion, weighting: Weighting, target: Target) -> 
     return torch.cat((weights.new_zeros(1), weights / weights.mean()))
 
 
-def drop_labels(labels: Tensor, null: int, share: float, generator: torch.Generator | None = None) -> Tensor:
-    """labels int64 [B] with ``null`` ("no label") for a random ``share`` of them and for the unknown ones, which are -1."""
-    dropped = to_device_async(torch.rand(len(labels), generator=generator) < share, labels.device)
+def drop_labels(labels: Tensor, null: int, probability: float, generator: torch.Generator | None = None) -> Tensor:
+    """Replace each label of int64 [B] by ``null`` ("no label") with this probability, and unknown labels (-1) always."""
+    dropped = to_device_async(torch.rand(len(labels), generator=generator) < probability, labels.device)
     return labels.masked_fill(dropped | (labels < 0), null)

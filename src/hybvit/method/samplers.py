@@ -1,14 +1,14 @@
-"""Samplers: free functions of any denoiser, generators of x_t.
+"""Samplers: plain functions that take any denoiser and yield x_t.
 
-Each takes ``(denoise, diffusion, x, times)`` and yields x at times[1], times[2], ..., the last one being x_0:
+Each takes ``(denoise, diffusion, x, times)`` and yields x at times[1], times[2], ..., the last of which is x_0:
 
-    denoise(x_t, t) -> x_0     D(x_t, t) of Karras et al. 2022: x_t [B, C, H, W], t int64 [B]; any model becomes one by a few
-                               lines (:meth:`hybvit.Diffusion.to_x0` converts other targets)
-    x                          [B, C, H, W], the start at times[0], usually N(0, I)
+    denoise(x_t, t) -> x_0     D(x_t, t) of Karras et al. 2022: x_t [B, C, H, W], t int64 [B]; a few lines adapt any model
+                               (:meth:`hybvit.Diffusion.to_x0` converts other targets)
+    x                          [B, C, H, W], the initial value at times[0], usually N(0, I)
     times                      int64 [n + 1], strictly decreasing from <= T to 0 (see :func:`timesteps`)
     clip                       clip the predicted x_0 to [-1, 1] at every step, as the paper does
 
-A sampler that draws noise takes ``noise``, a function without arguments that gives standard normal [B, C, H, W].
+A stochastic sampler also takes ``noise``, a function without arguments that returns standard normal noise [B, C, H, W].
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ KARRAS_SIGMA_MAX, KARRAS_RHO = 80.0, 7.0  # Karras et al. 2022, Table 1
 
 
 class ImageNoise:
-    """Standard normal noise with one generator per image, so image i does not depend on what else is in its batch.
+    """Standard normal noise with one generator per image, so image i does not depend on the rest of its batch.
 
     Args:
         seeds: one integer per image; the same seed gives the same image at any batch size.
         shape: (C, H, W) of an image.
-        device: where the noise is wanted; it is always drawn on the CPU, so every device gets the same.
+        device: device of the returned noise. It is always generated on the CPU, so it is the same on every device.
     """
 
     def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
@@ -46,11 +46,11 @@ class ImageNoise:
 
 
 def timesteps(diffusion: Diffusion, steps: int, spacing: Spacing = "trailing") -> Tensor:
-    """The times a sampler visits: int64, strictly decreasing, ``steps`` of them and then 0.
+    """The times of a sampler: int64, strictly decreasing; ``steps`` of them, followed by 0.
 
-    ``trailing`` starts at T in equal steps; ``leading`` ends at 1 and starts below T (both as in diffusers);
+    ``trailing`` starts at T and takes equal steps; ``leading`` ends at 1 and starts below T (both as in diffusers);
     ``karras`` is equidistant in sigma^(1/7), sigma = sqrt((1 - abar)/abar) <= 80 (Karras et al. 2022, Eq. 5), rounded to
-    whole steps; where several round to the same step it has fewer.
+    whole steps. Times that round to the same step are merged, so there may be fewer than ``steps``.
 
     Raises:
         ValueError: ``steps`` is not in 1..T, or the spacing is unknown.
@@ -66,8 +66,8 @@ def timesteps(diffusion: Diffusion, steps: int, spacing: Spacing = "trailing") -
     elif spacing == "karras":
         sigma = ((1 - diffusion.alpha_bar[1:]) / diffusion.alpha_bar[1:]).sqrt()
         low, high = sigma[0] ** (1 / KARRAS_RHO), sigma[-1].clamp(max=KARRAS_SIGMA_MAX) ** (1 / KARRAS_RHO)
-        wanted = (high + i / max(steps - 1, 1) * (low - high)) ** KARRAS_RHO
-        nearest = (sigma.log()[None] - wanted.log()[:, None]).abs().argmin(dim=1)
+        targets = (high + i / max(steps - 1, 1) * (low - high)) ** KARRAS_RHO
+        nearest = (sigma.log()[None] - targets.log()[:, None]).abs().argmin(dim=1)
         times = torch.unique(1 + nearest).flip(0)
     else:
         raise ValueError(f"spacing is {spacing!r}: it must be trailing, leading or karras")
@@ -78,7 +78,7 @@ def ddpm(
     denoise: Denoiser, diffusion: Diffusion, x: Tensor, times: Tensor, noise: Noise, clip: bool = True
 ) -> Iterator[Tensor]:
     """Ancestral sampling (Ho et al. 2020, Alg. 2): x_s ~ q(x_s|x_t, x_0) at the predicted x_0, variance beta~ (Eq. 13)."""
-    visited = Diffusion(diffusion.alpha_bar[times.flip(0).cpu()])  # the same process, seen only at these times
+    visited = Diffusion(diffusion.alpha_bar[times.flip(0).cpu()])  # the same process, restricted to these times
     for i, t in zip(range(visited.T, 0, -1), times.tolist(), strict=False):
         x0, _ = predict(denoise, diffusion, x, t, clip)
         mean, variance = visited.posterior(x0, x, torch.full((len(x),), i, device=x.device))
@@ -95,13 +95,13 @@ def ddim(
     clip: bool = True,
     eta: float = 0.0,
 ) -> Iterator[Tensor]:
-    """Song et al. 2021, Eq. 12: deterministic for eta = 0; eta = 1 has the posterior's mean and variance.
+    """DDIM (Song et al. 2021, Eq. 12): deterministic for eta = 0; eta = 1 has the mean and variance of the posterior.
 
     Raises:
         ValueError: eta > 0 without ``noise``.
     """
     if eta > 0 and noise is None:
-        raise ValueError("ddim with eta > 0 draws noise: pass `noise`")
+        raise ValueError("ddim with eta > 0 is stochastic: pass `noise`")
     for t, s in zip(times.tolist(), times.tolist()[1:], strict=False):
         abar_t, abar_s = diffusion.alpha_bar[t].item(), diffusion.alpha_bar[s].item()
         x0, eps = predict(denoise, diffusion, x, t, clip)
@@ -113,8 +113,8 @@ def ddim(
 
 
 def dpmpp_2m(denoise: Denoiser, diffusion: Diffusion, x: Tensor, times: Tensor, clip: bool = True) -> Iterator[Tensor]:
-    """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2): second order with one evaluation a step; the last step is first order."""
-    x0_before = h_before = None
+    """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2): second order with one evaluation per step; the last step is first order."""
+    x0_previous = h_previous = None
     for t, s in zip(times.tolist(), times.tolist()[1:], strict=False):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = _signal_and_noise(diffusion, t), _signal_and_noise(diffusion, s)
         x0, _ = predict(denoise, diffusion, x, t, clip)
@@ -123,17 +123,17 @@ def dpmpp_2m(denoise: Denoiser, diffusion: Diffusion, x: Tensor, times: Tensor, 
         else:
             h = (alpha_s / sigma_s).log() - (alpha_t / sigma_t).log()
             d = x0
-            if x0_before is not None and h_before is not None:
-                d = x0 + (h / (2 * h_before)).item() * (x0 - x0_before)
+            if x0_previous is not None and h_previous is not None:
+                d = x0 + (h / (2 * h_previous)).item() * (x0 - x0_previous)
             x = (sigma_s / sigma_t).item() * x - (alpha_s * torch.expm1(-h)).item() * d
-            x0_before, h_before = x0, h
+            x0_previous, h_previous = x0, h
         yield x
 
 
 def heun(denoise: Denoiser, diffusion: Diffusion, x: Tensor, times: Tensor, clip: bool = True) -> Iterator[Tensor]:
-    """Heun's rule (Karras et al. 2022, Alg. 1) on d(x/alpha)/d(sigma/alpha) = eps; n steps cost 2 n - 1 evaluations.
+    """Heun's method (Karras et al. 2022, Alg. 1) for d(x/alpha)/d(sigma/alpha) = eps; n steps cost 2 n - 1 evaluations.
 
-    Meant for ``karras`` times: at t = T, sigma/alpha can be 10^4 or more and no polynomial rule can cross that.
+    Use it with ``karras`` times: at t = T, sigma/alpha can exceed 10^4, which is too large a step for a polynomial method.
     """
     for t, s in zip(times.tolist(), times.tolist()[1:], strict=False):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = _signal_and_noise(diffusion, t), _signal_and_noise(diffusion, s)
@@ -149,7 +149,7 @@ def heun(denoise: Denoiser, diffusion: Diffusion, x: Tensor, times: Tensor, clip
 
 
 def predict(denoise: Denoiser, diffusion: Diffusion, x: Tensor, t: int, clip: bool) -> tuple[Tensor, Tensor]:
-    """The predicted x_0 at time t, and the eps that fits it."""
+    """The predicted x_0 at time t, and the corresponding eps."""
     at = torch.full((len(x),), t, device=x.device)
     x0 = denoise(x, at)
     x0 = x0.clamp(-1, 1) if clip else x0
@@ -172,7 +172,7 @@ SAMPLERS: dict[str, Callable[..., Iterator[Tensor]]] = {
 def run_sampler(
     name: str, denoise: Denoiser, diffusion: Diffusion, noise: Noise, steps: int, spacing: Spacing | None = None
 ) -> Iterator[Tensor]:
-    """The sampler called ``name`` from pure noise; yields x_t as it goes, x_0 last.
+    """Run the sampler ``name`` from pure noise; yields x_t after each step, x_0 last.
 
     Raises:
         ValueError: the name is unknown or ``steps`` is out of range.

@@ -1,11 +1,14 @@
 """The backbone: one Vision Transformer with two read-outs and a time input (Secs. 3 and 4.1 of the paper).
 
+A read-out is an output head. The label read-out maps the class token to logits; the pixel read-out maps the patch tokens to an
+image. The tap is the layer whose output the label read-out takes: the last one, as published, or an earlier one.
+
 Shapes: B images, C channels, H = W = image_size, p patch_size, N = (H / p)^2 patches, D dim, K classes, T diffusion steps.
 An image x is [B, C, H, W] in [-1, 1]; the token sequence z is [B, N + 1, D], the class token first, then the patches in raster
 order; t is int64 [B]. The time embedding A is [B, h], and noisy [B, 1] is 1 where t > 0; both are None if all rows are clean.
 
-From small to large: patches, time, attention and MLP; a layer for each way to feed in the time; the stem and the two pixel
-read-outs; the network.
+The file goes bottom-up: patches, time embedding, attention and MLP; one layer class per kind of time conditioning; the stem and
+the two pixel read-outs; the network.
 """
 
 from __future__ import annotations
@@ -22,11 +25,11 @@ from .vit_config import ViTConfig
 
 __all__ = ["HybViT", "Output", "ViTConfig"]
 
-ROPE_BASE = 100.0  # of the frequencies: positions are rows and columns of patches, tens and not thousands (Heo et al. 2024)
+ROPE_BASE = 100.0  # not the usual 10,000: positions are rows and columns of patches, tens of them (Heo et al. 2024)
 
 
 def patchify(x: Tensor, p: int) -> Tensor:
-    """[B, C, H, W] -> [B, N, p*p*C]: patches in raster order; inside one: row, column, channel (as published)."""
+    """[B, C, H, W] -> [B, N, p*p*C]: patches in raster order; within a patch: row, column, channel (as published)."""
     b, c, h, w = x.shape
     return x.reshape(b, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1).reshape(b, -1, p * p * c)
 
@@ -36,30 +39,30 @@ def unpatchify(patches: Tensor, p: int, channels: int) -> Tensor:
     b, n, _ = patches.shape
     side = math.isqrt(n)
     image = patches.reshape(b, side, side, p, p, channels).permute(0, 1, 3, 2, 4, 5).reshape(b, side * p, side * p, channels)
-    return image.permute(0, 3, 1, 2)  # channels last in memory, the order that convolutions like best
+    return image.permute(0, 3, 1, 2)  # channels_last in memory, the fastest layout for convolutions
 
 
 class TimeEmbedding(nn.Module):
-    """A = MLP(emb(t)) of Eq. 21."""
+    """The time embedding A = MLP(emb(t)) of Eq. 21, where emb is a sinusoidal embedding."""
 
     frequencies: Tensor
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
         half = dim // 2
-        # In float32 and in this order, as published: a last bit in a frequency is 6e-5 in the phase at t = 1000.
+        # Computed in float32 and in the published order: the last bit of a frequency shifts the phase at t = 1000 by 6e-5.
         frequencies = torch.exp(torch.arange(half) * -(math.log(10_000) / (half - 1)))
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        """t int64 [B] in 0..T -> [B, width]. The sinusoid sees t - 1, so that published weights keep their meaning."""
+        """t int64 [B] in 0..T -> [B, width]. The sinusoid takes t - 1, which published weights expect."""
         phase = (t - 1)[:, None] * self.frequencies
         return self.mlp(torch.cat((phase.sin(), phase.cos()), dim=-1))
 
 
 class FiLM(nn.Linear):
-    """The map from the time to a scale and a shift for each of ``width`` channels; a clean row gets the bias alone."""
+    """Maps the time embedding to a scale and a shift for each of ``width`` channels; for a clean row, only the bias is used."""
 
     def __init__(self, time_width: int, width: int) -> None:
         super().__init__(time_width, 2 * width)
@@ -75,15 +78,15 @@ class FiLM(nn.Linear):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v (Eq. 16), q [B, heads, m, d], k and v [B, heads, n, d]: the one place that picks a kernel."""
+    """softmax(q k^T / sqrt(d)) v (Eq. 16) for q [B, heads, m, d], k and v [B, heads, n, d]. The kernel is chosen only here."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
-        # The fused kernel's bf16 backward on CPU is several times slower than three plain products (`hybvit bench`).
+        # On a CPU the fused kernel's bf16 backward is several times slower than explicit matrix products (`hybvit bench`).
         return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1, dtype=q.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
 
 class Attention(nn.Module):
-    """MSA of Eq. 18: heads * d = D, qkv without bias, output with bias; optionally with normalized and rotated q and k."""
+    """MSA of Eq. 18: heads * d = D, qkv without bias, output with bias; optionally with QK normalization and RoPE."""
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
@@ -106,7 +109,10 @@ class Attention(nn.Module):
 
 
 class AxialRoPE(nn.Module):
-    """Pairs of channels rotate by row * frequency (first half of the pairs) or column * frequency; the class token does not."""
+    """Axial rotary embedding: channel pairs rotate by row * frequency (first half of the pairs) or column * frequency.
+
+    The class token is not rotated.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -114,10 +120,10 @@ class AxialRoPE(nn.Module):
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
         side, quarter = cfg.image_size // cfg.patch_size, cfg.dim // cfg.heads // 4
-        place = torch.arange(side, dtype=torch.float32)
+        positions = torch.arange(side, dtype=torch.float32)
         frequencies = ROPE_BASE ** (-torch.arange(quarter) / quarter)
-        rows = place.repeat_interleave(side)[:, None] * frequencies
-        columns = place.repeat(side)[:, None] * frequencies
+        rows = positions.repeat_interleave(side)[:, None] * frequencies
+        columns = positions.repeat(side)[:, None] * frequencies
         angles = torch.cat((torch.zeros(1, 2 * quarter), torch.cat((rows, columns), dim=1)))
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
@@ -130,7 +136,7 @@ class AxialRoPE(nn.Module):
 
 
 class MLP(nn.Sequential):
-    """MLP of Eq. 19: two Linear maps with an exact GELU between them."""
+    """MLP of Eq. 19: two linear layers with an exact GELU in between."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
@@ -152,13 +158,13 @@ class SwiGLU(nn.Module):
 MLPS: dict[str, type[MLP] | type[SwiGLU]] = {"gelu": MLP, "swiglu": SwiGLU}
 
 
-# A layer for each way to feed in the time
+# Layers, one class per kind of time conditioning
 
 
 class Layer(nn.Module):
-    """What every layer has: the two branches of Eqs. 18-19, each behind its LayerNorm.
+    """Base class of all layers: the two branches of Eqs. 18-19, each preceded by its LayerNorm.
 
-    ``forward(z [B, n, D], condition, noisy)`` -> [B, n, D]; the condition is A, or what the network makes of it for all layers.
+    ``forward(z [B, n, D], condition, noisy)`` -> [B, n, D]; the condition is A, or the modulation that all layers share.
     """
 
     def __init__(self, cfg: ViTConfig, affine: bool = True, modulation: nn.Linear | None = None) -> None:
@@ -197,7 +203,7 @@ class TokenScalarLayer(Layer):
 class AdaLNLayer(Layer):
     """One layer with adaLN: z <- z + gate * f(LN(z) (1 + scale) + shift) for f = MSA, then MLP; gates start at 0.
 
-    A clean row gets learned constants alone: classification has its own fixed condition.
+    Clean rows are modulated by learned constants only, so classification has a fixed condition of its own.
     """
 
     def modulated(self, z: Tensor, modulation: Tensor) -> Tensor:
@@ -208,7 +214,7 @@ class AdaLNLayer(Layer):
 
 
 class AdaLNZeroLayer(AdaLNLayer):
-    """adaLN with a modulation of its own for every layer; the constants are its bias."""
+    """adaLN with a separate modulation for each layer; the bias of that modulation is the constants."""
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__(cfg, affine=False, modulation=nn.Linear(cfg.time_width, 6 * cfg.dim))
@@ -220,14 +226,14 @@ class AdaLNZeroLayer(AdaLNLayer):
 
 
 class AdaLNSingleLayer(AdaLNLayer):
-    """adaLN with a modulation that the network computes once for all layers, and constants of this layer's own."""
+    """adaLN with one modulation shared by all layers, plus constants for each layer."""
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__(cfg, affine=False)
         self.constants = nn.Parameter(torch.zeros(6 * cfg.dim))
 
     def forward(self, z: Tensor, modulation: Tensor | None, noisy: Tensor | None) -> Tensor:
-        """modulation [B, 6 D]: shared, 0 where a row is clean."""
+        """modulation [B, 6 D] is the shared one; it is 0 for clean rows."""
         constants = self.constants.to(z.dtype)[None]
         return self.modulated(z, constants if modulation is None else modulation + constants)
 
@@ -239,11 +245,11 @@ LAYERS: dict[str, type[TokenScalarLayer] | type[AdaLNZeroLayer] | type[AdaLNSing
 }
 
 
-# The stem before the patches, and the pixel read-outs after them
+# The stem and the pixel read-outs
 
 
 class ConvStem(nn.Module):
-    """Two 3x3 convolutions before the patches are cut: [B, C, H, W] -> [B, stem_width, H, W]."""
+    """Two 3x3 convolutions before the image is split into patches: [B, C, H, W] -> [B, stem_width, H, W]."""
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
@@ -257,7 +263,7 @@ class ConvStem(nn.Module):
 
 
 class LinearReadout(nn.Module):
-    """Each patch token is mapped linearly to its pixels (Sec. 4.1)."""
+    """Maps each patch token linearly to its pixels (Sec. 4.1)."""
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
@@ -265,21 +271,21 @@ class LinearReadout(nn.Module):
         self.to_pixels = nn.Linear(cfg.dim, cfg.patch_size**2 * cfg.channels)
 
     def forward(self, tokens: Tensor, pixels: Tensor, time: Tensor | None, noisy: Tensor | None) -> Tensor:
-        """tokens [B, N, D], pixels [B, C or stem_width, H, W] what the patches were cut from -> [B, C, H, W]."""
+        """tokens [B, N, D], and pixels [B, C or stem_width, H, W], the input of the patch embedding -> [B, C, H, W]."""
         return unpatchify(self.to_pixels(tokens), self.patch_size, self.channels)
 
 
 class ConvReadout(nn.Module):
-    """Tokens become ``readout_width`` features per pixel, which three 3x3 convolutions refine beside the pixels at hand."""
+    """Maps tokens to ``readout_width`` features per pixel, appends the input pixels, and applies three 3x3 convolutions."""
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
         self.patch_size, width = cfg.patch_size, cfg.readout_width
         self.width = width
-        beside = cfg.stem_width if cfg.patch_embedding == "conv" else cfg.channels
+        pixel_channels = cfg.stem_width if cfg.patch_embedding == "conv" else cfg.channels
         self.to_pixels = nn.Linear(cfg.dim, cfg.patch_size**2 * width)
         self.modulation = FiLM(cfg.time_width, width)
-        self.mix = nn.Conv2d(width + beside, width, 3, padding=1)
+        self.mix = nn.Conv2d(width + pixel_channels, width, 3, padding=1)
         self.refine = nn.Conv2d(width, width, 3, padding=1)
         self.to_image = nn.Conv2d(width, cfg.channels, 3, padding=1)
 
@@ -297,13 +303,13 @@ READOUTS: dict[str, type[LinearReadout] | type[ConvReadout]] = {"linear": Linear
 
 
 class Output(NamedTuple):
-    """What one pass gives: both read-outs of every row.
+    """The result of one forward pass: both read-outs for every row.
 
     Attributes:
-        logits: [B, K], unnormalized log p(y|x) up to a constant; meant for clean rows.
-        prediction: [B, C, H, W], what the pixel read-out predicts of noisy rows: the noise of Eq. 15 by default, or another
-            target; :meth:`hybvit.Diffusion.to_x0` converts it.
-        uncond: [B, C, H, W], ``prediction`` as it is without a label and without a gradient; None where it was not asked for.
+        logits: [B, K], log p(y|x) up to a constant; meaningful for clean rows.
+        prediction: [B, C, H, W], the output of the pixel read-out, meaningful for noisy rows: the noise of Eq. 15 by default,
+            or another target; :meth:`hybvit.Diffusion.to_x0` converts it.
+        uncond: [B, C, H, W], the unconditional ``prediction``, without gradient; None unless requested.
     """
 
     logits: Tensor
@@ -313,15 +319,15 @@ class Output(NamedTuple):
 
 @dataclass
 class Stream:
-    """A batch on its way through the layers.
+    """The state of a batch between two layers.
 
     Attributes:
         z: the tokens [B, n, D].
-        pixels: what the patches were cut from, for the pixel read-out: x, or the features of a ``conv`` patch embedding.
+        pixels: the input of the patch embedding, kept for the pixel read-out: x, or the features of the ``conv`` stem.
         time: the embedding A of Eq. 21 [B, h], or None when every row is clean.
         noisy: [B, 1], 1 where t > 0 and 0 for a clean row, or None when every row is clean.
-        condition: what the layers get of the time: A itself, or the modulation that all layers share [B, 6 D].
-        skips: tokens that a long skip will bring back, the newest last.
+        condition: the time conditioning that the layers take: A itself, or the modulation that all layers share [B, 6 D].
+        skips: tokens saved for the long skips, the newest last.
     """
 
     z: Tensor
@@ -332,19 +338,19 @@ class Stream:
     skips: list[Tensor]
 
     def drop_rows(self, n: int) -> Stream:
-        """What is left when the first n rows have left the batch."""
+        """The state without its first n rows."""
         time, noisy, condition = (None if part is None else part[n:] for part in (self.time, self.noisy, self.condition))
         return Stream(self.z[n:], self.pixels[n:], time, noisy, condition, [z[n:] for z in self.skips])
 
 
 class HybViT(nn.Module):
-    """ViT, GenViT and HybViT: the same network; the objective decides which read-outs are trained (Figs. 2 and 3).
+    """The network of ViT, GenViT and HybViT; the objective decides which read-outs are trained (Figs. 2 and 3).
 
-    ``net(x, t)`` gives :class:`Output`; t = None, or a row with t = 0, means a clean image. ``y`` int64 [B] is the label that
-    a network with ``label_conditioning`` denoises towards, K or None for none.
+    ``net(x, t)`` returns an :class:`Output`. t = None marks all images as clean, t = 0 a single one. ``y`` int64 [B] is the
+    class label for a network with ``label_conditioning``; K, or y = None, means unconditional.
     """
 
-    num_prefix_tokens = 1  # the class token, before those of the patches
+    num_prefix_tokens = 1  # the class token, which comes before the patch tokens
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
@@ -366,8 +372,8 @@ class HybViT(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier normal weights and zero biases, N(0, position_std^2) positions and class token, as published; the weights of
-        adaLN and FiLM start at zero, label embeddings at N(0, 0.02^2)."""
+        """Initialize the parameters: Xavier normal weights, zero biases, and N(0, position_std^2) for the positions and the
+        class token, as published; zero weights for adaLN and FiLM; N(0, 0.02^2) for the label embeddings."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_normal_(module.weight)
@@ -389,36 +395,39 @@ class HybViT(nn.Module):
         """x float [B, C, H, W] in [-1, 1]; t int64 [B] in 1..T, 0 for a clean row, or None when all rows are clean.
 
         Raises:
-            ValueError: x, t or y has another shape or type than the configuration says.
+            ValueError: the shape or type of x, t or y does not match the configuration.
         """
         stream = self.forward_trunk(x, t)
         return Output(self.forward_head(stream.z), self.read_pixels(self.forward_tail(stream, y)))
 
     def classify(self, x: Tensor, t: Tensor | None = None) -> Tensor:
-        """x float [B, C, H, W] in [-1, 1], clean, or noisy at t -> logits [B, K] (Eq. 20)."""
+        """x float [B, C, H, W], clean in [-1, 1] or noisy at t -> logits [B, K] (Eq. 20)."""
         return self.forward_head(self.forward_trunk(x, t).z)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """x float [B, C, H, W] in [-1, 1], clean -> the tokens [B, N + 1, D] that the label read-out sees, as timm has it."""
+        """x float [B, C, H, W] in [-1, 1], clean -> the tokens at the tap [B, N + 1, D]; the name is timm's."""
         return self.forward_trunk(x, None).z
 
     def forward_head(self, z: Tensor, pre_logits: bool = False) -> Tensor:
-        """Eq. 20 and the label read-out: z [B, n, D] -> logits [B, K] in float32 or wider, or its class token [B, D]."""
+        """The label read-out (Eq. 20): z [B, n, D] -> logits [B, K] in float32 or wider.
+
+        With ``pre_logits`` it returns the class token [B, D] instead.
+        """
         if pre_logits:
             return z[:, 0]
         logits = self.class_readout(z[:, 0])
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def features(self, x: Tensor) -> Tensor:
-        """x float [B, C, H, W] in [-1, 1], clean -> the class token that the label read-out sees [B, D]."""
+        """x float [B, C, H, W] in [-1, 1], clean -> the class token at the tap [B, D]."""
         return self.forward_head(self.forward_features(x), pre_logits=True)
 
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """x_t [B, C, H, W] at t int64 [B] in 1..T -> what the pixel read-out predicts [B, C, H, W]: see :class:`Output`."""
+        """x_t [B, C, H, W] at t int64 [B] in 1..T -> the prediction of the pixel read-out [B, C, H, W]: see :class:`Output`."""
         return self.read_pixels(self.forward_tail(self.forward_trunk(x_t, t), y))
 
     def denoise_cond_uncond(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`denoise` with the label and without, as guidance needs both: the trunk, which never sees it, runs once."""
+        """The conditional and the unconditional :meth:`denoise`, for guidance. The trunk does not depend on y and runs once."""
         stream = self.forward_trunk(x_t, t)
         cond, uncond = (self.read_pixels(self.forward_tail(stream, label)) for label in (y, None))
         return cond, uncond
@@ -435,8 +444,8 @@ class HybViT(nn.Module):
         """Both mini-batches of Sec. 4.2 in one pass: the logits of ``images``, the prediction for ``x_t``.
 
         images [Bc, C, H, W] clean; x_t [Bd, C, H, W] noisy at t [Bd] -> Output(logits [Bc, K], prediction [Bd, C, H, W]). With
-        ``classify_noisy`` the logits of x_t follow: [Bc + Bd, K]; with ``uncond`` the third part is there too. The images leave
-        the batch where their labels are read.
+        ``classify_noisy`` the logits of x_t follow those of the images: [Bc + Bd, K]. With ``uncond`` the third field is set
+        too. The clean images are dropped from the batch at the tap, so the layers after it process x_t only.
         """
         rows = len(images)
         stream = self.forward_trunk(torch.cat((images, x_t)), torch.cat((t.new_zeros(rows), t)))
@@ -450,11 +459,11 @@ class HybViT(nn.Module):
 
     @property
     def null_label(self) -> int | None:
-        """What stands for "no label" in ``y``; None for a network that takes no labels."""
+        """The value of ``y`` that means "no label"; None for a network without ``label_conditioning``."""
         return self.cfg.num_classes if self.cfg.label_conditioning else None
 
     def forward_trunk(self, x: Tensor, t: Tensor | None) -> Stream:
-        """Eqs. 17-21 up to the tap, the layer that the label read-out sees."""
+        """The layers up to the tap (Eqs. 17-21)."""
         self.check_input(x, t)
         time = noisy = condition = None
         if t is not None:
@@ -463,14 +472,14 @@ class HybViT(nn.Module):
             condition = time if self.shared_modulation is None else self.shared_modulation(F.silu(time) * noisy)
         pixels = x if self.stem is None else self.stem(x, time, noisy)
         patches = self.patch_embedding(patchify(pixels, self.cfg.patch_size))
-        # The residual stream has the precision of the products (bf16 under autocast), which halves its memory traffic.
+        # The residual stream has the dtype of the matrix products (bf16 under autocast), which halves its memory traffic.
         token, positions = self.class_token.to(patches.dtype), self.positions.to(patches.dtype)
         z = torch.cat((token.expand(len(x), -1, -1), patches), dim=1) + positions
         return self.run_layers(Stream(z, pixels, time, noisy, condition, []), 0, self.cfg.tap)
 
     def forward_tail(self, stream: Stream, y: Tensor | None) -> Stream:
-        """The layers after the tap, which are given the label where the network takes one: given before it, the label read-out
-        of a noisy image would only have to copy it."""
+        """The layers after the tap. With ``label_conditioning`` the label enters here: before the tap, the label read-out could
+        simply copy it."""
         if self.label_embedding is not None:
             if y is not None and (y.shape != stream.z.shape[:1] or y.is_floating_point()):
                 raise ValueError(f"y has shape {list(y.shape)}, type {y.dtype}: it must be int64 [{len(stream.z)}] of labels")
@@ -478,7 +487,7 @@ class HybViT(nn.Module):
                 y = torch.full((len(stream.z),), self.cfg.num_classes, device=stream.z.device)
             stream = replace(stream, z=stream.z + self.label_embedding(y)[:, None].to(stream.z.dtype))
         elif y is not None:
-            raise ValueError("y is given, but this network was built without model.label_conditioning")
+            raise ValueError("y was passed, but this network was built without model.label_conditioning: leave y out")
         return self.run_layers(stream, self.cfg.tap, self.cfg.depth)
 
     def run_layers(self, stream: Stream, first: int, last: int) -> Stream:
@@ -493,7 +502,7 @@ class HybViT(nn.Module):
         return replace(stream, z=z, skips=skips)
 
     def read_pixels(self, stream: Stream) -> Tensor:
-        """What has left the last layer -> the predicted image [B, C, H, W] in float32 or wider."""
+        """The pixel read-out: the output of the last layer -> the prediction [B, C, H, W] in float32 or wider."""
         tokens = self.pixel_norm(stream.z[:, self.num_prefix_tokens :])
         image = self.pixel_readout(tokens, stream.pixels, stream.time, stream.noisy)
         return image if image.dtype == torch.float64 else image.float()

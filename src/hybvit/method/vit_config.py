@@ -1,11 +1,11 @@
-"""The shape of the backbone: every choice that decides a parameter of :class:`hybvit.HybViT`."""
+"""The configuration of the backbone: every setting that determines the parameters of :class:`hybvit.HybViT`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
-AT_MOST = {  # far beyond any network there is, and still counted in seconds
+UPPER_LIMITS = {  # far above any real network, yet low enough that its parameters are counted in seconds
     "image_size": 65_536, "channels": 1024, "num_classes": 2**24, "dim": 65_536, "depth": 1024, "heads": 4096,
     "mlp_ratio": 1024.0, "stem_width": 65_536, "readout_width": 65_536,
 }  # fmt: skip
@@ -13,42 +13,42 @@ AT_MOST = {  # far beyond any network there is, and still counted in seconds
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Everything that decides the shape of a :class:`HybViT`. The defaults are the paper's network for CIFAR-10.
+    """The architecture of a :class:`HybViT`. The defaults are the paper's network for CIFAR-10.
 
     Args:
         image_size: height and width of the (square) images, in pixels.
         patch_size: side of a patch, in pixels; it must divide ``image_size``.
-        channels: 1 for grey images, 3 for colour.
-        num_classes: classes of the label read-out.
+        channels: 1 for grayscale images, 3 for color.
+        num_classes: number of classes of the label read-out.
         dim: width D of a token; it must be even and a multiple of ``heads``.
         depth: number of layers L.
         heads: attention heads.
         mlp_ratio: hidden width of the MLP as a multiple of ``dim``.
-        time: how the time enters a layer. ``token_scalars`` is Eq. 21 as published: one scale and one shift per token, which
-            the LayerNorm that follows cancels in the attention and MLP branches. ``adaln_zero`` (Peebles & Xie 2023) gives
-            scale, shift and gate per channel, inside the branches; ``adaln_single`` (Chen et al. 2023) computes them once for
-            all layers, each of which adds its own constants.
+        time: how the layers are conditioned on the time. ``token_scalars`` is Eq. 21 as published: one scale and one shift per
+            token, which the LayerNorm that follows cancels in the attention and MLP branches. ``adaln_zero`` (Peebles & Xie
+            2023) applies a scale, a shift and a gate per channel within the branches; ``adaln_single`` (Chen et al. 2023)
+            computes them once for all layers, and each layer adds its own constants.
         ffn_time: apply the token scalars a second time, before the MLP (published default).
-        long_skips: join layer k to layer L - 1 - k by concatenation and a Linear (U-ViT).
-        mlp: ``gelu``, or ``swiglu`` (Shazeer 2020) with two thirds of the hidden width, so as many parameters.
+        long_skips: connect layer k to layer L - 1 - k by concatenation and a linear layer (U-ViT).
+        mlp: ``gelu``, or ``swiglu`` (Shazeer 2020) with two thirds of the hidden width, for the same number of parameters.
         rope: rotate queries and keys by the row and column of their patch (axial RoPE, Heo et al. 2024).
-        qk_norm: a LayerNorm of the queries and of the keys of each head (Dehghani et al. 2023).
-        class_depth: the label read-out sees what leaves this layer, 1..depth, and labelled images go no further; None is the
-            last layer, as published.
-        patch_embedding: ``linear`` maps each patch to its token (the paper); ``conv`` lets two 3x3 convolutions of
-            ``stem_width`` channels, modulated by the time, look at the pixels first.
+        qk_norm: apply a LayerNorm to the queries and the keys of each head (Dehghani et al. 2023).
+        class_depth: layer whose output the label read-out takes, 1..depth; labeled images skip the layers after it. None is
+            the last layer, as published.
+        patch_embedding: ``linear`` maps each patch to its token (the paper); ``conv`` first applies two 3x3 convolutions of
+            ``stem_width`` channels, modulated by the time, to the pixels.
         stem_width: features per pixel of the ``conv`` patch embedding.
         pixel_readout: ``linear`` maps each token to its patch (the paper); ``conv`` maps each token to ``readout_width``
-            features per pixel, which three 3x3 convolutions, modulated by the time, refine beside the input image, or beside
-            the features of a ``conv`` patch embedding.
+            features per pixel, concatenates the input image (or the features of a ``conv`` patch embedding), and applies three
+            3x3 convolutions, modulated by the time.
         readout_width: features per pixel of the ``conv`` read-out.
-        final_norm: a LayerNorm of the patch tokens before the pixel read-out.
-        label_conditioning: add an embedding of the label to the tokens of a noisy image where the label read-out has been
-            passed; it needs a ``class_depth`` below ``depth``.
+        final_norm: apply a LayerNorm to the patch tokens before the pixel read-out.
+        label_conditioning: add a label embedding to the tokens of noisy images after layer ``class_depth``, which must be
+            below ``depth``.
         position_std: standard deviation of the initial positional embedding and class token (published: 1).
 
     Raises:
-        ValueError: a field is out of range, or does not go with another one; the message names both.
+        ValueError: a field is out of range or incompatible with another one; the message names the fields.
     """
 
     image_size: int = 32
@@ -81,19 +81,19 @@ class ViTConfig:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at least 1")
-        for name, high in AT_MOST.items():
+        for name, high in UPPER_LIMITS.items():
             if not getattr(self, name) <= high:
                 raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at most {high:,}")
         if self.position_std < 0:
             raise ValueError(f"model.position_std is {self.position_std}: it must be at least 0")
         if int(self.dim * self.mlp_ratio) < 1 or self.mlp_width < 1:
-            raise ValueError(f"model.mlp_ratio is {self.mlp_ratio}: the MLP would have no hidden unit")
+            raise ValueError(f"model.mlp_ratio is {self.mlp_ratio}: the MLP would have no hidden units; increase it")
         if self.image_size % self.patch_size:
             raise ValueError(f"model.patch_size {self.patch_size} does not divide model.image_size {self.image_size}")
         if self.dim % self.heads:
             raise ValueError(f"model.dim {self.dim} is not a multiple of model.heads {self.heads}")
         if self.dim % 2 or self.dim < 4:
-            raise ValueError(f"model.dim {self.dim}: it must be even and at least 4 (half sine, half cosine of the time)")
+            raise ValueError(f"model.dim is {self.dim}: it must be even and at least 4 (half sine, half cosine of the time)")
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
                 allowed = ", ".join(get_args(kind))
@@ -101,11 +101,11 @@ class ViTConfig:
         if self.class_depth is not None and not 1 <= self.class_depth <= self.depth:
             raise ValueError(f"model.class_depth is {self.class_depth}: it must be in 1..{self.depth}, the number of layers")
         if self.rope and self.dim // self.heads % 4:
-            raise ValueError(f"model.rope rotates by row and by column: model.dim / model.heads must be a multiple of 4, not "
-                             f"{self.dim // self.heads}")  # fmt: skip
+            raise ValueError(f"model.rope is true, but model.dim / model.heads is {self.dim // self.heads}: it must be a "
+                             "multiple of 4")  # fmt: skip
         if self.label_conditioning and self.tap == self.depth:
             raise ValueError(
-                f"model.label_conditioning needs layers after the label read-out: model.class_depth below {self.depth}"
+                f"model.label_conditioning needs layers after the label read-out: set model.class_depth below {self.depth}"
             )
 
     @property
@@ -119,7 +119,7 @@ class ViTConfig:
 
     @property
     def tap(self) -> int:
-        """Number of layers before the label read-out."""
+        """Number of layers before the label read-out, 1..depth."""
         return self.class_depth or self.depth
 
     @property

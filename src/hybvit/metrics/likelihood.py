@@ -1,4 +1,5 @@
-"""The variational bound on -log p(x), in bits per dimension (Eqs. 4-8; Ho et al. 2020, Sec. 3.3).
+"""How likely an image is: the variational bound on -log p(x) in bits per dimension (Eqs. 4-8; Ho et al. 2020, Sec. 3.3), and
+the classifier's log density.
 
 Shapes: x0 [B, C, H, W] on the 256 levels of [-1, 1]; a dimension is one of the C * H * W values of an image.
 """
@@ -14,6 +15,14 @@ from ..method.diffusion import Diffusion
 from ..method.samplers import Denoiser
 
 BIN = 1 / 255  # half the distance between two of the 256 levels
+
+
+def log_density(logits: Tensor) -> Tensor:
+    """The paper's log p(x) up to a constant: logsumexp over the classes; logits [B, K] -> [B], of their type and device.
+
+    It is minus the energy of JEM (Grathwohl et al. 2020, Sec. 3), and the energy score of Liu et al. 2020 at temperature 1.
+    """
+    return logits.logsumexp(dim=1)
 
 
 def prior_bits(diffusion: Diffusion, x0: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
+from .likelihood import log_density
+
 
 def auroc(id_scores: Tensor, ood_scores: Tensor) -> float:
     """Share of pairs in which the ID image has the higher score, a tie counting half; in 0..1, chance is 0.5.
@@ -55,11 +57,6 @@ def fpr_at_95_tpr(id_scores: Tensor, ood_scores: Tensor) -> float:
     return float(false_positives[np.argmax(true_positives >= 0.95)])
 
 
-def log_density(logits: Tensor) -> Tensor:
-    """logits [N, K] -> logsumexp [N], log p(x) up to a constant; Liu et al. 2020's energy score at temperature 1."""
-    return logits.cpu().double().logsumexp(dim=1)
-
-
 def max_probability(logits: Tensor) -> Tensor:
     """logits [N, K] -> largest softmax probability [N] in 1/K..1 (Hendrycks & Gimpel 2017)."""
     return logits.cpu().double().softmax(dim=1).amax(dim=1)
@@ -77,7 +74,7 @@ def gradient_norm_score(logits_fn: Callable[[Tensor], Tensor], x: Tensor) -> Ten
         x = x.detach().requires_grad_()
         logits = logits_fn(x)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        (gradient,) = torch.autograd.grad(logits.logsumexp(dim=1).sum(), x)
+        (gradient,) = torch.autograd.grad(log_density(logits).sum(), x)
     return -gradient.flatten(1).cpu().double().norm(dim=1)
 
 
@@ -107,7 +104,7 @@ def knn_score(features: Tensor, train_features: Tensor, k: int = 50, chunk: int 
 def _scores(name: str, scores: Tensor) -> np.ndarray:
     scores = scores.detach().cpu().double()
     if len(scores) == 0:
-        raise ValueError(f"there are no scores of images {name}")
+        raise ValueError(f"{name} is empty: there are no scores to compare")
     wrong = (~scores.isfinite()).nonzero().flatten()
     if len(wrong):
         i = int(wrong[0])

@@ -54,7 +54,7 @@ class AutoAttackResult(NamedTuple):
 # Projected gradient descent (Madry et al. 2018)
 
 
-def pgd(
+def pgd(  # noqa: PLR0913  the attack's own parameters, as the literature has them
     logits: Logits,
     x: Tensor,
     labels: Tensor,
@@ -174,7 +174,7 @@ def _uniform_in_ball(x: Tensor, norm: Norm, generator: torch.Generator | None) -
 # AutoAttack (Croce and Hein 2020), from the package pyautoattack
 
 
-def autoattack(
+def autoattack(  # noqa: PLR0913  the attack's own parameters, as the library has them
     logits: Logits,
     x: Tensor,
     labels: Tensor,
@@ -204,18 +204,11 @@ def autoattack(
         ConfigError: pyautoattack is not installed.
     """
     _check(norm)
-    try:
-        library, checks = importlib.import_module("pyautoattack"), importlib.import_module("pyautoattack.checks")
-    except ImportError as error:
-        raise ConfigError("AutoAttack needs pyautoattack: pip install 'hybvit[eval]'") from error
-
+    library, checks = _pyautoattack()
     x = x.detach()
-    pixels = x.float() / X_PER_PIXEL + 0.5
     with torch.no_grad():  # outside the net below: a model that cannot classify its input is an error of the caller
         scores = torch.cat([logits(part).detach() for part in x.split(batch_size)])
     model = _OnPixels(logits, x.dtype, scores.shape[1])
-    robust, found = ~_wrong(scores, labels), pixels.clone()
-    accuracy = {"clean": robust.double().mean().item()}
 
     def prepared() -> Any:
         attack = library.AutoAttack(
@@ -227,35 +220,66 @@ def autoattack(
             targeted.n_target_classes = min(targeted.n_target_classes, model.classes - 1)
         return attack
 
+    pixels = x.float() / X_PER_PIXEL + 0.5
     with _unnoticed(checks) as said:
         names, notes = _possible(prepared().attacks_to_run if attacks is None else attacks, model.classes)
         said.extend(notes)
-        # One at a time, so that one that raises does not take the others' finds with it; each reseeds itself, so the outcome
-        # is that of a single run.
-        for name in names:
-            left = robust.nonzero().flatten()
-            if not len(left):
-                break
-            try:
-                attack = prepared()
-                attack.attacks_to_run = [name]
-                images, answers = attack.run_standard_evaluation(pixels[left], labels[left], batch_size=batch_size)
-            except Exception as error:
-                reason = (str(error).splitlines() or [""])[0]
-                said.append(f"{name} failed ({type(error).__name__}: {reason}): the robust accuracy is an upper bound")
-                continue
-            broken = answers != labels[left]
-            robust[left[broken]] = False
-            found[left[broken]] = images[broken]
-            accuracy[name] = robust.double().mean().item()
+        found, accuracy = _attack_in_turn(names, prepared, pixels, labels, ~_wrong(scores, labels), batch_size, said)
         checks.check_square_sr(accuracy, logger=logging.getLogger(LOGGER))
-    if model.without_gradient:
-        said.append("the logits have no gradient in the image: attacks that use one saw 0")
-    if model.not_finite:
-        said.append("the logits' gradient in the image is not always finite: attacks that use one saw 0 there")
-    changed = (found != pixels).flatten(1).any(dim=1)[:, None, None, None]
-    images = torch.where(changed, ((found - 0.5) * X_PER_PIXEL).to(x.dtype), x)
-    return AutoAttackResult(robust, images, _distinct(said))
+    said.extend(model.warnings())
+    changed = (found.images != pixels).flatten(1).any(dim=1)[:, None, None, None]
+    images = torch.where(changed, ((found.images - 0.5) * X_PER_PIXEL).to(x.dtype), x)
+    return AutoAttackResult(~found.broken, images, _distinct(said))
+
+
+def _pyautoattack() -> tuple[Any, Any]:
+    """The library, and its module of checks."""
+    try:
+        return importlib.import_module("pyautoattack"), importlib.import_module("pyautoattack.checks")
+    except ImportError as error:
+        raise ConfigError("AutoAttack needs pyautoattack: pip install 'hybvit[eval]'") from error
+
+
+def _attack_in_turn(
+    names: Sequence[str],
+    prepared: Callable[[], Any],
+    pixels: Tensor,
+    labels: Tensor,
+    right: Tensor,
+    batch_size: int,
+    said: list[str],
+) -> tuple[Attack, dict[str, float]]:
+    """Run the attacks one at a time, each on the images that are left, so that one that raises does not take the others'
+    finds with it. Each reseeds itself, so the outcome is that of a single run.
+
+    Args:
+        prepared: makes a new instance of the library's AutoAttack.
+        pixels: float32 [B, C, H, W] in [0, 1].
+        right: bool [B], which images the model classifies correctly before the attacks.
+        said: gets a warning for each attack that raised.
+
+    Returns:
+        What was found, in pixels, and the accuracy in 0..1 before the attacks ("clean") and after each.
+    """
+    robust, found = right.clone(), pixels.clone()
+    accuracy = {"clean": robust.double().mean().item()}
+    for name in names:
+        left = robust.nonzero().flatten()
+        if not len(left):
+            break
+        try:
+            attack = prepared()
+            attack.attacks_to_run = [name]
+            images, answers = attack.run_standard_evaluation(pixels[left], labels[left], batch_size=batch_size)
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            said.append(f"{name} failed ({type(error).__name__}: {reason}): the robust accuracy is an upper bound")
+            continue
+        broken = answers != labels[left]
+        robust[left[broken]] = False
+        found[left[broken]] = images[broken]
+        accuracy[name] = robust.double().mean().item()
+    return Attack(found, ~robust), accuracy
 
 
 def square_attack(
@@ -332,6 +356,15 @@ class _OnPixels:
     def on_x(self, pixels: Tensor) -> Tensor:
         return self.logits(((pixels - 0.5) * X_PER_PIXEL).to(self.dtype))
 
+    def warnings(self) -> list[str]:
+        """What was odd about the gradients that the attacks asked for."""
+        found = []
+        if self.without_gradient:
+            found.append("the logits have no gradient in the image: attacks that use one saw 0")
+        if self.not_finite:
+            found.append("the logits' gradient in the image is not always finite: attacks that use one saw 0 there")
+        return found
+
 
 class _Apart(torch.autograd.Function):
     """A graph of its own for each call: the library's backward() does not reach the parameters, and where the model has cut
@@ -404,7 +437,7 @@ def _unnoticed(checks: Any) -> Iterator[list[str]]:
 # Can the numbers be trusted?
 
 
-def reliability(
+def reliability(  # noqa: PLR0913  the parameters of the attacks that it makes
     logits: Logits,
     x: Tensor,
     labels: Tensor,
@@ -425,16 +458,50 @@ def reliability(
     Args:
         generator: CPU generator for all draws.
         eps: a radius at which the model is evaluated, on the [0, 1] scale.
-        steps: of the white-box attack at eps; its step is eps / 4, so that it can both cross the ball and resolve_config in it.
+        steps: of the white-box attack at eps; its step is eps / 4, so that it can both cross the ball and settle in it.
         queries: of the black-box attack; 0 leaves it out, and then pyautoattack is not needed.
     """
     _check(norm)
     x, labels = x[:max_images].detach(), labels[:max_images]
-    reasons: list[str] = []
-
     # Float kernels may sum in another order from call to call: AutoAttack's tolerance.
     with torch.no_grad():
         first, second = logits(x).detach().clone().float(), logits(x).detach().float()
+    reasons = _doubts_of_logits(first, second)
+    right = (~_wrong(first, labels)).nonzero().flatten()
+    if not len(right):
+        return reasons  # with no image left to break, robust accuracy is 0 and right
+    try:
+        reasons += _doubts_of_gradients(logits, x[right], labels[right])
+    except RuntimeError as error:
+        return [*reasons, f"the gradient in the image cannot be computed: {(str(error).splitlines() or [''])[0]}"]
+
+    def broken(radius: float, count: int, stride: float, start: Tensor | None = None) -> Tensor:
+        return pgd(logits, x, labels, radius, norm, generator, count, stride, start=start).broken
+
+    # From within the small ball: a start anywhere would be noise, which breaks most images without any gradient.
+    near = x + X_PER_PIXEL * eps * _uniform_in_ball(x, norm, generator)
+    far = 1.0 if norm == "linf" else x[0].numel() ** 0.5
+    unbounded = broken(far, 2 * steps, far / 10, near)
+    one_step, attacked, doubled = broken(eps, 1, eps), broken(eps, steps, eps / 4), broken(2 * eps, steps, eps / 2)
+    reasons += _doubts_of_attacks(unbounded, one_step, attacked, doubled)
+    if queries:
+        seed = int(torch.randint(2**31, (), generator=generator))
+        blind = square_attack(logits, x, labels, eps, norm, seed, queries)
+        missed = (~blind.robust & ~attacked).double().mean().item()
+        if missed > _doubt(len(x)):
+            reasons.append(f"an attack without gradients breaks {missed:.0%} of the images that the one with gradients cannot")
+        reasons.extend(text for text in blind.warnings if text.startswith("square failed"))
+    return reasons
+
+
+def _doubt(images: int) -> float:
+    """The share of so many images that counts: at least two, where 5 % is less than one."""
+    return max(DOUBT, 1.5 / images)
+
+
+def _doubts_of_logits(first: Tensor, second: Tensor) -> list[str]:
+    """What speaks against the logits [B, K] of two calls on the same images."""
+    reasons = []
     if not first.isfinite().all():
         reasons.append("the logits of unchanged images are not finite")
     elif ((first - second).norm(dim=1) > 1e-4 * first.norm(dim=1).clamp_min(1e-10)).any():
@@ -442,48 +509,39 @@ def reliability(
     # The tolerance is that of bfloat16.
     if first.amin() > -1e-2 and first.amax() < 1 + 1e-2 and ((first.sum(dim=1) - 1).abs() < 1e-2).all():
         reasons.append("the outputs are probabilities, not logits: a second softmax flattens the loss")
+    return reasons
 
-    right = (~_wrong(first, labels)).nonzero().flatten()
-    if not len(right):
-        return reasons  # with no image left to break, robust accuracy is 0 and right
-    try:
-        _, gradient, exists = _ascent(logits, x[right], labels[right])
-    except RuntimeError as error:
-        return [*reasons, f"the gradient in the image cannot be computed: {(str(error).splitlines() or [''])[0]}"]
-    size = gradient.flatten(1).abs().amax(dim=1)  # of NaN, NaN
+
+def _doubts_of_gradients(logits: Logits, x: Tensor, labels: Tensor) -> list[str]:
+    """What speaks against the gradient in images that are classified correctly."""
+    _, gradient, exists = _ascent(logits, x, labels)
     if not exists:
-        reasons.append("the logits have no gradient in the image: the graph is cut")
-    else:
-        for words, share in (("0", size == 0), ("not finite", ~size.isfinite())):
-            if share.double().mean() > DOUBT:
-                reasons.append(f"the gradient in the image is {words} for {share.double().mean():.0%} of the images")
+        return ["the logits have no gradient in the image: the graph is cut"]
+    size = gradient.flatten(1).abs().amax(dim=1)  # of NaN, NaN
+    shares = {"0": (size == 0).double().mean(), "not finite": (~size.isfinite()).double().mean()}
+    return [
+        f"the gradient in the image is {words} for {share:.0%} of the images"
+        for words, share in shares.items()
+        if share > DOUBT
+    ]
 
-    # At least two images, for batches so small that 5 % is less than one.
-    doubt = max(DOUBT, 1.5 / len(x))
-    far = 1.0 if norm == "linf" else x[0].numel() ** 0.5
 
-    def broken(radius: float, count: int, stride: float, start: Tensor | None = None) -> Tensor:
-        return pgd(logits, x, labels, radius, norm, generator, count, stride, start=start).broken
+def _doubts_of_attacks(unbounded: Tensor, one_step: Tensor, attacked: Tensor, doubled: Tensor) -> list[str]:
+    """What speaks against the outcomes of four attacks, each the broken images, bool [B].
 
-    # From within the small ball: a start anywhere would be noise, which breaks most images without any gradient.
-    near = x + X_PER_PIXEL * eps * _uniform_in_ball(x, norm, generator)
-    unbounded = 1 - broken(far, 2 * steps, far / 10, near).double().mean().item()
+    Args:
+        unbounded: in a ball that holds every image.
+        one_step: at the radius of interest, with a single step.
+        attacked: at that radius, with all steps.
+        doubled: at twice the radius.
+    """
+    reasons = []
+    survived = 1 - unbounded.double().mean().item()
     # Not chance: the attacker chooses the image, so against him a sound model is right never, not once in K times.
-    if unbounded > DOUBT:
-        reasons.append(f"an attack without bounds leaves {unbounded:.0%} accuracy: it cannot find images that surely exist")
-
-    one_step, attacked = broken(eps, 1, eps), broken(eps, steps, eps / 4)
-    doubled = broken(2 * eps, steps, eps / 2)
+    if survived > DOUBT:
+        reasons.append(f"an attack without bounds leaves {survived:.0%} accuracy: it cannot find images that surely exist")
     for words, weak, strong in (("more steps", one_step, attacked), ("a larger eps", attacked, doubled)):
         before, after = (1 - found.double().mean().item() for found in (weak, strong))
-        if after > before + doubt:
+        if after > before + _doubt(len(weak)):
             reasons.append(f"{words} helped the defence: accuracy rose from {before:.0%} to {after:.0%}")
-
-    if queries:
-        seed = int(torch.randint(2**31, (), generator=generator))
-        blind = square_attack(logits, x, labels, eps, norm, seed, queries)
-        missed = (~blind.robust & ~attacked).double().mean().item()
-        if missed > doubt:
-            reasons.append(f"an attack without gradients breaks {missed:.0%} of the images that the one with gradients cannot")
-        reasons.extend(text for text in blind.warnings if text.startswith("square failed"))
     return reasons

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, nearest
 from ..storage import ASSETS
 
 FILE = ASSETS / "published.json"
@@ -125,8 +124,8 @@ def later_columns() -> Mapping[str, str]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"the nearest is {close[0]!r}" if close else "it has no rows"
+    close = nearest(name, known, cutoff=0.0)
+    return f"the nearest is {close!r}" if close else "it has no rows"
 
 
 def row(table: str, model: str, group: str | None = None) -> PublishedRow:

@@ -14,7 +14,7 @@ from ..config import Config, differences, load_config, minibatches, override, pa
 from ..errors import CheckpointError, ConfigError, DataError, DivergedError
 from ..evaluation import Options, evaluate
 from ..presets import PRESETS, preset
-from ..storage import locked, make_folder, read_json, write_text
+from ..storage import lock_folder, make_folder, read_json, write_text
 from ..training.cost import cost
 from ..training.loop import train
 from ..training.run_folder import check_same, read_metrics, training_summary
@@ -83,7 +83,7 @@ def run_dir(run: str, scale: Scale) -> str:
 
 def state_of(folder: Path, cfg: Config) -> State:
     newest = checkpoint.step_folders(folder / "checkpoints")
-    done = int(newest[0].name.removeprefix("step-")) if newest else 0
+    done = checkpoint.step_of(newest[0]) if newest else 0
     measured = tuple(sorted(path.parent.name for path in folder.glob("evaluation/*/result.json")))
     return State(done, cfg.train.steps, (folder / DIVERGED).is_file(), measured)
 
@@ -102,7 +102,7 @@ def run_job(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any], 
         DataError, CheckpointError: its data are missing, or its checkpoint cannot be used.
     """
     make_folder(folder)
-    lock = locked(folder, ".row.lock")
+    lock = lock_folder(folder, ".row.lock")
     try:
         state = state_of(folder, job.cfg)
         if state.trained:
@@ -148,7 +148,7 @@ def evaluations_of(job: Job, folder: Path, scale: Scale, overrides: Mapping[str,
 def snapshots_of(folder: Path, cfg: Config) -> list[Path]:
     """The weight snapshots of a run, the earliest first; the last step is the run itself."""
     found = reversed(checkpoint.step_folders(folder / "snapshots"))
-    return [path for path in found if int(path.name.removeprefix("step-")) < cfg.train.steps]
+    return [path for path in found if checkpoint.step_of(path) < cfg.train.steps]
 
 
 def try_job(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any], say: Callable[[str], None]) -> list[Exception]:
@@ -196,7 +196,7 @@ def record_of(run: str, folder: Path, cfg: Config, base: Config | None = None) -
     changed = differences(base or preset(run), started_with)
     record["changed"] = {name: [before, now] for name, (before, now) in changed.items() if name not in FILLED_IN}
     record["snapshots"] = {
-        str(int(path.name.removeprefix("step-"))): read_json(path / RECORD)["metrics"]
+        str(checkpoint.step_of(path)): read_json(path / RECORD)["metrics"]
         for path in snapshots_of(folder, cfg)
         if (path / RECORD).is_file()
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,15 @@ from ..method.objective import hybrid_loss
 from ..method.seeds import generator
 from ..networks import build_network, number_of_parameters
 from ..presets import STRONG
+from ..stopwatch import alternating
 from ..storage import read_json
 from ..training.loop import compile_step
 from ..training.optim import build_optimizers
 
 FILE = "timing.json"
 REPEATS = 5
-WARM_UP = 3  # steps: a compiled network is not yet as fast as it gets in its second one
+SPAN = 1.0  # seconds per repeat
+WARM_UP = 3  # steps; the second step of a compiled network is still slower than the later ones
 
 
 def epoch_images(cfg: Config) -> int:
@@ -48,7 +49,7 @@ def one_step(cfg: Config, device: torch.device) -> Callable[[], None]:
     if isinstance(net, JEM) and cfg.jem.informative:
         assert batch.images is not None
         assert batch.labels is not None
-        net.informed_by(batch.images, batch.labels)
+        net.fit_initial(batch.images, batch.labels)
     diffusion, optimizers = cfg.diffusion.build(), build_optimizers(net, cfg.optim)
     if cfg.train.compile:
         compile_step(net, optimizers)
@@ -79,30 +80,11 @@ def warmed_up(configs: dict[str, Config], device: torch.device) -> dict[str, Cal
     return steps
 
 
-def timed(
-    steps: dict[str, Callable[[], None]], say: Callable[[str], None] = lambda line: None, repeats: int = REPEATS
-) -> dict[str, list[float]]:
-    """Seconds per step in repeats that alternate between them; each takes steps for about a second, at least one."""
-    often, times = {}, {name: list[float]() for name in steps}
-    for name, step in steps.items():
-        started = time.perf_counter()
-        step()
-        often[name] = max(1, round(1.0 / (time.perf_counter() - started)))
-        say(f"  {name}: {often[name]} steps a repeat")
-    for _ in range(repeats):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            for _ in range(often[name]):
-                step()
-            times[name].append((time.perf_counter() - started) / often[name])
-    return times
-
-
 def measure(configs: dict[str, Config], say: Callable[[str], None], repeats: int = REPEATS) -> dict[str, Any]:
-    """Seconds per step of each, as medians of repeats that alternate between them -> a record per run, with its environment."""
+    """Time the steps of each configuration alternately; medians of the repeats -> a record per run, with the environment."""
     device = best_device()
     keep_freed_memory()
-    times = timed(warmed_up(configs, device), say, repeats)
+    times = alternating(warmed_up(configs, device), repeats, SPAN, say)
     found = {}
     for name, cfg in configs.items():
         seconds, (denoising, labelled) = statistics.median(times[name]), minibatches(cfg)

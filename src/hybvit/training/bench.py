@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..method.diffusion import Diffusion
 from ..method.objective import Batch, Objective, draw_times, hybrid_loss
 from ..method.seeds import generator, normal_like
 from ..method.vit import HybViT, Output, TokenScalarLayer, patchify, unpatchify
+from ..stopwatch import alternating
 
 PAPER = Objective(label_smoothing=0.0)
 
@@ -72,21 +72,6 @@ def reference_step(net: HybViT, diffusion: Diffusion, batch: Batch, precision: s
     return loss.detach()
 
 
-def alternately(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each step, taken in turn so that a change of the machine's speed meets them all; one warm-up each."""
-    for step in steps.values():
-        step()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
 def bench(cfg: Config, batch_size: int, repeats: int) -> dict[str, Any]:
     """Time the joint step of a preset of the paper's form -> medians, their ratio, and fractions of the measured peak."""
     device = best_device()
@@ -114,7 +99,7 @@ def bench(cfg: Config, batch_size: int, repeats: int) -> dict[str, Any]:
         "plain reference step": lambda: run(reference_step),
         "matrix product": lambda: a @ b,
     }
-    seconds = alternately(steps, repeats)
+    seconds = alternating(steps, repeats)
     peak = 2 * PEAK_SIZE**3 / statistics.median(seconds["matrix product"])
     ratios = [r / j for j, r in zip(seconds["joint step"], seconds["plain reference step"], strict=True)]
     joint = statistics.median(seconds["joint step"])

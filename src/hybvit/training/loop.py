@@ -24,7 +24,7 @@ from ..loading import load
 from ..method.objective import Batch, hybrid_loss
 from ..method.seeds import derive_seed, generator
 from ..model import HybridModel
-from ..networks import Network, build_network, compile_calls, number_of_parameters
+from ..networks import Network, build_network, compile_network, number_of_parameters
 from .ema import Average, ema_decay
 from .optim import BatchedMuon, build_optimizers, learning_rate, optimizer_tensors, restore_optimizers, set_rates
 from .progress import Meter, StopSignal, diverged
@@ -40,7 +40,9 @@ def say_at_once(line: str) -> None:
     print(line, flush=True)  # a log file should not lag behind the run
 
 
-def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> HybridModel:
+def train(  # noqa: C901, PLR0915  the whole training is to be read in one place, from top to bottom
+    cfg: Config, out: Path, say: Callable[[str], None] = say_at_once
+) -> HybridModel:
     """Train, or go on where the folder's newest checkpoint stands -> the model with its averaged (EMA) weights.
 
     The same configuration, thread count and torch version give the same weights, however often the run was interrupted.
@@ -52,7 +54,7 @@ def train(cfg: Config, out: Path, say: Callable[[str], None] = say_at_once) -> H
     """
     device = best_device()
     keep_freed_memory()
-    data = open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labelled=cfg.objective.kind != "genvit")
+    data = open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labeled=cfg.objective.kind != "genvit")
     cfg = resolve_config(cfg, data, device)
     fresh = not checkpoint.step_folders(out / "checkpoints")
     start = load_init_model(cfg, say) if cfg.train.init and fresh else None  # before a folder is made for nothing
@@ -181,12 +183,12 @@ def prepare(net: JEM, cfg: Config, data: Dataset) -> None:
         images, labels = data.train.subsample(INFORMING_IMAGES).take(torch.arange(min(INFORMING_IMAGES, len(data.train))))
         if labels is None:
             raise ConfigError(f"{cfg.data.root}: jem.informative needs labelled images")
-        net.informed_by(to_x(images), labels)
+        net.fit_initial(to_x(images), labels)
 
 
 def compile_step(net: Network, optimizers: list[torch.optim.Optimizer]) -> None:
     """Compile what a training step spends its time in: the network's calls, and on a GPU the many small products of Muon."""
-    compile_calls(net)
+    compile_network(net)
     for optimizer in optimizers:
         if isinstance(optimizer, BatchedMuon) and next(net.parameters()).is_cuda:
             optimizer.compile()

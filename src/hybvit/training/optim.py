@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Config, OptimConfig
-from ..devices import multiplies_bf16
+from ..devices import has_fast_bf16
 from ..method.vit import HybViT
 from ..networks import Network
 
@@ -97,7 +97,7 @@ def orthogonalize(matrices: Tensor, coefficients: Coefficients, iterations: int,
     a, b, c = coefficients
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.mT
-    x = x.bfloat16() if multiplies_bf16(x.device) else x.float()
+    x = x.bfloat16() if has_fast_bf16(x.device) else x.float()
     x = x / x.flatten(1).norm(dim=1).clamp(min=eps)[:, None, None]
     for _ in range(iterations):
         gram = x @ x.mT

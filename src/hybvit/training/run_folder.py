@@ -13,7 +13,7 @@ from .. import checkpoint
 from ..config import Config, differences, load_config, to_yaml
 from ..devices import environment
 from ..errors import CheckpointError, ConfigError, DataError
-from ..storage import locked, make_folder, write_text
+from ..storage import lock_folder, make_folder, write_text
 
 # Fields that change what is written down, not what is computed: a run may be resumed with others.
 FREE_TO_CHANGE = {
@@ -46,7 +46,7 @@ class RunFolder:
         self.path = path
         make_folder(path)
         make_folder(path / "checkpoints")
-        self._lock = locked(path)
+        self._lock = lock_folder(path)
         if (path / "config.yaml").is_file():
             check_same(path, cfg)
         write_text(path / "config.yaml", to_yaml(cfg))
