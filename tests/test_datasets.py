@@ -498,7 +498,7 @@ def test_a_model_that_does_not_fit_the_data_is_refused():
         opened(override(preset("digits"), model={"channels": 3}))
     with pytest.raises(ConfigError, match=r"model\.image_size is 4"):
         opened(override(preset("digits"), model={"image_size": 4}))
-    with pytest.raises(ConfigError, match="no unlabelled images"):
+    with pytest.raises(ConfigError, match="no unlabeled images"):
         opened(override(preset("digits"), data={"unlabelled": True}))
     with pytest.raises(ConfigError, match=r"data\.test_root"):
         opened(override(preset("digits"), data={"test_root": "x"}))
