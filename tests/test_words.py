@@ -43,7 +43,7 @@ RETIRED_WORDS = {  # regular expression, in any case -> what to write instead
     r"\bremarks?\b": "warning",
     r"sound checkpoint": "valid checkpoint",
     r"somebody else's": "external model",
-    r"stands attacks": "adversarial robustness",
+    r"\bstands attacks": "adversarial robustness",
     r"knows what it has not seen": "out-of-distribution detection",
     r"random act\b": "random stream",
     r"lies in no\b": "is not in a",
@@ -53,6 +53,9 @@ RETIRED_WORDS = {  # regular expression, in any case -> what to write instead
     r"\binitialis": "initializ...",
     r"\bfinalis": "finaliz...",
     r"\bgrey": "gray, grayscale",
+    r"\bcolour": "color",
+    r"\bcatalogue": "catalog",
+    r"\bfavour": "favor",
 }
 
 KEPT = {  # stored keys and fields of published files, which keep their names
