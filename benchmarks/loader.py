@@ -18,10 +18,9 @@ from hybvit.config import Config, minibatches
 from hybvit.data.batches import TrainingBatches, auto_augment, draws, erase, policy_of, weak
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import Dataset, ImageSet, to_x
-from hybvit.devices import best_device, environment, keep_freed_memory, resolve_precision
+from hybvit.devices import alternating, best_device, environment, keep_freed_memory, resolve_precision
 from hybvit.method.vit import HybViT
 from hybvit.presets import preset
-from hybvit.stopwatch import alternating
 from hybvit.training.bench import joint_step
 
 REPEATS, IMAGES = 15, 128

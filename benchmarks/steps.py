@@ -20,11 +20,10 @@ from typing import Any
 import torch
 
 from hybvit.config import Config, minibatches, override
-from hybvit.devices import best_device, environment, resolve_precision
+from hybvit.devices import alternating, best_device, environment, resolve_precision
 from hybvit.evaluation.speed import peak_mib
 from hybvit.presets import preset
 from hybvit.reproduce.timing import REPEATS, SPAN, warmed_up
-from hybvit.stopwatch import alternating
 from hybvit.storage import write_text
 from hybvit.training.cost import cost
 

@@ -12,12 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import labels_of_clean, minibatches
 from ..data.batches import random_batch
-from ..devices import autocast, resolve_precision
+from ..devices import alternating, autocast, resolve_precision
 from ..method.objective import hybrid_loss
 from ..method.seeds import generator
 from ..model import HybridModel
 from ..networks import build_network, number_of_parameters
-from ..stopwatch import alternating
 from .context import Context, Metric, Result
 
 REPEATS, IMAGES = 5, 64

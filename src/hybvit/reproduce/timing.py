@@ -15,12 +15,11 @@ from ..baselines.jem import JEM
 from ..catalog import CATALOG
 from ..config import Config, differences, labels_of_clean, minibatches, override
 from ..data.batches import random_batch
-from ..devices import autocast, best_device, environment, keep_freed_memory, resolve_precision
+from ..devices import alternating, autocast, best_device, environment, keep_freed_memory, resolve_precision
 from ..method.objective import hybrid_loss
 from ..method.seeds import generator
 from ..networks import build_network, number_of_parameters
 from ..presets import STRONG
-from ..stopwatch import alternating
 from ..storage import read_json
 from ..training.loop import compile_step
 from ..training.optim import build_optimizers

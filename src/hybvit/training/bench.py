@@ -12,12 +12,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import Config
-from ..devices import autocast, best_device, environment, keep_freed_memory, resolve_precision
+from ..devices import alternating, autocast, best_device, environment, keep_freed_memory, resolve_precision
 from ..method.diffusion import Diffusion
 from ..method.objective import Batch, Objective, draw_times, hybrid_loss
 from ..method.seeds import generator, normal_like
 from ..method.vit import HybViT, Output, TokenScalarLayer, patchify, unpatchify
-from ..stopwatch import alternating
 
 PAPER = Objective(label_smoothing=0.0)
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from hybvit import stopwatch
-from hybvit.stopwatch import alternating
+from hybvit import devices
+from hybvit.devices import alternating
 
 SECONDS = {"fast": 0.1, "slow": 2.0}
 
@@ -12,7 +12,7 @@ SECONDS = {"fast": 0.1, "slow": 2.0}
 def clocked(monkeypatch):
     """Calls that take the seconds of SECONDS on a clock that stands still otherwise, and the list of calls made."""
     now, made = [0.0], []
-    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(devices.time, "perf_counter", lambda: now[0])
 
     def call(name):
         made.append(name)
