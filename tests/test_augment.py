@@ -21,10 +21,10 @@ def noise(n: int, channels: int = 3, size: int = 32) -> torch.Tensor:
     return torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-# draws
+# random numbers
 
 
-def test_draws_are_uniform_and_independent():
+def test_random_numbers_are_uniform_and_independent():
     u = uniforms(0, STREAM, keys(10_000))
     assert u.shape == (10_000, UNIFORMS)
     assert u.min() >= 0
@@ -37,7 +37,7 @@ def test_draws_are_uniform_and_independent():
     assert abs(along) < 0.05
 
 
-def test_draws_depend_on_seed_epoch_image_and_repeat_and_on_nothing_else():
+def test_random_numbers_depend_only_on_seed_epoch_image_and_repeat():
     u = uniforms(0, STREAM, keys(50))
     assert torch.equal(u[10:20], uniforms(0, STREAM, keys(50)[10:20]))
     for other in (
@@ -50,7 +50,7 @@ def test_draws_depend_on_seed_epoch_image_and_repeat_and_on_nothing_else():
 
 
 def test_the_hash_of_tensors_is_the_hash_of_seeds():
-    def unsigned(z: int) -> int:  # the finaliser as published
+    def unsigned(z: int) -> int:  # the finalizer as published
         z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
         z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
         return z ^ (z >> 31)
@@ -61,7 +61,7 @@ def test_the_hash_of_tensors_is_the_hash_of_seeds():
     assert derive_seed(0, "weights") == unsigned(1) % 2**63
 
 
-# weak
+# weak augmentation
 
 
 def test_weak_augmentation_is_a_crop_and_a_flip():
@@ -79,7 +79,7 @@ def test_weak_augmentation_is_a_crop_and_a_flip():
         assert mirrored == 0 if not flip else 150 < mirrored < 250
 
 
-def test_colour_channels_are_cropped_together():
+def test_color_channels_are_cropped_together():
     pixels = noise(1, 1).expand(64, 3, 32, 32)
     out = augment_weakly(pixels, uniforms(0, STREAM, keys(64)), 4, True)
     assert torch.equal(out[:, 0], out[:, 1])
@@ -142,7 +142,7 @@ def test_every_sub_policy_and_both_signs_occur():
     assert counts.max() < 500
 
 
-def test_colour_only_operations_are_dropped_for_grey_images(monkeypatch):
+def test_color_only_operations_are_skipped_for_grayscale_images(monkeypatch):
     applied = []
     ours = auto_augment("cifar10")
     original = ours._apply_image_or_video_transform
@@ -176,7 +176,7 @@ def test_erased_areas(size):
     rows, columns = erased.any(dim=3).sum(dim=2)[:, 0], erased.any(dim=2).sum(dim=2)[:, 0]
     assert torch.equal(rows * columns, erased.sum(dim=(1, 2, 3)))  # a rectangle
     rows, columns = rows[hit], columns[hit]
-    assert ((rows - 0.5) / (columns + 0.5)).max() <= 3.3  # but for rounding to whole pixels
+    assert ((rows - 0.5) / (columns + 0.5)).max() <= 3.3  # except for rounding to whole pixels
     assert ((rows + 0.5) / (columns - 0.5)).min() >= 0.3
     if size >= 28 and n == 10_000:
         assert abs(share[hit].mean() - 0.2) < 0.02  # uniform in 0.02..0.4, less what does not fit
@@ -186,7 +186,7 @@ def test_erased_areas(size):
         assert place[size // 2, size // 2] > 0.3
 
 
-def test_erasing_fills_with_the_given_colour_and_leaves_the_rest():
+def test_erasing_fills_with_the_given_color_and_changes_nothing_else():
     x = torch.rand(200, 3, 16, 16)
     fill = torch.tensor([2.0, 3.0, 4.0])
     out = erase(x, uniforms(0, STREAM, keys(200)), 1.0, fill)
@@ -200,7 +200,7 @@ def test_erasing_fills_with_the_given_colour_and_leaves_the_rest():
 
 
 def planes(n: int, size: int = 16) -> torch.Tensor:
-    """Image i has the value i everywhere: what it is mixed of can be read off."""
+    """Image i has the value i everywhere, so the sources of a mixed image are known."""
     return torch.arange(n, dtype=torch.float32)[:, None, None, None].expand(n, 1, size, size).contiguous()
 
 
@@ -229,7 +229,7 @@ def test_lambda_is_the_share_of_pixels_exactly():
     assert min(kinds.values()) > 500
 
 
-def test_statistics_of_ten_thousand_draws():
+def test_statistics_of_ten_thousand_batches():
     happened, shares, cut = 0, [], 0
     x, labels = planes(2, 8), torch.arange(2)
     for seed in range(10_000):
@@ -252,8 +252,8 @@ def test_batches_that_are_not_mixed_keep_their_labels():
     assert targets.tolist() == list(range(8))
 
 
-def test_the_cut_box_has_the_wanted_area():
-    """Before the border cuts it: side = sqrt(1 - lambda) of the image's side, so wide boxes come from small lambdas."""
+def test_the_cut_box_has_the_right_area():
+    """Before it is clipped to the image: side = sqrt(1 - lambda) of the image's side, so wide boxes come from small lambdas."""
     areas = []
     for seed in range(2000):
         _, targets = mix_batch(planes(2, 64), torch.arange(2), 2, 1.0, torch.Generator().manual_seed(seed))

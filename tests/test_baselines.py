@@ -1,4 +1,4 @@
-"""The systems compared with: sizes against the literature, JEM's sampler against distributions known in closed form."""
+"""The baselines: sizes against the literature, JEM's sampler against distributions known in closed form."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_wide_resnet_without_norms_has_biases_and_no_state():
     assert all(m.bias is None for m in normed.modules() if isinstance(m, nn.Conv2d))
 
 
-def test_dropout_stands_inside_the_blocks():
+def test_dropout_is_inside_the_blocks():
     net, x = WideResNet(SHAPE, 10, 10, 1, dropout=0.5, batch_norm=False), uniform(2, *SHAPE)
     assert not torch.equal(net(x), net(x))
     net.eval()
@@ -332,7 +332,7 @@ def test_loss_is_cross_entropy_and_the_gap_between_real_images_and_continued_cha
     start = model.replay_images.clone()
     losses = model.loss(data, PLAIN, rng())
     ended = 0.3 + 0.9**2 * (start - 0.3)
-    torch.testing.assert_close(model.replay_images, ended)  # every chain went on, and came back to its own place
+    torch.testing.assert_close(model.replay_images, ended)  # every chain was continued and written back to its own place
     torch.testing.assert_close(losses.energy_gap, model.energy(data.clean).mean() - model.energy(ended).mean())
     torch.testing.assert_close(losses.ce, torch.tensor(math.log(4)))
     torch.testing.assert_close(losses.total, losses.ce + 0.5 * losses.energy_gap)
@@ -390,7 +390,7 @@ def test_restarted_chains_leave_the_buffer():
     data = batch()._replace(clean=torch.zeros(400, *SHAPE))
     for model, share, tolerance in ((kept, 0, 0), (fresh, 1, 0), (some, 0.25, 0.06)):
         before = model.replay_images.clone()
-        model.replay_images += 10  # chains far away: a new start is seen
+        model.replay_images += 10  # chains far away, so that restarts are visible
         model.loss(data, PLAIN, rng())
         anew = (model.replay_images < 5).flatten(1).all(dim=1)
         assert anew.float().mean().item() == pytest.approx(share, abs=tolerance)
@@ -457,7 +457,7 @@ def test_what_does_not_fit_is_refused():
 
 
 def classes_of_images(n: int = 400) -> tuple[Tensor, Tensor]:
-    """Three of four classes, with other means, and variances in six directions over a floor of 0.05^2."""
+    """Three of four classes with different means, and variances in six directions over a floor of 0.05^2."""
     g, labels = rng(), torch.tensor([0, 1, 3]).repeat(n)[:n]
     means = (torch.rand(4, 64, generator=g) - 0.5) * 0.6
     roots = torch.randn(4, 6, 64, generator=g) * 0.05
@@ -549,7 +549,7 @@ def test_a_resumed_run_is_bit_identical(settings, tmp_path):
     for k in range(3, 5):
         step(model, optimiser, k)
 
-    torch.manual_seed(99)  # whatever the global generator is at
+    torch.manual_seed(99)  # the state of the global generator must not matter
     resumed, its_optimiser = start()
     torch.manual_seed(7)
     weights, moments = torch.load(tmp_path / "state.pt")

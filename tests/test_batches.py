@@ -20,7 +20,7 @@ from hybvit.presets import preset
 from .conftest import batches_of, opened
 
 
-def colours(n: int = 60, classes: int = 5, size: int = 8, unlabelled: int = 0) -> Dataset:
+def colors(n: int = 60, classes: int = 5, size: int = 8, unlabelled: int = 0) -> Dataset:
     make = lambda count, seed: torch.randint(  # noqa: E731
         0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
     )
@@ -86,8 +86,8 @@ def test_clean_images_are_never_augmented():
     assert not all(image.numpy().tobytes() in known for image in to_pixels(batch.images))
 
 
-def test_unlabelled_images_join_the_denoising_mini_batch_only():
-    data, cfg = colours(unlabelled=40), config("none")
+def test_unlabeled_images_are_in_the_denoising_mini_batch_only():
+    data, cfg = colors(unlabelled=40), config("none")
     known = {image.numpy().tobytes(): i for i, image in enumerate([*data.train.pixels, *data.unlabelled.pixels])}
     batches, seen = batches_of(data, cfg), []
     for step in range(25):  # four epochs of 100
@@ -98,7 +98,7 @@ def test_unlabelled_images_join_the_denoising_mini_batch_only():
 
 
 def test_clean_flips_mirror_and_do_nothing_else():
-    data, plain, flipped = colours(), config("none"), config("none", clean_flip=True)
+    data, plain, flipped = colors(), config("none"), config("none", clean_flip=True)
     a, b = batches_of(data, plain)(0).clean, batches_of(data, flipped)(0).clean
     mirrored = [torch.equal(y, x.flip(2)) for x, y in zip(a, b, strict=True)]
     assert all(m or torch.equal(x, y) for m, x, y in zip(mirrored, a, b, strict=True))
@@ -106,14 +106,14 @@ def test_clean_flips_mirror_and_do_nothing_else():
 
 
 def test_strong_augmentation_mixes_half_of_the_batches():
-    batches = batches_of(colours(), config())
+    batches = batches_of(colors(), config())
     mixed = [batches(step).labels.ndim == 2 for step in range(100)]
     assert 30 < sum(mixed) < 70
-    assert not any(batches_of(colours(), config(mixing=0.0))(step).labels.ndim == 2 for step in range(20))
+    assert not any(batches_of(colors(), config(mixing=0.0))(step).labels.ndim == 2 for step in range(20))
 
 
 def test_augmentation_does_not_depend_on_the_batch_size():
-    data = colours()
+    data = colors()
     small = batches_of(data, config(batch_size=8, mixing=0.0))
     large = batches_of(data, config(batch_size=16, mixing=0.0))(2)
     halves = [small(4), small(5)]
@@ -123,7 +123,7 @@ def test_augmentation_does_not_depend_on_the_batch_size():
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(workers):
-    data, cfg = colours(), config()
+    data, cfg = colors(), config()
     here = list(batches_of_steps(batches_of(data, cfg), 3, 15, 0))
     there = list(batches_of_steps(batches_of(data, cfg), 3, 15, workers))
     assert len(there) == 12
@@ -133,10 +133,10 @@ def test_batches_do_not_depend_on_the_number_of_workers(workers):
 SHARE = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
-from tests.test_batches import batches_of, colours, config
+from tests.test_batches import batches_of, colors, config
 from hybvit.data.loader import batches_of_steps
 rank, workers = int(sys.argv[2]), int(sys.argv[3])
-batches = batches_of(colours(), config(), rank, 2)
+batches = batches_of(colors(), config(), rank, 2)
 torch.save([list(batch) for batch in batches_of_steps(batches, 0, 12, workers)], sys.argv[4])
 """
 
@@ -152,7 +152,7 @@ def test_two_processes_share_the_batches_of_one(tmp_path, workers):
     ]
     assert [process.wait(60) for process in running] == [0, 0]
     parts = [torch.load(file, weights_only=True) for file in files]
-    alone, mixed = batches_of(colours(), config()), 0
+    alone, mixed = batches_of(colors(), config()), 0
     for step in range(12):
         for whole, first, second in zip(alone(step)[:3], parts[0][step], parts[1][step], strict=False):
             assert torch.equal(whole[0::2], first)
@@ -165,13 +165,13 @@ def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(
         ConfigError, match=r"2 processes cannot share a mini-batch of 10 images: .*batch_size to multiples of 4"
     ):
-        batches_of(colours(), config(batch_size=10), 0, 2)
+        batches_of(colors(), config(batch_size=10), 0, 2)
     with pytest.raises(ConfigError, match=r"a mini-batch of 6 images: .*train\.labelled_batch_size to multiples of 4"):
-        batches_of(colours(), override(config(), train={"labelled_batch_size": 6}), 0, 2)
+        batches_of(colors(), override(config(), train={"labelled_batch_size": 6}), 0, 2)
 
 
 def test_the_two_mini_batches_may_differ_in_size_and_each_keeps_its_own_order():
-    data, cfg = colours(), config(mixing=0.0)
+    data, cfg = colors(), config(mixing=0.0)
     equal, unequal = batches_of(data, cfg), batches_of(data, override(cfg, train={"labelled_batch_size": 4}))
     parts = [unequal(step) for step in range(8)]
     assert [(len(part.clean), len(part.images), len(part.labels)) for part in parts] == [(16, 4, 4)] * 8
@@ -190,8 +190,8 @@ def conditioned(cfg: Config) -> Config:
     return override(cfg, model={"depth": 2, "class_depth": 1, "label_conditioning": True})
 
 
-def test_a_conditioned_network_is_told_the_labels_of_the_denoising_images():
-    data, cfg = colours(unlabelled=40), config("none")
+def test_a_conditional_network_gets_the_labels_of_the_denoising_images():
+    data, cfg = colors(unlabelled=40), config("none")
     label_of = {image.numpy().tobytes(): int(y) for image, y in zip(data.train.pixels, data.train.labels, strict=True)}
     batches, plain, missing = batches_of(data, conditioned(cfg)), batches_of(data, cfg), 0
     for step in range(10):
@@ -213,20 +213,20 @@ def test_a_conditioned_network_is_told_the_labels_of_the_denoising_images():
 
 @pytest.mark.parametrize("kind", ["vit", "genvit", "hybvit"])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_a_random_batch_has_the_form_of_a_real_one(kind, device):
+def test_a_random_batch_has_the_shapes_of_a_real_one(kind, device):
     cfg = override(conditioned(config(mixing=0.0)), objective={"kind": kind}, train={"labelled_batch_size": 6})
-    made, real = random_batch(cfg.model, minibatches(cfg), labels_of_clean(cfg), device), batches_of(colours(), cfg)(0)
+    made, real = random_batch(cfg.model, minibatches(cfg), labels_of_clean(cfg), device), batches_of(colors(), cfg)(0)
     form = lambda batch: [part if part is None else (part.shape, part.dtype) for part in batch]  # noqa: E731
     assert form(made) == form(real)
 
 
-def test_workers_beside_a_cpu_are_none_and_beside_a_gpu_some():
+def test_no_workers_for_a_cpu_and_some_for_a_gpu():
     assert resolve_workers(None, torch.device("cpu")) == 0
     assert resolve_workers(None, torch.device("cuda")) >= 1
     assert resolve_workers(3, torch.device("cpu")) == 3
 
 
-def test_the_policy_is_the_data_sets_own():
+def test_the_policy_is_that_of_the_data_set():
     assert policy_of(preset("cifar100").data) == "cifar10"
     assert policy_of(replace(preset("cifar10").data, name="svhn")) == "svhn"
     assert policy_of(preset("paper_32").data) == "imagenet"
@@ -236,8 +236,8 @@ def test_the_policy_is_the_data_sets_own():
 @pytest.mark.parametrize("kind", ["vit", "genvit", "hybvit"])
 def test_two_processes_share_every_batch(kind):
     cfg = override(config("weak", 8), objective={"kind": kind})
-    whole = batches_of(colours(), cfg)(5)
-    parts = [batches_of(colours(), cfg, rank, 2)(5) for rank in (0, 1)]
+    whole = batches_of(colors(), cfg)(5)
+    parts = [batches_of(colors(), cfg, rank, 2)(5) for rank in (0, 1)]
     for name, together in whole._asdict().items():
         halves = [getattr(part, name) for part in parts]
         if together is None:

@@ -38,7 +38,7 @@ def test_any_damage_is_found_and_named(tmp_path, name, damage):
         checkpoint.verify(tmp_path / "a")
 
 
-def test_newest_passes_over_damaged_checkpoints(tmp_path):
+def test_newest_skips_damaged_checkpoints(tmp_path):
     for step in (5, 10):
         write(checkpoint.step_folder(tmp_path, step), step)
     (checkpoint.step_folder(tmp_path, 10) / "network.safetensors").write_bytes(b"")
@@ -49,7 +49,7 @@ def test_newest_passes_over_damaged_checkpoints(tmp_path):
         checkpoint.newest(tmp_path)
 
 
-def test_prune_keeps_the_newest_and_sweeps_what_a_kill_left(tmp_path):
+def test_prune_keeps_the_newest_and_deletes_leftovers_of_a_kill(tmp_path):
     for step in (5, 10, 100):
         write(checkpoint.step_folder(tmp_path, step), step)
     (tmp_path / ".step-00000110.99.part").mkdir()
@@ -154,7 +154,7 @@ def test_the_schedule_comes_from_the_buffers_or_the_caller(golden, golden_config
     assert hybvit.load_published(tmp_path / "bare.pth", golden_config, found).diffusion.T == 250
 
 
-def test_what_is_no_weight_file_is_refused(tmp_path):
+def test_files_without_weights_are_refused(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         hybvit.load_published(tmp_path / "none.pth", ViTConfig())
     (tmp_path / "text.pth").write_text("hello")

@@ -35,13 +35,13 @@ def config(name: str, root: Path, size: int = 32, channels: int = 3, **data) -> 
 
 
 def small(monkeypatch, name: str, root: Path, **changes) -> None:
-    """Let the catalogue describe the small archives in ``root``: their sizes, and their checksums as the published ones."""
+    """Make the catalog describe the small archives in ``root``: their sizes and checksums."""
     info = CATALOG[name]
     sums = {file: hashlib.md5((root / file).read_bytes()).hexdigest() for file in info.md5 if (root / file).is_file()}
     monkeypatch.setitem(CATALOG, name, replace(info, md5=info.md5 | sums, **changes))
 
 
-# what is known without opening anything: Appendix A of the paper, and each set's own publication
+# facts known without opening a file: Appendix A of the paper, and the publications of the data sets
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_published_balance(name, split, per_class):
     assert CATALOG[name].balance[split] == per_class
 
 
-def test_unlabelled_images_of_stl10():
+def test_unlabeled_images_of_stl10():
     assert CATALOG["stl10"].splits["unlabelled"] == 100_000
 
 
@@ -96,7 +96,7 @@ def test_label_order_is_the_published_one():
     for name in ("cifar10", "cifar100", "stl10"):
         assert list(CATALOG[name].classes) == sorted(CATALOG[name].classes)
     assert CATALOG["cifar10"].classes[:4] == ("airplane", "automobile", "bird", "cat")
-    assert CATALOG["stl10"].classes[:4] == ("airplane", "bird", "car", "cat")  # another order than CIFAR-10's
+    assert CATALOG["stl10"].classes[:4] == ("airplane", "bird", "car", "cat")  # not the order of CIFAR-10
     assert (CATALOG["cifar100"].classes[0], CATALOG["cifar100"].classes[99]) == ("apple", "worm")
     assert list(CATALOG["cifar100"].classes) == sorted(CATALOG["cifar100"].classes)
     assert CATALOG["fashion_mnist"].classes[9] == "Ankle boot"
@@ -204,7 +204,7 @@ def test_svhn_calls_its_class_10_zero(tmp_path, monkeypatch):
     assert torch.equal(data.test.pixels, torch.from_numpy(official.noise(10, 32, 32, 3)).permute(0, 3, 1, 2))
 
 
-def test_stl10_is_stored_by_columns_and_its_unlabelled_images_can_be_denoised(tmp_path, monkeypatch):
+def test_stl10_is_stored_by_columns_and_its_unlabeled_images_can_be_denoised(tmp_path, monkeypatch):
     official.tar_gz(tmp_path / "stl10_binary.tar.gz", official.stl10())
     splits = {"train": 10, "test": 20, "unlabelled": 7}
     small(monkeypatch, "stl10", tmp_path, splits=splits, balance={"train": 1, "test": 2})
@@ -310,7 +310,7 @@ def test_the_real_fashion_mnist():
     assert 70 < data.train.pixels[:, :, 2:30, 2:30].float().mean() < 75  # published mean 0.2860 * 255 = 72.9
 
 
-# what is wrong is named
+# errors are named
 
 
 def test_a_wrong_checksum_is_refused(tmp_path):
@@ -386,7 +386,7 @@ def test_missing_annotations_and_partitions_are_named(tmp_path, monkeypatch):
         datasets.read_split("celeba", "test", str(tmp_path), decoding(64), False)
 
 
-def test_files_that_are_not_what_they_say(tmp_path, monkeypatch):
+def test_files_with_unexpected_content_are_refused(tmp_path, monkeypatch):
     members = official.cifar10()
     members["cifar-10-batches-py/batches.meta"] = official.python2_pickle({"label_names": ["x"] * 10})
     official.unpacked(tmp_path, members)
@@ -406,7 +406,7 @@ class Trap:
 
 
 @pytest.mark.parametrize("wrapped", [lambda trap: trap, lambda trap: {"data": [trap]}])
-def test_a_pickle_that_asks_for_more_is_refused_by_name(tmp_path, capsys, wrapped):
+def test_a_pickle_with_other_objects_is_refused_by_name(tmp_path, capsys, wrapped):
     official.unpacked(tmp_path, official.cifar10())
     path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     path.write_bytes(pickle.dumps(wrapped(Trap())))
@@ -423,7 +423,7 @@ def test_pickles_of_python_3_are_read_in_every_protocol(tmp_path, protocol):
     assert found == content
 
 
-def test_the_unpickler_offers_no_way_out():
+def test_the_unpickler_allows_no_other_globals():
     for module, name in (("os", "system"), ("builtins", "eval"), ("numpy", "load"), ("numpy.core.multiarray", "fromfile")):
         with pytest.raises(pickle.UnpicklingError, match=rf"{module}\.{name}"):
             ArraysOnly(__import__("io").BytesIO(b"")).find_class(module, name)
@@ -443,7 +443,7 @@ def test_idx_files(tmp_path, compress):
         read_idx(path)
 
 
-def test_what_cannot_be_found_says_where_to_get_it(tmp_path, monkeypatch):
+def test_missing_data_sets_are_reported_with_their_source(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(
         DataError, match=r"imagenet32: .* hybvit cannot download it: put train_data_batch_1 .*or give --data DIR"
@@ -476,7 +476,7 @@ def test_a_download_is_read_afterwards(tmp_path, monkeypatch):
 # other sizes, other channels, other sets
 
 
-def test_out_of_distribution_sets_come_at_the_models_size(tmp_path, monkeypatch):
+def test_out_of_distribution_sets_are_resized_to_the_models_size(tmp_path, monkeypatch):
     official.svhn(tmp_path)
     small(monkeypatch, "svhn", tmp_path, splits={"train": 20, "test": 10}, balance={})
     test = ImageSet(torch.zeros(4, 1, 28, 28, dtype=torch.uint8))
@@ -499,13 +499,13 @@ def test_a_model_that_does_not_fit_the_data_is_refused():
         opened(override(preset("digits"), model={"channels": 3}))
     with pytest.raises(ConfigError, match=r"model\.image_size is 4"):
         opened(override(preset("digits"), model={"image_size": 4}))
-    with pytest.raises(ConfigError, match="no unlabelled images"):
+    with pytest.raises(ConfigError, match="no unlabeled images"):
         opened(override(preset("digits"), data={"unlabelled": True}))
     with pytest.raises(ConfigError, match=r"data\.test_root"):
         opened(override(preset("digits"), data={"test_root": "x"}))
 
 
-def test_data_option_finds_the_named_sets_own_files(tmp_path):
+def test_data_option_finds_the_files_of_the_named_set(tmp_path):
     official.unpacked(tmp_path / "FashionMNIST" / "raw", official.mnist(compress=False))
     assert locate(preset("fashion_mnist_pocket").data, str(tmp_path)).name == "fashion_mnist"
     assert locate(preset("cifar10").data, str(tmp_path)).name == "cifar10"  # it is to be downloaded there

@@ -59,7 +59,7 @@ def test_conversions_invert_each_other(diffusion):
 
 
 @pytest.mark.parametrize("kind", ["eps", "x0", "v", "flow"])
-def test_every_target_stands_for_the_noise_at_every_step(diffusion, kind):
+def test_every_target_converts_to_the_noise_at_every_step(diffusion, kind):
     t = torch.arange(1, 1001)
     g = torch.Generator().manual_seed(0)
     x0, noise = torch.randn(2, 1000, 1, 2, 2, generator=g, dtype=torch.float64)
@@ -119,7 +119,7 @@ def test_posterior_mean_is_equation_14(diffusion):
     torch.testing.assert_close(diffusion.posterior(x0, x_t, t)[0], eq14, rtol=1e-6, atol=1e-8)
 
 
-def test_last_step_lands_on_x0(diffusion):
+def test_the_last_step_yields_x0(diffusion):
     x0, noise, _ = draw()
     one = torch.ones(5, dtype=torch.int64)
     mean, variance = diffusion.posterior(x0, diffusion.q_sample(x0, one, noise), one)
@@ -151,7 +151,7 @@ def test_to_x0_and_to_eps_undo_each_target(kind, schedule):
 
 
 def test_x0_from_v_is_exact_to_rounding_even_at_T():
-    """By way of eps it would be divided by sqrt(abar_T) = 5e-5."""
+    """The conversion through eps would divide by sqrt(abar_T) = 5e-5."""
     diffusion, g = Diffusion.cosine(1000), torch.Generator().manual_seed(0)
     x0, noise = (torch.randn(64, 1, 8, 8, generator=g, dtype=torch.float64) for _ in range(2))
     t = torch.full((64,), 1000)

@@ -22,13 +22,13 @@ def test_pixels_and_x_invert_each_other():
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA", "LA", "1", "I;16", "I", "YCbCr"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_any_pil_mode_becomes_pixels(mode, channels):
-    grey = Image.new("L", (20, 13), 128)
+    gray = Image.new("L", (20, 13), 128)
     if mode == "I;16":
         image = Image.fromarray(np.full((13, 20), 128 * 257, dtype=np.uint16))
     elif mode == "I":
         image = Image.fromarray(np.full((13, 20), 128 * 257, dtype=np.int32))
     else:
-        image = grey.convert(mode)
+        image = gray.convert(mode)
     pixels = as_pixels(image, channels, 8)
     assert pixels.shape == (channels, 8, 8)
     assert pixels.dtype == torch.uint8
@@ -36,7 +36,7 @@ def test_any_pil_mode_becomes_pixels(mode, channels):
         assert abs(pixels.float().mean() - 128) < 3
 
 
-def test_images_without_an_agreed_range_are_refused(tmp_path):
+def test_images_without_a_standard_range_are_refused(tmp_path):
     Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)).save(tmp_path / "float.tiff")
     Image.fromarray(np.full((8, 8), 70_000, dtype=np.int32)).save(tmp_path / "wide.tiff")
     for name in ("float.tiff", "wide.tiff"):
@@ -92,7 +92,7 @@ def test_fit_pads_with_black_in_the_middle():
     assert padded.sum() == 9 * 28 * 28
 
 
-def test_fit_refuses_to_cut_and_resizes_when_told():
+def test_fit_does_not_crop_and_resizes_on_request():
     with pytest.raises(ValueError, match="28 x 28"):
         fit(torch.zeros(1, 1, 28, 28, dtype=torch.uint8), 16)
     ramp = torch.arange(0, 256, 16, dtype=torch.uint8).expand(2, 3, 16, 16)
@@ -101,10 +101,10 @@ def test_fit_refuses_to_cut_and_resizes_when_told():
     assert (halved[0, 0, 0].int() - ramp[0, 0, 0].float().reshape(8, 2).mean(1).int()).abs().max() <= 4
 
 
-def test_grey_and_colour_become_each_other():
-    grey = torch.full((2, 1, 4, 4), 77, dtype=torch.uint8)
-    assert torch.equal(with_channels(grey, 3), grey.expand(-1, 3, -1, -1))
+def test_grayscale_and_color_convert_to_each_other():
+    gray = torch.full((2, 1, 4, 4), 77, dtype=torch.uint8)
+    assert torch.equal(with_channels(gray, 3), gray.expand(-1, 3, -1, -1))
     red = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
     red[:, 0] = 200
     assert with_channels(red, 1).unique().tolist() in ([59], [60])  # 0.299 * 200
-    assert with_channels(grey, 1) is grey
+    assert with_channels(gray, 1) is gray

@@ -44,7 +44,7 @@ OPTIONS = {
 
 
 def losses_of(net: nn.Module, cfg: Config, seed: int = 0, progress: float = 0.0) -> Losses:
-    """A step's losses as training asks for them, on images with labels in both mini-batches."""
+    """The losses of a training step, with labels in both mini-batches."""
     both = batch()._replace(clean_labels=CLEAN_LABELS)
     return hybrid_loss(net, cfg.diffusion.build(), both, cfg.objective, progress=progress, generator=seeded(seed))
 

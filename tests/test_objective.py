@@ -77,7 +77,7 @@ def test_hybvit_is_cross_entropy_plus_alpha_times_denoising():
     torch.testing.assert_close(losses.total, ce + 7 * (eps - noise).abs().mean())
 
 
-def test_vit_and_genvit_minimise_one_term():
+def test_vit_and_genvit_minimize_one_term():
     net, (clean, images, labels, _) = HybViT(SMALL), batch()
     vit = hybrid_loss(net, COSINE, Batch(None, images, labels), PLAIN)
     assert vit.denoising is None
@@ -113,7 +113,7 @@ def test_norms():
         COSINE.target("score", a, t, b)
 
 
-def test_label_smoothing_and_class_shares():
+def test_label_smoothing_and_soft_labels():
     net, (_, images, labels, _) = HybViT(SMALL), batch()
     log_p = net(images).logits.log_softmax(1)
     smoothed = hybrid_loss(net, COSINE, Batch(None, images, labels), Objective(label_smoothing=0.1)).ce
@@ -122,7 +122,7 @@ def test_label_smoothing_and_class_shares():
     torch.testing.assert_close(hybrid_loss(net, COSINE, Batch(None, images, target), PLAIN).ce, smoothed)
 
 
-def test_draws_follow_the_generator_and_cover_all_steps():
+def test_random_numbers_follow_the_generator_and_cover_all_steps():
     net, (clean, *_) = HybViT(SMALL), batch()
     first, again, other = (
         hybrid_loss(net, COSINE, Batch(clean, None, None), PLAIN, generator=seeded(s)).total for s in (0, 0, 1)
@@ -162,7 +162,7 @@ CLEAN_LABELS = torch.tensor([0, 1, 2, 3, -1, -1])
 
 
 class Stub(nn.Module):
-    """One shared weight and two read-outs; it keeps what it was asked, and takes no more than the protocol says."""
+    """One shared weight and two read-outs; it records its calls and takes only the arguments of the protocol."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,12 +195,12 @@ class Stub(nn.Module):
         return Output(logits, uncond + self.of_label(options["y"]), uncond) if options.get("uncond") else Output(logits, uncond)
 
     def of_label(self, y):
-        """What the label adds: nothing for the label 4, which stands for none."""
+        """The contribution of the label: 0 for the label 4, which means "no label"."""
         return torch.where(y == 4, 0.0, 1.0 + y)[:, None, None, None] * self.shared.mean()
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_without_options_nothing_but_the_paper_is_computed_and_drawn(norm):
+def test_without_options_only_the_papers_terms_are_computed(norm):
     net, (clean, images, labels, _), g, reference = Stub(), batch(), seeded(), seeded()
     losses = hybrid_loss(net, COSINE, Batch(clean, images, labels), plain(norm=norm), generator=g)
     t = torch.randint(1, 1001, (6,), generator=reference)
@@ -261,7 +261,7 @@ def test_time_weights_by_hand(weighting, target, expected):
 
 
 @pytest.mark.parametrize("diffusion", [Diffusion.cosine(50), Diffusion.flow(50)], ids=["cosine", "flow"])
-def test_a_weighted_denoiser_is_judged_alike_whatever_it_predicts(diffusion):
+def test_the_weighted_loss_does_not_depend_on_the_parametrization(diffusion):
     g, t = seeded(), torch.arange(1, 51)
     x0, noise, error = torch.randn(3, 50, 1, 2, 2, generator=g, dtype=torch.float64)
     x_t = diffusion.q_sample(x0, t, noise)
@@ -269,7 +269,7 @@ def test_a_weighted_denoiser_is_judged_alike_whatever_it_predicts(diffusion):
     guess = diffusion.predict_x0(x_t, t, eps)
 
     def losses(kind, of):
-        """The weighted squared error at each t of the one denoiser, when it predicts ``kind``."""
+        """The weighted squared error at each t of the same denoiser when it predicts ``kind``."""
         error = (diffusion.target(kind, guess, t, eps) - diffusion.target(kind, x0, t, noise)).square().flatten(1).mean(1)
         return time_weights(diffusion, of, kind)[t] * error
 
@@ -280,7 +280,7 @@ def test_a_weighted_denoiser_is_judged_alike_whatever_it_predicts(diffusion):
         assert ratio.max() > 2 * ratio.min()
 
 
-def test_the_objective_weighs_each_image_by_its_time():
+def test_the_objective_weights_each_image_by_its_time():
     net, clean = Stub(), batch().clean
     t, noise = drawn(clean, FLOW_3)
     assert set(t.tolist()) == {1, 2, 3}
@@ -308,7 +308,7 @@ def test_logit_normal_times_have_its_quantiles():
     assert torch.equal(net.asked[0][1], draw_times(6, 1000, "logit_normal", seeded()))
 
 
-def test_labels_are_dropped_by_share_and_unknown_ones_always():
+def test_labels_are_dropped_at_random_and_unknown_ones_always():
     labels = torch.arange(4).repeat(5000)
     labels[:100] = -1
     found = drop_labels(labels, 4, 0.1, seeded())
@@ -323,7 +323,7 @@ def test_labels_are_dropped_by_share_and_unknown_ones_always():
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_the_network_gets_the_label_it_denoises_towards(labelled):
+def test_the_network_gets_the_labels_of_the_noisy_images(labelled):
     clean, images, labels, _ = batch()
     known = Batch(clean, *((images, labels) if labelled else (None, None)), CLEAN_LABELS)
     net, other = Stub(), Stub()
@@ -333,12 +333,12 @@ def test_the_network_gets_the_label_it_denoises_towards(labelled):
         assert list(net.asked[-1][-1]) == ["y"]
         assert net.asked[-1][-1]["y"].tolist() == expected
     hybrid_loss(other, COSINE, known._replace(clean_labels=None), PLAIN, generator=seeded())
-    assert torch.equal(net.asked[-1][-3], other.asked[-1][-3])  # the same x_t: t and eps are drawn before
+    assert torch.equal(net.asked[-1][-3], other.asked[-1][-3])  # the same x_t: t and eps are sampled first
     assert torch.equal(net.asked[-1][-2], other.asked[-1][-2])
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_guidance_is_learned_from_what_the_label_changes(labelled):
+def test_guidance_is_learned_from_the_effect_of_the_label(labelled):
     clean, images, labels, _ = batch()
     known = Batch(clean, *((images, labels) if labelled else (None, None)), CLEAN_LABELS)
     net, (t, noise) = Stub(), drawn(clean)
@@ -364,7 +364,7 @@ def test_learned_guidance_is_classifier_free_guidance():
     assert torch.equal(guided_target(cond, uncond, uncond, 0.7), cond)  # without a label
 
 
-def test_noisy_images_are_classified_by_what_is_left_of_them():
+def test_the_loss_of_noisy_labels_is_weighted_by_the_signal():
     net, (clean, images, labels, _) = Stub(), batch()
     t, _ = drawn(clean)
     both = Batch(clean, images, labels, CLEAN_LABELS)
@@ -386,7 +386,7 @@ def test_noisy_images_are_classified_by_what_is_left_of_them():
         hybrid_loss(net, COSINE, both._replace(clean_labels=None), plain(noisy_labels=0.5))
 
 
-def test_alpha_moves_in_a_straight_line():
+def test_alpha_changes_linearly():
     assert [Objective(alpha=7.0).alpha_at(p) for p in (0.0, 0.3, 1.0)] == [7.0, 7.0, 7.0]
     moving = Objective(alpha=100.0, alpha_end=20.0)
     assert [moving.alpha_at(p) for p in (0.0, 0.25, 1.0)] == [100.0, 80.0, 20.0]
@@ -396,7 +396,7 @@ def test_alpha_moves_in_a_straight_line():
     torch.testing.assert_close(halfway.total, halfway.ce + 60.0 * halfway.denoising)
 
 
-def test_the_objective_is_read_at_one_sitting():
+def test_the_objective_stays_short():
     """A new option is a field of Objective and a function of its own, not an argument and a branch here."""
     assert len(inspect.signature(hybrid_loss).parameters) <= 6
     assert len(inspect.getsource(hybrid_loss).splitlines()) <= 60
@@ -424,7 +424,7 @@ def test_options_that_do_not_fit_are_named(fields, words):
         Config(objective=Objective(**fields))
 
 
-def test_guidance_needs_images_without_a_label_too():
+def test_guidance_needs_label_dropout():
     model = ViTConfig(label_conditioning=True, class_depth=6)
     Config(model=model, objective=Objective(guidance=0.3))
     with pytest.raises(ConfigError, match=r"label_dropout above 0"):
@@ -443,7 +443,7 @@ def test_options_survive_the_file(tmp_path):
     assert Objective() == Objective("hybvit", 100.0, None, "l1", "eps", "uniform", "uniform", 0, 0.1, 0.1, 0)
 
 
-def test_on_a_cpu_noise_is_what_its_generator_draws():
+def test_on_a_cpu_noise_comes_from_the_generator_itself():
     x = torch.empty(3, 2, dtype=torch.float64)
     drawn = normal_like(x, torch.Generator().manual_seed(7))
     assert torch.equal(drawn, torch.randn(3, 2, generator=torch.Generator().manual_seed(7), dtype=torch.float64))

@@ -24,9 +24,9 @@ def own(root: Path | str, name: str = "folder", channels: int = 3, kind: str = "
     return override(Config(model=model, data=DataConfig(name=name, root=str(root), **data)), objective={"kind": kind})
 
 
-def save(path: Path, colour: tuple[int, int, int] = (200, 30, 90), mode: str = "RGB", size: tuple[int, int] = (12, 9)) -> None:
+def save(path: Path, color: tuple[int, int, int] = (200, 30, 90), mode: str = "RGB", size: tuple[int, int] = (12, 9)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).convert(mode).save(path)
+    Image.new("RGB", size, color).convert(mode).save(path)
 
 
 # folders
@@ -68,7 +68,7 @@ def test_a_class_without_a_training_image_is_named(tmp_path, images):
         opened(own(tmp_path))
 
 
-def test_documents_beside_the_images_are_left_alone(tmp_path):
+def test_other_files_are_ignored(tmp_path):
     for i in range(6):
         save(tmp_path / "cat" / f"{i}.png")
     (tmp_path / "cat" / "paper.pdf").write_text("%PDF")
@@ -76,7 +76,7 @@ def test_documents_beside_the_images_are_left_alone(tmp_path):
     assert len(opened(own(tmp_path)).train) == 4
 
 
-def test_folders_that_cannot_serve_are_named(tmp_path):
+def test_unusable_folders_are_named(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         opened(own(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="contains no class subfolders and no images"):
@@ -104,7 +104,7 @@ def test_a_flat_folder_is_for_genvit(tmp_path):
         opened(own(tmp_path))
 
 
-def test_a_zip_serves_like_a_folder(tmp_path):
+def test_a_zip_works_like_a_folder(tmp_path):
     members = {f"{kind}/{i}.jpg": official.jpeg(i) for kind in ("cat", "dog") for i in range(6)}
     root = official.zip_file(tmp_path / "pets.zip", members | {"__MACOSX/cat/._0.jpg": b"not an image"})
     assert locate(preset("digits").data, str(root)).name == "folder"
@@ -124,7 +124,7 @@ def test_a_test_folder_elsewhere(tmp_path):
 
 
 @pytest.mark.parametrize("memory", [1.0, 0.0])
-def test_bad_files_are_named_counted_and_left_out_up_to_a_limit(tmp_path, capsys, memory):
+def test_bad_files_are_named_counted_and_skipped_up_to_a_limit(tmp_path, capsys, memory):
     for i in range(10):
         save(tmp_path / "a" / f"{i}.png", (10 * i, 0, 0))
     for i in (3, 7):
@@ -147,7 +147,7 @@ def test_bad_files_are_named_counted_and_left_out_up_to_a_limit(tmp_path, capsys
     assert shades <= {10 * i for i in range(10) if i not in (3, 7)}
 
 
-def test_images_that_do_not_fit_into_memory_are_decoded_when_asked_for(tmp_path):
+def test_images_that_do_not_fit_into_memory_are_decoded_on_access(tmp_path):
     for i in range(10):
         save(tmp_path / "ab"[i % 2] / f"{i}.png", (10 * i, 0, 0))
     now, later = (opened(own(tmp_path, memory_gib=gib)) for gib in (1.0, 0.0))
@@ -199,14 +199,14 @@ def test_a_manifest(tmp_path, form):
         ([], "lists no images"),
     ],
 )
-def test_manifests_that_cannot_serve_name_the_line(tmp_path, rows, message):
+def test_errors_in_manifests_name_the_line(tmp_path, rows, message):
     save(tmp_path / "0.png")
     save(tmp_path / "1.png")
     with pytest.raises(DataError, match=message):
         opened(own(table(tmp_path, "jsonl", rows), "manifest"))
 
 
-def test_a_manifest_that_is_no_json(tmp_path):
+def test_a_manifest_that_is_not_json(tmp_path):
     (tmp_path / "images.jsonl").write_text('{"path": "0.png"}\nnonsense\n')
     with pytest.raises(DataError, match="line 2: not JSON"):
         opened(own(tmp_path / "images.jsonl", "manifest"))
@@ -256,7 +256,7 @@ def test_hugging_face_sets_that_cannot_be_read_are_named(tmp_path, monkeypatch):
         opened(own("hf://nobody/nothing", "huggingface"))
 
 
-def test_data_option_means_what_lies_there(tmp_path):
+def test_data_option_detects_the_format(tmp_path):
     save(tmp_path / "a" / "0.png")
     assert locate(preset("fashion_mnist_pocket").data, str(tmp_path)).name == "folder"
     assert locate(preset("digits").data, "anywhere").name == "folder"
@@ -321,7 +321,7 @@ def test_splits_of_parquet_files(tmp_path, names):
     assert not train & test
 
 
-def test_a_bad_file_met_by_a_worker_is_one_line(tmp_path):
+def test_a_bad_file_in_a_worker_is_reported_in_one_line(tmp_path):
     from hybvit.data.loader import batches_of_steps
 
     for i in range(10):
@@ -335,7 +335,7 @@ def test_a_bad_file_met_by_a_worker_is_one_line(tmp_path):
     assert "Traceback" not in str(caught.value)
 
 
-def test_what_a_relative_data_option_means_does_not_depend_on_where_one_stands(tmp_path, monkeypatch):
+def test_a_relative_data_option_does_not_depend_on_the_current_folder(tmp_path, monkeypatch):
     save(tmp_path / "photos" / "a" / "0.png")
     monkeypatch.chdir(tmp_path)
     assert locate(preset("digits").data, "photos").root == str(tmp_path / "photos")

@@ -23,7 +23,7 @@ def gaussian_denoiser(diffusion: Diffusion):
 
 
 def exact_flow(diffusion: Diffusion, x: torch.Tensor, start: int) -> torch.Tensor:
-    """Where the probability-flow ODE carries x from time ``start`` to 0: standardised values stay what they are."""
+    """Where the probability-flow ODE carries x from time ``start`` to 0: standardized values do not change."""
     abar = diffusion.alpha_bar[start]
     return MEAN + STD * (x - abar.sqrt() * MEAN) / (abar * STD**2 + 1 - abar).sqrt()
 
@@ -44,7 +44,7 @@ def start(b: int = 4) -> torch.Tensor:
 
 
 def wavy(x_t, t):
-    """A denoiser without closed form, for comparing implementations; what it predicts leaves [-1, 1] here and there."""
+    """A denoiser without closed form, for comparing implementations; some predictions are outside [-1, 1]."""
     return 1.3 * torch.tanh(x_t * 0.7 + torch.cos(t.to(x_t.dtype) / 300)[:, None, None, None])
 
 

@@ -23,7 +23,7 @@ STREAM = "order of labeled images"
 
 
 def png(number: int) -> bytes:
-    """A picture that tells its number: a colour of two digits in base 256."""
+    """An image that encodes its number as a color: two digits in base 256."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8), (number // 256, number % 256, 0)).save(file, "PNG")
     return file.getvalue()
@@ -55,7 +55,7 @@ def config(root: Path | str, **data) -> Config:
     return Config(model=model, data=DataConfig(name="shards", root=str(root), **data))
 
 
-def test_an_epoch_holds_every_sample_once_and_shuffles_them(tmp_path):
+def test_an_epoch_has_every_sample_once_in_shuffled_order(tmp_path):
     names = write_shards(tmp_path, [13, 7, 11, 20])
     stream = ShardStream(shards(names), 0, STREAM, 16, 16)
     n = 51
@@ -82,7 +82,7 @@ def test_the_stream_can_be_entered_anywhere(tmp_path):
     assert number_of(ShardStream(shards(names), 4, STREAM, 16, 16).take(torch.arange(300))[0]) != whole
 
 
-def test_repeats_stand_a_lane_apart(tmp_path):
+def test_repeats_are_a_lane_apart(tmp_path):
     names = write_shards(tmp_path, [16, 16])
     _, _, keys = ShardStream(shards(names), 0, STREAM, 16, 16, repeats=3).take(torch.arange(96))
     assert keys[:, 1].bincount().tolist() == [3] * 32
@@ -91,7 +91,7 @@ def test_repeats_stand_a_lane_apart(tmp_path):
 
 
 class Watched(Shards):
-    """Shards that note which samples were read."""
+    """Shards that record which samples were read."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__(names, ("0", "1", "2"), Decoding(3, 8, BadFiles(0), 2**30))
@@ -171,7 +171,7 @@ def test_remote_shards_need_their_sizes():
 
 
 def test_shards_over_http(tmp_path):
-    """A server on this machine stands for the network: nothing but sizes.json and the shards themselves is asked for."""
+    """A local server: only sizes.json and the shards themselves are requested."""
     import functools
     import http.server
     import threading
@@ -192,7 +192,7 @@ def test_shards_over_http(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["folders", "names", "pattern"])
-def test_where_shards_may_lie(tmp_path, layout):
+def test_layouts_of_shards(tmp_path, layout):
     if layout == "folders":
         write_shards(tmp_path / "train", [9, 9])
         write_shards(tmp_path / "val", [5], prefix="x")
@@ -210,7 +210,7 @@ def test_where_shards_may_lie(tmp_path, layout):
     assert opened(cfg).classes == ("red", "green", "blue")
 
 
-def test_shards_that_cannot_serve_are_named(tmp_path):
+def test_unusable_shards_are_named(tmp_path):
     write_shards(tmp_path, [9])
     with pytest.raises(DataError, match=r"no test shards .*--data\.test_root"):
         opened(config(tmp_path))
@@ -223,7 +223,7 @@ def test_shards_that_cannot_serve_are_named(tmp_path):
         opened(config(tmp_path, memory_gib=0.0))
 
 
-def test_unlabelled_shards_are_for_genvit(tmp_path):
+def test_unlabeled_shards_are_for_genvit(tmp_path):
     write_shards(tmp_path, [9], labels=False)
     write_shards(tmp_path, [5], labels=False, prefix="test")
     cfg = override(config(tmp_path), train={"batch_size": 4})
@@ -234,7 +234,7 @@ def test_unlabelled_shards_are_for_genvit(tmp_path):
     assert batches_of(data, override(cfg, objective={"kind": "genvit"}))(0).clean.shape == (4, 3, 8, 8)
 
 
-def test_of_shards_whose_classes_nobody_names_only_the_images_are_read(tmp_path):
+def test_shards_without_known_classes_have_no_labels(tmp_path):
     write_shards(tmp_path, [9])
     write_shards(tmp_path, [5], prefix="test")
     data = open_dataset(config(tmp_path).data, (3, 8, 8))
@@ -253,7 +253,7 @@ def test_strong_augmentation_of_a_stream(tmp_path):
     assert torch.equal(batch.images, batches_of(data, cfg)(5).images)
 
 
-def test_a_bad_sample_among_those_that_give_the_mean_is_left_out(tmp_path, capsys):
+def test_a_bad_sample_is_skipped_in_the_mean_color(tmp_path, capsys):
     write_shards(tmp_path, [10], prefix="test")
     with webdataset.TarWriter(str(tmp_path / "train-000.tar")) as writer:
         for i in range(20):

@@ -77,4 +77,4 @@ def test_datasets_are_listed_with_what_to_do(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", CATALOG)
 def test_every_data_set_can_be_described(name, capsys):
     assert cli.main(["datasets", name]) == 0
-    assert "licence: " in capsys.readouterr().out
+    assert "license: " in capsys.readouterr().out

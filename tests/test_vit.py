@@ -28,7 +28,7 @@ VARIANTS = {
 def build(**changes) -> HybViT:
     torch.manual_seed(0)
     net = HybViT(ViTConfig(**{**SMALL.__dict__, **changes}))
-    with torch.no_grad():  # zero-initialised parts would make every equality trivial
+    with torch.no_grad():  # zero-initialized parts would make every equality trivial
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return net.double()
@@ -73,7 +73,7 @@ def test_golden_logits_and_noise(golden, golden_config, golden_file):
     assert (eps - golden["eps"]).abs().max() < 1e-5
 
 
-def test_patches_are_in_raster_order_with_row_column_channel_inside():
+def test_patches_are_in_raster_order_and_pixels_in_row_column_channel_order():
     x = torch.arange(2 * 3 * 4 * 6 * 6).reshape(2, -1, 6, 6)[:, :3]
     patches = patchify(x, 2)
     assert patches.shape == (2, 9, 12)
@@ -153,7 +153,7 @@ def seen_by_layers(net):
 
 
 def test_long_skips_join_the_first_layers_to_the_last():
-    """Depth 3 has one skip: what leaves layer 0 enters layer 2 beside what leaves layer 1."""
+    """Depth 3 has one skip: layer 2 takes the outputs of layers 0 and 1."""
     net, (x, t) = build(long_skips=True), inputs()
     seen = seen_by_layers(net)
     net(x, t)
@@ -162,7 +162,7 @@ def test_long_skips_join_the_first_layers_to_the_last():
     torch.testing.assert_close(seen["in2"], net.skips[0](torch.cat((seen["out1"], seen["out0"]), dim=-1)))
 
 
-def test_of_several_long_skips_the_last_kept_comes_back_first():
+def test_long_skips_are_last_in_first_out():
     net, (x, t) = build(depth=5, long_skips=True), inputs()
     seen = seen_by_layers(net)
     net(x, t)
@@ -178,10 +178,10 @@ def test_film_scales_and_shifts_each_channel():
     scale, shift = (film.weight @ torch.nn.functional.silu(time[0]) + film.bias).chunk(2)
     found = film.modulate(features, time, noisy)
     torch.testing.assert_close(found[0], features[0] * (1 + scale)[:, None, None] + shift[:, None, None])
-    torch.testing.assert_close(found[1], film.modulate(features, None, None)[1])  # a clean row sees the bias alone
+    torch.testing.assert_close(found[1], film.modulate(features, None, None)[1])  # for a clean row, only the bias is used
 
 
-def test_what_v2_adds_starts_where_it_does_not_disturb():
+def test_time_conditioning_of_v2_starts_at_zero():
     torch.manual_seed(0)
     parts = {"time": "adaln_single", "patch_embedding": "conv", "pixel_readout": "conv", "final_norm": True}
     net = HybViT(replace(SMALL, class_depth=2, label_conditioning=True, num_classes=200, **parts)).double()
@@ -189,12 +189,12 @@ def test_what_v2_adds_starts_where_it_does_not_disturb():
     for layer in net.layers:
         layer.register_forward_hook(lambda m, i, o: torch.testing.assert_close(o, i[0], rtol=0, atol=0))
     stream = net.forward_trunk(x, t)
-    assert torch.equal(stream.z, net.forward_trunk(x, t + 300).z)  # the time is not seen yet, in the stem neither
+    assert torch.equal(stream.z, net.forward_trunk(x, t + 300).z)  # no dependence on the time at first, not even in the stem
     assert torch.equal(net.read_pixels(stream), net.read_pixels(replace(stream, time=1 + stream.time)))
     assert net.label_embedding.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
-def test_conv_readout_sees_the_input_image():
+def test_conv_readout_takes_the_input_image():
     net, (x, t) = build(pixel_readout="conv"), inputs()
     stream = net.forward_tail(net.forward_trunk(x, t), None)
     assert (net.read_pixels(stream) - net.read_pixels(replace(stream, pixels=x + 1))).abs().max() > 1e-3
@@ -213,7 +213,7 @@ def test_adaln_single_is_adaln_zero_with_one_modulation_and_constants_per_layer(
         torch.testing.assert_close(single(x, times), zero(x, times), rtol=0, atol=1e-12)
 
 
-def test_labelled_images_go_no_further_than_the_tap():
+def test_labeled_images_skip_the_layers_after_the_tap():
     net, (x, t) = build(class_depth=2, long_skips=True), inputs()
     rows = []
     for layer in net.layers:
@@ -232,7 +232,7 @@ def test_a_noisy_image_is_classified_at_its_time():
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_features_and_head_are_those_of_timm(changes):
-    """timm: forward_features gives all tokens, forward_head their logits, or with pre_logits what these are a map of."""
+    """As in timm: forward_features returns all tokens, forward_head the logits or, with pre_logits, their input."""
     net, (x, _) = build(**changes), inputs()
     z = net.forward_features(x)
     assert net.num_prefix_tokens == 1
@@ -249,7 +249,7 @@ def test_the_label_reaches_the_pixels_and_not_the_logits():
     cond, uncond = net(x, t, y), net(x, t)
     assert torch.equal(cond.logits, uncond.logits)
     assert (cond.prediction - uncond.prediction).abs().amax((1, 2, 3))[:3].min() > 1e-3
-    assert torch.equal(cond.prediction[3], uncond.prediction[3])  # K stands for no label
+    assert torch.equal(cond.prediction[3], uncond.prediction[3])  # K means "no label"
     torch.testing.assert_close(net.joint(x, x, t, y=y).prediction, cond.prediction, rtol=0, atol=1e-12)
     both = net.joint(x, x, t, y=y, uncond=True)
     torch.testing.assert_close(both.prediction, cond.prediction, rtol=0, atol=1e-12)
@@ -260,7 +260,7 @@ def test_the_label_reaches_the_pixels_and_not_the_logits():
         build().denoise(x, t, y)
 
 
-def test_the_pass_without_a_label_leaves_the_gradients_of_mixed_precision():
+def test_the_unconditional_pass_does_not_change_gradients_in_mixed_precision():
     net, (x, t) = build(**VARIANTS["label"]).float(), inputs()
     gradients = []
     for uncond in (False, True):
@@ -272,7 +272,7 @@ def test_the_pass_without_a_label_leaves_the_gradients_of_mixed_precision():
     assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
 
 
-def test_rope_sees_only_the_distance_of_two_patches_and_leaves_the_prefix():
+def test_rope_depends_only_on_the_offset_of_two_patches_and_skips_the_prefix():
     net = build(rope=True)
     rope = net.layers[0].attention.rope
     q, k = torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -285,7 +285,7 @@ def test_rope_sees_only_the_distance_of_two_patches_and_leaves_the_prefix():
     torch.testing.assert_close(turned[0].norm(dim=1), q.norm().expand(17), rtol=0, atol=1e-6)
 
 
-def test_queries_and_keys_are_normalised_per_head():
+def test_queries_and_keys_are_normalized_per_head():
     net = build(qk_norm=True)
     attention = net.layers[0].attention
     z = torch.randn(2, 17, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -295,7 +295,7 @@ def test_queries_and_keys_are_normalised_per_head():
     torch.testing.assert_close(attention(z), before, rtol=0, atol=1e-4)
 
 
-def test_swiglu_has_as_many_parameters_and_its_gate():
+def test_swiglu_has_as_many_parameters_and_a_gate():
     net = build(mlp="swiglu", dim=48)
     mlp = net.layers[0].mlp
     assert sum(p.numel() for p in mlp.parameters() if p.ndim == 2) == 2 * 48 * 96
@@ -333,13 +333,13 @@ def test_adaln_zero_starts_as_the_identity():
 
 
 def test_token_scalars_are_cancelled_by_the_layer_norm():
-    """Spec, section 2: LN(a z + b) = LN(z) for scalars a > 0 and b, so the paper's branches hardly see the time."""
+    """Spec, section 2: LN(a z + b) = LN(z) for scalars a > 0 and b, so the branches of the paper hardly depend on the time."""
     z = torch.randn(3, 17, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     norm = torch.nn.LayerNorm(32, eps=1e-12).double()
     torch.testing.assert_close(norm(2.5 * z + 0.7), norm(z), rtol=0, atol=1e-9)
 
 
-def test_time_embedding_sees_t_minus_1_sine_first():
+def test_time_embedding_is_computed_at_t_minus_1_sine_first():
     embedding = TimeEmbedding(6, 8)
     seen = []
     embedding.mlp = torch.nn.Sequential(torch.nn.Identity())

@@ -147,7 +147,7 @@ def read_published(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             break
         content = inner
     if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{path}: holds no state dict (a mapping from names to tensors)")
+        raise CheckpointError(f"{path}: contains no state dict (a mapping from names to tensors)")
     tensors: dict[str, Tensor] = {}
     for key, value in content.items():
         if not isinstance(value, Tensor):

@@ -126,7 +126,7 @@ class JEM(nn.Module):
         The samples continue persistent chains from the replay buffer.
 
         Args:
-            batch: ``images`` with ``labels``, int64 [B] or class shares [B, K]; ``clean`` are the real images of p(x).
+            batch: ``images`` with ``labels``, int64 [B] or soft labels [B, K]; ``clean`` are the real images of p(x).
             objective: only its label smoothing is used.
             generator: a CPU generator for all randomness.
 

@@ -96,7 +96,7 @@ class TrainingBatches:
         return Batch(clean, images, labels, clean_labels)
 
     def augment(self, pixels: Tensor, labels: Tensor, u: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Augment the labeled mini-batch by ``data.augment`` -> x, and labels int64 [B] or class shares float [B, K]."""
+        """Augment the labeled mini-batch by ``data.augment`` -> x, and labels int64 [B] or soft labels float [B, K]."""
         data = self.data
         if data.augment != "none":
             pixels = augment_weakly(pixels, u, data.crop_padding, data.flip)
@@ -176,11 +176,11 @@ class ShuffledSets:
         pixels, start = torch.empty(len(index), *self.sets[0].pixels.shape[1:], dtype=torch.uint8), 0
         labels = torch.full_like(index, NO_LABEL)
         for images in self.sets:
-            here = (index >= start) & (index < start + len(images))
-            if bool(here.any()):
-                pixels[here], known = images.take(index[here] - start)
+            in_set = (index >= start) & (index < start + len(images))
+            if bool(in_set.any()):
+                pixels[in_set], known = images.take(index[in_set] - start)
                 if known is not None:
-                    labels[here] = known
+                    labels[in_set] = known
             start += len(images)
         return pixels, labels, keys
 
@@ -316,7 +316,7 @@ def cutmix(x: Tensor, share: float, center: tuple[float, float]) -> tuple[Tensor
 
 
 def mixed_labels(labels: Tensor, num_classes: int, share: float) -> Tensor:
-    """Labels int64 [B] -> class shares float32 [B, K] of images mixed with partners half a batch away."""
+    """Labels int64 [B] -> soft labels float32 [B, K] of images mixed with partners half a batch away."""
     own = torch.nn.functional.one_hot(labels, num_classes).float()
     return own * share + own.roll(len(labels) // 2, 0) * (1 - share)
 
@@ -333,7 +333,7 @@ def mix_batch(
         x: float [B, C, H, W]; labels: int64 [B].
 
     Returns:
-        the images, and their targets: int64 [B] if nothing was mixed, class shares float32 [B, K] otherwise.
+        the images, and their targets: int64 [B] if nothing was mixed, soft labels float32 [B, K] otherwise.
     """
     mixing, choice, share, *center = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
     if mixing >= probability:

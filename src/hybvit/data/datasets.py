@@ -74,7 +74,7 @@ def _named(data: DataConfig, decoding: Decoding) -> Dataset:
             f"set it to {info.size}, or --data.resize true"
         )
     if data.unlabelled and "unlabelled" not in info.splits:
-        raise ConfigError(f"data.unlabelled is true, but {data.name} has no unlabelled images")
+        raise ConfigError(f"data.unlabelled is true, but {data.name} has no unlabeled images")
     if data.root is not None and not info.files:
         raise ConfigError(f"data.root is {data.root}, but {data.name} ships with scikit-learn: leave it out")
     if data.test_root is not None:
@@ -168,7 +168,7 @@ def download(name: str, root: str | None) -> Path:
     import torchvision.datasets as tv
     from torchvision.datasets.utils import download_url
 
-    fetch: dict[str, Callable[[], object]] = {
+    downloads: dict[str, Callable[[], object]] = {
         "mnist": lambda: tv.MNIST(str(folder), download=True),
         "fashion_mnist": lambda: tv.FashionMNIST(str(folder), download=True),
         "cifar10": lambda: tv.CIFAR10(str(folder), download=True),
@@ -179,7 +179,7 @@ def download(name: str, root: str | None) -> Path:
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        fetch[name]()
+        downloads[name]()
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: not in {folder}, and the download failed ({reason}): {download_hint(name)}") from None

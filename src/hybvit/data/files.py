@@ -122,7 +122,7 @@ def unpickle(raw: bytes, path: Path) -> Any:
         try:
             return ArraysOnly(io.BytesIO(raw), encoding="latin1").load()
         except pickle.UnpicklingError as error:
-            raise DataError(f"{path}: refused or damaged pickle: {error}") from None
+            raise DataError(f"{path}: unsupported or damaged pickle: {error}") from None
 
 
 def field(content: Any, name: str, path: Path) -> Any:
@@ -213,8 +213,8 @@ class Files:
                 continue
             seen.add(real)
             folders.sort()
-            below = Path(folder).relative_to(self.source)
-            found += [(below / name).as_posix() for name in names]
+            relative = Path(folder).relative_to(self.source)
+            found += [(relative / name).as_posix() for name in names]
         return sorted(found)
 
     @staticmethod

@@ -1,6 +1,6 @@
 """The joint objective L = L_CE + alpha L_simple (Eqs. 22-24) over two mini-batches (Sec. 4.2), and its variants.
 
-Shapes: images [Bc, C, H, W] and clean [Bd, C, H, W] in [-1, 1]; labels int64 [Bc], or class shares float [Bc, K] (MixUp);
+Shapes: images [Bc, C, H, W] and clean [Bd, C, H, W] in [-1, 1]; labels int64 [Bc], or soft labels float [Bc, K] (MixUp);
 t int64 in 1..T, 0 for a clean image. All randomness comes from one CPU generator. Everything random except the noise is also
 computed on the CPU.
 """

@@ -214,7 +214,7 @@ class AdaLNLayer(Layer):
 
 
 class AdaLNZeroLayer(AdaLNLayer):
-    """adaLN with a separate modulation for each layer; the bias of that modulation is the constants."""
+    """adaLN with a separate modulation for each layer, whose bias holds the constants."""
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__(cfg, affine=False, modulation=nn.Linear(cfg.time_width, 6 * cfg.dim))
