@@ -36,7 +36,7 @@ tags: [image-classification, {kind}-image-generation, diffusion, vit]
 
 # {name}
 
-This Vision Transformer was trained on the training images of [{title}]({source}) ({licence}).
+This Vision Transformer was trained on the training images of [{title}]({source}) ({license}).
 It classifies such images, generates them, and bounds their likelihood. It is bundled with the package:
 
 ```python
@@ -147,7 +147,7 @@ def ship(name: str, run: Path, options: list[str]) -> None:
         kind="conditional" if model.takes_labels else "unconditional",
         title=info.title,
         source=info.source,
-        licence=info.licence,
+        license=info.license,
         channels=info.channels,
         size=info.size,
     )

@@ -101,8 +101,8 @@ def with_own_data(model: HybridModel, dataset: str | None, root: str | None) -> 
         group = replace(group, name=dataset, root=None, test_root=None)
     if root:
         group = replace(locate(group, root), test_root=None)
-    labelled = model.cfg.objective.kind != "genvit"
-    data = open_dataset(group, model.image_shape, model.cfg.model.num_classes, labeled=labelled)
+    labeled = model.cfg.objective.kind != "genvit"
+    data = open_dataset(group, model.image_shape, model.cfg.model.num_classes, labeled=labeled)
     check_classes(model.cfg, data)
     return Subject("HybridModel", model, data, replace(model.cfg, data=group), group.name)
 

@@ -66,7 +66,7 @@ def plan(names: list[str], scale: Scale, only: set[str], fields: list[str]) -> P
 
 def dry_run(work: Plan, mine: list[Job], folder: Path, scale: Scale) -> None:
     total = left = measuring = 0.0
-    print(f"{'run':<30}{'parameters':>12}{'steps':>10}{'PFLOP':>10}{'training':>10}{'measuring':>11}  state")
+    print(f"{'run':<30}{'parameters':>12}{'steps':>10}{'PFLOP':>10}{'training':>10}{'evaluation':>11}  state")
     for job in mine:
         price, state = cost(job.cfg), state_of(folder / job.run, job.cfg)
         hours, after = scale.hours(job.cfg), evaluation_eflop(job, scale) * 1e18 / scale.speed / 3600
