@@ -70,7 +70,7 @@ BENDS = {
     ("reproduce", "presets"): ("left", f"H{LEFT}"),
     ("presets", "config"): ("down", "side"),
     ("evaluation", "distributed"): ("right", f"H{RIGHT}"),
-    ("model", "metrics"): ("left", f"H{LANE}"),
+    ("baselines", "metrics"): ("left", f"H{LANE}"),
     ("model", "hub"): ("right", f"H{RIGHT}"),
     ("model", "devices"): ("right", f"H{FAR}"),
     ("networks", "checkpoint"): ("right", "H536", "side"),
