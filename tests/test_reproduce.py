@@ -21,8 +21,8 @@ from hybvit.checkpoint import newest, read_tensors, step_folders, step_of
 from hybvit.config import differences, override
 from hybvit.errors import ConfigError
 from hybvit.presets import PRESETS, preset
-from hybvit.reproduce import claims, figures, pages, render, scales, timing, work
-from hybvit.reproduce.published import tables
+from hybvit.reproduce import claims, figures, pages, published, render, scales, timing, work
+from hybvit.reproduce.published import rows_of, tables
 from hybvit.reproduce.runs import (
     SNAPSHOTS,
     Job,
@@ -35,7 +35,7 @@ from hybvit.reproduce.runs import (
     try_job,
 )
 from hybvit.reproduce.scales import FULL, POCKET
-from hybvit.reproduce.tables import FIGURES, NAMES, Measured, Row, measured, rows, run_of, runs_of, suites_of
+from hybvit.reproduce.tables import FIGURES, NAMES, Measured, Row, measured, rows, runs_of, suites_of
 from hybvit.storage import lock_folder
 from hybvit.training.cost import cost
 
@@ -57,14 +57,14 @@ def claimed(name: str, run: str) -> Row:
 def test_every_row_that_the_paper_trained_has_a_preset(name):
     for row in tables()[name].rows:
         if row.source == "this paper" and name != "table9":  # that one lists settings
-            assert run_of(name, row.group, row.model), row
+            assert row.preset, row
 
 
 def test_a_row_finds_the_preset_of_its_name():
-    assert run_of("table6", "", "HybViT(head=8)") == "cifar10_heads8"
-    assert run_of("table2", "STL10", "GenViT") == "stl10_genvit"
-    assert run_of("table12", "L2", "HybViT (weak augmentation)") == "cifar10_weak"
-    assert run_of("table1", "Generative Models", "SNGAN") is None
+    assert published.row("table6", "HybViT(head=8)").preset == "cifar10_heads8"
+    assert published.row("table2", "GenViT", "STL10").preset == "stl10_genvit"
+    assert published.row("table12", "HybViT (weak augmentation)", "L2").preset == "cifar10_weak"
+    assert published.row("table1", "SNGAN", "Generative Models").preset is None
 
 
 def test_what_a_table_needs():
@@ -132,7 +132,7 @@ def test_the_full_scale_is_the_preset():
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_pocket_scale_shrinks_what_it_has_data_for(name):
     small = POCKET.config(name)
-    if preset(name).data.name not in scales.STAND_INS or not PRESETS[name].published:
+    if preset(name).data.name not in scales.STAND_INS or not rows_of(name):
         assert small is None
         return
     assert small.data.name in ("fashion_mnist", "digits")

@@ -521,7 +521,7 @@ def field_help(base: Config) -> str:
         settings = getattr(base, group)
         text = inspect.getdoc(type(settings)) or ""
         for f in dataclasses.fields(settings):
-            entry = rf"^    (?:\w+, )*{f.name}(?:, \w+)*: (.*?)(?=\n    \w+(?:, \w+)*: |\Z)"
+            entry = rf"^    (?:\w+, )*{f.name}(?:, \w+)*: (.*?)(?=\n    \w+(?:, \w+)*: |\n\n|\Z)"
             found = re.search(entry, text, re.DOTALL | re.MULTILINE)
             words = " ".join(found[1].split()).replace("``", "") if found else ""
             lines.append(f"  --{group}.{f.name} {as_typed(getattr(settings, f.name))}")

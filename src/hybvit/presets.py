@@ -11,15 +11,12 @@ from .errors import ConfigError, did_you_mean
 from .method.objective import Objective
 from .method.vit import ViTConfig
 
-Claim = tuple[str, str | None, str]  # (table, group, label of the row): see `published.row`; group None if the label suffices
-
 
 class Preset(NamedTuple):
-    """A configuration, a one-line summary, and the rows of the paper whose numbers it should reproduce."""
+    """A configuration, and what it is in one line. `published.json` names the preset behind each row of the paper."""
 
     config: Config
     summary: str
-    published: tuple[Claim, ...] = ()
 
 
 def preset(name: str) -> Config:
@@ -250,220 +247,71 @@ PRESETS: dict[str, Preset] = {
         "the paper's CIFAR-10 network and recipe for any folder of images (--data DIR), 32x32",
     ),
     # Tables 1 and 2, and Tables 3, 8, 10, 11, 12 and 13, which evaluate the same networks
-    "cifar10": Preset(
-        CIFAR10,
-        "HybViT on CIFAR-10",
-        (
-            ("table1", None, "HybViT"),
-            ("table3", None, "HybViT"),
-            ("table5", None, "HybViT(epoch=500)"),
-            ("table6", None, "HybViT"),
-            ("table8", None, "HybViT(d=384)"),
-            ("table10", None, "HybViT (strong augmentation)"),
-            ("table11", "density", "HybViT"),
-            ("table11", "max_probability", "HybViT"),
-            ("table12", "L-inf", "HybViT"),
-            ("table12", "L2", "HybViT"),
-        ),
-    ),
-    "cifar10_vit": Preset(
-        _vit(CIFAR10),
-        "ViT on CIFAR-10",
-        (
-            ("table1", None, "ViT"),
-            ("table3", None, "ViT"),
-            ("table5", None, "ViT (epoch=500)"),
-            ("table8", None, "ViT(d=384)"),
-            ("table10", None, "ViT (strong augmentation)"),
-            ("table11", "density", "ViT"),
-            ("table11", "max_probability", "ViT"),
-            ("table12", "L-inf", "ViT"),
-            ("table12", "L2", "ViT"),
-        ),
-    ),
-    "cifar10_genvit": Preset(
-        _genvit(CIFAR10),
-        "GenViT on CIFAR-10",
-        (
-            ("table1", None, "GenViT"),
-            ("table5", None, "GenViT(epoch=500)"),
-            ("table6", None, "GenViT(dim=384)"),
-            ("table8", None, "GenViT(d=384)"),
-        ),
-    ),
-    "cifar100": Preset(CIFAR100, "HybViT on CIFAR-100", (("table2", "CIFAR100", "HybViT"),)),
-    "cifar100_vit": Preset(_vit(CIFAR100), "ViT on CIFAR-100", (("table2", "CIFAR100", "ViT"),)),
-    "cifar100_genvit": Preset(_genvit(CIFAR100), "GenViT on CIFAR-100", (("table2", "CIFAR100", "GenViT"),)),
-    "tiny_imagenet": Preset(TINY_IMAGENET, "HybViT on Tiny-ImageNet", (("table2", "Tiny-ImageNet", "HybViT"),)),
-    "tiny_imagenet_vit": Preset(_vit(TINY_IMAGENET), "ViT on Tiny-ImageNet", (("table2", "Tiny-ImageNet", "ViT"),)),
-    "tiny_imagenet_genvit": Preset(_genvit(TINY_IMAGENET), "GenViT on Tiny-ImageNet", (("table2", "Tiny-ImageNet", "GenViT"),)),
-    "stl10": Preset(STL10, "HybViT on STL-10", (("table2", "STL10", "HybViT"),)),
-    "stl10_vit": Preset(_vit(STL10), "ViT on STL-10", (("table2", "STL10", "ViT"),)),
-    "stl10_genvit": Preset(_genvit(STL10), "GenViT on STL-10", (("table2", "STL10", "GenViT"),)),
-    "imagenet32": Preset(
-        IMAGENET32, "HybViT on ImageNet 32x32", (("table2", "ImageNet 32x32", "HybViT"), ("table13", None, "HybViT"))
-    ),
-    "imagenet32_vit": Preset(
-        _vit(IMAGENET32), "ViT on ImageNet 32x32", (("table2", "ImageNet 32x32", "ViT"), ("table13", None, "ViT"))
-    ),
-    "imagenet32_genvit": Preset(
-        _genvit(IMAGENET32), "GenViT on ImageNet 32x32", (("table2", "ImageNet 32x32", "GenViT"), ("table13", None, "GenViT"))
-    ),
-    "celeba_hq_128": Preset(
-        CELEBA_HQ,
-        "GenViT on CelebA-HQ",
-        (("table2", "CelebA 128", "GenViT"),),
-    ),
-    "imagenet128": Preset(IMAGENET128, "HybViT on ImageNet (Figure 14)"),  # Figure 14 shows samples without a score
+    "cifar10": Preset(CIFAR10, "HybViT on CIFAR-10"),
+    "cifar10_vit": Preset(_vit(CIFAR10), "ViT on CIFAR-10"),
+    "cifar10_genvit": Preset(_genvit(CIFAR10), "GenViT on CIFAR-10"),
+    "cifar100": Preset(CIFAR100, "HybViT on CIFAR-100"),
+    "cifar100_vit": Preset(_vit(CIFAR100), "ViT on CIFAR-100"),
+    "cifar100_genvit": Preset(_genvit(CIFAR100), "GenViT on CIFAR-100"),
+    "tiny_imagenet": Preset(TINY_IMAGENET, "HybViT on Tiny-ImageNet"),
+    "tiny_imagenet_vit": Preset(_vit(TINY_IMAGENET), "ViT on Tiny-ImageNet"),
+    "tiny_imagenet_genvit": Preset(_genvit(TINY_IMAGENET), "GenViT on Tiny-ImageNet"),
+    "stl10": Preset(STL10, "HybViT on STL-10"),
+    "stl10_vit": Preset(_vit(STL10), "ViT on STL-10"),
+    "stl10_genvit": Preset(_genvit(STL10), "GenViT on STL-10"),
+    "imagenet32": Preset(IMAGENET32, "HybViT on ImageNet 32x32"),
+    "imagenet32_vit": Preset(_vit(IMAGENET32), "ViT on ImageNet 32x32"),
+    "imagenet32_genvit": Preset(_genvit(IMAGENET32), "GenViT on ImageNet 32x32"),
+    "celeba_hq_128": Preset(CELEBA_HQ, "GenViT on CelebA-HQ"),
+    "imagenet128": Preset(IMAGENET128, "HybViT on ImageNet (Figure 14)"),
     "imagenet224": Preset(IMAGENET224, "HybViT on ImageNet (Figure 14)"),
     # Table 5: epochs
-    "cifar10_vit_epochs100": Preset(
-        _vit(_paper("cifar10", epochs=100)), "ViT on CIFAR-10, 100 epochs", (("table5", None, "ViT (epoch=100)"),)
-    ),
-    "cifar10_vit_epochs300": Preset(
-        _vit(_paper("cifar10", epochs=300)), "ViT on CIFAR-10, 300 epochs", (("table5", None, "ViT (epoch=300)"),)
-    ),
-    "cifar10_genvit_epochs100": Preset(
-        _genvit(_paper("cifar10", epochs=100)), "GenViT on CIFAR-10, 100 epochs", (("table5", None, "GenViT(epoch=100)"),)
-    ),
-    "cifar10_genvit_epochs300": Preset(
-        _genvit(_paper("cifar10", epochs=300)), "GenViT on CIFAR-10, 300 epochs", (("table5", None, "GenViT(epoch=300)"),)
-    ),
-    "cifar10_epochs100": Preset(
-        _paper("cifar10", epochs=100), "HybViT on CIFAR-10, 100 epochs", (("table5", None, "HybViT(epoch=100)"),)
-    ),
-    "cifar10_epochs300": Preset(
-        _paper("cifar10", epochs=300), "HybViT on CIFAR-10, 300 epochs", (("table5", None, "HybViT(epoch=300)"),)
-    ),
+    "cifar10_vit_epochs100": Preset(_vit(_paper("cifar10", epochs=100)), "ViT on CIFAR-10, 100 epochs"),
+    "cifar10_vit_epochs300": Preset(_vit(_paper("cifar10", epochs=300)), "ViT on CIFAR-10, 300 epochs"),
+    "cifar10_genvit_epochs100": Preset(_genvit(_paper("cifar10", epochs=100)), "GenViT on CIFAR-10, 100 epochs"),
+    "cifar10_genvit_epochs300": Preset(_genvit(_paper("cifar10", epochs=300)), "GenViT on CIFAR-10, 300 epochs"),
+    "cifar10_epochs100": Preset(_paper("cifar10", epochs=100), "HybViT on CIFAR-10, 100 epochs"),
+    "cifar10_epochs300": Preset(_paper("cifar10", epochs=300), "HybViT on CIFAR-10, 300 epochs"),
     # Table 6: alpha, heads, depth and dim
-    "cifar10_alpha1": Preset(
-        override(CIFAR10, objective={"alpha": 1.0}), "HybViT on CIFAR-10, alpha 1", (("table6", None, "HybViT (alpha=1)"),)
-    ),
-    "cifar10_alpha10": Preset(
-        override(CIFAR10, objective={"alpha": 10.0}), "HybViT on CIFAR-10, alpha 10", (("table6", None, "HybViT (alpha=10)"),)
-    ),
-    "cifar10_heads6": Preset(_paper("cifar10", heads=6), "HybViT on CIFAR-10, 6 heads", (("table6", None, "HybViT(head=6)"),)),
-    "cifar10_heads8": Preset(_paper("cifar10", heads=8), "HybViT on CIFAR-10, 8 heads", (("table6", None, "HybViT(head=8)"),)),
-    "cifar10_heads16": Preset(
-        _paper("cifar10", heads=16), "HybViT on CIFAR-10, 16 heads", (("table6", None, "HybViT(head=16)"),)
-    ),
-    "cifar10_depth6": Preset(_paper("cifar10", depth=6), "HybViT on CIFAR-10, depth 6", (("table6", None, "HybViT(depth=6)"),)),
-    "cifar10_depth12": Preset(
-        _paper("cifar10", depth=12), "HybViT on CIFAR-10, depth 12", (("table6", None, "HybViT(depth=12)"),)
-    ),
-    "cifar10_dim192": Preset(
-        _paper("cifar10", dim=192),
-        "HybViT on CIFAR-10, dim 192",
-        (("table6", None, "HybViT(dim=192)"), ("table8", None, "HybViT(d=192)")),
-    ),
-    "cifar10_dim768": Preset(
-        _paper("cifar10", dim=768),
-        "HybViT on CIFAR-10, dim 768",
-        (("table6", None, "HybViT(dim=768)"), ("table8", None, "HybViT(d=768)")),
-    ),
-    "cifar10_genvit_dim192": Preset(
-        _genvit(_paper("cifar10", dim=192)), "GenViT on CIFAR-10, dim 192", (("table6", None, "GenViT(dim=192)"),)
-    ),
-    "cifar10_genvit_dim768": Preset(
-        _genvit(_paper("cifar10", dim=768)), "GenViT on CIFAR-10, dim 768", (("table6", None, "GenViT(dim=768)"),)
-    ),
+    "cifar10_alpha1": Preset(override(CIFAR10, objective={"alpha": 1.0}), "HybViT on CIFAR-10, alpha 1"),
+    "cifar10_alpha10": Preset(override(CIFAR10, objective={"alpha": 10.0}), "HybViT on CIFAR-10, alpha 10"),
+    "cifar10_heads6": Preset(_paper("cifar10", heads=6), "HybViT on CIFAR-10, 6 heads"),
+    "cifar10_heads8": Preset(_paper("cifar10", heads=8), "HybViT on CIFAR-10, 8 heads"),
+    "cifar10_heads16": Preset(_paper("cifar10", heads=16), "HybViT on CIFAR-10, 16 heads"),
+    "cifar10_depth6": Preset(_paper("cifar10", depth=6), "HybViT on CIFAR-10, depth 6"),
+    "cifar10_depth12": Preset(_paper("cifar10", depth=12), "HybViT on CIFAR-10, depth 12"),
+    "cifar10_dim192": Preset(_paper("cifar10", dim=192), "HybViT on CIFAR-10, dim 192"),
+    "cifar10_dim768": Preset(_paper("cifar10", dim=768), "HybViT on CIFAR-10, dim 768"),
+    "cifar10_genvit_dim192": Preset(_genvit(_paper("cifar10", dim=192)), "GenViT on CIFAR-10, dim 192"),
+    "cifar10_genvit_dim768": Preset(_genvit(_paper("cifar10", dim=768)), "GenViT on CIFAR-10, dim 768"),
     # Table 7: patch size and dim
-    "stl10_short_vit": Preset(_vit(STL10_SHORT), "ViT on STL-10, 500 epochs", (("table7", None, "ViT(ps=8)"),)),
-    "stl10_short_patch4": Preset(
-        _paper("stl10", patch_size=4), "HybViT on STL-10, 500 epochs, patch 4", (("table7", None, "HybViT(ps=4)"),)
-    ),
-    "stl10_short_patch6": Preset(
-        _paper("stl10", patch_size=6), "HybViT on STL-10, 500 epochs, patch 6", (("table7", None, "HybViT(ps=6)"),)
-    ),
-    "stl10_short_patch8": Preset(STL10_SHORT, "HybViT on STL-10, 500 epochs, patch 8", (("table7", None, "HybViT(ps=8)"),)),
-    "stl10_short_patch12": Preset(
-        _paper("stl10", patch_size=12), "HybViT on STL-10, 500 epochs, patch 12", (("table7", None, "HybViT(ps=12)"),)
-    ),
-    "stl10_short_genvit": Preset(_genvit(STL10_SHORT), "GenViT on STL-10, 500 epochs", (("table7", None, "GenViT(dim=384)"),)),
+    "stl10_short_vit": Preset(_vit(STL10_SHORT), "ViT on STL-10, 500 epochs"),
+    "stl10_short_patch4": Preset(_paper("stl10", patch_size=4), "HybViT on STL-10, 500 epochs, patch 4"),
+    "stl10_short_patch6": Preset(_paper("stl10", patch_size=6), "HybViT on STL-10, 500 epochs, patch 6"),
+    "stl10_short_patch8": Preset(STL10_SHORT, "HybViT on STL-10, 500 epochs, patch 8"),
+    "stl10_short_patch12": Preset(_paper("stl10", patch_size=12), "HybViT on STL-10, 500 epochs, patch 12"),
+    "stl10_short_genvit": Preset(_genvit(STL10_SHORT), "GenViT on STL-10, 500 epochs"),
     "stl10_short_genvit_dim576": Preset(
-        _genvit(_paper("stl10", patch_size=8, dim=576)),
-        "GenViT on STL-10, 500 epochs, dim 576",
-        (("table7", None, "GenViT(dim=576)"),),
+        _genvit(_paper("stl10", patch_size=8, dim=576)), "GenViT on STL-10, 500 epochs, dim 576"
     ),
     "stl10_short_genvit_dim768": Preset(
-        _genvit(_paper("stl10", patch_size=8, dim=768)),
-        "GenViT on STL-10, 500 epochs, dim 768",
-        (("table7", None, "GenViT(dim=768)"),),
+        _genvit(_paper("stl10", patch_size=8, dim=768)), "GenViT on STL-10, 500 epochs, dim 768"
     ),
     # Tables 10 and 12: flip and crop only; everything else, including the repeats, as with strong augmentation
-    "cifar10_weak": Preset(
-        override(CIFAR10, data={"augment": "weak"}),
-        "HybViT on CIFAR-10, weak augmentation",
-        (
-            ("table10", None, "HybViT (weak augmentation)"),
-            ("table12", "L-inf", "HybViT (weak augmentation)"),
-            ("table12", "L2", "HybViT (weak augmentation)"),
-        ),
-    ),
-    "cifar10_vit_weak": Preset(
-        override(_vit(CIFAR10), data={"augment": "weak"}),
-        "ViT on CIFAR-10, weak augmentation",
-        (
-            ("table10", None, "ViT (weak augmentation)"),
-            ("table12", "L-inf", "ViT (weak augmentation)"),
-            ("table12", "L2", "ViT (weak augmentation)"),
-        ),
-    ),
+    "cifar10_weak": Preset(override(CIFAR10, data={"augment": "weak"}), "HybViT on CIFAR-10, weak augmentation"),
+    "cifar10_vit_weak": Preset(override(_vit(CIFAR10), data={"augment": "weak"}), "ViT on CIFAR-10, weak augmentation"),
     # The paper's baselines; most of their numbers come from their own publications
-    "cifar10_wrn28_10": Preset(
-        _residual("cifar10", NetworkConfig("wide_resnet")),
-        "WRN-28-10 on CIFAR-10",
-        (
-            ("table1", None, "WRN-28-10"),
-            ("table3", None, "WRN"),
-            ("table8", None, "WRN 28-10"),
-            ("table11", "density", "WideResNet"),
-            ("table11", "max_probability", "WideResNet"),
-        ),
+    "cifar10_wrn28_10": Preset(_residual("cifar10", NetworkConfig("wide_resnet")), "WRN-28-10 on CIFAR-10"),
+    "cifar100_wrn28_10": Preset(_residual("cifar100", NetworkConfig("wide_resnet")), "WRN-28-10 on CIFAR-100"),
+    "imagenet32_wrn28_10": Preset(
+        _residual("imagenet32", NetworkConfig("wide_resnet"), epochs=40), "WRN-28-10 on ImageNet 32x32"
     ),
-    "cifar100_wrn28_10": Preset(
-        _residual("cifar100", NetworkConfig("wide_resnet")), "WRN-28-10 on CIFAR-100", (("table2", "CIFAR100", "WRN-28-10"),)
-    ),
-    "imagenet32_wrn28_10": Preset(  # 40 epochs: Chrabaszcz et al. 2017
-        _residual("imagenet32", NetworkConfig("wide_resnet"), epochs=40),
-        "WRN-28-10 on ImageNet 32x32",
-        (("table2", "ImageNet 32x32", "WRN-28-10"),),
-    ),
-    "stl10_wrn16_8": Preset(
-        _residual("stl10", NetworkConfig("wide_resnet", depth=16, width=8)),
-        "WRN-16-8 on STL-10",
-        (("table2", "STL10", "WRN-16-8"),),
-    ),
+    "stl10_wrn16_8": Preset(_residual("stl10", NetworkConfig("wide_resnet", depth=16, width=8)), "WRN-16-8 on STL-10"),
     "tiny_imagenet_preact_resnet18": Preset(
-        _residual("tiny_imagenet", NetworkConfig("preact_resnet18")),
-        "PreActResNet-18 on Tiny-ImageNet",
-        (("table2", "Tiny-ImageNet", "PreactResNet18"),),
+        _residual("tiny_imagenet", NetworkConfig("preact_resnet18")), "PreActResNet-18 on Tiny-ImageNet"
     ),
-    "cifar10_jem": Preset(
-        JEM,
-        "JEM on CIFAR-10",
-        (
-            ("table1", None, "JEM"),
-            ("table3", None, "JEM"),
-            ("table8", None, "JEM(K=20)"),
-            ("table11", "density", "JEM"),
-            ("table11", "max_probability", "JEM"),
-        ),
-    ),
-    "cifar10_jempp": Preset(
-        JEMPP,
-        "JEM++ on CIFAR-10, 20 Langevin steps",
-        (
-            ("table1", None, "JEM++ (M=20)"),
-            ("table3", None, "JEM++"),
-            ("table11", "density", "JEM++"),
-            ("table11", "max_probability", "JEM++"),
-        ),
-    ),
-    "cifar10_jempp_k10": Preset(
-        override(JEMPP, jem={"steps": 10}),
-        "JEM++ on CIFAR-10, 10 Langevin steps",
-        (("table8", None, "JEM++(K=10)"),),
-    ),
-    "cifar10_ddpm": Preset(DDPM, "DDPM on CIFAR-10", (("table1", None, "DDPM"), ("table8", None, "DDPM"))),
+    "cifar10_jem": Preset(JEM, "JEM on CIFAR-10"),
+    "cifar10_jempp": Preset(JEMPP, "JEM++ on CIFAR-10, 20 Langevin steps"),
+    "cifar10_jempp_k10": Preset(override(JEMPP, jem={"steps": 10}), "JEM++ on CIFAR-10, 10 Langevin steps"),
+    "cifar10_ddpm": Preset(DDPM, "DDPM on CIFAR-10"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..config import Config, describe_batch
-from ..presets import PRESETS, Claim
+from ..presets import PRESETS
 from ..reproduce import published
 from .arguments import ArgumentParser
 
@@ -26,12 +26,12 @@ def describe_network(cfg: Config) -> str:
     return ", ".join(parts)
 
 
-def describe_claim(claim: Claim) -> str:
+def describe_row(row: published.PublishedRow) -> str:
     """``Table 1, HybViT: Acc % 95.9, IS 7.68, FID 26.4``, as the paper prints it."""
-    table, group, model = claim
-    row, columns = published.row(table, model, group), published.tables()[table].columns
-    figures = ", ".join(f"{columns[name]} {value}" for name, value in row.values.items())
-    return f"{', '.join(part for part in (table.replace('table', 'Table '), group, model) if part)}: {figures}"
+    table = published.tables()[row.table]
+    ambiguous = sum(other.model == row.model for other in table.rows) > 1
+    figures = ", ".join(f"{table.columns[name]} {value}" for name, value in row.values.items())
+    return f"{row.table.replace('table', 'Table ')}, {f'{row.group}, ' if ambiguous else ''}{row.model}: {figures}"
 
 
 def rounded(value: float) -> str:
@@ -56,10 +56,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--cost", action="store_true", help="also estimate the cost of each training (takes half a minute)")
     args = parser.parse_args(arguments)
     width = max(map(len, PRESETS)) + 2
-    for name, (cfg, summary, claims) in PRESETS.items():
+    for name, (cfg, summary) in PRESETS.items():
         print(f"{name:<{width}}{summary}")
         print(f"{'':<{width}}{describe_network(cfg)}; {cfg.train.steps:,} steps of batch {describe_batch(cfg)}")
-        if claims:
-            print(f"{'':<{width}}paper: {describe_claim(claims[0])}")
+        for row in published.rows_of(name)[:1]:
+            print(f"{'':<{width}}paper: {describe_row(row)}")
         if args.cost:
             print(f"{'':<{width}}{describe_cost(cfg)}", flush=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ..config import differences, fields_in, parse, to_yaml, without_effect
 from ..presets import PRESETS, preset
+from ..reproduce.published import rows_of
 from ..training.cost import cost
 from .arguments import ArgumentParser
-from .presets import describe_claim, describe_cost
+from .presets import describe_cost, describe_row
 
 
 def main(arguments: list[str]) -> None:
@@ -24,6 +25,6 @@ def main(arguments: list[str]) -> None:
     print(f"# {title}\n# {cost(cfg).parameters:,} parameters\n# {describe_cost(cfg)}")
     for line in without_effect(cfg, fields_in(fields)):
         print(f"# {line}")
-    for claim in PRESETS[name].published if not changed else ():
-        print(f"# {describe_claim(claim)}")
+    for row in rows_of(name) if not changed else ():
+        print(f"# {describe_row(row)}")
     print(to_yaml(cfg), end="")

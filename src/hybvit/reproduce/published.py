@@ -40,6 +40,7 @@ class PublishedRow:
         source: ``this paper``, or the publication of the system.
         values: column id -> number, or text where the paper has text; empty cells and dashes are absent.
         printed: the label as printed in the paper.
+        preset: name of the preset that reproduces the row, if there is one.
     """
 
     table: str
@@ -48,6 +49,7 @@ class PublishedRow:
     source: str
     values: Mapping[str, float | str]
     printed: str
+    preset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def _rows(table: str, rows: list[dict[str, Any]]) -> tuple[PublishedRow, ...]:
             source=row["source"],
             values=MappingProxyType(row["values"]),
             printed=row.get("printed", row["model"]),
+            preset=row.get("preset"),
         )
         for row in rows
     )
@@ -110,6 +113,12 @@ def tables() -> Mapping[str, PublishedTable]:
             for name, table in _content()["tables"].items()
         }
     )
+
+
+@cache
+def rows_of(preset: str) -> tuple[PublishedRow, ...]:
+    """The rows of the paper that a preset reproduces, in the order of the tables."""
+    return tuple(row for table in tables().values() for row in table.rows if row.preset == preset)
 
 
 @cache

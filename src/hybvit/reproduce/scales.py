@@ -9,8 +9,9 @@ from functools import cache
 from ..catalog import CATALOG
 from ..config import Config, override
 from ..evaluation.options import Options
-from ..presets import PRESETS, preset
+from ..presets import preset
 from ..training.cost import GPU, PEAK, UTILISATION, cost
+from .published import rows_of
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ def pocket(name: str) -> Config | None:
     CIFAR-10 becomes Fashion-MNIST and STL-10 becomes scikit-learn's digits; the other data sets have no stand-in. Training
     lengths keep their proportions: 100 of 500 epochs become 600 of 3,000 steps.
     """
-    cfg, _, claims = PRESETS[name]
+    cfg = preset(name)
     data = STAND_INS.get(cfg.data.name)
-    if data is None or not claims:  # it belongs to no row of the paper
+    if data is None or not rows_of(name):  # it belongs to no row of the paper
         return None
     info = CATALOG[data]
     assert info.size is not None

@@ -1,16 +1,14 @@
 """The paper's tables and figures: the runs they need, and how a column's figure is found in a run's record.
 
-Rows and headings come from :mod:`hybvit.reproduce.published`. Each preset states the row of the paper that it claims.
+Rows, headings, and the preset behind each row come from :mod:`hybvit.reproduce.published`.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
-from functools import cache
 from typing import Any, NamedTuple
 
-from ..presets import PRESETS
 from .published import PublishedRow, PublishedTable, tables
 from .scales import Scale
 
@@ -100,19 +98,9 @@ def table(name: str, scale: Scale) -> PublishedTable:
     return replace(found, columns={**found.columns, **added})
 
 
-@cache
-def run_of(name: str, group: str, model: str) -> str | None:
-    """The preset that claims a published row."""
-    for preset, (_, _, claims) in PRESETS.items():
-        for claimed_table, claimed_group, claimed_model in claims:
-            if (claimed_table, claimed_model) == (name, model) and claimed_group in (None, group):
-                return preset
-    return None
-
-
 def rows(name: str) -> list[Row]:
     """All rows of a table in order; added rows come at the end of their group."""
-    found = [Row(row.model, row.group or "", row, run_of(name, row.group or "", row.model)) for row in tables()[name].rows]
+    found = [Row(row.model, row.group or "", row, row.preset) for row in tables()[name].rows]
     for (table_name, group), added in ADDED.items():
         if table_name == name:
             place = max((k + 1 for k, row in enumerate(found) if row.group == group), default=len(found))
