@@ -1,4 +1,4 @@
-"""What it costs on this machine: parameters, FLOPs, images/s to train, classify and sample, peak memory (Tables 8 and 13)."""
+"""Speed on this machine: parameters, FLOPs, images/s to train, classify and sample, and peak memory (Tables 8 and 13)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(ctx: Context) -> Result:
 
 
 def train_speed(model: HybridModel, result: Result) -> None:
-    """One optimisation step without the optimiser: forward and backward of the model's own objective."""
+    """Add the speed of a training step without the optimizer: forward and backward pass of the model's own objective."""
     cfg = model.cfg
     torch.manual_seed(0)
     net = build_network(cfg).to(model.device)
@@ -73,18 +73,19 @@ def train_speed(model: HybridModel, result: Result) -> None:
 
 
 def gflop(call: Callable[[], object]) -> float:
+    """10^9 operations of a call."""
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops() / 1e9
 
 
 def median_seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Of a call, over repeats after one that warms up."""
+    """The median time of a call over repeats, after one call to warm up."""
     return statistics.median(alternating({"call": call}, repeats)["call"])
 
 
 def peak_mib(device: torch.device) -> float:
-    """Of the GPU, if there is one, else of this process so far."""
+    """Peak memory in MiB: of the GPU, if there is one, else of this process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere

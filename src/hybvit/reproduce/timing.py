@@ -1,4 +1,4 @@
-"""Tables 8 and 13: what a training step of every system costs, measured side by side on this machine."""
+"""Tables 8 and 13: the time of a training step of every system, measured side by side on this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..training.optim import build_optimizers
 FILE = "timing.json"
 REPEATS = 5
 SPAN = 1.0  # seconds of a repeat, in which as many steps are taken as fit
-WARM_UP = 3  # steps: a compiled network is not yet as fast as it gets in its second one
+WARM_UP = 3  # steps: a compiled network reaches its full speed only after the second one
 
 
 def epoch_images(cfg: Config) -> int:
@@ -39,7 +39,7 @@ def epoch_images(cfg: Config) -> int:
 
 
 def one_step(cfg: Config, device: torch.device) -> Callable[[], None]:
-    """A closure that takes one optimisation step on random images, at a learning rate of 0: nothing can diverge."""
+    """A function that takes one optimization step on random images, with learning rate 0, so that nothing diverges."""
     cfg = override(cfg, jem={"limit": math.inf})
     torch.manual_seed(0)
     batch = random_batch(cfg.model, minibatches(cfg), labels_of_clean(cfg), device)
@@ -70,7 +70,7 @@ def one_step(cfg: Config, device: torch.device) -> Callable[[], None]:
 
 
 def warmed_up(configs: dict[str, Config], device: torch.device) -> dict[str, Callable[[], None]]:
-    """:func:`one_step` of each, compiled and as fast as it gets."""
+    """:func:`one_step` of each, warmed up."""
     steps = {name: one_step(cfg, device) for name, cfg in configs.items()}
     for step in steps.values():
         for _ in range(WARM_UP):
@@ -99,15 +99,15 @@ def measure(configs: dict[str, Config], say: Callable[[str], None], repeats: int
 
 
 def stored(folder: Path) -> dict[str, Any]:
-    """What :func:`measure` gave when it was last written to this folder."""
+    """The last result of :func:`measure` that was written to this folder."""
     return read_json(folder / FILE) if (folder / FILE).is_file() else {"runs": {}}
 
 
 def covers(found: dict[str, Any], configs: dict[str, Config]) -> bool:
-    """Whether all of these were measured as they are."""
+    """Whether all of these were measured with their present settings."""
     return all(found["runs"].get(name, {}).get("configuration") == digest(cfg) for name, cfg in configs.items())
 
 
 def digest(cfg: Config) -> str:
-    """Tells whether a figure was measured with these settings; a field added later does not change it at its default."""
+    """A hash of the settings, to tell whether a figure was measured with them; fields at their defaults do not change it."""
     return hashlib.sha256(repr(sorted(differences(Config(), cfg).items())).encode()).hexdigest()[:16]
