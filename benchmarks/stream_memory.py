@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import hybvit.train as loop
 import numpy as np
 import webdataset
 from PIL import Image
@@ -23,6 +22,7 @@ from PIL import Image
 from hybvit.config import Config, DataConfig, TrainConfig
 from hybvit.devices import environment
 from hybvit.method.vit import ViTConfig
+from hybvit.training import loop, progress
 
 BUFFER, SHARDS, SIDE, EPOCHS, BATCH = 1024, 16, 64, 2, 64
 SAMPLES = 10 * BUFFER
@@ -62,7 +62,7 @@ def training(root: Path, buffer: int) -> list[tuple[int, float]]:
         if line.startswith("step"):
             measured.append((int(line.split()[1].split("/")[0]), round(resident(), 1)))
 
-    loop.LINE_SECONDS = 0.0  # a line, and a measurement, at every log step
+    progress.LINE_SECONDS = 0.0  # a line, and a measurement, at every log step
     loop.train(cfg, root / f"run-{buffer}", say=watch)
     return measured
 

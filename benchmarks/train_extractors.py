@@ -59,21 +59,21 @@ def rate(step: int, steps: int, peak: float) -> float:
 def fit(pixels: Tensor, labels: Tensor, recipe: Recipe) -> SmallCNN:
     torch.manual_seed(derive_seed(SEED, "weights"))
     net = SmallCNN(pixels.shape[1], int(labels.max()) + 1).to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(net.parameters(), weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=WEIGHT_DECAY)
     order = Order(len(pixels), SEED, "order of labelled images")
     per_epoch = len(pixels) // recipe.batch_size
     steps, started = recipe.epochs * per_epoch, time.perf_counter()
     for step in range(steps):
         keys = order.at(torch.arange(step * recipe.batch_size, (step + 1) * recipe.batch_size))
         x = to_x(weak(pixels[keys[:, 1]], draws(SEED, "augmentation", keys), recipe.padding, recipe.flip))
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate(step, steps, recipe.lr)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
             logits = net(x.contiguous(memory_format=torch.channels_last))
         loss = torch.nn.functional.cross_entropy(logits.float(), labels[keys[:, 1]], label_smoothing=LABEL_SMOOTHING)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         if step % 100 == 99 or step == steps - 1:
             print(f"step {step + 1}/{steps}  loss {loss.item():.3f}  {time.perf_counter() - started:.0f} s", flush=True)
     return net.to(memory_format=torch.contiguous_format).eval()

@@ -233,7 +233,7 @@ def test_attacks_on_a_linear_classifier_and_their_curve(linear, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_broken_defence_is_marked_not_reliable(linear, tmp_path):
+def test_a_broken_defense_is_marked_not_reliable(linear, tmp_path):
     quantised = Adapted((1, 8, 8), logits=lambda x: linear.logits((x * 3).round() / 3), modules=linear.modules, device="cpu")
     record = run_suites(context(quantised, tmp_path), ("robustness",), quiet)
     assert record["metrics"]["robustness/reliable"]["value"] == 0

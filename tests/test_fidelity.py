@@ -267,7 +267,7 @@ def test_precision_and_recall_are_torch_fidelitys():
     assert (precision, recall) == pytest.approx((theirs["precision"], theirs["recall"]))
     assert precision > recall + 0.1  # the generated ones are good, but all alike
     with pytest.raises(ValueError, match="less than 150"):
-        precision_recall(generated, real, neighbours=150)
+        precision_recall(generated, real, neighbors=150)
     with pytest.raises(ValueError, match="different numbers"):
         precision_recall(generated, real[:, :5])
 
@@ -275,9 +275,9 @@ def test_precision_and_recall_are_torch_fidelitys():
 def test_precision_and_recall_by_hand():
     """On a line, one neighbour. Real balls: 0 +- 1, 1 +- 1, 10 +- 9; generated: 0.5 +- 0.1, 0.6 +- 0.1, 30 +- 29.4."""
     real, generated = torch.tensor([[0.0], [1.0], [10.0]]), torch.tensor([[0.5], [0.6], [30.0]])
-    assert precision_recall(generated, real, neighbours=1) == pytest.approx((2 / 3, 2 / 3))
-    assert precision_recall(generated[:2], real, neighbours=1) == pytest.approx((1, 0))
-    assert precision_recall(real, generated[:2], neighbours=1) == pytest.approx((0, 1))
+    assert precision_recall(generated, real, neighbors=1) == pytest.approx((2 / 3, 2 / 3))
+    assert precision_recall(generated[:2], real, neighbors=1) == pytest.approx((1, 0))
+    assert precision_recall(real, generated[:2], neighbors=1) == pytest.approx((0, 1))
 
 
 def test_precision_and_recall_of_identical_and_of_distant_sets():

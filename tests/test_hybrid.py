@@ -148,7 +148,7 @@ def test_a_pure_generator_neither_labels_nor_steers_by_labels():
     m = model(override(CFG, objective={"kind": "genvit"}))
     with pytest.raises(ConfigError, match="no labels to give"):
         m.predict(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
-    with pytest.raises(ConfigError, match="no classifier to steer"):
+    with pytest.raises(ConfigError, match="no classifier to guide"):
         m.sample(1, labels=1, guidance=1.0)
 
 

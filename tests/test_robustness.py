@@ -209,7 +209,7 @@ def test_the_box_limits_the_attack(norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_more_steps_and_a_larger_eps_never_help_the_defence(net, held_out, norm):
+def test_more_steps_and_a_larger_eps_never_help_the_defense(net, held_out, norm):
     x, labels = held_out
     clean = (net(x).argmax(1) == labels).double().mean().item()
     found = {n: pgd(net, x, labels, EPS[norm], norm, generator(), steps=n, step=EPS[norm] / 4).broken for n in (0, 1, 4, 16)}
@@ -504,11 +504,11 @@ DEFENCES = {
 
 @needs_library
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("defence", DEFENCES)
-def test_a_defence_that_only_hides_is_found_out(net, held_out, norm, defence):
+@pytest.mark.parametrize("defense", DEFENCES)
+def test_a_defense_that_only_hides_is_found_out(net, held_out, norm, defense):
     x, labels = held_out
-    reasons = reliability(defence(net, x), x, labels, generator(), EPS[norm], norm)
-    assert any(DEFENCES[defence] in text for text in reasons), reasons
+    reasons = reliability(defense(net, x), x, labels, generator(), EPS[norm], norm)
+    assert any(DEFENCES[defense] in text for text in reasons), reasons
 
 
 @pytest.mark.slow
@@ -532,7 +532,7 @@ def test_adversarial_training_is_what_makes_the_robust_network_robust(net, robus
 
 @needs_library
 def test_each_symptom_is_seen_by_itself(net, held_out, monkeypatch):
-    """What the planted defences do not show alone: the reasons for more steps, larger eps and the blind attack."""
+    """What the planted defenses do not show alone: the reasons for more steps, larger eps and the blind attack."""
     x, labels = (part[:64] for part in held_out)
     share = {"one": 0.5, "many": 0.5, "double": 0.5, "far": 1.0}
 

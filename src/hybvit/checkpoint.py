@@ -1,7 +1,7 @@
-"""Weights on disk: atomic, verified checkpoints of a run, and the paper's published files.
+"""Weights on disk: atomic, verified checkpoints.
 
-A checkpoint is a folder, complete or absent: it is written under a temporary name with a manifest of SHA-256 sums, flushed,
-then renamed. safetensors has no checksum of its own, so nothing is loaded whose manifest does not verify.
+A checkpoint is a folder that is either complete or absent: it is written under a temporary name with a manifest of SHA-256
+sums, flushed, then renamed. safetensors has no checksum of its own, so only folders whose manifest verifies are loaded.
 """
 
 from __future__ import annotations
@@ -33,9 +33,17 @@ STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
 def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str], **facts: Any) -> None:
-    """Write ``name.safetensors`` for each set of tensors, the text files, and the manifest, all or nothing.
+    """Write a checkpoint folder, all or nothing: ``name.safetensors`` for each set of tensors, text files, and the manifest.
 
-    An existing folder of that name is replaced only once the new one is complete.
+    An existing folder is replaced only once the new one is complete.
+
+    Args:
+        tensors: file name without suffix -> name of a tensor -> tensor.
+        texts: file name -> content.
+        facts: further entries of the manifest.
+
+    Raises:
+        DataError: the folder cannot be written.
     """
     temporary = temporary_name(folder)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -64,10 +72,10 @@ def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], text
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder whose every file is as it was written.
+    """Check every file of a folder against its manifest -> the manifest.
 
     Raises:
-        CheckpointError: names the file that is missing or altered.
+        CheckpointError: a file is missing or altered; the message names it.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -86,6 +94,7 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU; CheckpointError where it cannot be read."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -102,7 +111,7 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 
 def step_of(folder: Path) -> int:
-    """The number of training steps after which the checkpoint of this folder was written, by its name."""
+    """The training step of a checkpoint folder, from its name."""
     found = STEP_FOLDER.fullmatch(folder.name)
     assert found is not None, folder
     return int(found[1])
@@ -117,10 +126,12 @@ def step_folders(checkpoints: Path) -> list[Path]:
 
 
 def newest(checkpoints: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
-    """(folder, manifest, problems): the newest checkpoint that verifies; problems name the damaged ones passed over.
+    """The newest valid checkpoint -> its folder, its manifest, and a line for each damaged one that was skipped.
+
+    Where there is no checkpoint yet: None, an empty manifest and no lines.
 
     Raises:
-        CheckpointError: there are checkpoints, and every one of them is damaged.
+        CheckpointError: there are checkpoints, and all of them are damaged.
     """
     problems: list[str] = []
     for folder in step_folders(checkpoints):
@@ -134,7 +145,7 @@ def newest(checkpoints: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
 
 
 def prune(checkpoints: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints, and what a killed process left half-written."""
+    """Delete all but the newest ``keep`` checkpoints, and incomplete folders of a killed process."""
     for folder in step_folders(checkpoints)[keep:]:
         shutil.rmtree(folder, ignore_errors=True)
     for leftover in (*checkpoints.glob(".*.part"), *checkpoints.glob(".*.replaced")):
@@ -142,17 +153,17 @@ def prune(checkpoints: Path, keep: int) -> None:
 
 
 def load_strictly(net: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Copy tensors into a network; every key and every shape must fit.
+    """Copy tensors into a network; all names and shapes must be equal.
 
     Raises:
-        CheckpointError: names the first key that is missing, unknown, or of another shape.
+        CheckpointError: a tensor is missing, unknown, or of another shape; the message names the first.
     """
     check_fits(net, tensors, source)
     net.load_state_dict(dict(tensors))
 
 
 def check_fits(net: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Raises CheckpointError, with its name, for the first key that is missing, unknown, or of another shape."""
+    """Raise CheckpointError for the first tensor that is missing, unknown, or of another shape, with its name."""
     own = net.state_dict()
     for key in own:
         if key not in tensors:

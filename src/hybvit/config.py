@@ -1,6 +1,6 @@
-"""Every setting of a run as frozen, typed dataclasses.
+"""The configuration of a run: frozen, typed dataclasses.
 
-``config.yaml`` in a run folder is such a configuration, complete; :func:`load_config` reads it back strictly.
+``config.yaml`` in a run folder is such a configuration, complete; :func:`load_config` reads it back and checks it.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from .method.vit import ViTConfig
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Which network; the settings here are those of the systems that the paper compares with.
+    """The network, and the settings of the baselines that the paper compares with.
 
-    Image size, channels and classes of any network are those of ``model``, whose other fields shape the ViT alone.
+    Every network takes image size, channels and classes from ``model``, whose other fields are for the ViT only.
 
     Args:
         name: vit, wide_resnet (Zagoruyko & Komodakis 2016), preact_resnet18 (He et al. 2016), or unet (DDPM, Ho et al. 2020).
-        depth: of the wide ResNet: layers.
+        depth: of the wide ResNet: number of layers.
         width: of the wide ResNet: channels as a multiple of 16.
         dropout: inside the blocks of the wide ResNet and the U-Net.
-        batch_norm: of the wide ResNet; JEM goes without.
-        channels: of the U-Net: one number per level, each half as large as the one before.
+        batch_norm: of the wide ResNet; JEM uses none.
+        channels: of the U-Net: one number per level; each level has half the resolution of the one before.
         layers: of the U-Net: residual blocks per level.
         attention_at: of the U-Net: side, in pixels, of the level with self-attention.
     """
@@ -58,15 +58,15 @@ class JEMConfig:
     Args:
         steps: K, Langevin steps per training step.
         step_size: of a Langevin step, on pixels in [-1, 1].
-        noise: standard deviation of the noise in a Langevin step.
-        replay: M, images in the replay buffer (Tieleman 2008's persistent chains).
-        restart: share of the chains that start anew.
-        input_noise: standard deviation of the noise on the real images, where their energy is lowered.
-        weight: of log p(x) beside log p(y|x).
+        noise: standard deviation of the noise of a Langevin step.
+        replay: M, images in the replay buffer (the persistent chains of Tieleman 2008).
+        restart: share of the chains that are restarted.
+        input_noise: standard deviation of the noise added to real images where their energy is lowered.
+        weight: of log p(x) relative to log p(y|x).
         informative: chains start from a Gaussian per class, fitted to the training images (JEM++), instead of uniform noise.
-        proximal: bound on every element of the gradient in a Langevin step, so that a step without its noise stays in an
+        proximal: bound on every element of the gradient of a Langevin step, so that a step, apart from its noise, stays in an
             L-infinity ball of radius step_size * proximal (proximal SGLD of JEM++); 0 for none.
-        limit: the run has diverged when the energies of real and drawn images are further apart than this.
+        limit: largest difference between the energies of real and generated images; beyond it the run counts as diverged.
     """
 
     steps: int = 20
@@ -87,7 +87,7 @@ class DiffusionConfig:
 
     Args:
         schedule: cosine (default), linear, or flow: the straight path of rectified flow, scaled to unit variance (with
-            ``objective.target`` flow it is flow matching).
+            ``objective.target`` flow this is flow matching).
         steps: T, the number of diffusion steps.
     """
 
@@ -100,30 +100,30 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the images come from and what happens to them before the network.
+    """The data: where the images come from, and how they are prepared.
 
     Args:
         name: a data set's name (`hybvit datasets` lists them), or the form of your own images: folder (a sub-folder per class,
             or none), manifest (CSV or JSONL), huggingface (hub name or parquet), shards (WebDataset tar files).
-        root: where the images are; None looks in the usual places.
-        test_root: where the test images are, if not below ``root``; for your own images.
-        resize: bring a named set's images to the model's size by resampling; otherwise smaller ones get a black border.
-        augment: of the labelled mini-batch: none; weak (random crop after padding by ``crop_padding``, flip if ``flip``); or
-            strong (weak, AutoAugment and random erasing, then MixUp or CutMix).
-        flip: mirror half of the labelled images; leave it off where a mirrored image is another thing (digits).
+        root: the folder of the images; None searches the usual places.
+        test_root: for your own images: the folder of the test images, if it is not inside ``root``.
+        resize: resample the images of a named set to the model's size; otherwise smaller ones get a black border.
+        augment: augmentation of the labeled mini-batch: none; weak (random crop after padding by ``crop_padding``, flip if
+            ``flip``); or strong (weak, AutoAugment and random erasing, then MixUp or CutMix).
+        flip: mirror half of the labeled images; leave it off where mirroring changes the meaning (digits).
         crop_padding: pixels added on each side before a random crop of the original size.
-        policy: AutoAugment policy; auto takes the data set's own, or imagenet.
-        erasing: probability of random erasing, if strong.
-        mixing: probability that a batch is mixed by MixUp or CutMix, if strong.
-        repeats: repeated augmentation: each image appears this often in an epoch (3 in the published runs).
-        clean_flip: mirror half of the denoising mini-batch, which is not augmented otherwise.
-        held_out: share of the training images that are kept from training, to calibrate the probabilities on.
-        unlabelled: denoise the data set's unlabelled images too (STL-10, Tiny-ImageNet).
-        max_bad_files: unreadable image files that are left out, each by name, before the run stops.
-        memory_gib: image files are decoded into memory once if they fit into this much, else whenever they are needed.
-        shuffle_buffer: encoded images of a stream of shards that are kept in memory to be shuffled.
-        workers: background processes that prepare batches; None takes none on a CPU and up to eight beside a GPU.
-        classes: names of the classes in label order; filled in from the data when training starts.
+        policy: AutoAugment policy; auto takes that of the data set, else imagenet's.
+        erasing: probability of random erasing in strong augmentation.
+        mixing: probability that a batch is mixed by MixUp or CutMix in strong augmentation.
+        repeats: repeated augmentation: how many times each image appears in an epoch (3 in the published runs).
+        clean_flip: mirror half of the denoising mini-batch, which has no other augmentation.
+        held_out: share of the training images that are held out, to calibrate the probabilities on; in 0..0.5.
+        unlabelled: denoise the data set's unlabeled images too (STL-10, Tiny-ImageNet).
+        max_bad_files: unreadable image files that are skipped, each with a warning, before the run stops.
+        memory_gib: image files are decoded once and kept if they fit into this much memory, else decoded whenever needed.
+        shuffle_buffer: encoded images that a stream of shards keeps in memory for shuffling.
+        workers: background processes that prepare batches; None means none on a CPU, and up to eight with a GPU.
+        classes: names of the classes in label order; set from the data when training starts.
     """
 
     name: str = "folder"
@@ -149,22 +149,22 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser, and its learning rate: linear warm-up, then a schedule, per step.
+    """The optimizer and its learning rate: a linear warm-up, then a schedule, both per step.
 
     Args:
         name: adamw (published commands and logs), sgd (Table 9 of the paper, with lr 0.1), or muon (Jordan et al. 2024): the
-            matrices of a ViT's layers are updated by orthogonalised momentum (0.95, Nesterov's form), all else by adamw.
+            matrices of a ViT's layers are updated by orthogonalized Nesterov momentum (0.95), all else by adamw.
         lr: peak learning rate.
-        muon_lr: peak learning rate of muon's matrices, on the same schedule; they decay per step as much as all else does.
+        muon_lr: peak learning rate of muon's matrices, on the same schedule; their weight decay per step is that of all else.
         weight_decay: decoupled for adamw and muon.
         beta1: momentum of adamw and sgd.
         beta2: of adamw.
         warmup_steps: steps of the linear warm-up from 0.
-        schedule: cosine down to ``min_lr``; or steps: times ``drop`` at each of the ``milestones``.
-        min_lr: where the cosine ends.
-        milestones: shares of the run, as in 0.3, 0.6, 0.8 of the wide ResNet's.
+        schedule: cosine decays to ``min_lr``; steps multiplies by ``drop`` at each of the ``milestones``.
+        min_lr: learning rate at the end of the cosine.
+        milestones: shares of the run in 0..1; 0.3, 0.6, 0.8 are those of the wide ResNet.
         drop: factor at a milestone.
-        nesterov: momentum of sgd in Nesterov's form.
+        nesterov: use Nesterov momentum, for sgd.
         clip: bound on the global gradient norm; 0 for none.
     """
 
@@ -185,25 +185,25 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The loop.
+    """The training loop.
 
     Args:
-        steps: optimiser steps.
-        batch_size: images to denoise per step, and labelled ones unless ``labelled_batch_size`` says otherwise.
-        labelled_batch_size: images in the labelled mini-batch, if not ``batch_size`` too.
-        ema_decay: decay of the exponential moving average of the weights; its weights are the ones evaluated.
-        ema_warmup: start the average with decay (1 + step)/(10 + step) where that is smaller.
-        seed: decides weights, order, augmentation and noise.
+        steps: optimizer steps.
+        batch_size: images of the denoising mini-batch, and of the labeled one unless ``labelled_batch_size`` is given.
+        labelled_batch_size: images of the labeled mini-batch; None takes ``batch_size``.
+        ema_decay: decay of the exponential moving average of the weights, which is what is evaluated.
+        ema_warmup: use the decay (1 + step)/(10 + step) where that is smaller.
+        seed: of weights, order, augmentation and noise.
         precision: auto takes bf16 where the device is faster with it, else fp32.
         log_every: steps between two lines of metrics.jsonl.
         preview_every: steps between two sample grids; 0 for none.
-        checkpoint_every: steps between two checkpoints; one is always written at the end.
-        keep_checkpoints: how many of the newest are kept.
-        snapshot_every: steps between two copies of the averaged weights that are kept, to be looked at later; 0 for none.
-        init: a model (what `hybvit.load` takes) whose averaged weights the run starts from. Its ``model`` fields must be this
-            run's; with another number of classes, label read-out and label embedding start anew.
-        compile: let torch.compile fuse the network's operations: a minute or more at the start of a run, faster steps then. On
-            a CPU it needs a C++ compiler; on a GPU it records the step as CUDA graphs too.
+        checkpoint_every: steps between two checkpoints; the last step always has one.
+        keep_checkpoints: number of checkpoints to keep, the newest ones.
+        snapshot_every: steps between two copies of the averaged weights that are kept for good; 0 for none.
+        init: a model (whatever `hybvit.load` takes) whose averaged weights the run starts from. It must have the same ``model``
+            fields. With another number of classes, label read-out and label embedding are initialized at random.
+        compile: use torch.compile: the start of a run takes a minute or more longer, then steps are faster. On a CPU it needs
+            a C++ compiler; on a GPU it also uses CUDA graphs.
         tensorboard: also write TensorBoard events to the run folder (extra `track`).
     """
 
@@ -245,7 +245,7 @@ class Config:
         _check_combinations(self)
 
 
-OF_IMAGES = ("image_size", "channels", "num_classes")  # what of ``model`` every network asks
+OF_IMAGES = ("image_size", "channels", "num_classes")  # the fields of ``model`` that every network uses
 
 
 AT_LEAST = {
@@ -260,7 +260,7 @@ AT_LEAST = {
 }  # fmt: skip
 
 
-AT_MOST = {  # what no machine has room or time for: a configuration may come from a stranger
+AT_MOST = {  # more than any machine has memory or time for: a configuration may come from an untrusted source
     "diffusion.steps": 1_000_000, "data.crop_padding": 4096, "data.repeats": 1000, "data.shuffle_buffer": 10**9,
     "data.memory_gib": 2**20, "data.workers": 1024, "train.batch_size": 2**20, "train.labelled_batch_size": 2**20,
     "train.steps": 10**12, "network.depth": 1024, "network.width": 1024, "network.channels": 65_536, "network.layers": 1024,
@@ -283,7 +283,7 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [  # fields, whether a va
 ]
 
 
-RETIRED: dict[str, Any] = {  # fields of 0.1.0 that lost their study: a stored configuration may hold their defaults
+RETIRED: dict[str, Any] = {  # fields of 0.1.0 that were removed: a stored configuration may hold their defaults
     "model.norm": "layer", "model.registers": 0, "model.class_pool": "token", "objective.balance": "fixed",
     "objective.class_noise": 0.0, "optim.cooldown": 0.2, "train.ema_power": [],
 }  # fmt: skip
@@ -300,7 +300,7 @@ FITTING = {  # network -> the objectives that it can be trained for
 _LABELLING, _DENOISING = ("vit", "hybvit", "jem"), ("genvit", "hybvit")
 
 
-USED_WITH: list[tuple[str, str, tuple[Any, ...]]] = [  # fields of a group, one that decides whether they do anything, and when
+USED_WITH: list[tuple[str, str, tuple[Any, ...]]] = [  # fields of a group, the one that decides whether they are used, and when
     ("objective: alpha alpha_end noisy_labels", "objective.kind", ("hybvit",)),
     ("objective: norm target times weighting guidance label_dropout", "objective.kind", _DENOISING),
     ("objective: label_smoothing", "objective.kind", _LABELLING),
@@ -342,7 +342,7 @@ def value_of(cfg: Config, name: str) -> Any:
 
 
 def _check_choices(cfg: Config) -> None:
-    """Fields that take one of a few words."""
+    """Fields that take one of several words."""
     for group in GROUPS:
         for name, kind in get_type_hints(type(getattr(cfg, group))).items():
             value = getattr(getattr(cfg, group), name)
@@ -354,7 +354,7 @@ def _check_choices(cfg: Config) -> None:
 
 
 def _check_bounds(cfg: Config) -> None:
-    """AT_LEAST and AT_MOST; None is always within bounds, and of a tuple every number must be."""
+    """AT_LEAST and AT_MOST. None is always within bounds; of a tuple, every number must be."""
     for name, low in AT_LEAST.items():
         value = value_of(cfg, name)
         if value is not None and not value >= low:
@@ -366,6 +366,7 @@ def _check_bounds(cfg: Config) -> None:
 
 
 def _check_ranges(cfg: Config) -> None:
+    """RANGES."""
     for names, fits, must_be in RANGES:
         for name in names.split():
             if not fits(value_of(cfg, name)):
@@ -373,7 +374,7 @@ def _check_ranges(cfg: Config) -> None:
 
 
 def _check_network(cfg: Config) -> None:
-    """What the network can be trained for, and by which optimizer."""
+    """What the network can be trained for, and with which optimizer."""
     network, fitting = cfg.network.name, FITTING[cfg.network.name]
     if cfg.objective.kind not in fitting:
         raise ConfigError(f"objective.kind is {cfg.objective.kind}: a {network} takes {' or '.join(fitting)}")
@@ -384,7 +385,7 @@ def _check_network(cfg: Config) -> None:
 
 
 def _check_combinations(cfg: Config) -> None:
-    """Settings that need another setting, or exclude it."""
+    """Settings that require or exclude another setting."""
     if cfg.optim.name == "muon" and not min(cfg.optim.lr, cfg.optim.muon_lr) > 0:
         raise ConfigError(f"optim.lr is {cfg.optim.lr}, optim.muon_lr {cfg.optim.muon_lr}: muon needs both above 0")
     if cfg.objective.guidance > 0 and not (cfg.model.label_conditioning and cfg.objective.label_dropout > 0):
@@ -397,18 +398,18 @@ def _check_combinations(cfg: Config) -> None:
 
 
 def minibatches(cfg: Config) -> tuple[int, int]:
-    """Images of one training step: (to denoise, labelled), 0 where the objective has none; those of a JEM are to model."""
+    """Images of one training step: (denoising, labeled), 0 where the objective has none; a JEM models the first."""
     kind, size, labelled = cfg.objective.kind, cfg.train.batch_size, cfg.train.labelled_batch_size
     return 0 if kind == "vit" else size, 0 if kind == "genvit" else size if labelled is None else labelled
 
 
 def labels_of_clean(cfg: Config) -> bool:
-    """Whether the objective takes the labels of the images to be denoised."""
+    """Whether the objective needs the labels of the images that are denoised."""
     return cfg.model.label_conditioning or (cfg.objective.kind == "hybvit" and cfg.objective.noisy_labels > 0)
 
 
 def describe_batch(cfg: Config) -> str:
-    """``128``, or ``128 + 64`` where the labelled mini-batch has another size."""
+    """``128``, or ``128 + 64`` where the labeled mini-batch has another size."""
     denoising, labelled = minibatches(cfg)
     return f"{denoising} + {labelled}" if denoising and labelled and denoising != labelled else str(denoising or labelled)
 
@@ -419,8 +420,8 @@ def override(cfg: Config, **changes: Any) -> Config:
 
 
 def without_addresses(cfg: Config) -> Config:
-    """A configuration that came with a model: what it opened when it was trained is not opened again. Only the user's own
-    command may name files and addresses."""
+    """The configuration without the files and addresses that the model was trained from. What comes with a model must not open
+    them; only the user's own command may."""
     return override(cfg, data={"root": None, "test_root": None}, train={"init": None})
 
 
@@ -431,19 +432,19 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def without_effect(cfg: Config, given: Collection[str]) -> list[str]:
-    """A line for each of the fields ``given`` that does nothing as the others are."""
-    said: dict[str, str] = {}
+    """A warning for each of the fields ``given`` that has no effect with the values of the others."""
+    found: dict[str, str] = {}
     for fields, decisive, values in USED_WITH:
         group, names = fields.split(": ")
         for name in (f"{group}.{leaf}" for leaf in names.split()):
             if name in given and value_of(cfg, decisive) not in values:
-                said.setdefault(name, f"--{name} does nothing with {decisive} {value_of(cfg, decisive)}")
+                found.setdefault(name, f"--{name} does nothing with {decisive} {value_of(cfg, decisive)}")
     if "train.batch_size" in given and cfg.objective.kind == "vit" and cfg.train.labelled_batch_size is not None:
         size = cfg.train.labelled_batch_size
-        said["train.batch_size"] = (
+        found["train.batch_size"] = (
             f"--train.batch_size does nothing with objective.kind vit and train.labelled_batch_size {size}"
         )
-    return list(said.values())
+    return list(found.values())
 
 
 def fields_in(arguments: list[str]) -> list[str]:
@@ -452,10 +453,10 @@ def fields_in(arguments: list[str]) -> list[str]:
 
 
 def parse(arguments: list[str], base: Config) -> Config:
-    """``["--optim.lr", "1e-4", ...]`` over a base configuration.
+    """Apply arguments such as ``["--optim.lr", "1e-4"]`` to a base configuration.
 
     Raises:
-        ConfigError: an unknown field (with the nearest known one) or a value that does not fit.
+        ConfigError: a field is unknown (the message names the nearest one) or a value does not fit.
     """
     known = [f"--{group}.{f.name}" for group in GROUPS for f in dataclasses.fields(getattr(base, group))]
     for word in arguments:
@@ -467,7 +468,7 @@ def parse(arguments: list[str], base: Config) -> Config:
 
 
 def to_dict(cfg: Config) -> dict[str, Any]:
-    """Plain containers only, for YAML and JSON."""
+    """The configuration as plain containers, for YAML and JSON."""
     content = dataclasses.asdict(cfg)
     return {group: {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()} for group, fields in content.items()}
 
@@ -477,10 +478,10 @@ def to_yaml(cfg: Config) -> str:
 
 
 def load_config(path: Path) -> Config:
-    """Read a config.yaml; every field in it must be known, one that is missing takes its default.
+    """Read a config.yaml. Every field in it must be known; a missing one takes its default.
 
     Raises:
-        ConfigError: the file is missing, is no YAML mapping, or holds an unknown field or a value that does not fit.
+        ConfigError: the file is missing or not a YAML mapping, a field is unknown, or a value does not fit.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -515,7 +516,7 @@ def load_config(path: Path) -> Config:
 
 
 def field_help(base: Config) -> str:
-    """Every field with its value in ``base`` and its words from the docstring of its group."""
+    """Every field with its value in ``base`` and its description from the docstring of its group."""
     lines = []
     for group in GROUPS:
         settings = getattr(base, group)
@@ -539,6 +540,7 @@ def as_typed(value: Any) -> str:
 
 
 def _parser(base: Config) -> Any:
+    """A parser of the fields, with defaults from ``base``."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, prog="hybvit train PRESET", add_help=False)

@@ -1,4 +1,4 @@
-"""Errors that a user can cure. Each is one line that names the file or field; the command line turns it into an exit code."""
+"""Errors that a user can fix. Each message is a line that names the file or field; the command line maps them to exit codes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Interrupted(RuntimeError):
 
 
 def nearest(name: str, known: Collection[str], cutoff: float = 0.6) -> str | None:
-    """The known name most like ``name``, or None where none is at least so similar; ``cutoff`` is from 0 (any) to 1 (equal)."""
+    """The known name most similar to ``name``; None where no similarity reaches ``cutoff``, in 0 (any name) to 1 (equal)."""
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
-    """The end of a message about an unknown name: ": did you mean X?", or nothing where no known name is like it."""
+    """The end of a message about an unknown name: ": did you mean X?", or empty where no known name is similar."""
     close = nearest(name, known)
     return f": did you mean {close}?" if close else ""

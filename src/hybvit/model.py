@@ -1,4 +1,4 @@
-"""What a user holds: one trained network with everything around it that its answers need."""
+"""HybridModel: a trained network with all that it takes to classify, generate and score images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ from .networks import Network, load_network
 
 
 class Prediction(NamedTuple):
-    """labels int64 [N]; probabilities float [N, K]; score float [N], the log density: higher = more in-distribution."""
+    """The answers for N images, on the CPU.
+
+    Attributes:
+        labels: int64 [N], the most probable classes.
+        probabilities: float [N, K], in 0..1.
+        score: float [N], the log density; higher = more in-distribution.
+    """
 
     labels: Tensor
     probabilities: Tensor
@@ -38,18 +44,18 @@ class Prediction(NamedTuple):
 
 
 class HybridModel:
-    """A classifier, a generator and a density in one; in eval mode, on the best device.
+    """A classifier, a generator and a density in one network, in eval mode.
 
     Args:
         net: the network of ``cfg``; it is moved to ``device`` and set to eval mode.
         cfg: its configuration.
-        device: default: CUDA, MPS or CPU, whichever is there.
+        device: None takes CUDA, MPS or the CPU, the first that is available.
     """
 
     def __init__(self, net: Network, cfg: Config, device: torch.device | str | None = None) -> None:
         self.cfg = cfg
         self.device = torch.device(device) if device else best_device()
-        self.net: Any = net.to(self.device).eval()  # which of a network's calls there are, the objective decides
+        self.net: Any = net.to(self.device).eval()  # the objective decides which methods a network has
         self.diffusion: Diffusion = cfg.diffusion.build()
         self.classes = cfg.data.classes or tuple(str(k) for k in range(cfg.model.num_classes))
 
@@ -58,11 +64,11 @@ class HybridModel:
         return self.cfg.model.image_shape
 
     def logits(self, x: Tensor) -> Tensor:
-        """x float [B, C, H, W] in [-1, 1], clean -> [B, K]. Differentiable."""
+        """The logits of clean images x, float [B, C, H, W] in [-1, 1] -> [B, K]. Differentiable."""
         return self.net.classify(x.to(self.device))
 
     def class_number(self, name: str) -> int:
-        """The number of the class of this name, in capitals or not, or of this number.
+        """The number of a class, in 0..K - 1, from its name (upper or lower case) or from its number as text.
 
         Raises:
             ValueError: there is no such class.
@@ -92,7 +98,7 @@ class HybridModel:
 
     @property
     def own_sampler(self) -> str | None:
-        """The only sampler there is, whatever is asked for; None where there are several."""
+        """The only sampler of a model that has just one, which is then used whatever is asked for; else None."""
         return "sgld" if self.has_samples and not self.has_denoiser else None
 
     def parameters(self) -> list[Tensor]:
@@ -102,25 +108,27 @@ class HybridModel:
         return list(self.net.state_dict().values())
 
     def features(self, x: Tensor) -> Tensor:
-        """What the label read-out sees, [B, D]: of a ViT the class token, or the pooled patches; x float [B, C, H, W] in
-        [-1, 1], clean. Differentiable."""
+        """The input of the label read-out, [B, D], for clean images x, float [B, C, H, W] in [-1, 1]. Differentiable."""
         return self.net.features(x.to(self.device))
 
     def log_density(self, x: Tensor) -> Tensor:
-        """logsumexp of the logits, [B], which the paper takes for log p(x) (Tables 3 and 11); higher = more in-distribution.
+        """The logsumexp of the logits, [B], which the paper takes as log p(x) (Tables 3 and 11); higher = more in-distribution.
 
-        A score: cross-entropy does not change if a function of x is added to all logits. JEM trains it as a density.
+        It is a score, not a calibrated density: cross-entropy is invariant to adding a function of x to all logits. Only JEM
+        trains it as a density.
         """
         return log_density(self.logits(x))
 
     @torch.no_grad()
     def predict(self, images: Tensor | Image.Image | Sequence[Image.Image]) -> Prediction:
-        """Labels, probabilities and scores of uint8 pixels [N, C, H, W], a PIL image, or several; all read-outs on the CPU.
+        """Labels, probabilities and scores of images, on the CPU.
 
-        PIL images of any size and mode are converted and centre-cropped to the network's size; pixels must fit.
+        Args:
+            images: uint8 pixels [N, C, H, W] of the network's size; or one PIL image or several, of any size and mode, which
+                are converted and center-cropped.
 
         Raises:
-            ValueError: pixels of another shape or type.
+            ValueError: there is no image, or the pixels have another shape or type.
             ConfigError: the network was not trained to classify.
         """
         if not self.has_classes:
@@ -138,10 +146,12 @@ class HybridModel:
         return Prediction(logits.argmax(dim=1), logits.softmax(dim=1), log_density(logits))
 
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The predicted noise eps(x_t, t) [B, C, H, W], whatever the network was trained to predict. Differentiable.
+        """The predicted noise eps(x_t, t), [B, C, H, W], whatever target the network was trained for. Differentiable.
 
         Args:
-            y: labels int64 [B] to denoise towards, K standing for none, for a network with ``label_conditioning``; or None.
+            x_t: float [B, C, H, W], noisy images.
+            t: int64 [B] in 1..T.
+            y: labels int64 [B] for a network with ``label_conditioning``, where K means unconditional; None for all others.
 
         Raises:
             ConfigError: the network was not trained to denoise.
@@ -151,9 +161,9 @@ class HybridModel:
         return self.diffusion.to_eps(self.cfg.objective.target, self._prediction(x_t, t, y), x_t, t)
 
     def predict_x0(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The predicted clean image x_0 [B, C, H, W], not clipped: what samplers and the bound take. Differentiable.
+        """The predicted clean image x_0, [B, C, H, W], not clipped; samplers and the bound use it. Differentiable.
 
-        Arguments and errors: those of :meth:`denoise`.
+        Arguments and errors are those of :meth:`denoise`.
         """
         x_t, t = x_t.to(self.device), t.to(self.device)
         return self.diffusion.to_x0(self.cfg.objective.target, self._prediction(x_t, t, y), x_t, t)
@@ -173,11 +183,12 @@ class HybridModel:
 
     @property
     def draws_by_label(self) -> bool:
-        """Whether :meth:`draw` tells the denoiser a random label for each image."""
+        """Whether :meth:`draw` gives the denoiser a random label for each image."""
         return self.takes_labels and bool(self.cfg.data.classes)
 
     def conditional(self, labels: Tensor, guidance: float) -> Denoiser:
-        """A denoiser (-> x_0) given ``labels`` [B]; guidance w: (1 + w) D(x_t, t, y) - w D(x_t, t) (Ho & Salimans 2021)."""
+        """The denoiser (-> x_0) conditional on ``labels`` int64 [B], with classifier-free guidance of weight w:
+        (1 + w) D(x_t, t, y) - w D(x_t, t) (Ho & Salimans 2021)."""
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             if not guidance:
@@ -189,10 +200,10 @@ class HybridModel:
         return denoise
 
     def guided(self, labels: Tensor, guidance: float) -> Denoiser:
-        """A denoiser (-> x_0) steered towards ``labels`` [B] by the network's own classifier at the predicted clean image.
+        """The denoiser (-> x_0) guided toward ``labels`` int64 [B] by the network's own classifier (Dhariwal & Nichol 2021).
 
-        eps - guidance * sqrt(1 - abar_t) * grad_{x_t} log p(y | x_0(x_t)), in terms of x_0 (Dhariwal & Nichol 2021, Alg. 2; the
-        classifier sees the predicted x_0, since it was trained on clean images).
+        It is eps - guidance * sqrt(1 - abar_t) * grad_{x_t} log p(y | x_0(x_t)) (Alg. 2) in terms of x_0. The classifier gets
+        the predicted x_0, since it was trained on clean images.
         """
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
@@ -218,26 +229,28 @@ class HybridModel:
         batch_size: int = 128,
         progress: bool = False,
     ) -> Tensor:
-        """n images as uint8 [n, C, H, W] on the CPU. Image i of a seed is the same at any n and batch size (up to rounding).
+        """Generate n images: uint8 [n, C, H, W] on the CPU.
+
+        Image i of a seed is the same at any n and batch size, up to rounding.
 
         Args:
-            sampler: ddpm, ddim, dpmpp_2m or heun; an energy-based model (JEM) has its own, whatever is asked for.
-            steps: sampler steps in 1..T; the paper takes ddpm with all T.
-            labels: class of each image, or one for all, as number or name. With ``label_conditioning`` they condition the
-                denoiser, and None means random classes. Any other network needs ``guidance`` too, and is steered by its own
-                classifier, which misses often unless it was trained on noisy images too (``noisy_labels``).
-            guidance: strength of the steering: classifier-free with ``label_conditioning``, at the price of a second pass of
-                the layers after the label read-out, or by the network's own classifier (about three times the time). A negative
-                one steers away.
+            sampler: ddpm, ddim, dpmpp_2m or heun. An energy-based model (JEM) always uses its own.
+            steps: sampler steps in 1..T; the paper uses ddpm with all T.
+            labels: the class of each image, or one for all, by number or name. With ``label_conditioning`` they condition the
+                denoiser, and None means random classes. Any other network needs ``guidance`` too. Its own classifier then
+                guides it, which often fails unless it was trained on noisy images too (``noisy_labels``).
+            guidance: guidance weight. With ``label_conditioning`` it is classifier-free guidance, which needs a second pass of
+                the layers after the label read-out; else classifier guidance, which takes about three times as long. A
+                negative weight guides away from the labels.
             seed: image i is drawn from (seed, i).
-            spacing: which of the T times the steps stand at; None takes the sampler's own.
-            batch_size: images that are drawn at a time.
-            progress: show a progress bar, if standard error is a terminal.
+            spacing: how the steps are spaced over the T times; None takes the sampler's default.
+            batch_size: images per batch.
+            progress: whether to show a progress bar, if standard error is a terminal.
 
         Raises:
-            ValueError: an argument is out of range, or only one of ``labels`` and ``guidance`` is given to a network that does
-                not draw by label.
-            ConfigError: the network was not trained to denoise, or not to classify, which guidance by its classifier needs.
+            ValueError: an argument is out of range, or only one of ``labels`` and ``guidance`` is given to a network without
+                ``label_conditioning``.
+            ConfigError: the network was not trained to generate, or has no classifier to guide it.
         """
         if n < 1 or batch_size < 1:
             raise ValueError(f"n is {n} and batch_size {batch_size}: both must be at least 1")
@@ -276,7 +289,7 @@ class HybridModel:
                 f"labels are {wanted.dtype} {list(wanted.shape)}: give one whole number, or one for each of n = {n}"
             )
         if not (self.takes_labels or self.has_classes):
-            raise ConfigError("this model was trained with objective genvit: it has no classifier to steer to labels")
+            raise ConfigError("this model was trained with objective genvit: it has no classifier to guide it to labels")
         wanted = wanted.long().expand(n)
         if not bool(((wanted >= 0) & (wanted < self.cfg.model.num_classes)).all()):
             raise ValueError(f"labels must be in 0..{self.cfg.model.num_classes - 1}")
@@ -291,15 +304,18 @@ class HybridModel:
         guidance: float = 0.0,
         spacing: Spacing | None = None,
     ) -> Tensor:
-        """The images of these numbers of a seed, as one batch: uint8 [len(indices), C, H, W] on the CPU.
+        """Generate the images of a seed with these numbers, as one batch: uint8 [len(indices), C, H, W] on the CPU.
 
-        A network that takes labels gets a random one for each, every class alike; none if it was trained on images without.
+        A network with ``draws_by_label`` gets a random label for each, with equal probabilities of the classes.
 
         Args:
-            guidance: classifier-free, for a network that ``draws_by_label``.
+            indices: the numbers of the images, each at least 0.
+            guidance: weight of classifier-free guidance, for a network with ``draws_by_label``.
+
+        All other arguments are those of :meth:`sample`.
 
         Raises:
-            ConfigError: guidance without labels to guide to, or a network that was not trained to generate.
+            ConfigError: guidance is given without labels to guide to, or the network was not trained to generate.
         """
         if guidance and not self.draws_by_label:
             raise ConfigError(f"guidance {guidance}: this model's denoiser was not trained with labels to draw at random")
@@ -315,9 +331,16 @@ class HybridModel:
 
     @torch.no_grad()
     def bits_per_dim(self, x: Tensor, seed: int = 0) -> Tensor:
-        """The full variational bound on -log2 p(x) per dimension, [B], by the denoiser without a label. Costs T evaluations.
+        """The full variational bound on -log2 p(x), [B] in bits per dimension, by the unconditional denoiser.
 
-        x float [B, C, H, W] in [-1, 1]. Raises ConfigError where the network was not trained to denoise.
+        It costs T evaluations per image.
+
+        Args:
+            x: float [B, C, H, W] on the 256 levels of [-1, 1].
+            seed: of the noise.
+
+        Raises:
+            ConfigError: the network was not trained to denoise.
         """
         return variational_bound(self.predict_x0, self.diffusion, x.to(self.device), generator(seed, "bound"))
 
@@ -325,7 +348,8 @@ class HybridModel:
         """Write weights (safetensors), config.yaml and a manifest of SHA-256 sums, all or nothing.
 
         Raises:
-            ConfigError: the folder is there and no exported model.
+            ConfigError: the folder exists and is not an exported model.
+            DataError: it cannot be written.
         """
         path = Path(folder)
         if path.exists() and not (path / checkpoint.MANIFEST).is_file():
@@ -338,7 +362,7 @@ class HybridModel:
         """Read what :meth:`save_pretrained` wrote, from a folder or a Hugging Face hub id.
 
         Raises:
-            DataError: there is no such folder, and the hub cannot give it.
+            DataError: there is no such folder, nor such a model on the hub.
             CheckpointError: a file is missing or altered, or a weight does not fit.
         """
         folder = Path(source)
@@ -349,7 +373,7 @@ class HybridModel:
 
 
 def image_noise(indices: Sequence[int], seed: int, image_shape: tuple[int, int, int], device: torch.device | str) -> ImageNoise:
-    """The noise from which the images of these numbers of a seed are drawn; image i has its own, whatever the others are."""
+    """The noise of the images of a seed with these numbers; that of image i does not depend on the others."""
     return ImageNoise([derive_seed(seed, "samples", i) for i in indices], image_shape, device)
 
 
@@ -357,7 +381,7 @@ def image_noise(indices: Sequence[int], seed: int, image_shape: tuple[int, int, 
 def draw(
     denoise: Denoiser, diffusion: Diffusion, noise: ImageNoise, sampler: str, steps: int, spacing: Spacing | None = None
 ) -> Tensor:
-    """One sample of a denoiser (-> x_0) for each image of the noise, as one batch: uint8 [B, C, H, W] on the CPU."""
+    """Run a sampler with a denoiser (-> x_0), one image for each of the noise: uint8 [B, C, H, W] on the CPU."""
     for x in run_sampler(sampler, denoise, diffusion, noise, steps, spacing):
         pass
     return to_pixels(x).cpu()

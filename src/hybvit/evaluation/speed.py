@@ -72,6 +72,7 @@ def train_speed(model: HybridModel, result: Result) -> None:
 
 
 def gflop(call: Callable[[], object]) -> float:
+    """10^9 operations of a call."""
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops() / 1e9

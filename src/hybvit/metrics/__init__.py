@@ -1,1 +1,1 @@
-"""Tensors in, numbers out: nothing here loads data or weights."""
+"""Metrics: tensors in, numbers out. Nothing here loads data or weights."""

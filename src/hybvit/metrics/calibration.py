@@ -1,4 +1,6 @@
-"""Whether a classifier's confidence is its accuracy. Shapes: logits [N, K], labels int64 [N]; all on the CPU in float64.
+"""Calibration: how well a classifier's confidence matches its accuracy.
+
+Shapes: logits [N, K], labels int64 [N]. Everything is computed on the CPU in float64.
 
 Confidence is the largest softmax probability, in 1/K..1 (top-1 calibration, Guo et al. 2017).
 """
@@ -14,24 +16,24 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-TEMPERATURES = (0.01, 100.0)  # where fit_temperature looks
+TEMPERATURES = (0.01, 100.0)  # the range that fit_temperature searches
 
 
 class ReliabilityTable(NamedTuple):
     """One entry per bin, from low to high confidence."""
 
-    size: Tensor  # int64 [bins], how many images
-    confidence: Tensor  # float64 [bins], the mean in the bin; nan where it is empty
+    size: Tensor  # int64 [bins], the number of images
+    confidence: Tensor  # float64 [bins], the mean of the bin; nan where it is empty
     accuracy: Tensor  # float64 [bins], in 0..1; nan where it is empty
 
 
 def reliability_table(logits: Tensor, labels: Tensor, bins: int = 15, equal_mass: bool = False) -> ReliabilityTable:
-    """Mean confidence and accuracy by confidence.
+    """Mean confidence and accuracy of the images in each confidence bin.
 
     Args:
-        bins: how many; bin i of 0..bins - 1 is (i/bins, (i + 1)/bins] (Guo et al. 2017). torchmetrics' bins are closed on the
-            other side and have one more for a confidence of exactly 1; that matters only for values on an edge.
-        equal_mass: bins of N/bins images each instead, one more or less (adaptive, Nguyen & O'Connor 2015).
+        bins: the number of bins; bin i of 0..bins - 1 is (i/bins, (i + 1)/bins] (Guo et al. 2017). torchmetrics closes its bins
+            on the other side and adds one for a confidence of exactly 1; this matters only for values on an edge.
+        equal_mass: use bins of equal size instead, N/bins images each up to rounding (adaptive, Nguyen & O'Connor 2015).
 
     Raises:
         ValueError: ``bins`` is not positive, there is no image, or a logit is NaN.
@@ -43,7 +45,7 @@ def reliability_table(logits: Tensor, labels: Tensor, bins: int = 15, equal_mass
         raise ValueError(f"the logits of image {int(confidence.isnan().nonzero()[0])} give no probabilities")
     correct = (prediction == labels.cpu()).double()
     if equal_mass:
-        # Images of one confidence share their accuracy: else the order of the images would decide which bin gets the errors.
+        # Images of equal confidence share their accuracy: otherwise their order would decide which bin gets the errors.
         _, group = confidence.unique(return_inverse=True)
         correct = (torch.bincount(group, weights=correct) / torch.bincount(group))[group]
         index = torch.empty(len(confidence), dtype=torch.int64)
@@ -56,21 +58,24 @@ def reliability_table(logits: Tensor, labels: Tensor, bins: int = 15, equal_mass
 
 
 def expected_calibration_error(table: ReliabilityTable) -> float:
-    """Mean over the images of their bin's |accuracy - confidence|, in 0..1; the adaptive one on a table of equal mass."""
+    """Expected calibration error (ECE): |accuracy - confidence| of the bins, weighted by their size; in 0..1.
+
+    On a table with ``equal_mass`` it is the adaptive ECE.
+    """
     return ((table.accuracy - table.confidence).abs().nan_to_num() * table.size).sum().item() / int(table.size.sum())
 
 
 def maximum_calibration_error(table: ReliabilityTable) -> float:
-    """The largest |accuracy - confidence| of a bin that is not empty, in 0..1."""
+    """Maximum calibration error (MCE): the largest |accuracy - confidence| of a bin that is not empty, in 0..1."""
     return (table.accuracy - table.confidence).abs()[table.size > 0].max().item()
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The T > 0 that minimises the mean NLL of logits/T (Guo et al. 2017), to about 1e-8 of it.
+    """The temperature T > 0 that minimizes the mean NLL of logits/T (Guo et al. 2017), to a relative error of about 1e-8.
 
-    T > 1 means overconfident. The NLL is convex in 1/T, so it is the one zero of its slope. Where the NLL still falls at an
-    end of 0.01..100 the result is that end: 0.01 where every label has the largest logit (separable), 100 where the logits
-    are no better than a constant. Fit it on other images than those it is judged on.
+    T > 1 means that the classifier is overconfident. The NLL is convex in 1/T, so T is the only zero of its slope. T is limited
+    to 0.01..100: it is 0.01 where every label has the largest logit (separable), and 100 where the logits are no better than a
+    constant. Fit it on other images than those that it is evaluated on.
 
     Raises:
         ValueError: there is no image or a logit is not finite.
@@ -78,15 +83,15 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     logits, labels = logits.detach().cpu().double(), labels.cpu()
     if len(logits) < 1 or not bool(logits.isfinite().all()):
         raise ValueError("a temperature is fitted to at least one image, with finite logits")
-    logits = logits - logits.amax(dim=1, keepdim=True)  # softmax does not see it, and only the spread is left to round
+    logits = logits - logits.amax(dim=1, keepdim=True)  # softmax is invariant to this, and it keeps rounding errors small
     of_label = logits.gather(1, labels[:, None]).mean()
 
     def slope(log_t: float) -> float:
-        """d mean NLL/d(1/T), which rises with 1/T."""
+        """The derivative of the mean NLL in 1/T, which increases with 1/T."""
         return (((logits / math.exp(log_t)).softmax(dim=1) * logits).sum(dim=1).mean() - of_label).item()
 
     low, high = map(math.log, TEMPERATURES)
-    # The slope at a separable end is 0 only by rounding; so is that of logits that are all equal, for which any T is as good.
+    # For separable logits the slope at the end is 0 up to rounding. So it is for equal logits, for which any T is as good.
     rounding = 1e-12 * logits.abs().max().item()
     if slope(low) <= rounding:
         return TEMPERATURES[0] if slope(high) < -rounding else 1.0
@@ -96,14 +101,15 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def bootstrap_interval(statistic: Callable[[Tensor], float], n: int, seed: int, repeats: int = 200) -> tuple[float, float]:
-    """95 % percentile interval (Efron 1979) of a statistic of n images.
+    """95 % percentile bootstrap interval (Efron 1979) of a statistic of n images.
 
-    For the calibration errors it errs upward, as these do themselves: resampled images scatter more within a bin.
+    For calibration errors it is biased upward, as they are themselves: resampled images scatter more within a bin.
 
     Args:
         statistic: takes int64 [n], the indices in 0..n - 1 of the images drawn with replacement, e.g.
             ``lambda i: expected_calibration_error(reliability_table(logits[i], labels[i]))``.
-        seed: of the draws; the same seed gives the same interval.
+        seed: of the resampling; the same seed gives the same interval.
+        repeats: the number of resamples.
     """
     generator = torch.Generator().manual_seed(seed)
     values = [statistic(torch.randint(n, (n,), generator=generator)) for _ in range(repeats)]

@@ -1,8 +1,8 @@
-"""How far generated images are from real ones, in the features of a fixed network (hybvit.evaluation.extractors).
+"""Fidelity: the distance between generated and real images in the features of a fixed network (hybvit.evaluation.extractors).
 
-Features are float [N, D], one row per image; logits are float [N, K]. Everything is computed on the CPU in float64. Only in the
-features of the published Inception network is the Frechet distance FID (Heusel et al. 2017), the kernel distance KID and the
-score an Inception score; in others the same formulas hold, but the numbers compare with those of the same network only.
+Features are float [N, D], one row per image; logits are float [N, K]. Everything is computed on the CPU in float64. The Frechet
+distance is called FID (Heusel et al. 2017), the kernel distance KID, and the score Inception score only with the published
+Inception network. With another network the formulas are the same, but numbers are comparable for that network only.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch import Tensor
 
 from ..errors import ConfigError
 
-ROWS_AT_ONCE = 4096  # bounds the memory of sums and of distances between images
-SUBSET_SIZE = 1000  # of the kernel distance, as in torch-fidelity
-LOWEST_LOG_P = -700.0  # e^-700 is still a float64: a class that no image of a split shows then counts 0 and not 0 * inf
+ROWS_AT_ONCE = 4096  # bounds the memory for sums and for distances between images
+SUBSET_SIZE = 1000  # for the kernel distance, as in torch-fidelity
+LOWEST_LOG_P = -700.0  # e^-700 is still a float64: a class that no image of a split has then counts 0, not 0 * inf
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Mean and covariance of features in a form that can be added: of shards, or of what several processes hold.
+    """Mean and covariance of features, in a form that can be added across shards or processes.
 
-    The products are of deviations from each part's own mean and are merged by the update of Chan, Golub & LeVeque 1983: raw
-    sums of squares lose the covariance to cancellation where means are much larger than deviations.
+    The products are those of deviations from each part's own mean, merged by the update of Chan, Golub & LeVeque 1983. Raw sums
+    of squares would lose the covariance to cancellation where the mean is much larger than the deviations.
 
     Args:
         n: number of images.
@@ -41,10 +41,10 @@ class Statistics:
 
     @classmethod
     def of(cls, features: Tensor) -> Statistics:
-        """float [N, D]; N may be 0.
+        """The statistics of features float [N, D]; N may be 0.
 
         Raises:
-            ValueError: another shape, or values that are not finite.
+            ValueError: the features have another shape, or values that are not finite.
         """
         _check(features=features)
         dim = features.shape[1]
@@ -52,8 +52,8 @@ class Statistics:
         for part in features.split(ROWS_AT_ONCE):
             rows = part.detach().cpu().double()
             total = rows.sum(dim=0)
-            centred = rows - total / max(len(rows), 1)
-            result = result + cls(len(rows), total, centred.T @ centred)
+            centered = rows - total / max(len(rows), 1)
+            result = result + cls(len(rows), total, centered.T @ centered)
         return result
 
     def __add__(self, other: Statistics) -> Statistics:
@@ -67,27 +67,27 @@ class Statistics:
 
     @property
     def mean(self) -> Tensor:
-        """[D]."""
+        """float64 [D]; ValueError without images."""
         if self.n == 0:
             raise ValueError("there is no image: its features have no mean")
         return self.total / self.n
 
     @property
     def covariance(self) -> Tensor:
-        """Unbiased (n - 1), [D, D]."""
+        """The unbiased one (n - 1), float64 [D, D]; ValueError with fewer than two images."""
         if self.n < 2:
             raise ValueError(f"{self.n} image(s): a covariance needs at least two")
         return self.products / (self.n - 1)
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^1/2), >= 0 (Heusel et al. 2017, Eq. 6; Dowson & Landau 1982).
+    """Frechet distance |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^1/2), at least 0 (Heusel et al. 2017, Eq. 6).
 
-    It equals torch-fidelity's ``fid_statistics_to_metric``, which takes the roots of the eigenvalues of C_a C_b. Here the trace
-    is the sum of the singular values of C_a^1/2 C_b^1/2: symmetric eigenproblems are several times faster, and nothing is
-    squared, so that with fewer images than features the many zeros do not return as roots of rounding errors.
+    It equals torch-fidelity's ``fid_statistics_to_metric``, which takes the square roots of the eigenvalues of C_a C_b. Here
+    the trace is the sum of the singular values of C_a^1/2 C_b^1/2. Symmetric eigenproblems are several times faster. And
+    with fewer images than features many eigenvalues are 0, whose rounding errors a square root would magnify.
 
-    It is biased upwards by about 1/n: compare only numbers from the same number of images.
+    It is biased upward by about 1/n: compare only numbers from the same number of images.
     """
     if a.total.shape != b.total.shape:
         raise ValueError(f"features have {len(a.total)} and {len(b.total)} dimensions: there is no distance between them")
@@ -98,11 +98,12 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def frechet_interval(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """95 % interval of the Frechet distance of features [N, D] and [M, D] under new draws of as many images, >= 0.
+    """95 % interval of the Frechet distance of features [N, D] and [M, D] under new draws of as many images, at least 0.
 
-    From the distance's derivative at each image: 2 (mean_a - mean_b) f + f^T (I - T) f with its deviation f from the mean of a
-    and the optimal map T from Gaussian a to Gaussian b; likewise for b. The upward bias of finite sets stays in it: it is the
-    error of "the distance with n images". With N or M below several times D, or distances near 0, do not rely on it.
+    It comes from the distance's derivative at each image of a, 2 (mean_a - mean_b) f + f^T (I - T) f, where f is the
+    deviation from the mean of a and T the optimal map from Gaussian a to Gaussian b; likewise for b. The upward bias of
+    finite sets is not corrected: this is the error of "the distance with n images". Do not rely on it where N or M is less
+    than several times D, or where the distance is near 0.
     """
     _check(a=a, b=b)
     of_a, of_b = Statistics.of(a), Statistics.of(b)
@@ -121,9 +122,16 @@ def frechet_interval(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 
 def inception_score(logits: Tensor, splits: int = 10, seed: int = 2020) -> tuple[float, float]:
-    """exp(E KL(p(y|x) || p(y))), from 1 to K, over random parts of the images (Salimans et al. 2016) -> mean and deviation.
+    """Inception score exp(E KL(p(y|x) || p(y))), in 1..K (Salimans et al. 2016) -> its mean and standard deviation over random
+    parts of the images.
 
-    torch-fidelity's ``isc_features_to_metric``; its splits and seed are the defaults. Logits [N, K] need N >= splits.
+    This is torch-fidelity's ``isc_features_to_metric``, with its default splits and seed.
+
+    Args:
+        logits: float [N, K], with N >= splits.
+
+    Raises:
+        ValueError: there are fewer images than splits, or a logit is not finite.
     """
     _check(logits=logits)
     if not 1 <= splits <= len(logits):
@@ -137,16 +145,21 @@ def kernel_distance(
     a: Tensor, b: Tensor, subsets: int = 100, subset_size: int | None = None, seed: int = 2020
 ) -> tuple[float, float]:
     """Unbiased squared maximum mean discrepancy with the kernel (x y / D + 1)^3 (Binkowski et al. 2018) -> value and its
-    standard error. Slightly negative values are right where the two are alike.
+    standard error. Being unbiased, it is slightly negative at times where the two sets are alike.
 
-    The value is torch-fidelity's ``kid_features_to_metric``: a mean over random subsets. Subsets of the same images overlap, so
-    their deviation s is not the error of the mean; the delete-d jackknife (Shao & Wu 1989) makes it s (m / (n - m))^1/2 for
-    subsets of m out of n images, of the smaller set. Where the two distributions are the same it errs on the large side.
+    The value is torch-fidelity's ``kid_features_to_metric``, a mean over random subsets. The subsets overlap, so their
+    standard deviation s is not the error of the mean. By the delete-d jackknife (Shao & Wu 1989) it is s (m / (n - m))^1/2
+    for subsets of m of the n images of the smaller set. It is too large where the two distributions are the same.
 
     Args:
-        a: features [N, D]; b: features [M, D].
-        subset_size: m, fewer than there are images in either set. None: 1000, or half of the smaller set if it has no more.
-        seed: of the subsets, 0..2^32 - 1.
+        a: features [N, D].
+        b: features [M, D].
+        subsets: the number of subsets, at least 2.
+        subset_size: m, less than N and M. None: 1000, or half of the smaller set if that has no more than 1000 images.
+        seed: of the subsets, in 0..2^32 - 1.
+
+    Raises:
+        ValueError: ``subset_size`` or ``subsets`` is out of range, or the features do not fit.
     """
     _check(a=a, b=b)
     n = min(len(a), len(b))
@@ -154,7 +167,7 @@ def kernel_distance(
     if not 2 <= size < n:
         raise ValueError(f"subset_size is {size}: it must be at least 2 and less than {n}, the images of the smaller set")
     if subsets < 2:
-        raise ValueError(f"subsets is {subsets}: an error needs at least two")
+        raise ValueError(f"subsets is {subsets}: a standard error needs at least two")
     result = _torch_fidelity("metric_kid").kid_features_to_metric(
         *(features.detach().cpu().double() for features in (a, b)),
         kid_subsets=subsets,
@@ -166,20 +179,28 @@ def kernel_distance(
     return result["kernel_inception_distance_mean"], error
 
 
-def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> tuple[float, float]:
-    """Share of generated images within the balls of the real ones, and of real ones within those of the generated: fidelity and
-    coverage, each in 0..1 (Kynkaanniemi et al. 2019). A ball reaches from an image to its k-th nearest of the same set.
+def precision_recall(generated: Tensor, real: Tensor, neighbors: int = 3) -> tuple[float, float]:
+    """Precision and recall (Kynkaanniemi et al. 2019), each in 0..1: the share of generated images inside the balls around the
+    real ones, and the share of real images inside the balls around the generated ones.
 
-    torch-fidelity's ``prc_features_to_metric``. Both depend on the number of images: compare equal numbers. Features [N, D] and
-    [M, D]; each set needs more than ``neighbours`` images.
+    A ball's radius is the distance from an image to its k-th nearest neighbor in the same set. This is torch-fidelity's
+    ``prc_features_to_metric``. Both depend on the number of images: compare only numbers from equal sets.
+
+    Args:
+        generated: features [N, D].
+        real: features [M, D].
+        neighbors: k, less than N and M.
+
+    Raises:
+        ValueError: ``neighbors`` is out of range, or the features do not fit.
     """
     _check(generated=generated, real=real)
     n = min(len(generated), len(real))
-    if not 1 <= neighbours < n:
-        raise ValueError(f"neighbours is {neighbours}: it must be at least 1 and less than {n}, the images of the smaller set")
+    if not 1 <= neighbors < n:
+        raise ValueError(f"neighbors is {neighbors}: it must be at least 1 and less than {n}, the images of the smaller set")
     result = _torch_fidelity("metric_prc").prc_features_to_metric(
         *(features.detach().cpu().double() for features in (generated, real)),
-        prc_neighborhood=neighbours,
+        prc_neighborhood=neighbors,
         prc_batch_size=ROWS_AT_ONCE,
         save_cpu_ram=True,
         verbose=False,

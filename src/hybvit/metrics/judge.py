@@ -1,4 +1,4 @@
-"""A second opinion on samples: a support vector machine on raw pixels, which shares nothing with the network it judges."""
+"""An independent classifier to judge samples: a support vector machine on raw pixels."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LARGEST_TRAINING_SET = 10_000  # fitting takes time that grows with the square of the number of images
+LARGEST_TRAINING_SET = 10_000  # the time to fit grows with the square of the number of images
 
 
 class PixelSVM:
-    """scikit-learn's SVC (radial kernel, default settings) fitted on uint8 pixels [N, C, H, W] and labels int64 [N]."""
+    """scikit-learn's SVC (radial kernel, default settings), fitted to uint8 pixels [N, C, H, W] and labels int64 [N]."""
 
     def __init__(self, pixels: Tensor, labels: Tensor) -> None:
         from sklearn.svm import SVC
@@ -18,7 +18,7 @@ class PixelSVM:
         self.svm = SVC().fit(self._features(pixels), labels.numpy())
 
     def predict(self, pixels: Tensor) -> Tensor:
-        """uint8 [N, C, H, W] -> int64 [N]."""
+        """uint8 pixels [N, C, H, W] -> the predicted classes, int64 [N]."""
         return torch.from_numpy(self.svm.predict(self._features(pixels)))
 
     @staticmethod
@@ -27,5 +27,5 @@ class PixelSVM:
 
 
 def class_shares(labels: Tensor, num_classes: int) -> Tensor:
-    """Share of each class among labels int64 [N] -> float64 [K], sums to 1."""
+    """Share of each class among labels int64 [N] -> float64 [K], which sums to 1."""
     return torch.bincount(labels, minlength=num_classes).double() / len(labels)

@@ -1,5 +1,5 @@
-"""How likely an image is: the variational bound on -log p(x) in bits per dimension (Eqs. 4-8; Ho et al. 2020, Sec. 3.3), and
-the classifier's log density.
+"""Likelihood: the variational bound on -log p(x) in bits per dimension (Eqs. 4-8; Ho et al. 2020, Sec. 3.3), and the log
+density of the classifier.
 
 Shapes: x0 [B, C, H, W] on the 256 levels of [-1, 1]; a dimension is one of the C * H * W values of an image.
 """
@@ -20,7 +20,7 @@ BIN = 1 / 255  # half the distance between two of the 256 levels
 def log_density(logits: Tensor) -> Tensor:
     """The paper's log p(x) up to a constant: logsumexp over the classes; logits [B, K] -> [B], of their type and device.
 
-    It is minus the energy of JEM (Grathwohl et al. 2020, Sec. 3), and the energy score of Liu et al. 2020 at temperature 1.
+    It is the negative energy of JEM (Grathwohl et al. 2020, Sec. 3), and the energy score of Liu et al. 2020 at temperature 1.
     """
     return logits.logsumexp(dim=1)
 
@@ -35,19 +35,18 @@ def prior_bits(diffusion: Diffusion, x0: Tensor) -> Tensor:
 def step_bits(denoise: Denoiser, diffusion: Diffusion, x0: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
     """The bound's term at time t per dimension, [B] in bits: the KL of Eq. 7 for t > 1, the decoder of Eq. 8 for t = 1.
 
-    On the CPU in float64, whatever the denoiser's device.
-
-    The variance is beta~_t ("fixed small"), at t = 1 that of t = 2; the predicted x_0 is clipped to [-1, 1].
+    The variance is beta~_t ("fixed small"), and at t = 1 that of t = 2. The predicted x_0 is clipped to [-1, 1]. The result is
+    float64 on the CPU, on whatever device the denoiser is.
 
     Args:
-        t: one time for all images, or int64 [B] with one for each, in 1..T; T is at least 2.
+        t: one time for all images, or int64 [B] with one for each, in 1..T. T is at least 2.
         noise: standard normal, like x0.
     """
     at = torch.full((len(x0),), t, device=x0.device) if isinstance(t, int) else t.to(x0.device)
     x_t = diffusion.q_sample(x0, at, noise)
     x0_pred = denoise(x_t, at).clamp(-1, 1).cpu().double()
     x0, at = x0.cpu().double(), at.cpu()
-    # The two means differ only by what they take for x_0, so x_t drops out; at t = 1 the mean is the predicted x_0 itself.
+    # The two means differ only in x_0, so x_t cancels; at t = 1 the mean is the predicted x_0 itself.
     weight = _kl_weight(diffusion)[at].reshape(-1, *[1] * (x0.ndim - 1))
     nats = weight * (x0 - x0_pred) ** 2
     last = at == 1
@@ -58,7 +57,7 @@ def step_bits(denoise: Denoiser, diffusion: Diffusion, x0: Tensor, t: int | Tens
 
 
 def _kl_weight(diffusion: Diffusion) -> Tensor:
-    """What (x_0 - predicted x_0)^2 is multiplied by in the KL of Eq. 7, float64 [T + 1]; 0 at t = 0 and 1, which have none.
+    """The factor of (x_0 - predicted x_0)^2 in the KL of Eq. 7, float64 [T + 1]; 0 at t = 0 and 1, which have none.
 
     For t > 1 it is (SNR_{t-1} - SNR_t)/2 with SNR = abar/(1 - abar) (Kingma et al. 2021, Eq. 13).
     """
@@ -66,10 +65,10 @@ def _kl_weight(diffusion: Diffusion) -> Tensor:
 
 
 def discretized_gaussian_log_likelihood(x0: Tensor, mean: Tensor, sigma: float) -> Tensor:
-    """log of N(mean, sigma^2)'s mass in the bin of each level of x0; the outer bins reach to infinity. Same shape, nats."""
+    """log of the mass of N(mean, sigma^2) in the bin of each level of x0, in nats, like x0. The outer bins are infinite."""
     upper = torch.special.log_ndtr((x0.double() - mean.double() + BIN) / sigma)
     lower = torch.special.log_ndtr((x0.double() - mean.double() - BIN) / sigma)
-    # log(e^upper - e^lower), stable where both are near 0 by using the mirrored tails.
+    # log(e^upper - e^lower). The mirrored tails keep it stable where both are near 0.
     mirrored_upper = torch.special.log_ndtr((mean.double() - x0.double() + BIN) / sigma)
     mirrored_lower = torch.special.log_ndtr((mean.double() - x0.double() - BIN) / sigma)
     right = x0 > mean
@@ -80,14 +79,14 @@ def discretized_gaussian_log_likelihood(x0: Tensor, mean: Tensor, sigma: float) 
 
 
 def bound_terms(denoise: Denoiser, diffusion: Diffusion, x0: Tensor, generator: torch.Generator, rows: int = 128) -> Tensor:
-    """Every term of the bound with one draw of noise each -> [B, T + 1] in bits per dimension; its row sums are the bound.
+    """Every term of the bound with one draw of noise each -> [B, T + 1] in bits per dimension; the bound is the sum of a row.
 
-    Column 0 is the prior, column t the term at time t. Costs B * T evaluations.
+    Column 0 is the prior, column t the term at time t. It costs T evaluations per image.
 
     Args:
-        generator: CPU generator of the noise, of t = T first; the draws do not depend on ``rows``.
-        rows: how many (image, time) pairs go through the denoiser in one call, at least all images at one time. A denoiser
-            that holds something for each image, such as labels, needs rows=1: one time, and each image once, a call.
+        generator: CPU generator of the noise, which starts at t = T; the draws do not depend on ``rows``.
+        rows: (image, time) pairs in one call of the denoiser; a call has at least all images at one time. A denoiser that
+            holds something for each image, such as labels, needs rows=1: one time, and each image once, per call.
     """
     times = torch.arange(diffusion.T, 0, -1)[:, None].expand(-1, len(x0))
     terms = _terms_at(denoise, diffusion, x0, times, generator, rows)
@@ -97,9 +96,9 @@ def bound_terms(denoise: Denoiser, diffusion: Diffusion, x0: Tensor, generator: 
 def variational_bound(
     denoise: Denoiser, diffusion: Diffusion, x0: Tensor, generator: torch.Generator, rows: int = 128
 ) -> Tensor:
-    """The full bound: prior + all T terms, one draw of noise each -> [B] in bits per dimension. Costs T evaluations an image.
+    """The full bound: prior + all T terms, one draw of noise each -> [B] in bits per dimension.
 
-    Args: those of :func:`bound_terms`.
+    It costs T evaluations per image. Arguments: those of :func:`bound_terms`.
     """
     return bound_terms(denoise, diffusion, x0, generator, rows).sum(dim=1)
 
@@ -109,14 +108,14 @@ def sampled_bound(
 ) -> tuple[Tensor, Tensor]:
     """An unbiased estimate of the full bound from a few times -> (bits [B], standard error [B]), per dimension.
 
-    The prior is exact and t = 1 is always evaluated, with two draws of noise. The sum over t = 2..T comes from draws/2 strata
-    of equal guessed weight (:func:`_time_shares`) with two times each, drawn for each image on its own; each term is divided
-    by its probability. Two of a kind are what makes the squared standard error unbiased, so average squares, not errors; it
-    covers the draws of t and noise, not which images were looked at. Costs draws + 2 evaluations an image.
+    The prior is exact, and t = 1 is always evaluated, with two draws of noise. The sum over t = 2..T comes from draws/2 strata
+    of equal assumed weight (:func:`_time_shares`) with two times each, drawn for each image independently; each term is divided
+    by its probability. Two draws per stratum make the squared standard error unbiased, so average the squares, not the errors.
+    It covers the draws of t and noise, not the choice of images. It costs draws + 2 evaluations per image.
 
     Args:
         generator: CPU generator of times and noise.
-        draws: at least 1; an odd number counts as the next even one.
+        draws: number of times, at least 1; an odd number is rounded up to the next even one.
         rows: as in :func:`bound_terms`.
 
     Raises:
@@ -138,10 +137,10 @@ def sampled_bound(
 
 
 def _time_shares(diffusion: Diffusion) -> Tensor:
-    """How often to look at each of t = 2..T, float64 [T - 1], above 0, sums to 1.
+    """The probability of drawing each of t = 2..T, float64 [T - 1], above 0, which sums to 1.
 
-    It is the share of each term in the sum if pixels were independent normal of variance 1/4 and the denoiser exact: a guess,
-    which moves the estimate's spread and not its expectation.
+    It is the share of each term in the sum for independent normal pixels of variance 1/4 and an exact denoiser. This assumption
+    affects the variance of the estimate, not its expectation.
     """
     abar = diffusion.alpha_bar[2:]
     unknown = 0.25 * (1 - abar) / (0.25 * abar + 1 - abar)  # Var(x_0|x_t)
@@ -152,7 +151,7 @@ def _time_shares(diffusion: Diffusion) -> Tensor:
 def _terms_at(
     denoise: Denoiser, diffusion: Diffusion, x0: Tensor, times: Tensor, generator: torch.Generator, rows: int
 ) -> Tensor:
-    """The terms at times int64 [n, B], image by image, with fresh noise for each -> bits [n, B]."""
+    """The terms at times int64 [n, B], a column per image, with independent noise for each -> bits [n, B]."""
     parts = []
     for some in times.split(max(rows // max(len(x0), 1), 1)):
         noise = torch.cat([torch.randn(x0.shape, generator=generator) for _ in some]).to(x0.device, x0.dtype)

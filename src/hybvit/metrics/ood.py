@@ -1,6 +1,6 @@
-"""Telling in-distribution (ID) images from out-of-distribution (OOD) ones by a score per image.
+"""Out-of-distribution (OOD) detection: scores that separate in-distribution (ID) images from OOD ones, and how well they do.
 
-Convention: a score is higher for ID images. Shapes: id_scores [N], ood_scores [M]; scores are float64 on the CPU.
+Convention: a score is higher for ID images. Shapes: id_scores [N], ood_scores [M]. Scores are computed in float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from .likelihood import log_density
 
 
 def auroc(id_scores: Tensor, ood_scores: Tensor) -> float:
-    """Share of pairs in which the ID image has the higher score, a tie counting half; in 0..1, chance is 0.5.
+    """Area under the ROC curve: the share of pairs in which the ID image has the higher score, in 0..1; chance is 0.5.
 
-    Raises (as all that take two sets of scores):
+    A tie counts half.
+
+    Raises (like every function of two sets of scores):
         ValueError: a set is empty or a score is not finite.
     """
-    return float(roc_auc_score(*_labelled(id_scores, ood_scores)))
+    return float(roc_auc_score(*_labels_and_scores(id_scores, ood_scores)))
 
 
 def auroc_interval(id_scores: Tensor, ood_scores: Tensor, z: float = 1.96) -> tuple[float, float]:
-    """95 % normal interval of :func:`auroc`, cut to 0..1, with the variance of DeLong et al. (1988).
+    """95 % normal interval of :func:`auroc`, clipped to 0..1, with the variance of DeLong et al. (1988).
 
-    It assumes nothing on the distributions; N and M are at least 2. Where the sets do not overlap the variance is estimated
-    as 0, and so is the width: that is no proof of perfection.
+    It assumes nothing about the distributions; N and M are at least 2. Where the sets do not overlap the estimated variance
+    is 0, and so is the width of the interval: that does not prove perfect separation.
     """
     area = auroc(id_scores, ood_scores)
     if min(len(id_scores), len(ood_scores)) < 2:
@@ -42,33 +44,35 @@ def auroc_interval(id_scores: Tensor, ood_scores: Tensor, z: float = 1.96) -> tu
 
 def aupr(id_scores: Tensor, ood_scores: Tensor) -> float:
     """Average precision with ID images as positives ("AUPR-in"), in 0..1; chance is N/(N + M)."""
-    return float(average_precision_score(*_labelled(id_scores, ood_scores)))
+    return float(average_precision_score(*_labels_and_scores(id_scores, ood_scores)))
 
 
 def aupr_out(id_scores: Tensor, ood_scores: Tensor) -> float:
     """Average precision with OOD images as positives, the lowest score first ("AUPR-out"), in 0..1; chance is M/(N + M)."""
-    labels, scores = _labelled(id_scores, ood_scores)
+    labels, scores = _labels_and_scores(id_scores, ood_scores)
     return float(average_precision_score(~labels, -scores))
 
 
 def fpr_at_95_tpr(id_scores: Tensor, ood_scores: Tensor) -> float:
-    """Share of OOD images at or above the highest threshold that keeps at least 95 % of the ID images; in 0..1, best 0."""
-    false_positives, true_positives, _ = roc_curve(*_labelled(id_scores, ood_scores), drop_intermediate=False)
+    """False positive rate at 95 % true positive rate: the share of OOD images at or above the highest threshold that at least
+    95 % of the ID images reach; in 0..1, best 0."""
+    false_positives, true_positives, _ = roc_curve(*_labels_and_scores(id_scores, ood_scores), drop_intermediate=False)
     return float(false_positives[np.argmax(true_positives >= 0.95)])
 
 
 def max_probability(logits: Tensor) -> Tensor:
-    """logits [N, K] -> largest softmax probability [N] in 1/K..1 (Hendrycks & Gimpel 2017)."""
+    """The largest softmax probability, in 1/K..1 (Hendrycks & Gimpel 2017); logits [N, K] -> float64 [N]."""
     return logits.cpu().double().softmax(dim=1).amax(dim=1)
 
 
 def gradient_norm_score(logits_fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Minus the L2 norm of d logsumexp(logits(x))/dx of each image ("approximate mass", Grathwohl et al. 2020), [N], at most 0.
+    """The negative L2 norm of the gradient of log p(x) in x ("approximate mass", Grathwohl et al. 2020), float64 [N].
 
-    The published code took the gradient of the first image of a batch for all of them; here each image has its own.
+    Each image has its own gradient. The published code took that of the first image of a batch for all of them.
 
     Args:
-        logits_fn: [N, C, H, W] -> [N, K], each row a function of its own image only (no batch statistics).
+        logits_fn: [N, C, H, W] -> [N, K]; each row depends on its own image only (no batch statistics).
+        x: float [N, C, H, W].
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -79,12 +83,14 @@ def gradient_norm_score(logits_fn: Callable[[Tensor], Tensor], x: Tensor) -> Ten
 
 
 def knn_score(features: Tensor, train_features: Tensor, k: int = 50, chunk: int = 256) -> Tensor:
-    """Minus the distance to the k-th nearest training feature, all divided by their L2 norm (Sun et al. 2022), [N] in -2..0.
+    """The negative distance to the k-th nearest training feature (Sun et al. 2022), float64 [N] in -2..0.
+
+    All features are divided by their L2 norm first.
 
     Args:
-        features: float [N, D]; one that is in ``train_features`` counts itself as its nearest.
+        features: float [N, D]; one that is in ``train_features`` too is its own nearest neighbor.
         train_features: float [M, D] on the same device.
-        chunk: how many rows of ``features`` to compare at once; holds chunk * M numbers.
+        chunk: rows of ``features`` that are compared at once, which takes chunk * M numbers of memory.
 
     Raises:
         ValueError: k is not in 1..M.
@@ -96,7 +102,7 @@ def knn_score(features: Tensor, train_features: Tensor, k: int = 50, chunk: int 
     scores = []
     for rows in F.normalize(features.to(dtype), dim=1).split(chunk):
         nearest = (rows @ train.T).topk(k, dim=1).indices[:, -1]
-        # The distance itself, not sqrt(2 - 2 cos), which loses half the digits where neighbours are close.
+        # The distance itself, not sqrt(2 - 2 cos), which loses half the digits where neighbors are close.
         scores.append(-(rows - train[nearest]).cpu().double().norm(dim=1))
     return torch.cat(scores)
 
@@ -112,7 +118,7 @@ def _scores(name: str, scores: Tensor) -> np.ndarray:
     return scores.numpy()
 
 
-def _labelled(id_scores: Tensor, ood_scores: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _labels_and_scores(id_scores: Tensor, ood_scores: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """(True for ID images, scores), as scikit-learn takes them."""
     a, b = _scores("id_scores", id_scores), _scores("ood_scores", ood_scores)
     return np.arange(len(a) + len(b)) < len(a), np.concatenate((a, b))

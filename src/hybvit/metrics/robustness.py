@@ -1,7 +1,7 @@
-"""Accuracy under attack (Figure 8b, Table 12), and the reasons why such a number might be worthless.
+"""Adversarial robustness: accuracy under attack (Figure 8b, Table 12), and the symptoms that make such a number unreliable.
 
-Shapes: x float [B, C, H, W] in [-1, 1], labels int64 [B]; ``logits`` is a callable, x -> [B, K], that treats every image of a
-batch by itself. Every eps and every step is on the [0, 1] scale of pixels, so 8/255 is a radius of 16/255 in x.
+Shapes: x float [B, C, H, W] in [-1, 1], labels int64 [B]; ``logits`` is a callable, x -> [B, K], whose rows depend on
+their own image only. Every eps and every step is on the [0, 1] scale of pixels, so 8/255 is a radius of 16/255 in x.
 """
 
 from __future__ import annotations
@@ -30,21 +30,32 @@ PGD_STEPS = 50
 PGD_STEP = 20 / 255
 SQUARE_QUERIES = 5000  # AutoAttack's
 
-X_PER_PIXEL = 2.0  # x spans [-1, 1], the pixels of the attack literature [0, 1]
-LOGGER = "auto-attack"  # the library's
-TARGETS = 9  # the classes besides the label that AutoAttack's targeted attacks try
-DOUBT = 0.05  # the share of images from which `reliability` no longer takes an oddity for chance
+X_PER_PIXEL = 2.0  # x is in [-1, 1], the pixels of the attack literature in [0, 1]
+LOGGER = "auto-attack"  # the name of the library's logger
+TARGETS = 9  # classes that AutoAttack's targeted attacks try, besides the label
+SYMPTOM = 0.05  # a larger share of images is no chance finding: see `reliability`
 
 
 class Attack(NamedTuple):
-    """``images`` [B, C, H, W] fool the model where ``broken`` (bool [B]) says so; elsewhere they are the last iterate."""
+    """The outcome of an attack.
+
+    Attributes:
+        images: [B, C, H, W]; where ``broken`` they fool the model, elsewhere they are the last iterate.
+        broken: bool [B], whether the image was misclassified at any time.
+    """
 
     images: Tensor
     broken: Tensor
 
 
 class AutoAttackResult(NamedTuple):
-    """``robust`` bool [B]: right, and not fooled; ``images`` [B, C, H, W]: x itself where no attack was found."""
+    """The outcome of AutoAttack.
+
+    Attributes:
+        robust: bool [B], whether the image is classified correctly before and after every attack.
+        images: [B, C, H, W], the adversarial images; x itself where none was found.
+        warnings: reasons not to trust ``robust``, in plain words.
+    """
 
     robust: Tensor
     images: Tensor
@@ -66,16 +77,20 @@ def pgd(  # noqa: PLR0913  the attack's own parameters, as the literature has th
     *,
     start: Tensor | None = None,
 ) -> Attack:
-    """White-box ascent of the cross-entropy inside the ball of radius eps around x, cut to [-1, 1].
+    """Projected gradient ascent of the cross-entropy inside the ball of radius eps around x, clipped to [-1, 1].
 
-    An image is broken as soon as any iterate is misclassified, x itself and the start included; it takes no further steps.
-    Where the model has no gradient, or one that is not finite, the iterate stays: see ``reliability``.
+    An image is broken as soon as any iterate is misclassified, including x itself and the start; it takes no further steps.
+    Where the gradient is 0 or not finite the iterate does not move: see ``reliability``.
 
     Args:
-        eps: the radius, on the [0, 1] scale; in the L2 norm, that of the whole image.
-        generator: CPU generator for the start, uniform in the ball; drawn for the whole batch, whatever x's device.
-        steps, step: number and length of the steps (of every pixel for linf, of the whole image for l2), on the [0, 1] scale.
-        start: [B, C, H, W] in [-1, 1], to fix the start instead (projected onto the ball).
+        eps: the radius on the [0, 1] scale, for l2 that of the whole image.
+        generator: CPU generator of the start, which is uniform in the ball.
+        steps: the number of steps.
+        step: their length on the [0, 1] scale, for linf that of every pixel and for l2 that of the whole image.
+        start: [B, C, H, W] in [-1, 1], projected onto the ball: where to start instead.
+
+    Raises:
+        ValueError: ``norm`` is neither linf nor l2.
     """
     _check(norm)
     radius, stride = X_PER_PIXEL * eps, X_PER_PIXEL * step
@@ -103,9 +118,9 @@ def pgd(  # noqa: PLR0913  the attack's own parameters, as the literature has th
 
 
 def robust_curve(broken_at: Sequence[Tensor]) -> list[float]:
-    """Broken images (bool [N]) at each eps, in ascending order -> accuracy at each eps, in 0..1.
+    """Robust accuracy at each eps, in 0..1, from the broken images (bool [N]) at each eps, in ascending order.
 
-    The balls are nested, so an image broken at one eps is broken at all that follow.
+    The balls are nested, so an image that is broken at one eps counts as broken at all larger ones.
     """
     curve: list[float] = []
     broken: Tensor | None = None
@@ -121,16 +136,16 @@ def _check(norm: str) -> None:
 
 
 def _wrong(scores: Tensor, labels: Tensor) -> Tensor:
-    """[B, K] -> bool [B]; a model that answers NaN has been fooled, whatever argmax makes of it."""
+    """[B, K] -> bool [B]; NaN logits count as wrong, whatever their argmax is."""
     return (scores.argmax(dim=1) != labels) | scores.isnan().any(dim=1)
 
 
 def _ascent(logits: Logits, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """-> logits [B, K], the cross-entropy's gradient in each image [B, C, H, W], and whether there is one at all (else 0)."""
+    """-> logits [B, K], the gradient of the cross-entropy in each image [B, C, H, W], and whether there is one (else 0)."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         scores = logits(x)
-        # In half precision the loss would saturate long before the model does.
+        # In half precision the loss would saturate long before the model.
         loss = F.cross_entropy(scores.to(torch.promote_types(scores.dtype, torch.float32)), labels, reduction="sum")
     gradient = None
     if loss.requires_grad:
@@ -143,7 +158,7 @@ def _direction(gradient: Tensor, norm: Norm) -> Tensor:
     gradient = gradient.nan_to_num(nan=0.0)
     if norm == "linf":
         return gradient.sign()
-    # Divided by its largest entry first: the squares of a small gradient would vanish.
+    # First divided by its largest entry: the squares of a small gradient would underflow.
     flat = gradient.flatten(1)
     flat = flat / flat.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
     flat = flat / flat.norm(dim=1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
@@ -151,7 +166,7 @@ def _direction(gradient: Tensor, norm: Norm) -> Tensor:
 
 
 def _project(images: Tensor, x: Tensor, radius: float, norm: Norm) -> Tensor:
-    """Onto the ball around x, then into [-1, 1], which holds x and so leads no pixel further from it."""
+    """Project onto the ball around x, then clip to [-1, 1]; x is in there, so this moves no pixel away from it."""
     if norm == "linf":
         images = torch.minimum(torch.maximum(images, x - radius), x + radius)
     else:
@@ -162,7 +177,7 @@ def _project(images: Tensor, x: Tensor, radius: float, norm: Norm) -> Tensor:
 
 
 def _uniform_in_ball(x: Tensor, norm: Norm, generator: torch.Generator | None) -> Tensor:
-    """A point in the ball of radius 1 for each image, like x."""
+    """A uniform point of the ball of radius 1 for each image, like x."""
     if norm == "linf":
         return (2 * torch.rand(x.shape, generator=generator, dtype=x.dtype) - 1).to(x.device)
     direction = torch.randn(x.shape, generator=generator, dtype=x.dtype)
@@ -187,26 +202,28 @@ def autoattack(  # noqa: PLR0913  the attack's own parameters, as the library ha
     queries: int = SQUARE_QUERIES,
     batch_size: int = 250,
 ) -> AutoAttackResult:
-    """An ensemble of attacks without parameters, each on the images that the ones before it left.
+    """AutoAttack: an ensemble of parameter-free attacks, each on the images that the ones before it did not break.
 
-    Every image is attacked in float32. The random streams of torch, the library's logger and the parameters' .grad are
-    left as they were. An attack that raises is left out, and a warning says so: ``robust`` is then an upper bound.
+    Every image is attacked in float32. The random state of torch, the library's logger and the parameters' .grad are left
+    unchanged. An attack that raises is skipped with a warning: ``robust`` is then an upper bound.
 
     Args:
         eps: the radius, on the [0, 1] scale.
-        version: "rand" is for models that draw random numbers.
-        attacks: some of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, in place of the version's own, with its settings.
-            What does not exist for K classes is left out or replaced, and a warning says so: DLR takes 3, apgd-t takes 4.
-        queries: the model calls that square may make for each batch.
+        seed: of the attacks' random numbers.
+        version: the library's sets of attacks; "rand" is for randomized models.
+        attacks: some of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, instead of the version's, with its settings. What does
+            not exist for K classes is left out or replaced, with a warning: DLR needs 3 classes, apgd-t needs 4.
+        queries: model calls of square for each batch.
         batch_size: images in one model call.
 
     Raises:
+        ValueError: ``norm`` is neither linf nor l2, or the model has a single class.
         ConfigError: pyautoattack is not installed.
     """
     _check(norm)
     library, checks = _pyautoattack()
     x = x.detach()
-    with torch.no_grad():  # outside the net below: a model that cannot classify its input is an error of the caller
+    with torch.no_grad():  # not caught below: a model that cannot classify its input is the caller's error
         scores = torch.cat([logits(part).detach() for part in x.split(batch_size)])
     model = _OnPixels(logits, x.dtype, scores.shape[1])
 
@@ -233,7 +250,7 @@ def autoattack(  # noqa: PLR0913  the attack's own parameters, as the library ha
 
 
 def _pyautoattack() -> tuple[Any, Any]:
-    """The library, and its module of checks."""
+    """The library and its module of checks; ConfigError where it is not installed."""
     try:
         return importlib.import_module("pyautoattack"), importlib.import_module("pyautoattack.checks")
     except ImportError as error:
@@ -249,17 +266,17 @@ def _attack_in_turn(
     batch_size: int,
     said: list[str],
 ) -> tuple[Attack, dict[str, float]]:
-    """Run the attacks one at a time, each on the images that are left, so that one that raises does not take the others'
-    finds with it. Each reseeds itself, so the outcome is that of a single run.
+    """Run the attacks one at a time, each on the images that are left, so that one that raises does not discard what the
+    others found. Each reseeds itself, so the outcome is that of a single run.
 
     Args:
         prepared: makes a new instance of the library's AutoAttack.
         pixels: float32 [B, C, H, W] in [0, 1].
         right: bool [B], which images the model classifies correctly before the attacks.
-        said: gets a warning for each attack that raised.
+        said: a list to which a warning is appended for each attack that raises.
 
     Returns:
-        What was found, in pixels, and the accuracy in 0..1 before the attacks ("clean") and after each.
+        The attack's images, in pixels, and the accuracy in 0..1 before the attacks ("clean") and after each.
     """
     robust, found = right.clone(), pixels.clone()
     accuracy = {"clean": robust.double().mean().item()}
@@ -293,15 +310,15 @@ def square_attack(
     *,
     batch_size: int = 250,
 ) -> AutoAttackResult:
-    """Square (Andriushchenko et al. 2020): random search that sees logits only, so a hidden gradient does not stop it.
+    """Square attack (Andriushchenko et al. 2020): a random search, which a hidden gradient does not stop.
 
-    Images must be at least 5 pixels high and wide for l2. The rest is as in ``autoattack``.
+    For l2 images must be at least 5 pixels high and wide. All else is as in ``autoattack``.
     """
     return autoattack(logits, x, labels, eps, norm, seed, attacks=["square"], queries=queries, batch_size=batch_size)
 
 
 def _possible(attacks: Sequence[str], classes: int) -> tuple[list[str], list[str]]:
-    """-> the attacks that exist for so many classes, and notes on those that do not."""
+    """The attacks that exist for this number of classes, and warnings about those that do not."""
     if classes < 2:
         raise ValueError("the model has a single class: there is nothing to attack")
     names: list[str] = []
@@ -325,10 +342,10 @@ def _possible(attacks: Sequence[str], classes: int) -> tuple[list[str], list[str
 
 
 def _distinct(said: Sequence[str]) -> list[str]:
-    """Each warning once; of those that differ in a number only, which come with every batch, the one with the largest."""
+    """Each warning once. Of those that differ only in a number, since every batch gives one, that with the largest."""
     kept: dict[str, str] = {}
     for text in said:
-        text = re.sub(r"\s*See \S+ for details\.", "", text)  # a page of the library, not of ours
+        text = re.sub(r"\s*See \S+ for details\.", "", text)  # a page of the library
         number = re.compile(r"\d+(?:\.\d+)?")
         key = number.sub("#", text)
         before = kept.setdefault(key, text)
@@ -338,14 +355,14 @@ def _distinct(said: Sequence[str]) -> list[str]:
 
 
 class _OnPixels:
-    """The model as the library sees it: float32 images in [0, 1] -> float32 logits of its own, to write on as it likes."""
+    """The model as the library needs it: float32 images in [0, 1] -> float32 logits, a copy that it may modify."""
 
     def __init__(self, logits: Logits, dtype: torch.dtype, classes: int) -> None:
         self.logits, self.dtype, self.classes = logits, dtype, classes
         self.without_gradient = self.not_finite = False
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        if not len(pixels):  # Square asks for the logits of no image where all margins are 0
+        if not len(pixels):  # Square calls the model without images where all margins are 0
             return pixels.new_zeros(0, self.classes)
         if torch.is_grad_enabled() and pixels.requires_grad:
             scores: Tensor = _Apart.apply(pixels, self)
@@ -357,7 +374,7 @@ class _OnPixels:
         return self.logits(((pixels - 0.5) * X_PER_PIXEL).to(self.dtype))
 
     def warnings(self) -> list[str]:
-        """What was odd about the gradients that the attacks asked for."""
+        """What was wrong with the gradients that the attacks asked for."""
         found = []
         if self.without_gradient:
             found.append("the logits have no gradient in the image: attacks that use one saw 0")
@@ -367,8 +384,8 @@ class _OnPixels:
 
 
 class _Apart(torch.autograd.Function):
-    """A graph of its own for each call: the library's backward() does not reach the parameters, and where the model has cut
-    its graph the library gets a gradient of 0 instead of an exception."""
+    """A separate graph for each call: the library's backward() does not reach the parameters, and where the model's graph is
+    cut the library gets a gradient of 0 instead of an exception."""
 
     @staticmethod
     def forward(ctx: Any, pixels: Tensor, model: _OnPixels) -> Tensor:
@@ -406,15 +423,15 @@ class _Ear(logging.Handler):
 
 @contextmanager
 def _unnoticed(checks: Any) -> Iterator[list[str]]:
-    """Collect the library's warnings, print nothing, and leave the process as it was: logger, tracing, random streams."""
+    """Collect the library's warnings, print nothing, and restore logger, tracing and random state afterwards."""
     said: list[str] = []
     logger = logging.getLogger(LOGGER)
     handlers, propagate, level, disabled = logger.handlers, logger.propagate, logger.level, logger.disabled
-    # The library's check for defences that differentiate inside counts calls under sys.settrace: it ends the trace of a
+    # The library's check for defenses that differentiate inside counts calls under sys.settrace. It ends the trace of a
     # debugger or of coverage, and never resets its counts, so one such model would make all later ones suspect.
     trace, counts = sys.gettrace(), dict(checks.funcs)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None  # fork_rng cannot hold it
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None  # fork_rng does not restore it
     logger.handlers, logger.propagate, logger.disabled = [_Ear(said)], False, False
     logger.setLevel(logging.WARNING)
     checks.funcs.update(dict.fromkeys(counts, 0))
@@ -422,7 +439,7 @@ def _unnoticed(checks: Any) -> Iterator[list[str]]:
         with torch.random.fork_rng(devices), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield said
-        # Only the library's: those of the model have been seen when it classified the clean images.
+        # Only the library's: those of the model were shown when it classified the clean images.
         own = [w for w in caught if "pyautoattack" in w.filename]
         said.extend(str(w.message) for w in own if not issubclass(w.category, (DeprecationWarning, FutureWarning)))
     finally:
@@ -434,7 +451,7 @@ def _unnoticed(checks: Any) -> Iterator[list[str]]:
         checks.funcs.update(counts)
 
 
-# Can the numbers be trusted?
+# Whether the numbers can be trusted
 
 
 def reliability(  # noqa: PLR0913  the parameters of the attacks that it makes
@@ -449,71 +466,76 @@ def reliability(  # noqa: PLR0913  the parameters of the attacks that it makes
     queries: int = 200,
     max_images: int = 64,
 ) -> list[str]:
-    """Why this model's robust accuracy cannot be trusted, in plain words; empty if nothing speaks against it.
+    """Reasons not to trust this model's robust accuracy, in plain words; empty if nothing speaks against it.
 
-    The symptoms of a defence that hides its gradient rather than moves its boundary (Athalye et al. 2018, Sec. 3.1; Carlini
-    et al. 2019), on the first images of x and in about 4 steps + queries model calls. A share of images counts if it is above
-    5 %: of 64 images that is four, more than the start of an attack decides.
+    They are symptoms of gradient masking (Athalye et al. 2018, Sec. 3.1; Carlini et al. 2019), looked for on the first images
+    of x. A share of images counts if it is above 5 %: of 64 images that is four, more than the random start of an attack
+    changes. The cost is about 4 * steps + queries model calls.
 
     Args:
-        generator: CPU generator for all draws.
+        generator: CPU generator of all random numbers.
         eps: a radius at which the model is evaluated, on the [0, 1] scale.
-        steps: of the white-box attack at eps; its step is eps / 4, so that it can both cross the ball and settle in it.
-        queries: of the black-box attack; 0 leaves it out, and then pyautoattack is not needed.
+        steps: of the white-box attack at eps, of length eps / 4, long enough to cross the ball and short enough to converge.
+        queries: of the black-box attack; 0 skips it, and then pyautoattack is not needed.
+        max_images: the first images of x that are used.
+
+    Raises:
+        ValueError: ``norm`` is neither linf nor l2.
+        ConfigError: pyautoattack is needed and not installed.
     """
     _check(norm)
     x, labels = x[:max_images].detach(), labels[:max_images]
-    # Float kernels may sum in another order from call to call: AutoAttack's tolerance.
+    # Kernels may sum in another order from call to call, hence AutoAttack's tolerance.
     with torch.no_grad():
         first, second = logits(x).detach().clone().float(), logits(x).detach().float()
-    reasons = _doubts_of_logits(first, second)
+    reasons = _symptoms_in_logits(first, second)
     right = (~_wrong(first, labels)).nonzero().flatten()
     if not len(right):
-        return reasons  # with no image left to break, robust accuracy is 0 and right
+        return reasons  # with no image left to break, the robust accuracy of 0 is right
     try:
-        reasons += _doubts_of_gradients(logits, x[right], labels[right])
+        reasons += _symptoms_in_gradients(logits, x[right], labels[right])
     except RuntimeError as error:
         return [*reasons, f"the gradient in the image cannot be computed: {(str(error).splitlines() or [''])[0]}"]
 
     def broken(radius: float, count: int, stride: float, start: Tensor | None = None) -> Tensor:
         return pgd(logits, x, labels, radius, norm, generator, count, stride, start=start).broken
 
-    # From within the small ball: a start anywhere would be noise, which breaks most images without any gradient.
+    # It starts in the small ball: a random start in the large one is noise, which breaks most images without any gradient.
     near = x + X_PER_PIXEL * eps * _uniform_in_ball(x, norm, generator)
     far = 1.0 if norm == "linf" else x[0].numel() ** 0.5
     unbounded = broken(far, 2 * steps, far / 10, near)
     one_step, attacked, doubled = broken(eps, 1, eps), broken(eps, steps, eps / 4), broken(2 * eps, steps, eps / 2)
-    reasons += _doubts_of_attacks(unbounded, one_step, attacked, doubled)
+    reasons += _symptoms_in_attacks(unbounded, one_step, attacked, doubled)
     if queries:
         seed = int(torch.randint(2**31, (), generator=generator))
         blind = square_attack(logits, x, labels, eps, norm, seed, queries)
         missed = (~blind.robust & ~attacked).double().mean().item()
-        if missed > _doubt(len(x)):
+        if missed > _threshold(len(x)):
             reasons.append(f"an attack without gradients breaks {missed:.0%} of the images that the one with gradients cannot")
         reasons.extend(text for text in blind.warnings if text.startswith("square failed"))
     return reasons
 
 
-def _doubt(images: int) -> float:
-    """The share of so many images that counts: at least two, where 5 % is less than one."""
-    return max(DOUBT, 1.5 / images)
+def _threshold(images: int) -> float:
+    """The share of the images above which a symptom counts: 5 %, or more than one image where that is less."""
+    return max(SYMPTOM, 1.5 / images)
 
 
-def _doubts_of_logits(first: Tensor, second: Tensor) -> list[str]:
-    """What speaks against the logits [B, K] of two calls on the same images."""
+def _symptoms_in_logits(first: Tensor, second: Tensor) -> list[str]:
+    """Symptoms in the logits [B, K] of two calls on the same images."""
     reasons = []
     if not first.isfinite().all():
         reasons.append("the logits of unchanged images are not finite")
     elif ((first - second).norm(dim=1) > 1e-4 * first.norm(dim=1).clamp_min(1e-10)).any():
-        reasons.append("two calls on the same images differ: a random defence must be attacked in expectation")
+        reasons.append("two calls on the same images differ: a random defense must be attacked in expectation")
     # The tolerance is that of bfloat16.
     if first.amin() > -1e-2 and first.amax() < 1 + 1e-2 and ((first.sum(dim=1) - 1).abs() < 1e-2).all():
         reasons.append("the outputs are probabilities, not logits: a second softmax flattens the loss")
     return reasons
 
 
-def _doubts_of_gradients(logits: Logits, x: Tensor, labels: Tensor) -> list[str]:
-    """What speaks against the gradient in images that are classified correctly."""
+def _symptoms_in_gradients(logits: Logits, x: Tensor, labels: Tensor) -> list[str]:
+    """Symptoms in the gradient in images that are classified correctly."""
     _, gradient, exists = _ascent(logits, x, labels)
     if not exists:
         return ["the logits have no gradient in the image: the graph is cut"]
@@ -522,26 +544,26 @@ def _doubts_of_gradients(logits: Logits, x: Tensor, labels: Tensor) -> list[str]
     return [
         f"the gradient in the image is {words} for {share:.0%} of the images"
         for words, share in shares.items()
-        if share > DOUBT
+        if share > SYMPTOM
     ]
 
 
-def _doubts_of_attacks(unbounded: Tensor, one_step: Tensor, attacked: Tensor, doubled: Tensor) -> list[str]:
-    """What speaks against the outcomes of four attacks, each the broken images, bool [B].
+def _symptoms_in_attacks(unbounded: Tensor, one_step: Tensor, attacked: Tensor, doubled: Tensor) -> list[str]:
+    """Symptoms in the outcomes of four attacks, each as the broken images, bool [B].
 
     Args:
-        unbounded: in a ball that holds every image.
-        one_step: at the radius of interest, with a single step.
+        unbounded: of the attack in a ball that contains every image.
+        one_step: at the radius of interest, with one step.
         attacked: at that radius, with all steps.
-        doubled: at twice the radius.
+        doubled: at twice that radius, with all steps.
     """
     reasons = []
     survived = 1 - unbounded.double().mean().item()
-    # Not chance: the attacker chooses the image, so against him a sound model is right never, not once in K times.
-    if survived > DOUBT:
+    # The attacker chooses the image, so a sound model has an accuracy of 0 here, not the 1/K of chance.
+    if survived > SYMPTOM:
         reasons.append(f"an attack without bounds leaves {survived:.0%} accuracy: it cannot find images that surely exist")
     for words, weak, strong in (("more steps", one_step, attacked), ("a larger eps", attacked, doubled)):
         before, after = (1 - found.double().mean().item() for found in (weak, strong))
-        if after > before + _doubt(len(weak)):
-            reasons.append(f"{words} helped the defence: accuracy rose from {before:.0%} to {after:.0%}")
+        if after > before + _threshold(len(weak)):
+            reasons.append(f"{words} helped the defense: accuracy rose from {before:.0%} to {after:.0%}")
     return reasons

@@ -1,1 +1,1 @@
-"""Training: the loop, its optimizers and average, the run folder, and what a training costs."""
+"""Training: the loop, the optimizers, the averaged weights, the run folder, and the cost of a run."""

@@ -1,4 +1,4 @@
-"""The joint step timed alternately with a plain reference step, and as a fraction of this machine's peak."""
+"""Benchmark of the joint training step: against a plain reference step, and as a fraction of this machine's peak."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ..method.vit import HybViT, Output, TokenScalarLayer, patchify, unpatchify
 PAPER = Objective(label_smoothing=0.0)
 
 
-PEAK_SIZE = 2048  # side of the square matrix product that stands for the machine's peak
+PEAK_SIZE = 2048  # side of the square matrices whose product measures the machine's peak
 
 
 def reference_forward(net: HybViT, x: Tensor, t: Tensor | None) -> Output:
-    """The paper's network written plainly: einsum attention, separate products, nothing shared. Same weights, same results."""
+    """The paper's network in plain form: einsum attention, separate products, nothing fused. Same weights, same results."""
     tokens = net.patch_embedding(patchify(x, net.cfg.patch_size))
     z = torch.cat((net.class_token.expand(len(x), -1, -1), tokens), dim=1) + net.positions
     time_embedding = net.time_embedding(t) if t is not None else None
@@ -47,7 +47,7 @@ def reference_forward(net: HybViT, x: Tensor, t: Tensor | None) -> Output:
 
 
 def joint_step(net: HybViT, diffusion: Diffusion, batch: Batch, precision: str) -> Tensor:
-    """Forward and backward of the joint objective as training runs it -> the loss."""
+    """Forward and backward pass of the joint objective, as in training -> the loss."""
     assert batch.clean is not None
     with autocast(batch.clean.device, precision):
         loss = hybrid_loss(net, diffusion, batch, PAPER, generator=generator(0, "noise")).total
@@ -56,7 +56,7 @@ def joint_step(net: HybViT, diffusion: Diffusion, batch: Batch, precision: str) 
 
 
 def reference_step(net: HybViT, diffusion: Diffusion, batch: Batch, precision: str) -> Tensor:
-    """The same loss and gradient by two plain passes."""
+    """The same loss and gradient by two plain forward passes."""
     clean, images, labels = batch.clean, batch.images, batch.labels
     assert clean is not None
     assert images is not None
@@ -72,7 +72,7 @@ def reference_step(net: HybViT, diffusion: Diffusion, batch: Batch, precision: s
 
 
 def bench(cfg: Config, batch_size: int, repeats: int) -> dict[str, Any]:
-    """Time the joint step of a preset of the paper's form -> medians, their ratio, and fractions of the measured peak."""
+    """Time the joint step of a preset with the paper's network -> medians in seconds, ratio, and fraction of the peak."""
     device = best_device()
     keep_freed_memory()
     precision = resolve_precision(cfg.train.precision, device)

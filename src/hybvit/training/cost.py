@@ -1,4 +1,4 @@
-"""What the training of a configuration costs, counted without computing anything: parameters, operations, images, GPU hours."""
+"""The cost of a training run, counted without running it: parameters, operations, images, GPU hours."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from ..method.seeds import generator
 from ..networks import build_network, number_of_parameters
 
 GPU = "A100 (312 TFLOP/s bf16)"
-PEAK = {"bf16": 312e12, "fp32": 156e12}  # of its data sheet; a fp32 product runs in TF32
+PEAK = {"bf16": 312e12, "fp32": 156e12}  # operations per second, from its data sheet; fp32 products run in TF32
 UTILISATION = 0.35
-ROWS = 2  # images of a mini-batch that are counted, if both are equal: the operations are in proportion to their number
+ROWS = 2  # images of a mini-batch that are counted; the operations are proportional to their number
 
 
 class Cost(NamedTuple):
-    """A product of matrices n x k and k x m counts as 2nkm operations; anything but products and convolutions counts nothing.
+    """The cost of a training run. A product of n x k and k x m matrices counts as 2nkm operations; only products and
+    convolutions count.
 
     Attributes:
         parameters: of the network.
-        train_gflop_per_step: 10^9 operations of one training step: forward, backward, and the Langevin steps of a JEM.
-        total_eflop: 10^18 operations of the whole training.
-        images: that the training sees, those of both mini-batches, drawn ones not.
-        gpu_hours: an estimate: on one :data:`GPU`, at the assumed 35 % (:data:`UTILISATION`) of its peak, which is 312 TFLOP/s
-            in bf16 (``train.precision`` auto takes it there) and 156 in the TF32 of fp32 runs.
+        train_gflop_per_step: 10^9 operations per training step: forward, backward, and the Langevin steps of a JEM.
+        total_eflop: 10^18 operations of the whole run.
+        images: training images of both mini-batches over the run, without generated ones.
+        gpu_hours: an estimate for one :data:`GPU` at an assumed 35 % (:data:`UTILISATION`) of its peak, which is 312 TFLOP/s in
+            bf16 (what ``train.precision`` auto takes there), and 156 TFLOP/s in the TF32 of fp32 runs.
     """
 
     parameters: int
@@ -43,11 +44,11 @@ class Cost(NamedTuple):
 
 
 def cost(cfg: Config) -> Cost:
-    """What ``hybvit train`` will take; counting takes up to a second, once for all configurations that share a network."""
+    """The cost of ``hybvit train`` with a configuration. Counting takes up to a second, once for all that share a network."""
     sizes = minibatches(cfg)
-    times = math.gcd(*sizes)  # so often the few images that are counted
+    times = math.gcd(*sizes)  # multiples of the few images that are counted
     few = (ROWS * sizes[0] // times, ROWS * sizes[1] // times)
-    asked = cfg.objective  # what of it decides the operations
+    asked = cfg.objective  # only some of its fields change the operations
     objective = Objective(asked.kind, noisy_labels=float(asked.noisy_labels > 0), guidance=float(asked.guidance > 0))
     counted = _counted(Config(cfg.model, cfg.network, objective=objective), few)
     step = (counted.update + cfg.jem.steps * counted.langevin) * times // ROWS
@@ -77,8 +78,8 @@ def _counted(cfg: Config, sizes: tuple[int, int]) -> _Counted:
     langevin = 0
     with FlopCounterMode(display=False) as counter:
         if isinstance(net, JEM):
-            # JEM.loss itself looks at its energies, and a meta tensor has no numbers: these are its passes. The product with 1
-            # is there because the counter's hooks on modules take no leaf inside autograd.grad.
+            # The passes of JEM.loss, which itself reads the energies, and meta tensors have no values. The product with
+            # 1 is needed because the counter's module hooks accept no leaf tensor inside autograd.grad.
             clean, images, labels = batch.clean, batch.images, batch.labels
             assert clean is not None
             assert images is not None

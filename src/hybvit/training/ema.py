@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights, whose weights are the ones evaluated."""
+"""The exponential moving average (EMA) of the weights, which is what is evaluated."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ..config import Config
 
 
 def ema_decay(step: int, cfg: Config) -> float:
+    """The decay of the average at a step, counted from 0, in 0..1."""
     decay = cfg.train.ema_decay
     return min(decay, (1 + step) / (10 + step)) if cfg.train.ema_warmup else decay
 
@@ -29,5 +30,5 @@ class Average:
     @torch.no_grad()
     def update(self, decay: float) -> None:
         torch._foreach_lerp_(self.averaged, self.weights, 1 - decay)
-        for average, buffer in self.buffers:  # statistics and replayed images are not averaged
+        for average, buffer in self.buffers:  # batch statistics and the replay buffer are copied, not averaged
             average.copy_(buffer)

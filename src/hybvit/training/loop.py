@@ -1,4 +1,4 @@
-"""The training loop: the paper's set-up as one straight line (Sec. 4.2 and Appendix B)."""
+"""The training loop: the paper's setup from top to bottom (Sec. 4.2 and Appendix B)."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from .optim import BatchedMuon, build_optimizers, learning_rate, optimizer_tenso
 from .progress import Meter, StopSignal, diverged
 from .run_folder import RunFolder
 
-INFORMING_IMAGES = 10_000  # that the Gaussians of JEM++ are fitted to
+INFORMING_IMAGES = 10_000  # to fit the Gaussians of JEM++ to
 
 
-OF_CLASSES = ("class_readout.1.", "label_embedding.")  # weights that have a row per class
+OF_CLASSES = ("class_readout.1.", "label_embedding.")  # weights with a row per class
 
 
 def say_at_once(line: str) -> None:
@@ -43,21 +43,27 @@ def say_at_once(line: str) -> None:
 def train(  # noqa: C901, PLR0915  the whole training is to be read in one place, from top to bottom
     cfg: Config, out: Path, say: Callable[[str], None] = say_at_once
 ) -> HybridModel:
-    """Train, or go on where the folder's newest checkpoint stands -> the model with its averaged (EMA) weights.
+    """Train, or resume from the newest checkpoint of the folder -> the model with its averaged (EMA) weights.
 
     The same configuration, thread count and torch version give the same weights, however often the run was interrupted.
 
+    Args:
+        cfg: the configuration of the run.
+        out: the run folder; a run that is resumed must have the same configuration.
+        say: called with each line of the log.
+
     Raises:
-        ConfigError, DataError, CheckpointError: as their names say, before anything is computed.
-        DivergedError: the loss is no longer finite; the last checkpoint is from before that.
-        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        ConfigError, DataError, CheckpointError: the configuration, the data or a checkpoint cannot be used; raised before the
+            first step.
+        DivergedError: the loss is not finite; the last checkpoint is from before that.
+        Interrupted: SIGINT or SIGTERM was received; the state is saved.
     """
     device = best_device()
     keep_freed_memory()
     data = open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labeled=cfg.objective.kind != "genvit")
     cfg = resolve_config(cfg, data, device)
     fresh = not checkpoint.step_folders(out / "checkpoints")
-    start = load_init_model(cfg, say) if cfg.train.init and fresh else None  # before a folder is made for nothing
+    start = load_init_model(cfg, say) if cfg.train.init and fresh else None  # before the run folder is created
     run = RunFolder(out, cfg)
     done, tensors, warnings = run.newest()
     for warning in warnings:
@@ -121,7 +127,7 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
             checkpoint_due = step % cfg.train.checkpoint_every == 0 or last or stopped is not None
             terms = losses._asdict()
             meter.add(step, {"loss": terms.pop("total"), **terms, "gradient_norm": norm})
-            if step % cfg.train.log_every == 0 or checkpoint_due:  # so that a resumed run has lost no line
+            if step % cfg.train.log_every == 0 or checkpoint_due:  # so that a resumed run lacks no line
                 meter.write(step, lr=learning_rate(step - 1, cfg))
             if cfg.train.preview_every and (step % cfg.train.preview_every == 0 or last):
                 meter.preview(step, ema, data)
@@ -135,14 +141,14 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
 
 
 def resolve_config(cfg: Config, data: Dataset, device: torch.device) -> Config:
-    """Fill in what only the data and the machine decide: the classes and the precision."""
+    """Fill in what depends on the data and the machine: the classes and the precision."""
     if len(data.classes) == 1 and cfg.objective.kind != "genvit":
         raise ConfigError(f"{cfg.data.root}: only one class, {data.classes[0]!r}: nothing to tell apart; --objective genvit")
     compiler = os.environ.get("CXX", "g++").split()[0]
     if cfg.train.compile and device.type == "cpu" and shutil.which(compiler) is None:
         raise ConfigError(f"train.compile needs a C++ compiler and finds no {compiler}; install one, or --train.compile false")
     precision = resolve_precision(cfg.train.precision, device)
-    classes = {"num_classes": len(data.classes)} if data.classes else {}  # images without labels leave the read-out as it is
+    classes = {"num_classes": len(data.classes)} if data.classes else {}  # without labels the read-out stays as it is
     return override(cfg, model=classes, data={"classes": data.classes}, train={"precision": precision})
 
 
@@ -150,7 +156,7 @@ def load_init_model(cfg: Config, say: Callable[[str], None]) -> HybridModel:
     """The model of ``train.init``.
 
     Raises:
-        DataError, CheckpointError: it is not there, or its network is another one; the message names the field.
+        DataError, CheckpointError: it cannot be read, or its network differs; the message names the field.
     """
     source = str(cfg.train.init)
     start = load(source, "cpu")
@@ -164,7 +170,7 @@ def load_init_model(cfg: Config, say: Callable[[str], None]) -> HybridModel:
 
 
 def load_init_weights(start: HybridModel, net: Network, say: Callable[[str], None]) -> None:
-    """Take over a model's weights; what has the shape of another number of classes stays at its random start.
+    """Copy a model's weights into a network; weights with another number of classes keep their random initialization.
 
     Raises:
         CheckpointError: a weight is missing, unknown, or of another shape.
@@ -178,16 +184,16 @@ def load_init_weights(start: HybridModel, net: Network, say: Callable[[str], Non
 
 
 def prepare(net: JEM, cfg: Config, data: Dataset) -> None:
-    """Fill the replay buffer from the training images where the objective says so."""
+    """Fit the initial distribution of a JEM++ to the training images, where ``jem.informative`` asks for it."""
     if cfg.jem.informative:
         images, labels = data.train.subsample(INFORMING_IMAGES).take(torch.arange(min(INFORMING_IMAGES, len(data.train))))
         if labels is None:
-            raise ConfigError(f"{cfg.data.root}: jem.informative needs labelled images")
+            raise ConfigError(f"{cfg.data.root}: jem.informative needs labeled images")
         net.fit_initial(to_x(images), labels)
 
 
 def compile_step(net: Network, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Compile what a training step spends its time in: the network's calls, and on a GPU the many small products of Muon."""
+    """Compile the expensive parts of a training step: the network's calls, and on a GPU the many small products of Muon."""
     compile_network(net)
     for optimizer in optimizers:
         if isinstance(optimizer, BatchedMuon) and next(net.parameters()).is_cuda:

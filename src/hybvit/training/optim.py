@@ -1,4 +1,4 @@
-"""The optimizers, their learning rate, and their state as tensors: AdamW, SGD, and Muon with one batched product per shape."""
+"""The optimizers, their learning rate, and their state as tensors: AdamW, SGD, and a batched Muon."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ RELATIVE_RATE = "relative_lr"  # of a parameter group: its learning rate as a mu
 
 
 def build_optimizers(net: Network, cfg: OptimConfig) -> list[torch.optim.Optimizer]:
-    """One optimiser of all weights; for muon a second one, of the matrices inside the layers of the ViT.
+    """One optimizer of all weights; for muon a second one, of the matrices inside the layers of the ViT.
 
-    Muon updates by an orthogonal matrix U V^T times sqrt(max(1, rows/columns)) (Jordan et al. 2024), at ``muon_lr``. PyTorch
-    decays weights by lr * weight_decay: here divided so that all weights decay by ``cfg.lr * cfg.weight_decay`` at the peak.
+    Muon's update is the orthogonal matrix U V^T times sqrt(max(1, rows/columns)) (Jordan et al. 2024), with ``muon_lr``.
+    PyTorch decays weights by lr * weight_decay; Muon's weight_decay is scaled so that all weights decay by
+    ``cfg.lr * cfg.weight_decay`` at the peak.
     """
     matrices = matrices_of_layers(net) if cfg.name == "muon" else []
     apart = set(map(id, matrices))
@@ -41,21 +42,23 @@ def build_optimizers(net: Network, cfg: OptimConfig) -> list[torch.optim.Optimiz
 
 
 def matrices_of_layers(net: Network) -> list[nn.Parameter]:
-    """The weights of the linear maps inside the transformer layers."""
-    layers = [module.layers for module in net.modules() if isinstance(module, HybViT)]  # a JEM holds its network
+    """The weight matrices of the linear maps inside the transformer layers."""
+    layers = [module.layers for module in net.modules() if isinstance(module, HybViT)]  # a JEM wraps its network
     linear = [module for layer in layers for module in layer.modules() if isinstance(module, nn.Linear)]
     return [cast(nn.Parameter, module.weight) for module in linear]
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+    """Set the learning rate; muon's matrices get their multiple of it."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get(RELATIVE_RATE, 1.0)
 
 
 def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The optimisers' state as a flat dict -> tensor: ``index/name`` of the first, ``1/index/name`` of the second; their
-    settings are in the configuration."""
+    """The optimizers' state as a flat dict of tensors: ``index/name`` for the first, ``1/index/name`` for the second.
+
+    Their settings are in the configuration."""
     return {
         f"{number}/{index}/{name}" if number else f"{index}/{name}": value
         for number, optimizer in enumerate(optimizers)
@@ -66,6 +69,7 @@ def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tens
 
 
 def restore_optimizers(optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Load the state that :func:`optimizer_tensors` gave."""
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for key, value in tensors.items():
         *number, index, name = key.split("/")
@@ -75,8 +79,8 @@ def restore_optimizers(optimizers: list[torch.optim.Optimizer], tensors: dict[st
 
 
 def learning_rate(step: int, cfg: Config) -> float:
-    """Linear warm-up to ``optim.lr``, then a cosine, at ``optim.min_lr`` once ``train.steps`` are done, or a drop at each
-    milestone. ``step`` is from 0."""
+    """The learning rate at a step, counted from 0: a linear warm-up to ``optim.lr``, then a cosine that reaches
+    ``optim.min_lr`` after ``train.steps``, or a drop at each milestone."""
     optim, warmup = cfg.optim, cfg.optim.warmup_steps
     if step < warmup:
         return optim.lr * (step + 1) / warmup
@@ -90,9 +94,9 @@ Coefficients = tuple[float, float, float]
 
 
 def orthogonalize(matrices: Tensor, coefficients: Coefficients, iterations: int, eps: float) -> Tensor:
-    """Newton-Schulz: [n, rows, columns] -> about U V^T of every matrix U S V^T, in bfloat16 where the device is made for it.
+    """Newton-Schulz: [n, rows, columns] -> about U V^T of every matrix U S V^T, in bfloat16 where the device is faster with it.
 
-    The singular values end near 1, not at it: the published coefficients trade that for few iterations.
+    The singular values end near 1, not at 1: the published coefficients trade accuracy for few iterations.
     """
     a, b, c = coefficients
     wide = matrices.shape[1] <= matrices.shape[2]
@@ -106,14 +110,15 @@ def orthogonalize(matrices: Tensor, coefficients: Coefficients, iterations: int,
 
 
 def orthogonalize_all(stacks: list[Tensor], coefficients: Coefficients, iterations: int, eps: float) -> list[Tensor]:
+    """:func:`orthogonalize` for each stack of matrices."""
     return [orthogonalize(matrices, coefficients, iterations, eps) for matrices in stacks]
 
 
 class BatchedMuon(torch.optim.Muon):
-    """``torch.optim.Muon`` with Nesterov momentum and its default scale, all matrices of one shape at once.
+    """``torch.optim.Muon`` with Nesterov momentum and its default scale, for all matrices of a shape at once.
 
-    State and updates are the same but for rounding. A small network is a handful of shapes, so that a step
-    is some tens of products instead of hundreds, whose overhead is most of their time: see docs/log.md.
+    State and updates are the same up to rounding. A small network has a handful of shapes, so a step takes tens of products
+    instead of hundreds, whose overhead would dominate: see docs/log.md.
     """
 
     def __init__(self, params: Iterable[dict[str, Any]], lr: float, weight_decay: float) -> None:
@@ -121,7 +126,7 @@ class BatchedMuon(torch.optim.Muon):
         self.orthogonalize_all = orthogonalize_all
 
     def compile(self) -> None:
-        """Launch the products together, as a CUDA graph: each takes a few microseconds, and its launch many."""
+        """Launch the products together, as a CUDA graph: each takes a few microseconds, less than its launch."""
         self.orthogonalize_all = torch.compile(orthogonalize_all, dynamic=False, mode="reduce-overhead")
 
     @torch.no_grad()

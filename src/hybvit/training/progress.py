@@ -1,4 +1,4 @@
-"""Where a run stands: its log lines, bar and previews, and the signal that stops it."""
+"""The progress of a run: log lines, progress bar and previews, and the signal that stops it."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ from .run_folder import RunFolder
 PREVIEW_IMAGES, PREVIEW_STEPS = 64, 20
 
 
-LINE_SECONDS = 10.0  # between two lines in a log
+LINE_SECONDS = 10.0  # between two lines of a log
 
 
 def diverged(out: Path, step: int, what: str) -> DivergedError:
+    """The error to raise where ``what`` is not finite."""
     return DivergedError(
         f"{out}: {what} is not finite near step {step}; nothing of it was saved. "
         "Try a lower --optim.lr or --train.precision fp32, in another --out"
@@ -39,12 +40,13 @@ def diverged(out: Path, step: int, what: str) -> DivergedError:
 
 @torch.no_grad()
 def test_accuracy(model: HybridModel, data: Dataset) -> float:
+    """Accuracy on the labeled test images, in 0..1."""
     parts = [(model.logits(to_x(pixels)).cpu(), labels) for pixels, labels in data.test.batches() if labels is not None]
     return topk_accuracy(torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts]))
 
 
 class Meter:
-    """Averages the losses between two log lines and shows where the run stands: a bar on a terminal, plain lines in a log."""
+    """Averages the losses between two log lines, and shows the progress: a bar on a terminal, plain lines in a log."""
 
     def __init__(self, run: RunFolder, cfg: Config, done: int, say: Callable[[str], None]) -> None:
         self.run, self.cfg, self.say = run, cfg, say
@@ -77,7 +79,7 @@ class Meter:
         self.bar.update()
 
     def write(self, step: int, lr: float) -> None:
-        """One line of metrics.jsonl: means since the last one. Raises DivergedError where one is not finite."""
+        """Write a line of metrics.jsonl: the means since the last one. Raises DivergedError where one is not finite."""
         for name, total in self.sums.items():
             if not math.isfinite(total.item()):
                 raise diverged(self.run.path, step, name)
@@ -98,7 +100,7 @@ class Meter:
         self.sums, self.count, self.since, self.paused = {}, 0, time.monotonic(), 0.0
 
     def preview(self, step: int, ema: HybridModel, data: Dataset) -> None:
-        """Test accuracy and a sample grid of the averaged weights; the time they take is not counted as training."""
+        """Test accuracy and a sample grid of the averaged weights; their time does not count as training."""
         started = time.monotonic()
         with autocast(ema.device, self.cfg.train.precision):
             if ema.has_samples:
@@ -114,7 +116,7 @@ class Meter:
 
 
 class StopSignal:
-    """Turns SIGINT and SIGTERM into a word that the loop reads between steps; a second one acts as usual."""
+    """Records SIGINT or SIGTERM for the loop to read between steps; a second one acts as usual."""
 
     def __init__(self) -> None:
         self.received: str | None = None

@@ -15,7 +15,7 @@ from ..devices import environment
 from ..errors import CheckpointError, ConfigError, DataError
 from ..storage import lock_folder, make_folder, write_text
 
-# Fields that change what is written down, not what is computed: a run may be resumed with others.
+# Fields that affect what is written or where, not what is computed: a run may be resumed with other values.
 FREE_TO_CHANGE = {
     "train.log_every", "train.preview_every", "train.checkpoint_every", "train.keep_checkpoints", "train.snapshot_every",
     "train.tensorboard",
@@ -24,10 +24,10 @@ FREE_TO_CHANGE = {
 
 
 def check_same(path: Path, cfg: Config, but: Collection[str] = ()) -> None:
-    """Whether a run folder holds a run of this configuration, but for fields that are free to change and those of ``but``.
+    """Check that a run folder has this configuration, except for the fields that are free to change and those of ``but``.
 
     Raises:
-        ConfigError: it does not; the first differing field is named.
+        ConfigError: it has another one; the message names the first field that differs.
     """
     for name, (before, now) in differences(load_config(path / "config.yaml"), cfg).items():
         if name not in FREE_TO_CHANGE and name not in but:
@@ -35,10 +35,10 @@ def check_same(path: Path, cfg: Config, but: Collection[str] = ()) -> None:
 
 
 class RunFolder:
-    """One training run on disk. Opening it creates it, or checks that it was started with the same configuration.
+    """A training run on disk. Opening it creates it, or checks that it was started with the same configuration.
 
     Raises:
-        ConfigError: the folder holds another run; the first differing field is named.
+        ConfigError: the folder holds another run; the message names the first field that differs.
         DataError: the folder cannot be written.
     """
 
@@ -54,7 +54,7 @@ class RunFolder:
         self.write_environment(self.earlier_environments())
 
     def earlier_environments(self) -> list[dict[str, Any]]:
-        """Where the run was before it went on somewhere else: environments, each with ``until_step``."""
+        """The environments in which the run was before it was resumed elsewhere, each with ``until_step``."""
         file = self.path / "environment.json"
         try:
             return json.loads(file.read_text()).get("earlier", []) if file.is_file() else []
@@ -66,7 +66,7 @@ class RunFolder:
         write_text(self.path / "environment.json", json.dumps(facts, indent=1) + "\n")
 
     def save(self, step: int, keep: int, **tensors: dict[str, Tensor]) -> None:
-        """Write the state after ``step`` steps and delete all but the newest ``keep`` checkpoints."""
+        """Write a checkpoint after ``step`` steps, and delete all but the newest ``keep``."""
         folder = checkpoint.step_folder(self.path / "checkpoints", step)
         checkpoint.write_folder(folder, tensors, {}, step=step, **environment())
         checkpoint.prune(self.path / "checkpoints", keep)
@@ -77,9 +77,9 @@ class RunFolder:
         checkpoint.write_folder(folder, averages, {}, step=step, **environment())
 
     def newest(self) -> tuple[int, dict[str, dict[str, Tensor]], list[str]]:
-        """(step, tensors by name, warnings): the newest valid checkpoint; step 0 and no tensors where there is none yet.
+        """The newest valid checkpoint -> its step, its tensors by name, and warnings; step 0 and no tensors if there is none.
 
-        A warning tells of a damaged checkpoint that was passed over, or why a resumed run cannot be bit-identical.
+        A warning names a damaged checkpoint that was skipped, or says why the resumed run will not be bit-identical.
         """
         folder, manifest, warnings = checkpoint.newest(self.path / "checkpoints")
         if folder is None:
@@ -102,7 +102,7 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of steps that will be run again, and a line that a kill cut short."""
+        """Delete the lines of later steps, which will run again, and an incomplete last line."""
         if self.metrics_file.is_file():
             kept = [line for line in read_metrics(self.metrics_file) if line["step"] <= step]
             write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
@@ -116,7 +116,7 @@ class RunFolder:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """The lines of a metrics.jsonl, without an incomplete last line."""
     lines = []
     for text in path.read_text().splitlines():
         try:
@@ -127,7 +127,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def training_summary(history: list[dict[str, Any]]) -> dict[str, float]:
-    """What a run's metrics.jsonl says in a line: steps, seconds and rate of the training proper, losses over its last tenth."""
+    """A summary of metrics.jsonl: steps, seconds and images per second of training, and mean losses over the last tenth."""
     lines = [line for line in history if "loss" in line]
     if not lines:
         return {}
