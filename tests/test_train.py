@@ -19,6 +19,7 @@ from hybvit.config import override
 from hybvit.method.vit import HybViT, ViTConfig
 from hybvit.presets import preset
 from hybvit.training.ema import ema_decay
+from hybvit.training.loop import train
 from hybvit.training.optim import build_optimizers, learning_rate, optimizer_tensors, restore_optimizers
 from hybvit.training.run_folder import read_metrics
 
@@ -129,6 +130,25 @@ def test_killed_at_random_moments_and_resumed_it_ends_the_same(uninterrupted, tm
 
 
 @pytest.mark.slow
+def test_a_network_with_dropout_resumes_exactly(tmp_path):
+    """Dropout alone draws from torch's own generator, whose state goes into the checkpoints."""
+    cfg = override(
+        preset("cifar10_wrn28_10"),
+        model={"image_size": 8, "channels": 1},
+        network={"depth": 10, "width": 1, "dropout": 0.5},
+        data={"name": "digits", "crop_padding": 1},
+        train={"steps": 6, "batch_size": 8, "checkpoint_every": 3, "keep_checkpoints": 2, "log_every": 1},
+    )
+    whole, halted = tmp_path / "whole", tmp_path / "halted"
+    train(cfg, str(whole), lambda line: None)
+    shutil.copytree(whole, halted)
+    shutil.rmtree(step_folders(halted / "checkpoints")[0])
+    torch.rand(7)  # another state than at the end of the first run
+    train(cfg, halted, lambda line: None)
+    states = [read_tensors(step_folders(run / "checkpoints")[0] / "network.safetensors") for run in (whole, halted)]
+    assert_identical(*states)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_signal_saves_exits_75_and_the_same_command_resumes(uninterrupted, tmp_path, number, workers):

@@ -19,7 +19,7 @@ from .checkpoint import CONFIG, WEIGHTS
 from .config import Config, load_config, to_yaml, without_addresses
 from .data.image_set import to_pixels, to_x
 from .data.images import as_pixels
-from .devices import best_device
+from .devices import best_device, keep_freed_memory
 from .errors import ConfigError, did_you_mean
 from .hub import download
 from .method.diffusion import Diffusion
@@ -262,6 +262,7 @@ class HybridModel:
                 "steers it, e.g. labels=3, guidance=2"
             )
         wanted = None if labels is None else self._wanted_labels(labels, n)
+        keep_freed_memory()
         parts = []
         bar = tqdm(total=n, unit="image", desc="sampling", disable=not (progress and sys.stderr.isatty()))
         for start in range(0, n, batch_size):

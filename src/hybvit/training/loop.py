@@ -31,8 +31,6 @@ from .progress import Meter, StopSignal, diverged
 from .run_folder import RunFolder
 
 INFORMING_IMAGES = 10_000  # to fit the Gaussians of JEM++ to
-
-
 OF_CLASSES = ("class_readout.1.", "label_embedding.")  # weights with a row per class
 
 
@@ -41,7 +39,7 @@ def say_at_once(line: str) -> None:
 
 
 def train(  # noqa: C901, PLR0915  the whole training is to be read in one place, from top to bottom
-    cfg: Config, out: Path, say: Callable[[str], None] = say_at_once
+    cfg: Config, out: str | os.PathLike[str], say: Callable[[str], None] = say_at_once
 ) -> HybridModel:
     """Train, or resume from the newest checkpoint of the folder -> the model with its averaged (EMA) weights.
 
@@ -58,7 +56,7 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
         DivergedError: the loss is not finite; the last checkpoint is from before that.
         Interrupted: SIGINT or SIGTERM was received; the state is saved.
     """
-    device = best_device()
+    out, device = Path(out), best_device()
     keep_freed_memory()
     data = open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labeled=cfg.objective.kind != "genvit")
     cfg = resolve_config(cfg, data, device)
@@ -84,6 +82,7 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
         net.load_state_dict(tensors["network"])
         ema.net.load_state_dict(tensors["ema"])
         restore_optimizers(optimizers, tensors.get("optimizer", {}))
+        restore_random_state(tensors.get("random", {}), device)
     run.forget_metrics_after(done)
     batches = TrainingBatches(data, cfg.data, minibatches(cfg), cfg.train.seed, clean_labels=labels_of_clean(cfg))
     workers = resolve_workers(cfg.data.workers, device)
@@ -99,7 +98,7 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
             if not bool(tensor.isfinite().all()):
                 raise diverged(out, step, name)
         state = {"network": net.state_dict(), "ema": ema.net.state_dict(), "optimizer": optimizer_tensors(optimizers)}
-        run.save(step, cfg.train.keep_checkpoints, **state)
+        run.save(step, cfg.train.keep_checkpoints, **state, random=random_state(device))
 
     if cfg.train.compile:
         compile_step(net, optimizers)
@@ -190,6 +189,19 @@ def prepare(net: JEM, cfg: Config, data: Dataset) -> None:
         if labels is None:
             raise ConfigError(f"{cfg.data.root}: jem.informative needs labeled images")
         net.fit_initial(to_x(images), labels)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's own generators, which only dropout draws from: every other draw has a generator of its own."""
+    return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Set what :func:`random_state` returned; a checkpoint of 0.1.0 has none."""
+    if "cpu" in state:
+        torch.set_rng_state(state["cpu"])
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def compile_step(net: Network, optimizers: list[torch.optim.Optimizer]) -> None:
