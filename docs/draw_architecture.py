@@ -119,11 +119,12 @@ def patches() -> list[str]:
     for middle, stroke, fill in ((UPPER, BLUE, BLUE_FILL), (LOWER, RED, RED_FILL)):
         parts.append(line(f"M137 {middle}H154", stroke))
         parts.append(line(f"M250 {middle}H258", stroke, arrow=False))
-        parts.append(tag("circle", cx=269, cy=middle - 32, r=7, fill=VIOLET))
+        top = middle if stroke == BLUE else middle - 32  # the read-out ahead: of the class token, or of the patches
+        parts.append(tag("circle", cx=269, cy=top, r=7, fill=VIOLET))
         parts += [
-            tag("rect", x=262, y=middle - 19 + 18 * i, width=14, height=14, rx=2, fill=fill, stroke=stroke) for i in range(4)
+            tag("rect", x=262, y=top + 13 + 18 * i, width=14, height=14, rx=2, fill=fill, stroke=stroke) for i in range(4)
         ]
-    parts += [text(269, 82, "class", 12, VIOLET), text(269, 96, "token", 12, VIOLET)]
+    parts += [text(269, 112, "class", 12, VIOLET), text(269, 126, "token", 12, VIOLET)]
     return parts
 
 
@@ -136,7 +137,7 @@ def layers() -> list[str]:
     parts += [line(f"M280 {UPPER}H488", BLUE), line(f"M280 {LOWER}H640", RED)]
     parts.append(line("M475 64V384", VIOLET, arrow=False, width=1.5, dashes="5 4"))
     parts.append(text(475, 56, "tap", 14, VIOLET, bold=True))
-    for start, end, depth in ((377.5, 559.5, 400), (404.5, 520.5, 388)):  # U-ViT's long skips, hinted
+    for start, end, depth in ((350.5, 559.5, 400), (377.5, 520.5, 388)):  # U-ViT's long skips, hinted
         low = depth + 8
         parts.append(line(f"M{start} 378C{start} {low} {end} {low} {end} 382", LINE, width=1.5, dashes="4 3"))
     parts.append(text(465, 416, "long skips", 12, MUTED))
@@ -146,9 +147,9 @@ def layers() -> list[str]:
 def conditions() -> list[str]:
     rail = 434
     return [
-        line(f"M46 362V{rail - 6}Q46 {rail} 52 {rail}H610V382", LINE),
-        line(f"M323.5 {rail}V382", LINE),
-        text(190, rail - 7, "time t, in every layer", 12, MUTED),
+        line(f"M46 362V{rail - 6}Q46 {rail} 52 {rail}H664V348", LINE),
+        *(line(f"M{x} {rail}V382", LINE) for x in (204, 323.5, 598.5)),
+        text(120, rail - 7, "time t", 12, MUTED),
         box(502, 192, 116, 24, RED_FILL, RED, 12),
         text(560, 208.5, "condition: label y", 12, RED),
         line("M560 217V230", RED),
@@ -172,14 +173,14 @@ def readouts() -> list[str]:
         text(812, 154.5, "cross-entropy", 12, BLUE, bold=True),
         line("M687 120V92", BLUE),
         text(687, 66, "logsumexp of the logits", 12, MUTED),
-        text(687, 83, "= log density of x", 13, BLUE, bold=True),
+        text(687, 83, "score: log p(x) + const", 13, BLUE, bold=True),
         box(646, 278, 70, 64, RED_FILL, RED),
         text(681, 306, "pixel", 13, RED, bold=True),
         text(681, 322, "read-out", 13, RED, bold=True),
         line(f"M718 {LOWER}H726", RED, arrow=False),
         picture(728, LOWER - 18, pixels(BOOT, 1.0, 3), 3, RED),
         line(f"M766 {LOWER}H776", RED),
-        text(712, 366, "predicted noise or v", 12, MUTED),
+        text(762, 360, "predicted noise or v", 12, MUTED),
     ]
 
 

@@ -91,7 +91,7 @@ def test_the_method_needs_torch_only():
                 outside |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 outside.add((node.module or "").split(".")[0])
-        known = {"torch", "math", "dataclasses", "typing", "collections", "functools", "__future__"}
+        known = {"torch", "math", "dataclasses", "typing", "collections", "functools", "itertools", "__future__"}
         assert outside <= known, (path.name, outside - known)
         assert imports_of(path) <= {"method"}, path.name
 

@@ -63,7 +63,7 @@ def test_a_killed_run_with_every_option_resumes_exactly(run, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed at step" in resumed.stdout
     state = final_state(run)
-    assert {key.split("/")[0] for key in state} == {"network", "ema", "optimizer"}
+    assert {key.split("/")[0] for key in state} == {"network", "ema", "optimizer", "random"}
     assert_identical(state, final_state(out))
 
 
@@ -297,8 +297,8 @@ def test_a_run_starts_from_a_model_of_other_classes(tmp_path):
     own = override(still, data={"name": "folder", "root": str(tmp_path / "photos"), "held_out": 0.0})
     moved = train(own, tmp_path / "third", said.append).net.state_dict()
     assert moved["class_readout.1.weight"].shape == (2, 16)
-    assert [line for line in said if "is new" in line] == [
-        f"class_readout.1.{part} is new: the model of train.init has other classes" for part in ("weight", "bias")
+    assert [line for line in said if "is reinitialized" in line] == [
+        f"class_readout.1.{part} is reinitialized: the model of train.init has other classes" for part in ("weight", "bias")
     ]
     assert torch.equal(moved["patch_embedding.weight"], given["patch_embedding.weight"])
 

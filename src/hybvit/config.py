@@ -199,7 +199,7 @@ class TrainConfig:
         preview_every: steps between two sample grids; 0 for none.
         checkpoint_every: steps between two checkpoints; the last step always has one.
         keep_checkpoints: number of checkpoints to keep, the newest ones.
-        snapshot_every: steps between two copies of the averaged weights that are kept for good; 0 for none.
+        snapshot_every: steps between two copies of the averaged weights that are kept permanently; 0 for none.
         init: a model (whatever `hybvit.load` takes) whose averaged weights the run starts from. It must have the same ``model``
             fields. With another number of classes, label read-out and label embedding are initialized at random.
         compile: use torch.compile: the start of a run takes a minute or more longer, then steps are faster. On a CPU it needs

@@ -155,8 +155,10 @@ class HybridModel:
 
         Raises:
             ConfigError: the network was not trained to denoise.
-            ValueError: y is given to a network that takes no labels.
+            ValueError: a time is not in 1..T, or y is given to a network that takes no labels.
         """
+        if not bool(((t >= 1) & (t <= self.diffusion.T)).all()):
+            raise ValueError(f"t is {t.tolist()}: every time must be in 1..{self.diffusion.T}")
         x_t, t = x_t.to(self.device), t.to(self.device)
         return self.diffusion.to_eps(self.cfg.objective.target, self._prediction(x_t, t, y), x_t, t)
 
@@ -172,7 +174,7 @@ class HybridModel:
         if not self.has_denoiser:
             raise ConfigError(
                 f"this model was trained with objective {self.cfg.objective.kind}: it has no denoiser, so it cannot "
-                + ("be steered or score bits" if self.has_samples else "sample or score bits")
+                + ("be guided or compute bits/dim" if self.has_samples else "sample or compute bits/dim")
             )
         return self.net.denoise(x_t, t) if y is None else self.net.denoise(x_t, t, y)
 
@@ -258,8 +260,8 @@ class HybridModel:
             raise ValueError(f"guidance is {guidance}: it must be a finite number")
         if (labels is None) != (guidance == 0) and not (self.draws_by_label if labels is None else self.takes_labels):
             raise ValueError(
-                "labels and guidance belong together: this network's denoiser was not trained with labels, so its classifier "
-                "steers it, e.g. labels=3, guidance=2"
+                "labels and guidance belong together: this network's denoiser was not trained with labels, so classifier "
+                "guidance is used, e.g. labels=3, guidance=2"
             )
         wanted = None if labels is None else self._wanted_labels(labels, n)
         keep_freed_memory()

@@ -14,6 +14,7 @@ A stochastic sampler also takes ``noise``, a function without arguments that ret
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -79,8 +80,8 @@ def ddpm(
 ) -> Iterator[Tensor]:
     """Ancestral sampling (Ho et al. 2020, Alg. 2): x_s ~ q(x_s|x_t, x_0) at the predicted x_0, variance beta~ (Eq. 13)."""
     visited = Diffusion(diffusion.alpha_bar[times.flip(0).cpu()])  # the same process, restricted to these times
-    for i, t in zip(range(visited.T, 0, -1), times.tolist(), strict=False):
-        x0, _ = predict(denoise, diffusion, x, t, clip)
+    for i, t in zip(range(visited.T, 0, -1), times.tolist()[:-1], strict=True):
+        x0, _ = predict_x0_eps(denoise, diffusion, x, t, clip)
         mean, variance = visited.posterior(x0, x, torch.full((len(x),), i, device=x.device))
         x = mean + variance.sqrt() * noise() if i > 1 else mean
         yield x
@@ -102,9 +103,9 @@ def ddim(
     """
     if eta > 0 and noise is None:
         raise ValueError("ddim with eta > 0 is stochastic: pass `noise`")
-    for t, s in zip(times.tolist(), times.tolist()[1:], strict=False):
+    for t, s in pairwise(times.tolist()):
         abar_t, abar_s = diffusion.alpha_bar[t].item(), diffusion.alpha_bar[s].item()
-        x0, eps = predict(denoise, diffusion, x, t, clip)
+        x0, eps = predict_x0_eps(denoise, diffusion, x, t, clip)
         variance = eta**2 * (1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s)
         x = abar_s**0.5 * x0 + max(1 - abar_s - variance, 0.0) ** 0.5 * eps
         if variance > 0 and noise is not None:
@@ -115,9 +116,9 @@ def ddim(
 def dpmpp_2m(denoise: Denoiser, diffusion: Diffusion, x: Tensor, times: Tensor, clip: bool = True) -> Iterator[Tensor]:
     """DPM-Solver++(2M) (Lu et al. 2022, Alg. 2): second order with one evaluation per step; the last step is first order."""
     x0_previous = h_previous = None
-    for t, s in zip(times.tolist(), times.tolist()[1:], strict=False):
+    for t, s in pairwise(times.tolist()):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = _signal_and_noise(diffusion, t), _signal_and_noise(diffusion, s)
-        x0, _ = predict(denoise, diffusion, x, t, clip)
+        x0, _ = predict_x0_eps(denoise, diffusion, x, t, clip)
         if s == 0:
             x = x0
         else:
@@ -135,20 +136,20 @@ def heun(denoise: Denoiser, diffusion: Diffusion, x: Tensor, times: Tensor, clip
 
     Use it with ``karras`` times: at t = T, sigma/alpha can exceed 10^4, which is too large a step for a polynomial method.
     """
-    for t, s in zip(times.tolist(), times.tolist()[1:], strict=False):
+    for t, s in pairwise(times.tolist()):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = _signal_and_noise(diffusion, t), _signal_and_noise(diffusion, s)
-        x0, eps = predict(denoise, diffusion, x, t, clip)
+        x0, eps = predict_x0_eps(denoise, diffusion, x, t, clip)
         euler = alpha_s.item() * x0 + sigma_s.item() * eps
         if s == 0:
             x = euler
         else:
-            _, eps_s = predict(denoise, diffusion, euler, s, clip)
+            _, eps_s = predict_x0_eps(denoise, diffusion, euler, s, clip)
             step = (sigma_s / alpha_s - sigma_t / alpha_t) * alpha_s
             x = euler + (step / 2).item() * (eps_s - eps)
         yield x
 
 
-def predict(denoise: Denoiser, diffusion: Diffusion, x: Tensor, t: int, clip: bool) -> tuple[Tensor, Tensor]:
+def predict_x0_eps(denoise: Denoiser, diffusion: Diffusion, x: Tensor, t: int, clip: bool) -> tuple[Tensor, Tensor]:
     """The predicted x_0 at time t, and the corresponding eps."""
     at = torch.full((len(x),), t, device=x.device)
     x0 = denoise(x, at)

@@ -316,6 +316,11 @@ class Output(NamedTuple):
     prediction: Tensor
     uncond: Tensor | None = None
 
+    @property
+    def eps(self) -> Tensor:
+        """:attr:`prediction`, by the name that 0.1.0 gave it."""
+        return self.prediction
+
 
 @dataclass
 class Stream:
@@ -478,8 +483,8 @@ class HybViT(nn.Module):
         return self.run_layers(Stream(z, pixels, time, noisy, condition, []), 0, self.cfg.tap)
 
     def forward_tail(self, stream: Stream, y: Tensor | None) -> Stream:
-        """The layers after the tap. With ``label_conditioning`` the label enters here: before the tap, the label read-out could
-        simply copy it."""
+        """The layers after the tap. With ``label_conditioning`` the label enters here: before the tap, the label read-out of a
+        noisy image could simply copy it, and conditional and unconditional predictions could not share the trunk."""
         if self.label_embedding is not None:
             if y is not None and (y.shape != stream.z.shape[:1] or y.is_floating_point()):
                 raise ValueError(f"y has shape {list(y.shape)}, type {y.dtype}: it must be int64 [{len(stream.z)}] of labels")

@@ -86,7 +86,7 @@ def bound_terms(denoise: Denoiser, diffusion: Diffusion, x0: Tensor, generator: 
     Args:
         generator: CPU generator of the noise, which starts at t = T; the draws do not depend on ``rows``.
         rows: (image, time) pairs in one call of the denoiser; a call has at least all images at one time. A denoiser that
-            holds something for each image, such as labels, needs rows=1: one time, and each image once, per call.
+            is conditioned per image, as on labels, needs rows=1: one time, and each image once, per call.
     """
     times = torch.arange(diffusion.T, 0, -1)[:, None].expand(-1, len(x0))
     terms = _terms_at(denoise, diffusion, x0, times, generator, rows)

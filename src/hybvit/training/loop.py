@@ -142,7 +142,7 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
 def resolve_config(cfg: Config, data: Dataset, device: torch.device) -> Config:
     """Fill in what depends on the data and the machine: the classes and the precision."""
     if len(data.classes) == 1 and cfg.objective.kind != "genvit":
-        raise ConfigError(f"{cfg.data.root}: only one class, {data.classes[0]!r}: nothing to tell apart; --objective genvit")
+        raise ConfigError(f"{cfg.data.root}: only one class, {data.classes[0]!r}: classification needs two; --objective genvit")
     compiler = os.environ.get("CXX", "g++").split()[0]
     if cfg.train.compile and device.type == "cpu" and shutil.which(compiler) is None:
         raise ConfigError(f"train.compile needs a C++ compiler and finds no {compiler}; install one, or --train.compile false")
@@ -162,7 +162,7 @@ def load_init_model(cfg: Config, say: Callable[[str], None]) -> HybridModel:
     theirs = override(start.cfg, model={"num_classes": cfg.model.num_classes})
     for name, (before, now) in differences(theirs, cfg).items():
         if name.startswith(("model.", "network.")):
-            raise CheckpointError(f"{source}: its {name} is {before}, this run's {now}: its weights mean something else")
+            raise CheckpointError(f"{source}: its {name} is {before}, this run's {now}: the architectures differ")
         if name in ("objective.target", "diffusion.schedule"):
             say(f"warning: {source} was trained with {name} {before}, this run with {now}")
     return start
@@ -178,7 +178,7 @@ def load_init_weights(start: HybridModel, net: Network, say: Callable[[str], Non
     for name in found:
         if name.startswith(OF_CLASSES) and name in own and found[name].shape != own[name].shape:
             found[name] = own[name]
-            say(f"{name} is new: the model of train.init has other classes")
+            say(f"{name} is reinitialized: the model of train.init has other classes")
     checkpoint.load_strictly(net, found, Path("train.init"))
 
 

@@ -116,7 +116,7 @@ class Meter:
 
 
 class StopSignal:
-    """Records SIGINT or SIGTERM for the loop to read between steps; a second one acts as usual."""
+    """Records SIGINT or SIGTERM for the loop to read between steps; a second one terminates at once."""
 
     def __init__(self) -> None:
         self.received: str | None = None

@@ -72,7 +72,7 @@ class RunFolder:
         checkpoint.prune(self.path / "checkpoints", keep)
 
     def snapshot(self, step: int, **averages: dict[str, Tensor]) -> None:
-        """Keep the averaged weights after ``step`` steps for good."""
+        """Keep the averaged weights after ``step`` steps permanently."""
         folder = checkpoint.step_folder(self.path / "snapshots", step)
         checkpoint.write_folder(folder, averages, {}, step=step, **environment())
 
