@@ -131,6 +131,7 @@ def test_a_size_that_no_machine_has_is_refused_at_once(tmp_path, name):
     assert time.monotonic() - started < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [{"depth": 1024, "dim": 4096}, {"num_classes": 2**24}, {"image_size": 4096}])
 def test_a_network_larger_than_its_weights_is_not_built(tmp_path, model):
     """1024 layers of 4096 would be 137 GiB; the file has some kilobytes."""

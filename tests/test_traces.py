@@ -40,12 +40,14 @@ def traces(tmp_path_factory) -> dict[str, Any]:
     return read(file)["traces"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", read(RECORDED / "traces.json")["traces"])
 def test_twenty_steps_are_those_of_0_1_0(traces, kind):
     recorded = read(RECORDED / "traces.json")
     same(traces[kind], recorded["traces"][kind], recorded["torch"])
 
 
+@pytest.mark.slow
 def test_a_run_of_0_1_0_resumes_and_ends_as_it_would_have(tmp_path):
     shutil.copytree(RECORDED / "run", tmp_path / "run")
     pinned("--resume", tmp_path / "run", tmp_path / "found.json")

@@ -149,6 +149,7 @@ def test_a_network_with_dropout_resumes_exactly(tmp_path):
     assert_identical(*states)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_signal_saves_exits_75_and_the_same_command_resumes(uninterrupted, tmp_path, number, workers):
