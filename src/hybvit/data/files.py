@@ -199,11 +199,16 @@ class Files:
         self._local = threading.local()
         if not source.is_dir() and source.suffix != ".zip":
             raise DataError(f"{source}: neither a folder nor a zip archive")
-        self._zipped = not source.is_dir()
+        self.zipped = not source.is_dir()
+
+    @property
+    def where(self) -> Path:
+        """What to call the folder in messages."""
+        return self.source / self.prefix
 
     def names(self) -> list[str]:
         """The paths of all files, sorted."""
-        if self._zipped:
+        if self.zipped:
             return sorted(name for name in self._entries() if name and not name.endswith("/"))
         found, seen = [], set[Path]()
         for folder, folders, names in os.walk(self.source, followlinks=True, onerror=self._unreadable):
@@ -223,18 +228,18 @@ class Files:
 
     def subfolder(self, folder: str) -> Files:
         """The files below one of the top-level folders."""
-        return Files(self.source, f"{self.prefix}{folder}/") if self._zipped else Files(self.source / folder)
+        return Files(self.source, f"{self.prefix}{folder}/") if self.zipped else Files(self.source / folder)
 
     def folders(self) -> list[str]:
         """The names of the top-level folders, sorted, including empty ones."""
-        if self._zipped:
+        if self.zipped:
             entries = self._entries()
             return sorted({name.split("/")[0] for name in entries if "/" in name and not name.startswith("__MACOSX")})
         with data_errors(self.source):
             return sorted(entry.name for entry in os.scandir(self.source) if entry.is_dir() and not entry.name.startswith("."))
 
     def open(self, name: str) -> BinaryIO:
-        if self._zipped:
+        if self.zipped:
             with data_errors(self.source / name):
                 return io.BytesIO(self._archive().read(self.prefix + name))
         with data_errors(self.source / name):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,7 @@ from ..errors import ConfigError, DataError
 from .files import Files, data_errors
 from .image_set import Dataset, Decoding, ImageSet, every_fifth, load_image_files, load_images
 from .images import read_image, readable_suffixes
-
-TEST_NAMES = ("test", "val", "validation")
+from .splits import KNOWN, by_split, evaluation_split, split_of, train_and_test
 
 
 def with_test_images(images: ImageSet, test: ImageSet | None, classes: tuple[str, ...]) -> Dataset:
@@ -55,32 +54,77 @@ def image_names(files: Files) -> list[str]:
 
 def folder(data: DataConfig, decoding: Decoding) -> Dataset:
     """A folder or zip: DIR/train/CLASS/* and DIR/test/CLASS/* (or val/), else DIR/CLASS/*, or DIR/* without labels."""
-    files = Files(existing_root(data, "DIR, a folder with one subfolder of images per class"))
-    if files.source.suffix == ".zip" and len(files.folders()) == 1 and files.subfolder(files.folders()[0]).folders():
-        files = files.subfolder(files.folders()[0])  # a zipped folder
-    tops, test = files.folders(), None
+    files = without_wrapping(Files(existing_root(data, "DIR, a folder with one subfolder of images per class")))
+    files, test = split_folders(files)
     if data.test_root is not None:
         if not Path(data.test_root).exists():
             raise DataError(f"{data.test_root}: no such folder")
-        test = Files(Path(data.test_root))
-    elif "train" in tops:
-        test = next((files.subfolder(name) for name in TEST_NAMES if name in tops), None)
-        files = files.subfolder("train") if test is not None or tops == ["train"] else files
+        test = without_wrapping(Files(Path(data.test_root)))
+        found = by_split(test.folders())
+        split = evaluation_split(found)
+        if split is not None and found[split][0] not in files.folders():
+            test = test.subfolder(found[split][0])
     classes = class_folders(files)
     images = read_classes(files, classes, decoding)
     if test is None:
         return with_test_images(images, None, classes)
     extra = sorted(set(class_folders(test)) - set(classes))
     if extra:
-        raise DataError(
-            f"{test.source / test.prefix}: class folder {extra[0]!r} has no counterpart in {files.source / files.prefix}"
-        )
+        raise DataError(f"{test.where}: class folder {extra[0]!r} has no counterpart in {files.where}")
     return Dataset(images, read_classes(test, classes, decoding), classes)
+
+
+def without_wrapping(files: Files) -> Files:
+    """Below a single folder around the class folders of a zip archive, or around train/ and test/."""
+    while len(tops := files.folders()) == 1 and split_of(tops[0]) is None:
+        below = files.subfolder(tops[0])
+        wrapped = below.folders() if files.zipped else [name for name in below.folders() if split_of(name)]
+        if not wrapped or any("/" not in name for name in image_names(files)):
+            break
+        files = below
+    return files
+
+
+def split_folders(files: Files) -> tuple[Files, Files | None]:
+    """The training images, and the test images if they have a folder of their own.
+
+    Folders that are named like splits are classes if they hold images but no class folders, beside other folders that do.
+
+    Raises:
+        DataError: it cannot be told which folders are splits.
+    """
+    names = image_names(files)
+    tops = [top for top in files.folders() if not names or any(name.startswith(f"{top}/") for name in names)]
+    splits = {top: split for top in tops if (split := split_of(top)) is not None}
+    others = [top for top in tops if top not in splits]
+    divided = "train" in splits.values() and len(set(splits.values())) > 1
+    nested = any(name.count("/") > 1 and name.split("/")[0] in splits for name in names)
+    if not splits or (others and not divided and not nested):
+        return files, None
+    if others and not divided:
+        raise DataError(
+            f"{files.where}: {next(iter(splits))} is named like a split, but not {' and '.join(others[:3])}: name them "
+            "train and test, or give the folder that holds the class folders"
+        )
+    train, test = train_and_test(tops, files.where)
+    left_out = [top for top in tops if top not in (train, test)]
+    if left_out:
+        print(f"warning: {files.where}: left out: {', '.join(left_out)} (only {train} and {test} are used)", file=sys.stderr)
+    assert train is not None
+    return _below(files, train), None if test is None else _below(files, test)
+
+
+def _below(files: Files, top: str) -> Files:
+    """The files of a split; some archives hold them in a folder of the same name once more (seg_train/seg_train/CLASS)."""
+    files = files.subfolder(top)
+    while len(tops := files.folders()) == 1 and split_of(tops[0]) == split_of(top):
+        files = files.subfolder(tops[0])
+    return files
 
 
 def class_folders(files: Files) -> tuple[str, ...]:
     """Names of the class subfolders; empty if the images are directly in the folder."""
-    folders, where = files.folders(), files.source / files.prefix
+    folders, where = files.folders(), files.where
     loose = [name for name in image_names(files) if "/" not in name]
     if loose and folders:
         raise DataError(
@@ -94,10 +138,10 @@ def class_folders(files: Files) -> tuple[str, ...]:
 def read_classes(files: Files, classes: tuple[str, ...], decoding: Decoding) -> ImageSet:
     names = image_names(files)
     if not names:
-        raise DataError(f"{files.source / files.prefix}: no image files in its class folders")
+        raise DataError(f"{files.where}: no image files in its class folders")
     loose = next((name for name in names if classes and "/" not in name), None)
     if loose is not None:
-        raise DataError(f"{files.source / files.prefix / loose}: not in a class folder: move it into one")
+        raise DataError(f"{files.where / loose}: not in a class folder: move it into one")
     label_of = {name: k for k, name in enumerate(classes)}
     labels = [label_of[name.split("/")[0]] for name in names] if classes else None
     return load_image_files(files, names, labels, decoding)
@@ -118,12 +162,7 @@ def manifest(data: DataConfig, decoding: Decoding) -> Dataset:
         test = read_manifest(test_root)
         parts = [(root, rows), (test_root, test)]
     elif any("split" in row for row in rows):
-        test = [row for row in rows if row.get("split") in TEST_NAMES]
-        train = [row for row in rows if row.get("split") == "train"]
-        if len(test) + len(train) < len(rows):
-            other = next(row for row in rows if row not in test and row not in train)
-            raise DataError(f"{root}: the split of {other['path']} is {other.get('split')!r}: it must be train, test or val")
-        parts = [(root, train), (root, test)]
+        parts = [(root, part) for part in split_rows(root, rows)]
     else:
         parts = [(root, rows)]
     classes = label_names([row["label"] for row in parts[0][1] if "label" in row])
@@ -137,6 +176,18 @@ def manifest(data: DataConfig, decoding: Decoding) -> Dataset:
         names = [row["path"] for row in part]
         sets.append(load_images(len(names), decoder(source.parent, names, decoding), labels, decoding, source.name))
     return with_test_images(sets[0], sets[1] if len(sets) > 1 else None, classes)
+
+
+def split_rows(path: Path, rows: list[dict[str, str]]) -> list[list[dict[str, str]]]:
+    """The training rows, and the test rows if there are any."""
+    found = by_split(dict.fromkeys(row.get("split", "") for row in rows))
+    if None in found:
+        other = next(row for row in rows if split_of(row.get("split", "")) is None)
+        raise DataError(f"{path}: the split of {other['path']} is {other.get('split')!r}: it must be {KNOWN}")
+    if "train" not in found:
+        raise DataError(f"{path}: no row has the split train")
+    test = evaluation_split(found)
+    return [[row for row in rows if split_of(row["split"]) == split] for split in ("train", test) if split]
 
 
 def decoder(folder: Path, names: list[str], decoding: Decoding) -> Callable[[int], Tensor]:
@@ -201,11 +252,17 @@ def huggingface(data: DataConfig, decoding: Decoding) -> Dataset:
     if data.root is None:
         raise ConfigError("data.root is not set: give --data hf://OWNER/NAME, a parquet file or a folder of them")
     splits = load_huggingface(data.root)
+    name, other = next(iter(splits)), None  # a data set with a single split is divided in two
+    if len(splits) > 1:
+        chosen, other = train_and_test(splits, data.root)
+        if chosen is None:
+            raise DataError(f"{data.root}: none of its splits {', '.join(splits)} is named train")
+        name = chosen
+    train, test = splits[name], None if other is None else splits[other]
     if data.test_root is not None:
-        splits["test"] = next(iter(load_huggingface(data.test_root).values()))
-    name = next(name for name in ("train", *splits) if name in splits)  # a data set with a single split is divided in two
-    train = splits[name]
-    test = next((splits[other] for other in TEST_NAMES if other in splits and other != name), None)
+        elsewhere = load_huggingface(data.test_root)
+        split = evaluation_split(found := by_split(elsewhere))
+        test = elsewhere[found[split][0] if split else next(iter(elsewhere))]
     image_column, label_column = columns(train, data.root)
     names = train.features[label_column].names if hasattr(train.features.get(label_column), "names") else None
     if label_column and names is None:
@@ -237,16 +294,14 @@ def load_huggingface(root: str) -> dict[str, Any]:
 
 
 def parquet_splits(root: Path, found: list[Path]) -> dict[str, list[str]]:
-    """Split -> files. The split is the prefix of a file's name or of its folder's; without any, all files are "train"."""
+    """Split -> files. A file's name or that of its folder says the split; if none does, all files are "train"."""
     files: dict[str, list[str]] = {}
     for file in found:
-        words = [file.stem, *(part.name for part in file.parents if part != root and part.is_relative_to(root))]
-        split = next((match[1] for word in words if (match := re.match(r"(train|test|validation|val)(?![a-z])", word))), "")
-        files.setdefault(split, []).append(str(file))
+        names = [file.stem, *(part.name for part in file.parents if part != root and part.is_relative_to(root))]
+        split = next((split for name in names if (split := split_of(name, anywhere=True))), None)
+        files.setdefault(split or "", []).append(str(file))
     if "" in files and len(files) > 1:
-        raise DataError(
-            f"{files[''][0]}: neither its name nor its folder starts with train, test or val, unlike those of other files"
-        )
+        raise DataError(f"{files[''][0]}: neither its name nor its folder says {KNOWN}, unlike those of other files")
     return files if "" not in files else {"train": files[""]}
 
 

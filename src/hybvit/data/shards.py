@@ -32,7 +32,7 @@ from ..method.seeds import generator
 from .files import data_errors
 from .image_set import Dataset, Decoding, ImageSet, load_images
 from .images import read_image, readable_suffixes
-from .own_images import TEST_NAMES
+from .splits import KNOWN, Split, evaluation_split, split_of
 
 ROW_LANES = STEP_LANES = 8
 MIN_LANE_SIZE = 16  # samples; lane sizes differ by one, which must stay negligible
@@ -54,11 +54,15 @@ def open_shards(data: DataConfig, decoding: Decoding, num_classes: int) -> Datas
     path or URL pattern such as train-{0000..0099}.tar, with the test shards in ``data.test_root``."""
     if data.root is None:
         raise ConfigError("data.root is not set: give --data DIR with tar shards, or a pattern such as train-{00..99}.tar")
-    train = shard_names(data.root, ("train",))
-    test = shard_names(data.test_root, ("",)) if data.test_root else shard_names(data.root, TEST_NAMES)
+    found = shard_names(data.root)
+    train = found.get("train") or found.get(None)
+    test = found.get(evaluation_split(found)) if evaluation_split(found) else None
+    if data.test_root is not None:
+        elsewhere = shard_names(data.test_root)
+        test = elsewhere.get(evaluation_split(elsewhere)) or [name for names in elsewhere.values() for name in names]
     if not train:
         raise DataError(f"{data.root}: no training shards (train*.tar, or *.tar in train/)")
-    if not test or (test == train and data.test_root is None):
+    if not test:
         raise DataError(f"{data.root}: no test shards (test*.tar, or *.tar in test/): name them with --data.test_root")
     classes = shard_classes(data.root, num_classes)
     stream = Shards(train, classes, decoding)
@@ -66,21 +70,27 @@ def open_shards(data: DataConfig, decoding: Decoding, num_classes: int) -> Datas
     return Dataset(ImageSet(stream), held_out.all_images(), classes)
 
 
-def shard_names(root: str, splits: tuple[str, ...]) -> list[str]:
-    """Paths or URLs of the shards of one split, in order."""
+def shard_names(root: str) -> dict[Split | None, list[str]]:
+    """Split -> paths or URLs of its shards, in order. In a folder the name of a shard, or of its sub-folder, says the split; if
+    none does, all shards are under None, like those of a pattern.
+
+    Raises:
+        DataError: a shard is missing, or it cannot be told which split it belongs to.
+    """
     path = Path(root)
     if path.is_dir():
-        for split in splits:
-            found = sorted((path / split).glob("*.tar")) or sorted(path.glob(f"{split}*.tar"))
-            if found:
-                return [str(shard) for shard in found]
-        any_name = splits != TEST_NAMES and not any(path.glob("*/*.tar"))
-        return [str(shard) for shard in sorted(path.glob("*.tar"))] if any_name else []
-    names = list(webdataset().shardlists.expand_urls(root))
+        found: dict[Split | None, list[str]] = {}
+        for shard in sorted([*path.glob("*.tar"), *path.glob("*/*.tar")]):
+            split = split_of(shard.parent.name) if shard.parent != path else None
+            found.setdefault(split or split_of(shard.stem, anywhere=True), []).append(str(shard))
+        if None in found and len(found) > 1:
+            raise DataError(f"{found[None][0]}: neither its name nor its folder says {KNOWN}, unlike those of other shards")
+        return found
+    names = [root] if path.is_file() else list(webdataset().shardlists.expand_urls(root))
     for name in names:
         if not is_url(name) and not Path(name).is_file():
             raise DataError(f"{name}: no such shard")
-    return names
+    return {None: names}
 
 
 def is_url(name: str) -> bool:
