@@ -19,7 +19,7 @@ from ..config import DataConfig
 from ..data import own_images, shards
 from ..errors import ConfigError, DataError
 from .image_set import BadFiles, Dataset, Decoding, ImageSet, select_per_class
-from .images import MODES, fit, with_channels
+from .images import MODES, WideValues, fit, with_channels
 from .readers import READERS, class_names
 
 INTERPOLATION_BATCH = 100  # test batch size for the interpolations of Tables 3 and 11
@@ -42,7 +42,7 @@ def open_dataset(
     channels, size, _ = image_shape
     if channels not in MODES:
         raise ConfigError(f"model.channels is {channels}: it must be 1 (grayscale) or 3 (color)")
-    decoding = Decoding(channels, size, BadFiles(data.max_bad_files), int(data.memory_gib * 2**30))
+    decoding = Decoding(channels, size, BadFiles(data.max_bad_files), int(data.memory_gib * 2**30), WideValues())
     if data.name in CATALOG:
         found = _named(data, decoding)
     elif data.name == "shards":
@@ -50,6 +50,8 @@ def open_dataset(
     else:
         found = own_images.READERS[data.name](data, decoding)
     _check(found, data.root or data.name, labeled)
+    if decoding.wide is not None:
+        decoding.wide.warn(data.root or data.name)
     return _hold_out(found, data.held_out) if data.held_out else found
 
 

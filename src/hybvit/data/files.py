@@ -11,12 +11,12 @@ import hashlib
 import io
 import os
 import pickle
+import stat
 import struct
 import sys
 import tarfile
 import threading
 import zipfile
-import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,17 +25,19 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 
-DAMAGE = (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, struct.error, KeyError, ValueError, TypeError)
+MAX_MEMBER = 512 << 20  # bytes of an image file in an archive
+METHODS = {9: "Deflate64 (Windows, above 2 GB)", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "XZ"}
+MAX_ARRAYS = 3 << 30  # bytes of an array file in an archive; STL-10 has one of 2.6 GiB
 
 
 @contextmanager
 def data_errors(path: Path) -> Iterator[None]:
-    """Convert the exceptions that libraries raise for unreadable files into a DataError that names the file."""
+    """Convert whatever a library raises for an unreadable file into a DataError that names the file."""
     try:
         yield
-    except DataError:
+    except (ConfigError, DataError):
         raise
     except FileNotFoundError:
         raise DataError(f"{path}: missing; download or unpack it again") from None
@@ -43,8 +45,42 @@ def data_errors(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: no permission to read it") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from None
-    except (*DAMAGE, pickle.UnpicklingError, AttributeError, IndexError, UnicodeError) as error:
+    except Exception as error:
         raise DataError(f"{path}: damaged or cut short ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def refuse_special(path: Path) -> None:
+    """Raises DataError for a pipe, a socket or a device: reading one may wait forever, or never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return  # whoever opens it says why it cannot be opened
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise DataError(f"{path}: a pipe, a socket or a device: give a file")
+
+
+def check_size(size: int, limit: int, where: object) -> None:
+    """Raises DataError if a member of an archive claims more bytes than are read into memory."""
+    if size > limit:
+        raise DataError(f"{where}: {size:,} bytes unpacked, more than the {limit:,} that are read from an archive: unpack it")
+
+
+def read_member(archive: zipfile.ZipFile, member: str, limit: int, where: object) -> bytes:
+    """A file in a zip archive. No more is inflated than the archive's index says, and no more than ``limit``."""
+    info = archive.getinfo(member)
+    check_readable(info, where)
+    check_size(info.file_size, limit, where)
+    with archive.open(info) as file:  # read() without a size would inflate all of it, whatever the index says
+        return b"".join(iter(lambda: file.read(1 << 20), b""))
+
+
+def check_readable(info: zipfile.ZipInfo, where: object) -> None:
+    """Raises DataError for an encrypted member, and for a compression that is not bounded here, or that Python cannot read."""
+    if info.flag_bits & 1:
+        raise DataError(f"{where}: encrypted: unpack the archive with its password, and give the folder")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        method = METHODS.get(info.compress_type, f"method {info.compress_type}")
+        raise DataError(f"{where}: compressed by {method}, not by Deflate: unpack the archive, and give the folder")
 
 
 @functools.lru_cache(maxsize=64)
@@ -166,11 +202,12 @@ def read_members(source: Path, names: Collection[str]) -> dict[str, bytes]:
             with zipfile.ZipFile(source) as archive:
                 for member in archive.namelist():
                     if (known := _below_top(member, names)) is not None:
-                        found[known] = archive.read(member)
+                        found[known] = read_member(archive, member, MAX_ARRAYS, source / known)
         else:
             with tarfile.open(source, "r|*") as stream:
                 for entry in stream:
                     if entry.isfile() and (known := _below_top(entry.name, names)) is not None:
+                        check_size(entry.size, MAX_ARRAYS, source / known)
                         file = stream.extractfile(entry)
                         assert file is not None
                         found[known] = file.read()
@@ -197,6 +234,7 @@ class Files:
     def __init__(self, source: Path, prefix: str = "") -> None:
         self.source, self.prefix = source, prefix
         self._local = threading.local()
+        refuse_special(source)
         if not source.is_dir() and source.suffix != ".zip":
             raise DataError(f"{source}: neither a folder nor a zip archive")
         self.zipped = not source.is_dir()
@@ -241,7 +279,8 @@ class Files:
     def open(self, name: str) -> BinaryIO:
         if self.zipped:
             with data_errors(self.source / name):
-                return io.BytesIO(self._archive().read(self.prefix + name))
+                return io.BytesIO(read_member(self._archive(), self.prefix + name, MAX_MEMBER, self.where / name))
+        refuse_special(self.source / name)
         with data_errors(self.source / name):
             return (self.source / name).open("rb")
 

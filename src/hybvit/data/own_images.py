@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
-from .files import Files, data_errors
+from .files import Files, data_errors, refuse_special
 from .image_set import Dataset, Decoding, ImageSet, every_fifth, load_image_files, load_images
 from .images import read_image, readable_suffixes
 from .splits import KNOWN, by_split, evaluation_split, split_of, train_and_test
@@ -91,7 +91,7 @@ def split_folders(files: Files) -> tuple[Files, Files | None]:
     Folders that are named like splits are classes if they hold images but no class folders, beside other folders that do.
 
     Raises:
-        DataError: it cannot be told which folders are splits.
+        DataError: some folders are named like splits, and others are not.
     """
     names = image_names(files)
     tops = [top for top in files.folders() if not names or any(name.startswith(f"{top}/") for name in names)]
@@ -191,7 +191,7 @@ def split_rows(path: Path, rows: list[dict[str, str]]) -> list[list[dict[str, st
 
 
 def decoder(folder: Path, names: list[str], decoding: Decoding) -> Callable[[int], Tensor]:
-    return lambda i: read_image(folder / names[i], decoding.channels, decoding.size)
+    return lambda i: read_image(folder / names[i], decoding.channels, decoding.size, wide=decoding.wide)
 
 
 def label_names(labels: list[str]) -> tuple[str, ...]:
@@ -206,6 +206,7 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
     Raises:
         DataError: the file cannot be read, or a row is invalid; the message names its line.
     """
+    refuse_special(path)
     with data_errors(path):
         text = path.read_text(encoding="utf-8-sig")
     raw: list[tuple[int, dict[str, Any]]] = []
@@ -279,6 +280,7 @@ def load_huggingface(root: str) -> dict[str, Any]:
     except ImportError:
         raise ConfigError("Hugging Face data sets need the package datasets: pip install 'hybvit[stream]'") from None
     path = Path(root)
+    refuse_special(path)
     try:
         if path.exists():
             found = sorted(path.glob("**/*.parquet")) if path.is_dir() else [path]
@@ -340,7 +342,7 @@ def as_image_set(
         entry = raw[i][image_column]
         name = f"{root}, image {i}" if entry["bytes"] is not None else entry["path"]
         file = None if entry["bytes"] is None else io.BytesIO(entry["bytes"])
-        return read_image(name, decoding.channels, decoding.size, file)
+        return read_image(name, decoding.channels, decoding.size, file, decoding.wide)
 
     return load_images(len(raw), decode, labels, decoding, Path(root).name)
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
 from ..method.seeds import generator
-from .files import data_errors
+from .files import MAX_MEMBER, check_size, data_errors, refuse_special
 from .image_set import Dataset, Decoding, ImageSet, load_images
 from .images import read_image, readable_suffixes
 from .splits import KNOWN, Split, evaluation_split, split_of
@@ -75,7 +75,7 @@ def shard_names(root: str) -> dict[Split | None, list[str]]:
     none does, all shards are under None, like those of a pattern.
 
     Raises:
-        DataError: a shard is missing, or it cannot be told which split it belongs to.
+        DataError: a shard is missing, or its name does not say its split, unlike those of others.
     """
     path = Path(root)
     if path.is_dir():
@@ -129,6 +129,7 @@ def open_shard(name: str) -> BinaryIO:
     remote = is_url(name)
     try:
         if not remote:
+            refuse_special(Path(name))
             return Path(name).open("rb")
         return cast(BinaryIO, opener().open(name, timeout=TIMEOUT))
     except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: an invalid URL
@@ -150,6 +151,19 @@ def webdataset() -> Any:
     except ImportError:
         raise ConfigError("tar shards need the package webdataset: pip install 'hybvit[stream]'") from None
     return library
+
+
+def tar_members(file: BinaryIO, shard: str) -> Iterator[dict[str, Any]]:
+    """The files in a shard, in the form that WebDataset groups into samples."""
+    with tarfile.open(fileobj=file, mode="r|*") as stream:
+        for entry in stream:
+            if not entry.isreg() or re.match(r"__[^/]*__($|/)", entry.name):  # WebDataset's own notes
+                continue
+            check_size(entry.size, MAX_MEMBER, f"{shard}/{entry.name}")
+            content = stream.extractfile(entry)
+            assert content is not None
+            yield {"fname": entry.name, "data": content.read(), "__url__": shard}
+            stream.members = []  # type: ignore[attr-defined]  # else it keeps every header
 
 
 class Shards:
@@ -188,8 +202,7 @@ class Shards:
         with data_errors(Path(name)):
             try:
                 with open_shard(name) as file:
-                    entries = ({**entry, "__url__": name} for entry in library.tariterators.tar_file_iterator(file))
-                    for sample in itertools.islice(library.tariterators.group_by_keys(entries), skip, None):
+                    for sample in itertools.islice(library.tariterators.group_by_keys(tar_members(file, name)), skip, None):
                         yield self._encoded(sample, name)
             except tarfile.TarError as error:
                 raise DataError(f"{name}: damaged or cut short ({error})") from None
@@ -203,7 +216,9 @@ class Shards:
 
     def decode(self, sample: Encoded) -> tuple[Tensor, int]:
         """The pixels and the label of a sample; the label is -1 if it has none."""
-        pixels = read_image(sample.name, self.decoding.channels, self.decoding.size, io.BytesIO(sample.image))
+        pixels = read_image(
+            sample.name, self.decoding.channels, self.decoding.size, io.BytesIO(sample.image), self.decoding.wide
+        )
         return pixels, self.label(sample)
 
     def label(self, sample: Encoded) -> int:
