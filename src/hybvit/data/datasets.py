@@ -158,6 +158,15 @@ def download_hint(name: str) -> str:
     return f"put {info.needs} into {cache_folder() / name} (or give --data DIR); from {info.source}"
 
 
+def foreign_files(name: str, folder: Path) -> list[str]:
+    """What is in a folder that no download would have left there: such a folder is not downloaded to."""
+    sets = [CATALOG[name], *(info for info in CATALOG.values() if info.download)]
+    own = {Path(file).parts[0] for info in sets for file in (*info.files, *info.md5)}
+    if not folder.is_dir():
+        return [folder.name] if folder.exists() else []
+    return sorted(entry.name for entry in folder.iterdir() if entry.name not in own and not entry.name.startswith("."))
+
+
 def download(name: str, root: str | None) -> Path:
     """Download a data set through torchvision, which verifies its checksum -> the path of its files.
 
@@ -165,6 +174,8 @@ def download(name: str, root: str | None) -> Path:
         DataError: it cannot be downloaded automatically, or the download failed.
     """
     info, folder = CATALOG[name], Path(root) if root else cache_folder() / name
+    if (foreign := foreign_files(name, folder)) and root:
+        raise DataError(f"{folder}: holds {foreign[0]}, but not {name}: download it to an empty folder; {download_hint(name)}")
     if not info.download:
         raise DataError(f"{name}: not found in {folder}, and hybvit cannot download it: {download_hint(name)}")
     import torchvision.datasets as tv

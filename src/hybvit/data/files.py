@@ -224,6 +224,11 @@ def _below_top(member: str, names: Collection[str]) -> str | None:
     return next((name for name in ("/".join(parts), "/".join(parts[1:])) if name in names), None)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file lies in, or is, what other programs leave behind: .ipynb_checkpoints, __MACOSX, .DS_Store ..."""
+    return any(part.startswith(".") or part in ("__MACOSX", "__pycache__", "@eaDir") for part in name.split("/"))
+
+
 class Files:
     """The files of a folder or of a zip archive, by their path below it; safe to share between threads and forked processes.
 

@@ -8,9 +8,7 @@ from pathlib import Path
 
 from ..catalog import CATALOG, OWN_IMAGES
 from ..config import DataConfig
-from .datasets import find
-from .files import Files
-from .own_images import image_names
+from .datasets import find, foreign_files
 
 
 def locate(data: DataConfig, root: str) -> DataConfig:
@@ -36,6 +34,6 @@ def detect_format(root: str, named: str = "folder") -> str:
             return "shards"
         if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
             return "huggingface"
-        downloadable = named in CATALOG and CATALOG[named].download  # to this folder
-        return "folder" if named == "digits" or any(image_names(Files(path))) or not downloadable else named
+        downloadable = named in CATALOG and CATALOG[named].download and not foreign_files(named, path)  # to this folder
+        return "folder" if named == "digits" or not downloadable else named
     return "folder" if named == "digits" or path.suffix == ".zip" else named

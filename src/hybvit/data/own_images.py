@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
-from .files import Files, data_errors, refuse_special
+from .files import Files, data_errors, is_hidden, refuse_special
 from .image_set import Dataset, Decoding, ImageSet, every_fifth, load_image_files, load_images
 from .images import read_image, readable_suffixes
 from .splits import KNOWN, by_split, evaluation_split, split_of, train_and_test
@@ -46,7 +47,28 @@ def image_names(files: Files) -> list[str]:
     """All files with the suffix of an image format, except hidden ones."""
     suffixes = readable_suffixes()
     names = (name for name in files.names() if Path(name).suffix.lower() in suffixes)
-    return [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
+    return [name for name in names if not is_hidden(name)]
+
+
+# what is left out, and why
+SIDE_FILES = {  # what is expected beside images, and not worth a word
+    "", ".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".log", ".db", ".ini", ".py", ".ipynb",
+}  # fmt: skip
+NEEDS = {".heic": " needs pillow-heif", ".heif": " needs pillow-heif", ".avif": " needs a Pillow with AVIF"}
+
+
+def left_out(files: Files, read: int) -> str | None:
+    """Which files beside the ``read`` images are no images that can be read, by suffix: "12 of 24 files left out: .heic (12) needs
+    pillow-heif". None if there are none, or only notes."""
+    suffixes = readable_suffixes()
+    others = Counter(Path(name).suffix.lower() for name in files.names() if not is_hidden(name))
+    others = Counter(
+        {suffix: n for suffix, n in others.items() if suffix not in suffixes | SIDE_FILES or (not suffix and not read)}
+    )
+    if not others:
+        return None
+    listed = ", ".join(f"{suffix or 'no suffix'} ({n:,}){NEEDS.get(suffix, '')}" for suffix, n in sorted(others.items()))
+    return f"{others.total():,} of {read + others.total():,} files left out: {listed}"
 
 
 # a folder
@@ -131,20 +153,27 @@ def class_folders(files: Files) -> tuple[str, ...]:
             f"{where / loose[0]}: not in a class folder ({folders[0]} ...): put either all images into class folders, or none"
         )
     if not loose and not folders:
-        raise DataError(f"{where}: contains no class subfolders and no images")
+        raise DataError(f"{where}: contains no class subfolders and no images{_because(files)}")
     return tuple(folders)
 
 
 def read_classes(files: Files, classes: tuple[str, ...], decoding: Decoding) -> ImageSet:
     names = image_names(files)
     if not names:
-        raise DataError(f"{files.where}: no image files in its class folders")
+        raise DataError(f"{files.where}: no image files in its class folders{_because(files)}")
+    if skipped := left_out(files, len(names)):
+        print(f"warning: {files.where}: {skipped}", file=sys.stderr)
     loose = next((name for name in names if classes and "/" not in name), None)
     if loose is not None:
         raise DataError(f"{files.where / loose}: not in a class folder: move it into one")
     label_of = {name: k for k, name in enumerate(classes)}
     labels = [label_of[name.split("/")[0]] for name in names] if classes else None
     return load_image_files(files, names, labels, decoding)
+
+
+def _because(files: Files) -> str:
+    skipped = left_out(files, 0)
+    return f" ({skipped})" if skipped else ""
 
 
 # a manifest
