@@ -18,7 +18,7 @@ from ..catalog import CATALOG, DEBIAN, DatasetInfo
 from ..config import DataConfig
 from ..data import own_images, shards
 from ..errors import ConfigError, DataError
-from .image_set import BadFiles, Dataset, Decoding, ImageSet, select_per_class
+from .image_set import BadFiles, Dataset, Decoding, ImageSet, reorder_classes, select_per_class
 from .images import MODES, WideValues, fit, with_channels
 from .readers import READERS, class_names
 
@@ -52,6 +52,7 @@ def open_dataset(
     _check(found, data.root or data.name, labeled)
     if decoding.wide is not None:
         decoding.wide.warn(data.root or data.name)
+    found = reorder_classes(found, data.classes)
     return _hold_out(found, data.held_out) if data.held_out else found
 
 

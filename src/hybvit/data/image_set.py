@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -187,6 +187,23 @@ class Dataset:
     classes: tuple[str, ...]
     unlabelled: ImageSet | None = None
     held_out: ImageSet | None = None
+
+
+def reorder_classes(data: Dataset, classes: Sequence[str]) -> Dataset:
+    """The data with its classes in the order of a model's, if they are the same classes in another order; else unchanged."""
+    if not isinstance(data.train.pixels, (Tensor, LazyImages)):
+        return data  # a stream numbers its classes itself
+    if data.classes == tuple(classes) or sorted(data.classes) != sorted(classes) or len(set(classes)) < len(classes):
+        return data
+    place = torch.tensor([list(classes).index(name) for name in data.classes])
+
+    def renumbered(images: ImageSet | None) -> ImageSet | None:
+        return images if images is None or images.labels is None else replace(images, labels=place[images.labels])
+
+    train, test, held_out = renumbered(data.train), renumbered(data.test), renumbered(data.held_out)
+    assert train is not None
+    assert test is not None
+    return replace(data, train=train, test=test, held_out=held_out, classes=tuple(classes))
 
 
 def select_per_class(images: ImageSet, choose: Callable[[Tensor], Tensor]) -> Tensor:

@@ -23,9 +23,9 @@ def detect_format(root: str, named: str = "folder") -> str:
     path = Path(root)
     if named not in (*OWN_IMAGES, "digits") and path.exists() and find(named, root) is not None:
         return named
-    if root.startswith("hf://") or path.suffix == ".parquet":
+    if root.startswith("hf://") or path.suffix.lower() == ".parquet":
         return "huggingface"
-    if path.suffix in (".csv", ".jsonl"):
+    if path.suffix.lower() in (".csv", ".jsonl"):
         return "manifest"
     if path.suffix == ".tar" or "://" in root or "{" in root:
         return "shards"
@@ -36,4 +36,4 @@ def detect_format(root: str, named: str = "folder") -> str:
             return "huggingface"
         downloadable = named in CATALOG and CATALOG[named].download and not foreign_files(named, path)  # to this folder
         return "folder" if named == "digits" or not downloadable else named
-    return "folder" if named == "digits" or path.suffix == ".zip" else named
+    return "folder" if named == "digits" or path.suffix.lower() == ".zip" else named

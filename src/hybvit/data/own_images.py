@@ -6,12 +6,10 @@ this.
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,8 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
-from .files import Files, data_errors, is_hidden, refuse_special
+from .cells import is_line, natural_order, read_table, text_of
+from .files import Files, is_hidden, refuse_special
 from .image_set import Dataset, Decoding, ImageSet, every_fifth, load_image_files, load_images
 from .images import read_image, readable_suffixes
 from .splits import KNOWN, by_split, evaluation_split, split_of, train_and_test
@@ -52,19 +51,20 @@ def image_names(files: Files) -> list[str]:
 
 # what is left out, and why
 SIDE_FILES = {  # what is expected beside images, and not worth a word
-    "", ".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".log", ".db", ".ini", ".py", ".ipynb",
+    "", ".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".log", ".db", ".ini",
+    ".py", ".ipynb",
 }  # fmt: skip
 NEEDS = {".heic": " needs pillow-heif", ".heif": " needs pillow-heif", ".avif": " needs a Pillow with AVIF"}
 
 
 def left_out(files: Files, read: int) -> str | None:
-    """Which files beside the ``read`` images are no images that can be read, by suffix: "12 of 24 files left out: .heic (12) needs
-    pillow-heif". None if there are none, or only notes."""
-    suffixes = readable_suffixes()
+    """Which files beside the ``read`` images cannot be read, by suffix; None if there are only :data:`SIDE_FILES`.
+
+    For example "12 of 24 files left out: .heic (12) needs pillow-heif".
+    """
+    expected = readable_suffixes() | (SIDE_FILES if read else SIDE_FILES - {""})
     others = Counter(Path(name).suffix.lower() for name in files.names() if not is_hidden(name))
-    others = Counter(
-        {suffix: n for suffix, n in others.items() if suffix not in suffixes | SIDE_FILES or (not suffix and not read)}
-    )
+    others = Counter({suffix: n for suffix, n in others.items() if suffix not in expected})
     if not others:
         return None
     listed = ", ".join(f"{suffix or 'no suffix'} ({n:,}){NEEDS.get(suffix, '')}" for suffix, n in sorted(others.items()))
@@ -154,7 +154,19 @@ def class_folders(files: Files) -> tuple[str, ...]:
         )
     if not loose and not folders:
         raise DataError(f"{where}: contains no class subfolders and no images{_because(files)}")
-    return tuple(folders)
+    return checked_names(folders, where)
+
+
+def checked_names(folders: list[str], where: Path) -> tuple[str, ...]:
+    """The names of class folders in natural order.
+
+    Raises:
+        DataError: a name is not one line of UTF-8 text.
+    """
+    for name in folders:
+        if not is_line(name):
+            raise DataError(f"{where}: the name of the class folder {name!r} is not one line of UTF-8 text: rename it")
+    return natural_order(folders)
 
 
 def read_classes(files: Files, classes: tuple[str, ...], decoding: Decoding) -> ImageSet:
@@ -194,7 +206,7 @@ def manifest(data: DataConfig, decoding: Decoding) -> Dataset:
         parts = [(root, part) for part in split_rows(root, rows)]
     else:
         parts = [(root, rows)]
-    classes = label_names([row["label"] for row in parts[0][1] if "label" in row])
+    classes = natural_order([row["label"] for row in parts[0][1] if "label" in row])
     sets = []
     for source, part in parts:
         unknown = next((row for row in part if classes and row["label"] not in classes), None)
@@ -223,51 +235,29 @@ def decoder(folder: Path, names: list[str], decoding: Decoding) -> Callable[[int
     return lambda i: read_image(folder / names[i], decoding.channels, decoding.size, wide=decoding.wide)
 
 
-def label_names(labels: list[str]) -> tuple[str, ...]:
-    """The distinct labels, sorted by value if all are integers, else by name."""
-    numbers = all(label.isdecimal() for label in labels)
-    return tuple(sorted(set(labels), key=(lambda label: (int(label), label)) if numbers else None))
-
-
 def read_manifest(path: Path) -> list[dict[str, str]]:
     """The rows of a manifest. Each has ``path``; either all or none have ``label``.
 
     Raises:
         DataError: the file cannot be read, or a row is invalid; the message names its line.
     """
-    refuse_special(path)
-    with data_errors(path):
-        text = path.read_text(encoding="utf-8-sig")
-    raw: list[tuple[int, dict[str, Any]]] = []
-    if path.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text))
-        if not set(PATH_COLUMNS) & set(reader.fieldnames or ()):
-            raise DataError(f"{path}: its header has no column named {', '.join(PATH_COLUMNS[:-1])} or {PATH_COLUMNS[-1]}")
-        raw = [(reader.line_num, row) for row in reader]
-    else:
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise DataError(f"{path}, line {number}: not JSON ({error})") from None
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}, line {number}: not a JSON object")
-                raw.append((number, row))
-    rows = []
-    for number, row in raw:
-        entry = {key: str(value) for key, value in row.items() if key and value not in (None, "")}
+    rows: list[dict[str, str]] = []
+    for number, entry in read_table(path):
         name = next((entry[key] for key in PATH_COLUMNS if key in entry), None)
         if name is None:
             raise DataError(
                 f"{path}, line {number}: no image path (in a column {', '.join(PATH_COLUMNS[:-1])} or {PATH_COLUMNS[-1]})"
             )
         label = next((entry[key] for key in LABEL_COLUMNS if key in entry), None)
+        if "\\" in name and not (path.parent / name).exists():
+            name = name.replace("\\", "/")  # written on Windows
         split = {"split": entry["split"]} if "split" in entry else {}
         rows.append({"path": name, **split} | ({} if label is None else {"label": label}))
         if ("label" in rows[-1]) != ("label" in rows[0]):
             found = "has a label, but earlier lines have none" if label else "has no label, but earlier lines have one"
-            raise DataError(f"{path}, line {number}: {found}: label all images, or none")
+            raise DataError(
+                f"{path}, line {number}: {found}: label all images, or none (an empty cell, None and NaN are no label)"
+            )
     if not rows:
         raise DataError(f"{path}: lists no images")
     return rows
@@ -296,7 +286,7 @@ def huggingface(data: DataConfig, decoding: Decoding) -> Dataset:
     image_column, label_column = columns(train, data.root)
     names = train.features[label_column].names if hasattr(train.features.get(label_column), "names") else None
     if label_column and names is None:
-        names = label_names([str(value) for value in train[label_column]])
+        names = natural_order(label_texts(train[label_column], data.root))
     classes = tuple(names or ())
     sets = [as_image_set(part, image_column, label_column, classes, data.root, decoding) for part in (train, test) if part]
     return with_test_images(sets[0], sets[1] if len(sets) > 1 else None, classes)
@@ -349,19 +339,32 @@ def columns(table: Any, root: str) -> tuple[str, str | None]:
     return images[0], labels[0] if labels else None
 
 
+def label_texts(values: Iterable[object], root: str) -> list[str]:
+    """The labels of a column; a missing one is an error, unless all are."""
+    texts = []
+    for i, value in enumerate(values):
+        try:
+            text = text_of(value)
+        except ValueError as error:
+            raise DataError(f"{root}, image {i}: label: {error}") from None
+        if text is None:
+            raise DataError(f"{root}, image {i}: has no label: leave out the images without label, or the column")
+        texts.append(text)
+    return texts
+
+
 def as_image_set(
     table: Any, image_column: str, label_column: str | None, classes: Sequence[str], root: str, decoding: Decoding
 ) -> ImageSet:
     import datasets
 
     raw = table.cast_column(image_column, datasets.Image(decode=False))
-    labels = None
+    labels, kind = None, table.features.get(label_column)
     if label_column:
-        values = table[label_column]
-        named = not hasattr(table.features[label_column], "names")
+        texts = label_texts(table[label_column], root)
         number = {name: k for k, name in enumerate(classes)}
         try:
-            labels = [number[str(value)] for value in values] if named else [int(value) for value in values]
+            labels = [int(text) for text in texts] if hasattr(kind, "names") else [number[text] for text in texts]
         except KeyError as error:
             raise DataError(f"{root}: class {error} has no training image") from None
         if labels and not 0 <= min(labels) <= max(labels) < len(classes):
