@@ -36,14 +36,14 @@ def test_cells_are_stripped(value, text):
 
 @pytest.mark.parametrize("value", [["a"], {"a": 1}, "a\nb", "a\0b", "\ud800", "a\u2028b"])
 def test_what_is_no_text_is_refused(value):
-    with pytest.raises(ValueError, match="neither text|holds a line break"):
+    with pytest.raises(ValueError, match=r"neither text|holds a line break"):
         text_of(value)
 
 
 @pytest.mark.parametrize(
     "order",
     [
-        ("2", "10"), ("2.0", "10.0"), ("-2", "-1", "0.25", "0.5"), ("img2", "img10"), ("a1", "a02", "a10", "b"), ("1", "9" * 5000),
+        ("2", "10"), ("2.0", "10.0"), ("-2", "-1", "0.25", "0.5"), ("img2", "img10"), ("a1", "a02", "b"), ("1", "9" * 5000),
         ("Zebra", "ant", "bee"), ("1 cat", "2 dog", "11 emu"),
     ],
 )  # fmt: skip

@@ -198,7 +198,7 @@ def read_members(source: Path, names: Collection[str]) -> dict[str, bytes]:
                 found[name] = (source / name).read_bytes()
         return found
     with data_errors(source):
-        if source.suffix == ".zip":
+        if source.suffix.lower() == ".zip":
             with zipfile.ZipFile(source) as archive:
                 for member in archive.namelist():
                     if (known := _below_top(member, names)) is not None:
@@ -240,7 +240,7 @@ class Files:
         self.source, self.prefix = source, prefix
         self._local = threading.local()
         refuse_special(source)
-        if not source.is_dir() and source.suffix != ".zip":
+        if not source.is_dir() and source.suffix.lower() != ".zip":
             raise DataError(f"{source}: neither a folder nor a zip archive")
         self.zipped = not source.is_dir()
 
@@ -252,7 +252,12 @@ class Files:
     def names(self) -> list[str]:
         """The paths of all files, sorted."""
         if self.zipped:
-            return sorted(name for name in self._entries() if name and not name.endswith("/"))
+            names = sorted(name for name in self._entries() if name and not name.endswith("/"))
+            with data_errors(self.source):
+                for name in names:  # before any image is read: such an archive is not a set with some bad files
+                    if not is_hidden(name):
+                        check_readable(self._archive().getinfo(self._members[self.prefix + name]), self.where / name)
+            return names
         found, seen = [], set[Path]()
         for folder, folders, names in os.walk(self.source, followlinks=True, onerror=self._unreadable):
             real = Path(folder).resolve()
@@ -277,14 +282,16 @@ class Files:
         """The names of the top-level folders, sorted, including empty ones."""
         if self.zipped:
             entries = self._entries()
-            return sorted({name.split("/")[0] for name in entries if "/" in name and not name.startswith("__MACOSX")})
+            return sorted({top for name in entries if "/" in name and not is_hidden(top := name.split("/")[0])})
         with data_errors(self.source):
-            return sorted(entry.name for entry in os.scandir(self.source) if entry.is_dir() and not entry.name.startswith("."))
+            return sorted(entry.name for entry in os.scandir(self.source) if entry.is_dir() and not is_hidden(entry.name))
 
     def open(self, name: str) -> BinaryIO:
         if self.zipped:
             with data_errors(self.source / name):
-                return io.BytesIO(read_member(self._archive(), self.prefix + name, MAX_MEMBER, self.where / name))
+                return io.BytesIO(
+                    read_member(self._archive(), self._members[self.prefix + name], MAX_MEMBER, self.where / name)
+                )
         refuse_special(self.source / name)
         with data_errors(self.source / name):
             return (self.source / name).open("rb")
@@ -296,7 +303,13 @@ class Files:
     def _entries(self) -> list[str]:
         """Paths of the archive's files and folders below ``prefix``."""
         with data_errors(self.source):
-            return [name.removeprefix(self.prefix) for name in self._archive().namelist() if name.startswith(self.prefix)]
+            return [name.removeprefix(self.prefix) for name in self._members if name.startswith(self.prefix)]
+
+    @functools.cached_property
+    def _members(self) -> dict[str, str]:
+        """Path -> name in the archive. Some programs on Windows write backslashes, and others begin a path with ./ or /."""
+        names = self._archive().namelist()
+        return {name.replace("\\", "/").removeprefix("./").lstrip("/"): name for name in names}
 
     def _archive(self) -> zipfile.ZipFile:
         """The open archive of this process and thread, because a file position cannot be shared."""
