@@ -9,7 +9,7 @@ import pytest
 
 from hybvit.data.own_images import parquet_splits
 from hybvit.data.shards import shard_names
-from hybvit.data.splits import split_of
+from hybvit.data.splits import hash_split, split_of
 from hybvit.errors import DataError
 
 from . import official
@@ -145,3 +145,65 @@ def test_splits_of_shards(tmp_path, names):
     (tmp_path / "odd.tar").touch()
     with pytest.raises(DataError, match=r"odd\.tar: neither its name"):
         shard_names(str(tmp_path))
+
+
+# own images without a split
+
+
+def everything(data) -> tuple[list[int], list[int]]:
+    return sorted(data.train.pixels[:, 0, 0, 0].tolist()), sorted(data.test.pixels[:, 0, 0, 0].tolist())
+
+
+def test_the_hash_depends_on_each_file_alone():
+    names = [f"cat/{i:04d}.png" for i in range(1000)] + [f"dog/{i:04d}.png" for i in range(500)]
+    labels = [0] * 1000 + [1] * 500
+    test = dict(zip(names, hash_split(names, labels), strict=True))
+    assert 0.17 < sum(test.values()) / 1500 < 0.23
+    assert hash_split(names[::-1], labels[::-1]) == list(test.values())[::-1]
+    fewer = dict(zip(names[1:-1], hash_split(names[1:-1], labels[1:-1]), strict=True))
+    assert fewer == {name: test[name] for name in names[1:-1]}
+    more = dict(zip(["cat/new.png", *names], hash_split(["cat/new.png", *names], [0, *labels]), strict=True))
+    assert all(more[name] == test[name] for name in names)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8])
+def test_a_class_of_two_or_more_has_training_and_test_images(n):
+    for k in range(60):
+        test = hash_split([f"{k}/{i}.png" for i in range(n)], [k] * n)
+        assert 1 <= sum(test) < n
+    assert hash_split(["caf\udce9.png", "b.png"], None).count(True) == 1
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "manifest", "huggingface", "flat"])
+def test_one_more_file_moves_no_other(tmp_path, form):
+    import datasets
+
+    def build(numbers: list[int]) -> Path:
+        root = tmp_path / f"{len(numbers)}"
+        if form == "huggingface":
+            files = [(tmp_path / f"{i}.png").read_bytes() for i in numbers]
+            rows = {"image": [{"bytes": raw, "path": None} for raw in files], "label": ["ab"[i % 2] for i in numbers]}
+            features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+            datasets.Dataset.from_dict(rows, features=features).to_parquet(f"{root}.parquet")
+            return Path(f"{root}.parquet")
+        if form == "manifest":
+            lines = [f"{i}.png,{'ab'[i % 2]}" for i in numbers]
+            Path(f"{root}.csv").write_text("\n".join(["path,label", *lines]))
+            return Path(f"{root}.csv")
+        members = {
+            f"{'' if form == 'flat' else 'ab'[i % 2] + '/'}{i}.png": (tmp_path / f"{i}.png").read_bytes() for i in numbers
+        }
+        return official.zip_file(Path(f"{root}.zip"), members) if form == "zip" else official.unpacked(root, members)
+
+    for i in range(60):
+        save(tmp_path / f"{i}.png", (4 * i, 0, 0))
+    name = "folder" if form in ("zip", "flat") else form
+    kind = "genvit" if form == "flat" else "hybvit"
+    first, second = (opened(own(build(n), name, split="hash", kind=kind)) for n in (list(range(1, 60)), list(range(60))))
+    (train, test), (more_train, more_test) = everything(first), everything(second)
+    assert len(train) + len(test) == 59
+    assert test
+    assert set(train) <= set(more_train)
+    assert set(test) <= set(more_test)
+    counted = everything(opened(own(build(list(range(60))), name, kind=kind)))[1]
+    assert len(counted) == 12

@@ -1,15 +1,16 @@
 """The user's own images: a folder or zip (a subfolder per class, or flat), a CSV or JSONL manifest, a Hugging Face data set.
 
-Without a given split, every fifth image of each class, starting with the first, is a test image; ``data.test_root`` overrides
-this.
+Without a given split, a hash of its name makes one image in five a test image; ``data.test_root`` overrides this.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,25 @@ from .cells import is_line, natural_order, read_table, text_of
 from .files import Files, is_hidden, refuse_special
 from .image_set import Dataset, Decoding, ImageSet, every_fifth, load_image_files, load_images
 from .images import read_image, readable_suffixes
-from .splits import KNOWN, by_split, evaluation_split, split_of, train_and_test
+from .splits import KNOWN, by_split, evaluation_split, hash_split, split_of, train_and_test
 
 
-def with_test_images(images: ImageSet, test: ImageSet | None, classes: tuple[str, ...]) -> Dataset:
-    """A data set of training and test images; if ``test`` is None, every fifth image of each class becomes a test image."""
-    if test is not None:
-        return Dataset(images, test, classes)
-    held_out = every_fifth(images)
-    return Dataset(images.where(~held_out), images.where(held_out), classes)
+def divided(
+    names: Sequence[str], labels: Sequence[int] | None, rule: str, load: Callable[[list[int]], ImageSet]
+) -> tuple[ImageSet, ImageSet]:
+    """Training and test images of a set that comes without a split, by ``data.split``.
+
+    Args:
+        names: of the images; their order does not matter to the hash.
+        load: reads the images at these indices.
+    """
+    everything = list(range(len(names)))
+    if rule == "every_fifth":
+        images = load(everything)
+        held_out = every_fifth(images)
+        return images.where(~held_out), images.where(held_out)
+    test = hash_split(names, labels)
+    return load([i for i in everything if not test[i]]), load([i for i in everything if test[i]])
 
 
 def existing_root(data: DataConfig, what: str) -> Path:
@@ -87,13 +98,14 @@ def folder(data: DataConfig, decoding: Decoding) -> Dataset:
         if split is not None and found[split][0] not in files.folders():
             test = test.subfolder(found[split][0])
     classes = class_folders(files)
-    images = read_classes(files, classes, decoding)
+    names, labels = list_classes(files, classes)
     if test is None:
-        return with_test_images(images, None, classes)
+        return Dataset(*divided(names, labels, data.split, partial(_load_files, files, names, labels, decoding)), classes)
     extra = sorted(set(class_folders(test)) - set(classes))
     if extra:
         raise DataError(f"{test.where}: class folder {extra[0]!r} has no counterpart in {files.where}")
-    return Dataset(images, read_classes(test, classes, decoding), classes)
+    images = load_image_files(files, names, labels, decoding)
+    return Dataset(images, load_image_files(test, *list_classes(test, classes), decoding), classes)
 
 
 def without_wrapping(files: Files) -> Files:
@@ -169,7 +181,8 @@ def checked_names(folders: list[str], where: Path) -> tuple[str, ...]:
     return natural_order(folders)
 
 
-def read_classes(files: Files, classes: tuple[str, ...], decoding: Decoding) -> ImageSet:
+def list_classes(files: Files, classes: tuple[str, ...]) -> tuple[list[str], list[int] | None]:
+    """The image files in class folders, and their labels; no labels without classes."""
     names = image_names(files)
     if not names:
         raise DataError(f"{files.where}: no image files in its class folders{_because(files)}")
@@ -180,7 +193,11 @@ def read_classes(files: Files, classes: tuple[str, ...], decoding: Decoding) -> 
         raise DataError(f"{files.where / loose}: not in a class folder: move it into one")
     label_of = {name: k for k, name in enumerate(classes)}
     labels = [label_of[name.split("/")[0]] for name in names] if classes else None
-    return load_image_files(files, names, labels, decoding)
+    return names, labels
+
+
+def _load_files(files: Files, names: list[str], labels: list[int] | None, decoding: Decoding, index: list[int]) -> ImageSet:
+    return load_image_files(files, [names[i] for i in index], None if labels is None else [labels[i] for i in index], decoding)
 
 
 def _because(files: Files) -> str:
@@ -212,11 +229,27 @@ def manifest(data: DataConfig, decoding: Decoding) -> Dataset:
         unknown = next((row for row in part if classes and row["label"] not in classes), None)
         if unknown is not None:
             raise DataError(f"{source}: class {unknown['label']!r} of {unknown['path']} has no training image")
-        number = {name: k for k, name in enumerate(classes)}
-        labels = [number[row["label"]] for row in part] if classes else None
-        names = [row["path"] for row in part]
-        sets.append(load_images(len(names), decoder(source.parent, names, decoding), labels, decoding, source.name))
-    return with_test_images(sets[0], sets[1] if len(sets) > 1 else None, classes)
+        if len(parts) > 1:
+            sets.append(_load_rows(source, part, classes, decoding, list(range(len(part)))))
+        else:
+            labels = _row_labels(part, classes)
+            sets += divided(
+                [row["path"] for row in part], labels, data.split, partial(_load_rows, source, part, classes, decoding)
+            )
+    return Dataset(sets[0], sets[1], classes)
+
+
+def _row_labels(rows: list[dict[str, str]], classes: tuple[str, ...]) -> list[int] | None:
+    number = {name: k for k, name in enumerate(classes)}
+    return [number[row["label"]] for row in rows] if classes else None
+
+
+def _load_rows(
+    source: Path, rows: list[dict[str, str]], classes: tuple[str, ...], decoding: Decoding, index: list[int]
+) -> ImageSet:
+    chosen = [rows[i] for i in index]
+    names = [row["path"] for row in chosen]
+    return load_images(len(names), decoder(source.parent, names, decoding), _row_labels(chosen, classes), decoding, source.name)
 
 
 def split_rows(path: Path, rows: list[dict[str, str]]) -> list[list[dict[str, str]]]:
@@ -288,8 +321,26 @@ def huggingface(data: DataConfig, decoding: Decoding) -> Dataset:
     if label_column and names is None:
         names = natural_order(label_texts(train[label_column], data.root))
     classes = tuple(names or ())
-    sets = [as_image_set(part, image_column, label_column, classes, data.root, decoding) for part in (train, test) if part]
-    return with_test_images(sets[0], sets[1] if len(sets) > 1 else None, classes)
+    columns_and_classes = (image_column, label_column, classes, data.root, decoding)
+    if test is not None:
+        return Dataset(as_image_set(train, *columns_and_classes), as_image_set(test, *columns_and_classes), classes)
+    labels = as_labels(train, label_column, classes, data.root)
+    names = image_digests(train, image_column) if data.split == "hash" else [""] * len(train)
+    load = partial(_load_table, train, columns_and_classes)
+    return Dataset(*divided(names, labels, data.split, load), classes)
+
+
+def _load_table(table: Any, columns_and_classes: Any, index: list[int]) -> ImageSet:
+    return as_image_set(table.select(index), *columns_and_classes)
+
+
+def image_digests(table: Any, image_column: str) -> list[str]:
+    """The paths of a table's images, or digests of those that are stored in it: such images have no reliable name."""
+    import datasets
+
+    raw = table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    entries = (row[image_column] for row in raw)
+    return [entry["path"] if entry["bytes"] is None else hashlib.sha256(entry["bytes"]).hexdigest() for entry in entries]
 
 
 def load_huggingface(root: str) -> dict[str, Any]:
@@ -353,22 +404,29 @@ def label_texts(values: Iterable[object], root: str) -> list[str]:
     return texts
 
 
+def as_labels(table: Any, label_column: str | None, classes: Sequence[str], root: str) -> list[int] | None:
+    """The labels of a table as numbers of classes; None without a column of labels."""
+    if label_column is None:
+        return None
+    texts = label_texts(table[label_column], root)
+    number = {name: k for k, name in enumerate(classes)}
+    try:
+        named = hasattr(table.features[label_column], "names")
+        labels = [int(text) for text in texts] if named else [number[text] for text in texts]
+    except KeyError as error:
+        raise DataError(f"{root}: class {error} has no training image") from None
+    if labels and not 0 <= min(labels) <= max(labels) < len(classes):
+        raise DataError(f"{root}: labels from {min(labels)} to {max(labels)}: they must be in 0..{len(classes) - 1}")
+    return labels
+
+
 def as_image_set(
     table: Any, image_column: str, label_column: str | None, classes: Sequence[str], root: str, decoding: Decoding
 ) -> ImageSet:
     import datasets
 
     raw = table.cast_column(image_column, datasets.Image(decode=False))
-    labels, kind = None, table.features.get(label_column)
-    if label_column:
-        texts = label_texts(table[label_column], root)
-        number = {name: k for k, name in enumerate(classes)}
-        try:
-            labels = [int(text) for text in texts] if hasattr(kind, "names") else [number[text] for text in texts]
-        except KeyError as error:
-            raise DataError(f"{root}: class {error} has no training image") from None
-        if labels and not 0 <= min(labels) <= max(labels) < len(classes):
-            raise DataError(f"{root}: labels from {min(labels)} to {max(labels)}: they must be in 0..{len(classes) - 1}")
+    labels = as_labels(table, label_column, classes, root)
 
     def decode(i: int) -> Tensor:
         entry = raw[i][image_column]
