@@ -20,6 +20,7 @@ from .conftest import batches_of, opened
 
 
 def own(root: Path | str, name: str = "folder", channels: int = 3, kind: str = "hybvit", **data) -> Config:
+    data = {"split": "every_fifth"} | data  # these tests count; test_splits.py tests the hash
     model = ViTConfig(image_size=8, patch_size=2, channels=channels, dim=16, depth=1, heads=2)
     return override(Config(model=model, data=DataConfig(name=name, root=str(root), **data)), objective={"kind": kind})
 

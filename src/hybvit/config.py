@@ -107,6 +107,8 @@ class DataConfig:
             or none), manifest (CSV or JSONL), huggingface (hub name or parquet), shards (WebDataset tar files).
         root: the folder of the images; None searches the usual places.
         test_root: for your own images: the folder of the test images, if it is not inside ``root``.
+        split: how your own images are divided without a test split: hash (by a hash of each file's name, one in five) or
+            every_fifth (by position, as in 0.1.0).
         resize: resample the images of a named set to the model's size; otherwise smaller ones get a black border.
         augment: augmentation of the labeled mini-batch: none; weak (random crop after padding by ``crop_padding``, flip if
             ``flip``); or strong (weak, AutoAugment and random erasing, then MixUp or CutMix).
@@ -129,6 +131,7 @@ class DataConfig:
     name: str = "folder"
     root: str | None = None
     test_root: str | None = None
+    split: Literal["hash", "every_fifth"] = "hash"
     resize: bool = False
     augment: Literal["none", "weak", "strong"] = "none"
     flip: bool = False

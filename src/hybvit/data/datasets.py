@@ -18,8 +18,8 @@ from ..catalog import CATALOG, DEBIAN, DatasetInfo
 from ..config import DataConfig
 from ..data import own_images, shards
 from ..errors import ConfigError, DataError
-from .image_set import BadFiles, Dataset, Decoding, ImageSet, select_per_class
-from .images import MODES, fit, with_channels
+from .image_set import BadFiles, Dataset, Decoding, ImageSet, reorder_classes, select_per_class
+from .images import MODES, WideValues, fit, with_channels
 from .readers import READERS, class_names
 
 INTERPOLATION_BATCH = 100  # test batch size for the interpolations of Tables 3 and 11
@@ -42,7 +42,7 @@ def open_dataset(
     channels, size, _ = image_shape
     if channels not in MODES:
         raise ConfigError(f"model.channels is {channels}: it must be 1 (grayscale) or 3 (color)")
-    decoding = Decoding(channels, size, BadFiles(data.max_bad_files), int(data.memory_gib * 2**30))
+    decoding = Decoding(channels, size, BadFiles(data.max_bad_files), int(data.memory_gib * 2**30), WideValues())
     if data.name in CATALOG:
         found = _named(data, decoding)
     elif data.name == "shards":
@@ -50,6 +50,9 @@ def open_dataset(
     else:
         found = own_images.READERS[data.name](data, decoding)
     _check(found, data.root or data.name, labeled)
+    if decoding.wide is not None:
+        decoding.wide.warn(data.root or data.name)
+    found = reorder_classes(found, data.classes)
     return _hold_out(found, data.held_out) if data.held_out else found
 
 
@@ -156,6 +159,15 @@ def download_hint(name: str) -> str:
     return f"put {info.needs} into {cache_folder() / name} (or give --data DIR); from {info.source}"
 
 
+def foreign_files(name: str, folder: Path) -> list[str]:
+    """What is in a folder that no download would have left there: such a folder is not downloaded to."""
+    sets = [CATALOG[name], *(info for info in CATALOG.values() if info.download)]
+    own = {Path(file).parts[0] for info in sets for file in (*info.files, *info.md5)}
+    if not folder.is_dir():
+        return [folder.name] if folder.exists() else []
+    return sorted(entry.name for entry in folder.iterdir() if entry.name not in own and not entry.name.startswith("."))
+
+
 def download(name: str, root: str | None) -> Path:
     """Download a data set through torchvision, which verifies its checksum -> the path of its files.
 
@@ -163,6 +175,8 @@ def download(name: str, root: str | None) -> Path:
         DataError: it cannot be downloaded automatically, or the download failed.
     """
     info, folder = CATALOG[name], Path(root) if root else cache_folder() / name
+    if (foreign := foreign_files(name, folder)) and root:
+        raise DataError(f"{folder}: holds {foreign[0]}, but not {name}: download it to an empty folder; {download_hint(name)}")
     if not info.download:
         raise DataError(f"{name}: not found in {folder}, and hybvit cannot download it: {download_hint(name)}")
     import torchvision.datasets as tv

@@ -11,12 +11,12 @@ import hashlib
 import io
 import os
 import pickle
+import stat
 import struct
 import sys
 import tarfile
 import threading
 import zipfile
-import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,17 +25,19 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 
-DAMAGE = (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, struct.error, KeyError, ValueError, TypeError)
+MAX_MEMBER = 512 << 20  # bytes of an image file in an archive
+METHODS = {9: "Deflate64 (Windows, above 2 GB)", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "XZ"}
+MAX_ARRAYS = 3 << 30  # bytes of an array file in an archive; STL-10 has one of 2.6 GiB
 
 
 @contextmanager
 def data_errors(path: Path) -> Iterator[None]:
-    """Convert the exceptions that libraries raise for unreadable files into a DataError that names the file."""
+    """Convert whatever a library raises for an unreadable file into a DataError that names the file."""
     try:
         yield
-    except DataError:
+    except (ConfigError, DataError):
         raise
     except FileNotFoundError:
         raise DataError(f"{path}: missing; download or unpack it again") from None
@@ -43,8 +45,42 @@ def data_errors(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: no permission to read it") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from None
-    except (*DAMAGE, pickle.UnpicklingError, AttributeError, IndexError, UnicodeError) as error:
+    except Exception as error:
         raise DataError(f"{path}: damaged or cut short ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def refuse_special(path: Path) -> None:
+    """Raises DataError for a pipe, a socket or a device: reading one may wait forever, or never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return  # whoever opens it says why it cannot be opened
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise DataError(f"{path}: a pipe, a socket or a device: give a file")
+
+
+def check_size(size: int, limit: int, where: object) -> None:
+    """Raises DataError if a member of an archive claims more bytes than are read into memory."""
+    if size > limit:
+        raise DataError(f"{where}: {size:,} bytes unpacked, more than the {limit:,} that are read from an archive: unpack it")
+
+
+def read_member(archive: zipfile.ZipFile, member: str, limit: int, where: object) -> bytes:
+    """A file in a zip archive. No more is inflated than the archive's index says, and no more than ``limit``."""
+    info = archive.getinfo(member)
+    check_readable(info, where)
+    check_size(info.file_size, limit, where)
+    with archive.open(info) as file:  # read() without a size would inflate all of it, whatever the index says
+        return b"".join(iter(lambda: file.read(1 << 20), b""))
+
+
+def check_readable(info: zipfile.ZipInfo, where: object) -> None:
+    """Raises DataError for an encrypted member, and for a compression that is not bounded here, or that Python cannot read."""
+    if info.flag_bits & 1:
+        raise DataError(f"{where}: encrypted: unpack the archive with its password, and give the folder")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        method = METHODS.get(info.compress_type, f"method {info.compress_type}")
+        raise DataError(f"{where}: compressed by {method}, not by Deflate: unpack the archive, and give the folder")
 
 
 @functools.lru_cache(maxsize=64)
@@ -162,15 +198,16 @@ def read_members(source: Path, names: Collection[str]) -> dict[str, bytes]:
                 found[name] = (source / name).read_bytes()
         return found
     with data_errors(source):
-        if source.suffix == ".zip":
+        if source.suffix.lower() == ".zip":
             with zipfile.ZipFile(source) as archive:
                 for member in archive.namelist():
                     if (known := _below_top(member, names)) is not None:
-                        found[known] = archive.read(member)
+                        found[known] = read_member(archive, member, MAX_ARRAYS, source / known)
         else:
             with tarfile.open(source, "r|*") as stream:
                 for entry in stream:
                     if entry.isfile() and (known := _below_top(entry.name, names)) is not None:
+                        check_size(entry.size, MAX_ARRAYS, source / known)
                         file = stream.extractfile(entry)
                         assert file is not None
                         found[known] = file.read()
@@ -187,6 +224,11 @@ def _below_top(member: str, names: Collection[str]) -> str | None:
     return next((name for name in ("/".join(parts), "/".join(parts[1:])) if name in names), None)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file lies in, or is, what other programs leave behind: .ipynb_checkpoints, __MACOSX, .DS_Store ..."""
+    return any(part.startswith(".") or part in ("__MACOSX", "__pycache__", "@eaDir") for part in name.split("/"))
+
+
 class Files:
     """The files of a folder or of a zip archive, by their path below it; safe to share between threads and forked processes.
 
@@ -197,14 +239,25 @@ class Files:
     def __init__(self, source: Path, prefix: str = "") -> None:
         self.source, self.prefix = source, prefix
         self._local = threading.local()
-        if not source.is_dir() and source.suffix != ".zip":
+        refuse_special(source)
+        if not source.is_dir() and source.suffix.lower() != ".zip":
             raise DataError(f"{source}: neither a folder nor a zip archive")
-        self._zipped = not source.is_dir()
+        self.zipped = not source.is_dir()
+
+    @property
+    def where(self) -> Path:
+        """What to call the folder in messages."""
+        return self.source / self.prefix
 
     def names(self) -> list[str]:
         """The paths of all files, sorted."""
-        if self._zipped:
-            return sorted(name for name in self._entries() if name and not name.endswith("/"))
+        if self.zipped:
+            names = sorted(name for name in self._entries() if name and not name.endswith("/"))
+            with data_errors(self.source):
+                for name in names:  # before any image is read: such an archive is not a set with some bad files
+                    if not is_hidden(name):
+                        check_readable(self._archive().getinfo(self._members[self.prefix + name]), self.where / name)
+            return names
         found, seen = [], set[Path]()
         for folder, folders, names in os.walk(self.source, followlinks=True, onerror=self._unreadable):
             real = Path(folder).resolve()
@@ -223,20 +276,23 @@ class Files:
 
     def subfolder(self, folder: str) -> Files:
         """The files below one of the top-level folders."""
-        return Files(self.source, f"{self.prefix}{folder}/") if self._zipped else Files(self.source / folder)
+        return Files(self.source, f"{self.prefix}{folder}/") if self.zipped else Files(self.source / folder)
 
     def folders(self) -> list[str]:
         """The names of the top-level folders, sorted, including empty ones."""
-        if self._zipped:
+        if self.zipped:
             entries = self._entries()
-            return sorted({name.split("/")[0] for name in entries if "/" in name and not name.startswith("__MACOSX")})
+            return sorted({top for name in entries if "/" in name and not is_hidden(top := name.split("/")[0])})
         with data_errors(self.source):
-            return sorted(entry.name for entry in os.scandir(self.source) if entry.is_dir() and not entry.name.startswith("."))
+            return sorted(entry.name for entry in os.scandir(self.source) if entry.is_dir() and not is_hidden(entry.name))
 
     def open(self, name: str) -> BinaryIO:
-        if self._zipped:
+        if self.zipped:
             with data_errors(self.source / name):
-                return io.BytesIO(self._archive().read(self.prefix + name))
+                return io.BytesIO(
+                    read_member(self._archive(), self._members[self.prefix + name], MAX_MEMBER, self.where / name)
+                )
+        refuse_special(self.source / name)
         with data_errors(self.source / name):
             return (self.source / name).open("rb")
 
@@ -247,7 +303,13 @@ class Files:
     def _entries(self) -> list[str]:
         """Paths of the archive's files and folders below ``prefix``."""
         with data_errors(self.source):
-            return [name.removeprefix(self.prefix) for name in self._archive().namelist() if name.startswith(self.prefix)]
+            return [name.removeprefix(self.prefix) for name in self._members if name.startswith(self.prefix)]
+
+    @functools.cached_property
+    def _members(self) -> dict[str, str]:
+        """Path -> name in the archive. Some programs on Windows write backslashes, and others begin a path with ./ or /."""
+        names = self._archive().namelist()
+        return {name.replace("\\", "/").removeprefix("./").lstrip("/"): name for name in names}
 
     def _archive(self) -> zipfile.ZipFile:
         """The open archive of this process and thread, because a file position cannot be shared."""

@@ -11,7 +11,8 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from .files import Files
-from .images import read_image
+from .images import WideValues, read_image
 
 Decode = Callable[[int], Tensor]  # index -> uint8 [C, H, W]; raises DataError
 
@@ -57,7 +58,7 @@ class BadFiles:
 
     def add(self, error: DataError) -> None:
         """Count a file once; raises a DataError if the limit is exceeded."""
-        slot = zlib.crc32(str(error).encode()) % len(self._seen)
+        slot = zlib.crc32(str(error).encode(errors="backslashreplace")) % len(self._seen)
         if self._seen[slot]:
             return
         self._seen[slot] = True
@@ -69,12 +70,14 @@ class BadFiles:
 
 
 class Decoding(NamedTuple):
-    """Settings for decoding images: the model's channels and size, the count of bad files, and the memory limit in bytes."""
+    """Settings for decoding images: the model's channels and size, the count of bad files, the memory limit in bytes, and where
+    values of more than 8 bits are noted."""
 
     channels: int
     size: int
     bad_files: BadFiles
     memory: int
+    wide: WideValues | None = None
 
 
 class Stream(Protocol):
@@ -186,6 +189,23 @@ class Dataset:
     held_out: ImageSet | None = None
 
 
+def reorder_classes(data: Dataset, classes: Sequence[str]) -> Dataset:
+    """The data with its classes in the order of a model's, if they are the same classes in another order; else unchanged."""
+    if not isinstance(data.train.pixels, (Tensor, LazyImages)):
+        return data  # a stream numbers its classes itself
+    if data.classes == tuple(classes) or sorted(data.classes) != sorted(classes) or len(set(classes)) < len(classes):
+        return data
+    place = torch.tensor([list(classes).index(name) for name in data.classes])
+
+    def renumbered(images: ImageSet | None) -> ImageSet | None:
+        return images if images is None or images.labels is None else replace(images, labels=place[images.labels])
+
+    train, test, held_out = renumbered(data.train), renumbered(data.test), renumbered(data.held_out)
+    assert train is not None
+    assert test is not None
+    return replace(data, train=train, test=test, held_out=held_out, classes=tuple(classes))
+
+
 def select_per_class(images: ImageSet, choose: Callable[[Tensor], Tensor]) -> Tensor:
     """A mask bool [N]: ``choose`` maps the indices [M] of a class to the selected ones. Unlabeled images are one class."""
     labels = torch.zeros(len(images), dtype=torch.int64) if images.labels is None else images.labels
@@ -207,6 +227,9 @@ def load_images(n: int, decode: Decode, labels: Sequence[int] | Tensor | None, d
     """
     labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
     if n * decoding.channels * decoding.size**2 > decoding.memory:
+        for i in evenly_spaced(n, 16 if decoding.wide else 0).tolist():  # a look at a few, for their values
+            with suppress(DataError):
+                decode(i)
         return ImageSet(LazyImages(n, decode, decoding), labels)
     pixels = torch.empty(n, decoding.channels, decoding.size, decoding.size, dtype=torch.uint8)
     good = torch.ones(n, dtype=torch.bool)
@@ -235,6 +258,6 @@ def load_image_files(files: Files, names: list[str], labels: Sequence[int] | Non
     def decode(i: int) -> Tensor:
         name = str(listed[i])
         with files.open(name) as file:
-            return read_image(files.source / name, decoding.channels, decoding.size, file)
+            return read_image(files.source / name, decoding.channels, decoding.size, file, decoding.wide)
 
     return load_images(len(names), decode, labels, decoding, files.source.name)

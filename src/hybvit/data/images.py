@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
 import math
 import os
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,8 +21,12 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from ..errors import ConfigError, DataError
 from ..storage import atomic_write, make_folder
+from .files import refuse_special
 
 MODES = {1: "L", 3: "RGB"}
+FORMATS = (  # Pillow's names; none of them starts another program, and the content decides, not the suffix
+    "PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "JPEG2000", "PPM", "TGA", "ICO", "PCX", "QOI", "SGI",
+)  # fmt: skip
 MAX_IMAGE_PIXELS = 64_000_000  # larger images are rejected before they are decoded
 
 
@@ -49,16 +57,49 @@ def with_channels(pixels: Tensor, channels: int) -> Tensor:
     return rgb_to_grayscale(pixels)
 
 
-def as_pixels(image: Image.Image, channels: int, size: int) -> Tensor:
+class WideValues:
+    """The largest values of the images of a set that have more than 8 bits per channel."""
+
+    def __init__(self) -> None:
+        self.largest = set[int]()  # a set, because threads may add to it
+
+    def warn(self, where: str) -> None:
+        """Say so if all values would fit into 8 or 12 bits: read as 16 bits, such images are nearly black."""
+        top = max(self.largest, default=0)
+        if 0 < top <= 4095:
+            bits = 8 if top <= 255 else 12
+            print(
+                f"warning: {where}: no value of its images of 16 or 32 bits is above {top:,}: they look like {bits} bits and "
+                f"are read as nearly black; save them with values up to 65,535",
+                file=sys.stderr,
+            )
+
+
+def white_of(image: Image.Image) -> int:
+    """The value of white in an image of more than 8 bits per channel: by the depth that a TIFF file declares, else 16 bits.
+
+    Integers of 32 bits have no range of their own, and are read as 16 bits.
+    """
+    bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]
+    return 2 ** min(int(bits), 16) - 1
+
+
+def as_pixels(image: Image.Image, channels: int, size: int, wide: WideValues | None = None) -> Tensor:
     """Any PIL image -> uint8 [channels, size, size]: EXIF orientation applied, short side resized to ``size``, center crop."""
     if channels not in MODES:
         raise DataError(f"images can be read with 1 or 3 channels, not model.channels = {channels}")
+    white = white_of(image)
+    reduced = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # Pillow keeps the upper half of color values
     image = ImageOps.exif_transpose(image)
+    if wide is not None and reduced and image.mode.startswith("RGB"):
+        wide.largest.add(int(np.asarray(image).max()) * 256 + 255)
     if image.mode.startswith("I"):  # PIL would clip 16-bit values at 255 instead of scaling them
         values = np.array(image.convert("F"))
-        if values.min() < 0 or values.max() > 65535:
+        if values.min() < 0 or values.max() > white:
             raise DataError(f"values from {values.min():g} to {values.max():g}: convert it to 8 or 16 bits per channel")
-        image = Image.fromarray(np.round(values / 257).astype(np.uint8))
+        if wide is not None and white == 65535:
+            wide.largest.add(int(values.max()))
+        image = Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
     if image.mode == "F":
         raise DataError("32-bit float values have no standard range: convert it to 8 or 16 bits per channel")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -67,20 +108,35 @@ def as_pixels(image: Image.Image, channels: int, size: int) -> Tensor:
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(size, size, channels).permute(2, 0, 1)
 
 
-def read_image(path: str | os.PathLike[str], channels: int, size: int, file: BinaryIO | None = None) -> Tensor:
-    """An image file of any format that Pillow reads -> uint8 [channels, size, size].
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """The formats that can be read here: those of :data:`FORMATS` that this Pillow knows, and HEIF with pillow-heif."""
+    Image.init()
+    with contextlib.suppress(Exception):  # not installed, or not for this machine
+        importlib.import_module("pillow_heif").register_heif_opener()
+    return tuple(name for name in (*FORMATS, "HEIF") if name in Image.OPEN)
+
+
+def read_image(
+    path: str | os.PathLike[str], channels: int, size: int, file: BinaryIO | None = None, wide: WideValues | None = None
+) -> Tensor:
+    """An image file of any of the :func:`formats` -> uint8 [channels, size, size].
 
     Args:
         file: its content, if it is not a file on disk; ``path`` is then only used in messages.
+        wide: where to note the values of images with more than 8 bits per channel.
 
     Raises:
-        DataError: the file is missing, is not an image, is cut short, or is too large to be decoded safely.
+        DataError: the file is missing, is not an image, is cut short, or is too large to be decoded safely. Whatever a decoder
+            raises becomes one.
     """
+    if file is None:
+        refuse_special(Path(path))
     try:
-        with Image.open(path if file is None else file) as image:
+        with Image.open(path if file is None else file, formats=formats()) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise DataError(f"{image.width} x {image.height} is more than {MAX_IMAGE_PIXELS:,} pixels: reduce its size")
-            return as_pixels(image, channels, size)
+            return as_pixels(image, channels, size, wide)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except FileNotFoundError:
@@ -90,15 +146,15 @@ def read_image(path: str | os.PathLike[str], channels: int, size: int, file: Bin
     except PermissionError:
         raise DataError(f"{path}: no permission to read it") from None
     except (UnidentifiedImageError, Image.DecompressionBombError):
-        raise DataError(f"{path}: not an image that Pillow can read") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: damaged image ({error})") from None
+        raise DataError(f"{path}: not an image of a format that is read (PNG, JPEG, WebP, TIFF ...): convert it") from None
+    except Exception as error:
+        raise DataError(f"{path}: damaged image ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
 def readable_suffixes() -> set[str]:
-    """Suffixes of the image formats that Pillow decodes without other programs."""
-    excluded = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}  # documents, videos and formats without a decoder
-    return {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN and name not in excluded}
+    """Suffixes of the image formats that can be read here."""
+    known = {*formats(), "MPO"}  # MPO is opened as JPEG
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in known}
 
 
 def check_image_suffix(path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..catalog import CATALOG, OWN_IMAGES
 from ..config import DataConfig
-from .datasets import find
+from .datasets import find, foreign_files
 from .files import Files
 from .own_images import image_names
 
@@ -25,17 +25,21 @@ def detect_format(root: str, named: str = "folder") -> str:
     path = Path(root)
     if named not in (*OWN_IMAGES, "digits") and path.exists() and find(named, root) is not None:
         return named
-    if root.startswith("hf://") or path.suffix == ".parquet":
+    if root.startswith("hf://") or path.suffix.lower() == ".parquet":
         return "huggingface"
-    if path.suffix in (".csv", ".jsonl"):
+    if path.suffix.lower() in (".csv", ".jsonl"):
         return "manifest"
-    if path.suffix == ".tar" or "://" in root or "{" in root:
+    if path.suffix.lower() == ".tar" or "://" in root or ("{" in root and not path.exists()):
         return "shards"
     if path.is_dir():
-        if any(path.glob("*.tar")) or any(path.glob("*/*.tar")):
-            return "shards"
-        if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
-            return "huggingface"
-        downloadable = named in CATALOG and CATALOG[named].download  # to this folder
-        return "folder" if named == "digits" or any(image_names(Files(path))) or not downloadable else named
-    return "folder" if named == "digits" or path.suffix == ".zip" else named
+        names = image_names(Files(path))
+        if any("/" in name for name in names):
+            return "folder"  # an archive beside class folders is a backup, or something else
+        for suffix, form in (("tar", "shards"), ("parquet", "huggingface")):
+            if sum(1 for pattern in ("*", "*/*") for _ in path.glob(f"{pattern}.{suffix}")) > len(names):
+                return form
+        if names:
+            return "folder"
+        downloadable = named in CATALOG and CATALOG[named].download and not foreign_files(named, path)  # to this folder
+        return "folder" if named == "digits" or not downloadable else named
+    return "folder" if named == "digits" or path.suffix.lower() == ".zip" else named

@@ -29,10 +29,10 @@ from torch import Tensor
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
 from ..method.seeds import generator
-from .files import data_errors
+from .files import MAX_MEMBER, check_size, data_errors, refuse_special
 from .image_set import Dataset, Decoding, ImageSet, load_images
 from .images import read_image, readable_suffixes
-from .own_images import TEST_NAMES
+from .splits import KNOWN, Split, evaluation_split, split_of
 
 ROW_LANES = STEP_LANES = 8
 MIN_LANE_SIZE = 16  # samples; lane sizes differ by one, which must stay negligible
@@ -54,11 +54,15 @@ def open_shards(data: DataConfig, decoding: Decoding, num_classes: int) -> Datas
     path or URL pattern such as train-{0000..0099}.tar, with the test shards in ``data.test_root``."""
     if data.root is None:
         raise ConfigError("data.root is not set: give --data DIR with tar shards, or a pattern such as train-{00..99}.tar")
-    train = shard_names(data.root, ("train",))
-    test = shard_names(data.test_root, ("",)) if data.test_root else shard_names(data.root, TEST_NAMES)
+    found = shard_names(data.root)
+    train = found.get("train") or found.get(None)
+    test = found.get(evaluation_split(found)) if evaluation_split(found) else None
+    if data.test_root is not None:
+        elsewhere = shard_names(data.test_root)
+        test = elsewhere.get(evaluation_split(elsewhere)) or [name for names in elsewhere.values() for name in names]
     if not train:
         raise DataError(f"{data.root}: no training shards (train*.tar, or *.tar in train/)")
-    if not test or (test == train and data.test_root is None):
+    if not test:
         raise DataError(f"{data.root}: no test shards (test*.tar, or *.tar in test/): name them with --data.test_root")
     classes = shard_classes(data.root, num_classes)
     stream = Shards(train, classes, decoding)
@@ -66,21 +70,27 @@ def open_shards(data: DataConfig, decoding: Decoding, num_classes: int) -> Datas
     return Dataset(ImageSet(stream), held_out.all_images(), classes)
 
 
-def shard_names(root: str, splits: tuple[str, ...]) -> list[str]:
-    """Paths or URLs of the shards of one split, in order."""
+def shard_names(root: str) -> dict[Split | None, list[str]]:
+    """Split -> paths or URLs of its shards, in order. In a folder the name of a shard, or of its sub-folder, says the split; if
+    none does, all shards are under None, like those of a pattern.
+
+    Raises:
+        DataError: a shard is missing, or its name does not say its split, unlike those of others.
+    """
     path = Path(root)
     if path.is_dir():
-        for split in splits:
-            found = sorted((path / split).glob("*.tar")) or sorted(path.glob(f"{split}*.tar"))
-            if found:
-                return [str(shard) for shard in found]
-        any_name = splits != TEST_NAMES and not any(path.glob("*/*.tar"))
-        return [str(shard) for shard in sorted(path.glob("*.tar"))] if any_name else []
-    names = list(webdataset().shardlists.expand_urls(root))
+        found: dict[Split | None, list[str]] = {}
+        for shard in sorted([*path.glob("*.tar"), *path.glob("*/*.tar")]):
+            split = split_of(shard.parent.name) if shard.parent != path else None
+            found.setdefault(split or split_of(shard.stem, anywhere=True), []).append(str(shard))
+        if None in found and len(found) > 1:
+            raise DataError(f"{found[None][0]}: neither its name nor its folder says {KNOWN}, unlike those of other shards")
+        return found
+    names = [root] if path.is_file() else list(webdataset().shardlists.expand_urls(root))
     for name in names:
         if not is_url(name) and not Path(name).is_file():
             raise DataError(f"{name}: no such shard")
-    return names
+    return {None: names}
 
 
 def is_url(name: str) -> bool:
@@ -119,6 +129,7 @@ def open_shard(name: str) -> BinaryIO:
     remote = is_url(name)
     try:
         if not remote:
+            refuse_special(Path(name))
             return Path(name).open("rb")
         return cast(BinaryIO, opener().open(name, timeout=TIMEOUT))
     except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: an invalid URL
@@ -140,6 +151,19 @@ def webdataset() -> Any:
     except ImportError:
         raise ConfigError("tar shards need the package webdataset: pip install 'hybvit[stream]'") from None
     return library
+
+
+def tar_members(file: BinaryIO, shard: str) -> Iterator[dict[str, Any]]:
+    """The files in a shard, in the form that WebDataset groups into samples."""
+    with tarfile.open(fileobj=file, mode="r|*") as stream:
+        for entry in stream:
+            if not entry.isreg() or re.match(r"__[^/]*__($|/)", entry.name):  # WebDataset's own notes
+                continue
+            check_size(entry.size, MAX_MEMBER, f"{shard}/{entry.name}")
+            content = stream.extractfile(entry)
+            assert content is not None
+            yield {"fname": entry.name, "data": content.read(), "__url__": shard}
+            stream.members = []  # type: ignore[attr-defined]  # else it keeps every header
 
 
 class Shards:
@@ -178,8 +202,7 @@ class Shards:
         with data_errors(Path(name)):
             try:
                 with open_shard(name) as file:
-                    entries = ({**entry, "__url__": name} for entry in library.tariterators.tar_file_iterator(file))
-                    for sample in itertools.islice(library.tariterators.group_by_keys(entries), skip, None):
+                    for sample in itertools.islice(library.tariterators.group_by_keys(tar_members(file, name)), skip, None):
                         yield self._encoded(sample, name)
             except tarfile.TarError as error:
                 raise DataError(f"{name}: damaged or cut short ({error})") from None
@@ -193,7 +216,9 @@ class Shards:
 
     def decode(self, sample: Encoded) -> tuple[Tensor, int]:
         """The pixels and the label of a sample; the label is -1 if it has none."""
-        pixels = read_image(sample.name, self.decoding.channels, self.decoding.size, io.BytesIO(sample.image))
+        pixels = read_image(
+            sample.name, self.decoding.channels, self.decoding.size, io.BytesIO(sample.image), self.decoding.wide
+        )
         return pixels, self.label(sample)
 
     def label(self, sample: Encoded) -> int:

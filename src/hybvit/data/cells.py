@@ -1,0 +1,134 @@
+"""What is a cell of a manifest: how its text is read, when it is missing, and in which order labels are numbered."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .files import data_errors, refuse_special
+
+MISSING = {"", "none", "nan", "null", "<na>", "n/a"}
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+def text_of(value: object) -> str | None:
+    """The text of a cell or label without the space around it; None if it is missing: empty, NaN, or a name for nothing.
+
+    Raises:
+        ValueError: it is no text and no number, or no text that can be written as UTF-8.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if not isinstance(value, (str, int, float)):
+        raise ValueError(f"{type(value).__name__} {str(value)[:40]!r} is neither text nor a number")
+    text = str(value).strip()
+    if not is_line(text):
+        raise ValueError(f"{text[:40]!r} holds a line break, or a character that is no text")
+    return None if text.casefold() in MISSING else text
+
+
+def is_line(text: str) -> bool:
+    """Whether it has no control characters, no line breaks, and no bytes that are not UTF-8 (surrogates)."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
+
+
+def natural_order(labels: Iterable[str]) -> tuple[str, ...]:
+    """The distinct labels as people sort them: 2 before 10, 2.0 before 10.0, img2 before img10; numbers by their value."""
+    distinct = set(labels)
+    if all(re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", label) for label in distinct):
+        return tuple(sorted(distinct, key=lambda label: (float(label), label)))
+    return tuple(sorted(distinct, key=lambda label: (_chunks(label), label)))
+
+
+def _chunks(label: str) -> list[tuple[int, int, str]]:
+    """Text and numbers in turn. Numbers are compared by length, then as text, since they may be longer than int() takes."""
+    numbers = ((chunk, chunk.lstrip("0")) for chunk in re.findall(r"[0-9]+|[^0-9]+", label))
+    return [(0, len(number), number) if chunk[0] in "0123456789" else (1, 0, chunk) for chunk, number in numbers]
+
+
+def read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells of each row of a CSV or JSONL file; missing cells are left out, column names are in lower case.
+
+    Raises:
+        DataError: the file cannot be read, or a row is damaged; the message names its line.
+    """
+    refuse_special(path)
+    with data_errors(path):
+        text = path.read_text(encoding="utf-8-sig")
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(f"{path}, line {line}: a NUL byte: save it as UTF-8 text")
+    rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _json_rows(path, text)
+    for number, row in rows:
+        cells: dict[str, str] = {}
+        for name, value in row:
+            if name not in ("path", "file", "filename", "image", "label", "class", "split"):
+                continue  # captions and boxes are not looked at
+            try:
+                cell = text_of(value)
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: {name}: {error}{_unclosed(value)}") from None
+            if cell is not None and cells.setdefault(name, cell) != cell:
+                raise DataError(
+                    f"{path}, line {number}: two columns named {name}, with {cells[name]!r} and {cell!r}: remove one"
+                )
+        yield number, cells
+
+
+def _unclosed(value: object) -> str:
+    return " (a quote that is not closed?)" if isinstance(value, str) and "\n" in value else ""
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[tuple[str, Any]]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+    names: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            raise DataError(f"{path}, line {line}: damaged ({error}): is a quote not closed?") from None
+        if not any(cell.strip() for cell in row):
+            continue
+        if names is None:
+            names = [cell.strip().casefold() for cell in row]
+            _check_header(path, names)
+            continue
+        if any(cell.strip() for cell in row[len(names) :]):
+            raise DataError(f"{path}, line {line}: {len(row)} cells, but {len(names)} columns: quote cells that hold a comma")
+        yield line, list(zip(names, row, strict=False))
+    if names is None:
+        raise DataError(f"{path}: lists no images")
+
+
+def _check_header(path: Path, names: list[str]) -> None:
+    known = ("path", "file", "filename", "image")
+    if set(known) & set(names):
+        return
+    for separator, plural in SEPARATORS.items():
+        if any(set(known) & {cell.strip() for cell in name.split(separator)} for name in names):
+            raise DataError(f"{path}: its columns are separated by {plural}: save it with commas")
+    raise DataError(f"{path}: its header has no column named {', '.join(known[:-1])} or {known[-1]}")
+
+
+def _json_rows(path: Path, text: str) -> Iterator[tuple[int, list[tuple[str, Any]]]]:
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: strings may hold other separators
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: not a JSON object")
+        yield number, [(name.strip().casefold(), value) for name, value in row.items()]

@@ -1,0 +1,137 @@
+"""Cells of manifests and columns: what is missing, what is text, in which order classes are numbered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hybvit.config import override
+from hybvit.data.cells import natural_order, read_table, text_of
+from hybvit.data.image_set import reorder_classes
+from hybvit.errors import DataError
+
+from .conftest import opened
+from .test_own_images import own, png, save
+
+
+def photos(folder: Path, n: int = 12) -> list[str]:
+    for i in range(n):
+        save(folder / f"{i}.png", (10 * i, 0, 0))
+    return [f"{i}.png" for i in range(n)]
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), "", "  ", "None", "NaN", "nan", "null", "NULL", " <NA> ", "N/A"])
+def test_missing_is_missing(value):
+    assert text_of(value) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(" cat\t", "cat"), (3, "3"), (2.0, "2.0"), ("Nancy", "Nancy"), ("a\u00a0b", "a\u00a0b")]
+)
+def test_cells_are_stripped(value, text):
+    assert text_of(value) == text
+
+
+@pytest.mark.parametrize("value", [["a"], {"a": 1}, "a\nb", "a\0b", "\ud800", "a\u2028b"])
+def test_what_is_no_text_is_refused(value):
+    with pytest.raises(ValueError, match=r"neither text|holds a line break"):
+        text_of(value)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("2", "10"), ("2.0", "10.0"), ("-2", "-1", "0.25", "0.5"), ("img2", "img10"), ("a1", "a02", "b"), ("1", "9" * 5000),
+        ("Zebra", "ant", "bee"), ("1 cat", "2 dog", "11 emu"),
+    ],
+)  # fmt: skip
+def test_one_natural_order(order):
+    assert natural_order(reversed(order)) == order
+
+
+@pytest.mark.parametrize("form", ["folder", "csv", "jsonl"])
+def test_folders_and_manifests_have_the_same_order(tmp_path, form):
+    names = ["1", "2", "10", "11"]
+    for name in names:
+        photos(tmp_path / name, 3)
+    rows = [(f"{name}/{i}.png", name) for i in range(3) for name in names]
+    (tmp_path / "m.csv").write_text("\n".join(["Path , LABEL", *(f"{a}, {b} " for a, b in rows)]))
+    (tmp_path / "m.jsonl").write_text("\n".join(json.dumps({"File": a, "Class": int(b)}) for a, b in rows))
+    cfg = own(tmp_path) if form == "folder" else own(tmp_path / f"m.{form}", "manifest")
+    data = opened(cfg)
+    assert data.classes == tuple(names)
+    old = ("1", "10", "11", "2")  # as 0.1.0 sorted them
+    again = opened(override(cfg, data={"classes": old}))
+    assert again.classes == old
+    assert [old[k] for k in again.test.labels] == [names[k] for k in data.test.labels]
+    assert reorder_classes(data, ("1", "2", "3", "4")) is data
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path;label\n0.png;a\n", "its columns are separated by semicolons: save it with commas"),
+        ("path\tlabel\n0.png\ta\n", "separated by tabs"),
+        ("id|image|label\n1|0.png|a\n", "separated by bars"),
+        ('path,label\n0.png,a\n1.png,"b\n2.png,a\n', "line 3: damaged .*is a quote not closed"),
+        ('path,label\n0.png,a\n1.png,"b\n2.png,"\n3.png,a\n', "line 3: label: .*a quote that is not closed"),
+        ("path,label\n0.png," + "x" * 200_000, "line 2: damaged .*field larger than field limit"),
+        ("path,label\n0.png,a\n1.p\0ng,b\n", "line 3: a NUL byte"),
+        ("path,label\na,0.png,b\n", "line 2: 3 cells, but 2 columns"),
+        ("path,label,Label\n0.png,a,b\n", "line 2: two columns named label"),
+        ("path,label\n0.png,a\n1.png,None\n", "line 3: has no label, but earlier lines have one"),
+        ("name,label\n0.png,a\n", "its header has no column named path"),
+        ("", "lists no images"),
+    ],
+)
+def test_damaged_tables_are_refused_with_line_and_cure(tmp_path, text, message):
+    photos(tmp_path, 4)
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        opened(own(tmp_path / "m.csv", "manifest"))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\xef\xbb\xbfPATH,Label\r\n0.png,cat \r\n1.png, dog\r\n\r\n",
+        b'path,label,caption\n0.png,cat,"two\nlines, one comma"\n1.png,"dog", x\n',
+        b"path,label,\n0.png,cat,\n1.png,dog,\n",
+    ],
+)
+def test_tables_as_other_programs_write_them(tmp_path, raw):
+    (tmp_path / "m.csv").write_bytes(raw)
+    assert [row for _, row in read_table(tmp_path / "m.csv")] == [
+        {"path": "0.png", "label": "cat"},
+        {"path": "1.png", "label": "dog"},
+    ]
+
+
+def test_lines_of_json_may_hold_other_separators(tmp_path):
+    rows = [{"path": name, "label": "ab"[i % 2], "caption": "a\u2028b\x85c"} for i, name in enumerate(photos(tmp_path))]
+    (tmp_path / "m.jsonl").write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    assert opened(own(tmp_path / "m.jsonl", "manifest")).classes == ("a", "b")
+    (tmp_path / "m.jsonl").write_text('{"path": ' + "[" * 100_000, encoding="utf-8")
+    with pytest.raises(DataError, match="line 1: not JSON"):
+        opened(own(tmp_path / "m.jsonl", "manifest"))
+
+
+@pytest.mark.parametrize("labels", [[0, None, 1], ["a", None, "b"], ["a", "nan", "b"], [0.0, float("nan"), 1.0]])
+def test_missing_labels_of_parquet_files_are_named(tmp_path, labels):
+    import datasets
+
+    rows = {"image": [{"bytes": png(i), "path": None} for i in range(12)], "label": labels * 4}
+    value = "string" if isinstance(labels[0], str) else "int64" if isinstance(labels[0], int) else "float64"
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value(value)})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="image 1: has no label: leave out"):
+        opened(own(tmp_path, "huggingface"))
+
+
+def test_a_class_folder_whose_name_is_not_utf8_is_refused(tmp_path):
+    photos(tmp_path / "a")
+    photos(tmp_path / "caf\udce9")
+    with pytest.raises(DataError, match=r"'caf\\udce9' is not one line of UTF-8 text: rename it"):
+        opened(own(tmp_path))

@@ -1,0 +1,209 @@
+"""What is a split, in folders, zips, manifests, parquet files and shards alike."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from hybvit.data.own_images import parquet_splits
+from hybvit.data.shards import shard_names
+from hybvit.data.splits import hash_split, split_of
+from hybvit.errors import DataError
+
+from . import official
+from .conftest import opened
+from .test_own_images import own, save, table
+
+SPELLINGS = {
+    "train": ["train", "Train", "TRAINING", "seg_train", "train2017", "Train-Images", "trainset", "trainval", "segTrain"],
+    "validation": ["valid", "Validation", "VAL", "dev", "val2017", "Val_Set", "development", "valid images"],
+    "test": ["test", "TESTING", "Test_Images", "eval", "seg_test", "test-set", "Evaluation", "test01"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("split", "name"), [(split, name) for split, names in SPELLINGS.items() for name in names])
+def test_spellings(split, name):
+    assert split_of(name) == split
+    assert split_of(f"birds-{name}-00001-of-00010", anywhere=True) == split
+
+
+@pytest.mark.parametrize(
+    "name", ["cat", "test_tube", "train_station", "trainer", "valley", "devil", "contest", "train_val", "", "7"]
+)
+def test_other_names_are_no_splits(name):
+    assert split_of(name) is None
+
+
+def layout(tmp_path: Path, packed: bool, *folders: str, classes: tuple[str, ...] = ("cat", "dog"), n: int = 3) -> Path:
+    members = {f"{top}/{kind}/{i}.jpg": official.jpeg(i) for top in folders for kind in classes for i in range(n)}
+    if packed:
+        return official.zip_file(tmp_path / "a.zip", members)
+    return official.unpacked(tmp_path / "a", members)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train", "valid"), ("Training", "Validation"), ("TRAIN", "TEST"), ("seg_train", "seg_test"), ("train2017", "val2017"),
+        ("train", "dev"), ("training_set", "test_set"), ("a/train", "a/eval"), ("seg_train/seg_train", "seg_test/seg_test"),
+    ],
+)  # fmt: skip
+def test_folders_of_splits(tmp_path, packed, train, test):
+    root = layout(tmp_path, packed, train, test)
+    for i in range(2):
+        if not packed:
+            save(root / test / "cat" / f"more{i}.png")
+    data = opened(own(root))
+    assert data.classes == ("cat", "dog")
+    assert (len(data.train), len(data.test)) == (6, 6 if packed else 8)
+
+
+def test_validation_images_are_test_images_only_without_a_test_folder(tmp_path, capsys):
+    root = layout(tmp_path, False, "train", "valid")
+    save(root / "test" / "cat" / "only.png")
+    data = opened(own(root))
+    assert (len(data.train), len(data.test)) == (6, 1)
+    assert capsys.readouterr().err == f"warning: {root}: left out: valid (only train and test are used)\n"
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (("train", "holdout", "extra"), r"train is named like a split, but not extra and holdout"),
+        (("train", "part2"), "part2"),
+        (("train", "Training", "test"), "Training and train both look like the train split"),
+        (("train", "test", "eval"), "eval and test both look like the test split"),
+        (("test", "val"), "test looks like the test split, but none looks like train"),
+    ],
+)
+def test_folders_that_cannot_be_told_apart_are_refused_by_name(tmp_path, folders, message):
+    with pytest.raises(DataError, match=message):
+        opened(own(layout(tmp_path, False, *folders)))
+
+
+def test_folders_without_images_are_no_splits(tmp_path):
+    root = layout(tmp_path, False, "train", "test")
+    (root / "annotations").mkdir()
+    (root / "annotations" / "boxes.xml").write_text("<xml/>")
+    assert len(opened(own(root)).test) == 6
+
+
+def test_classes_may_be_named_like_a_split(tmp_path):
+    for kind, i in itertools.product(("bus", "train", "test tube"), range(6)):
+        save(tmp_path / kind / f"{i}.png")
+    assert opened(own(tmp_path)).classes == ("bus", "test tube", "train")
+
+
+def test_test_root_beside_or_with_splits(tmp_path):
+    first, second = layout(tmp_path / "1", False, "Train", "Val"), layout(tmp_path / "2", False, "train", "testing")
+    save(second / "testing" / "cat" / "more.png")
+    data = opened(own(first, test_root=str(second)))
+    assert (len(data.train), len(data.test)) == (6, 7)
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "TEST"), ("training", "valid"), ("train", "dev"), (" train ", "eval")])
+def test_splits_of_manifests(tmp_path, train, test):
+    for i in range(8):
+        save(tmp_path / f"{i}.png")
+    rows = [{"path": f"{i}.png", "label": "ab"[i % 2], "split": train if i < 5 else test} for i in range(8)]
+    data = opened(own(table(tmp_path, "csv", rows), "manifest"))
+    assert (len(data.train), len(data.test)) == (5, 3)
+    rows[0]["split"] = "holdout"
+    with pytest.raises(DataError, match=r"the split of 0\.png is 'holdout'"):
+        opened(own(table(tmp_path, "csv", rows), "manifest"))
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["pets-Train-0", "pets-VALID-0"], {"train", "validation"}),
+        (["data/training/0000", "data/testing/0000"], {"train", "test"}),
+        (["train_0", "dev_0", "eval_0"], {"train", "validation", "test"}),
+        (["0000", "0001"], {"train"}),
+    ],
+)
+def test_splits_of_parquet_files(tmp_path, names, splits):
+    files = [tmp_path / f"{name}.parquet" for name in names]
+    assert set(parquet_splits(tmp_path, files)) == splits
+    with pytest.raises(DataError, match="neither its name nor its folder says"):
+        parquet_splits(tmp_path, [*files, tmp_path / "odd.parquet", tmp_path / "test.parquet"])
+
+
+@pytest.mark.parametrize(
+    "names", [["Train-0", "valid-0"], ["training/0", "eval/0"], ["pets-train-0", "pets-test-0", "pets-dev-0"]]
+)
+def test_splits_of_shards(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.tar").touch()
+    found = shard_names(str(tmp_path))
+    assert found["train"] == [str(tmp_path / f"{names[0]}.tar")]
+    assert len(found) == len(names)
+    (tmp_path / "odd.tar").touch()
+    with pytest.raises(DataError, match=r"odd\.tar: neither its name"):
+        shard_names(str(tmp_path))
+
+
+# own images without a split
+
+
+def everything(data) -> tuple[list[int], list[int]]:
+    return sorted(data.train.pixels[:, 0, 0, 0].tolist()), sorted(data.test.pixels[:, 0, 0, 0].tolist())
+
+
+def test_the_hash_depends_on_each_file_alone():
+    names = [f"cat/{i:04d}.png" for i in range(1000)] + [f"dog/{i:04d}.png" for i in range(500)]
+    labels = [0] * 1000 + [1] * 500
+    test = dict(zip(names, hash_split(names, labels), strict=True))
+    assert 0.17 < sum(test.values()) / 1500 < 0.23
+    assert hash_split(names[::-1], labels[::-1]) == list(test.values())[::-1]
+    fewer = dict(zip(names[1:-1], hash_split(names[1:-1], labels[1:-1]), strict=True))
+    assert fewer == {name: test[name] for name in names[1:-1]}
+    more = dict(zip(["cat/new.png", *names], hash_split(["cat/new.png", *names], [0, *labels]), strict=True))
+    assert all(more[name] == test[name] for name in names)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8])
+def test_a_class_of_two_or_more_has_training_and_test_images(n):
+    for k in range(60):
+        test = hash_split([f"{k}/{i}.png" for i in range(n)], [k] * n)
+        assert 1 <= sum(test) < n
+    assert hash_split(["caf\udce9.png", "b.png"], None).count(True) == 1
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "manifest", "huggingface", "flat"])
+def test_one_more_file_moves_no_other(tmp_path, form):
+    import datasets
+
+    def build(numbers: list[int]) -> Path:
+        root = tmp_path / f"{len(numbers)}"
+        if form == "huggingface":
+            files = [(tmp_path / f"{i}.png").read_bytes() for i in numbers]
+            rows = {"image": [{"bytes": raw, "path": None} for raw in files], "label": ["ab"[i % 2] for i in numbers]}
+            features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+            datasets.Dataset.from_dict(rows, features=features).to_parquet(f"{root}.parquet")
+            return Path(f"{root}.parquet")
+        if form == "manifest":
+            lines = [f"{i}.png,{'ab'[i % 2]}" for i in numbers]
+            Path(f"{root}.csv").write_text("\n".join(["path,label", *lines]))
+            return Path(f"{root}.csv")
+        members = {
+            f"{'' if form == 'flat' else 'ab'[i % 2] + '/'}{i}.png": (tmp_path / f"{i}.png").read_bytes() for i in numbers
+        }
+        return official.zip_file(Path(f"{root}.zip"), members) if form == "zip" else official.unpacked(root, members)
+
+    for i in range(60):
+        save(tmp_path / f"{i}.png", (4 * i, 0, 0))
+    name = "folder" if form in ("zip", "flat") else form
+    kind = "genvit" if form == "flat" else "hybvit"
+    first, second = (opened(own(build(n), name, split="hash", kind=kind)) for n in (list(range(1, 60)), list(range(60))))
+    (train, test), (more_train, more_test) = everything(first), everything(second)
+    assert len(train) + len(test) == 59
+    assert test
+    assert set(train) <= set(more_train)
+    assert set(test) <= set(more_test)
+    counted = everything(opened(own(build(list(range(60))), name, kind=kind)))[1]
+    assert len(counted) == 12
