@@ -201,7 +201,7 @@ def numbers(metrics: dict[str, dict[str, float]]) -> str:
 
 
 def interval_of(metric: dict[str, float]) -> str:
-    return f"{metric['low']:.4f} to {metric['high']:.4f}" if "low" in metric else ""
+    return f"{round(metric['low'], 4) + 0.0:.4f} to {metric['high']:.4f}" if "low" in metric else ""  # no -0.0000
 
 
 def shown(value: float) -> str:
