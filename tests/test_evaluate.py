@@ -14,11 +14,13 @@ from hybvit.config import override
 from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.errors import ConfigError, DataError
 from hybvit.evaluation.adapters import Adapted, adapt
+from hybvit.evaluation.calibration import NOT_FITTED
 from hybvit.evaluation.context import Context, Options
 from hybvit.evaluation.report import MEANINGS, meaning
 from hybvit.evaluation.robustness import is_doubt
 from hybvit.evaluation.suites import SUITES, run_suites
 from hybvit.loading import load
+from hybvit.metrics.calibration import reliability_table
 from hybvit.presets import preset
 
 from .conftest import QUICK, hybvit, opened
@@ -219,7 +221,26 @@ def test_temperature_is_fitted_on_images_held_out_and_never_on_test_images(linea
     assert not any("held out" in note for note in a["notes"]["calibration"])
     whole = opened(override(preset("digits"), data={"held_out": 0.0}))
     none_held_out = run_suites(context(linear, tmp_path / "c", data=whole), ("calibration",), quiet)
-    assert any("held out" in note for note in none_held_out["notes"]["calibration"])
+    assert NOT_FITTED in none_held_out["notes"]["calibration"]
+    assert not any(name.endswith(("_scaled", "temperature")) for name in none_held_out["metrics"])
+    assert set(none_held_out["tables"]) == {"reliability"}
+
+
+def test_the_largest_calibration_error_is_that_of_bins_with_enough_images(linear, tmp_path):
+    data = digits()
+    options = Options(**{**FAST.__dict__, "limit": None})
+    found = run_suites(context(linear, tmp_path / "a", options), ("calibration",), quiet)
+    table = reliability_table(linear.logits(to_x(data.test.in_memory)).detach(), data.test.labels, 20)
+    enough = table.size >= 30
+    assert 0 < enough.sum() < (table.size > 0).sum()
+    metric = found["metrics"]["calibration/mce_20_min30"]
+    assert metric["value"] == (table.accuracy - table.confidence).abs()[enough].max().item()
+    assert metric["n"] == table.size[enough].sum()
+    assert "calibration/mce_20" not in found["metrics"]  # of stored results: the largest gap of any bin
+    few = Options(**{**FAST.__dict__, "limit": 20})
+    found = run_suites(context(linear, tmp_path / "b", few), ("calibration",), quiet)
+    assert not any("mce" in name for name in found["metrics"])
+    assert any(note.startswith("No MCE") for note in found["notes"]["calibration"])
 
 
 def test_attacks_on_a_linear_classifier_and_their_curve(linear, tmp_path):

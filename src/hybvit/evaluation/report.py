@@ -27,7 +27,11 @@ MEANINGS: tuple[tuple[str, str], ...] = (
     (r"calibration/temperature", "divisor of the logits; above 1 the network was overconfident"),
     (r"calibration/adaptive_ece", "ECE over bins with equal numbers of images; lower is better"),
     (r"calibration/ece_(\d+)", "mean gap between confidence and accuracy over equal-width bins; lower is better"),
-    (r"calibration/mce", "largest such gap of any bin; lower is better; noisy where bins are nearly empty"),
+    (
+        r"calibration/mce",
+        "largest such gap of any bin (with min30 of those with at least 30 images, which n counts); lower is better; "
+        "noisy where bins are nearly empty",
+    ),
     (r"calibration/nll", "mean of -log p(label | image), in nats; lower is better"),
     (r"ood/.*/auroc", "probability that a test image scores above an image of this set; 0.5 is chance, higher is better"),
     (r"ood/.*/aupr", "area under the precision-recall curve, test images as positives; higher is better"),
