@@ -299,6 +299,16 @@ def test_a_folder_can_be_the_other_set(linear, tmp_path):
         run_suites(context(linear, tmp_path, gone), ("ood",), quiet)
 
 
+def test_the_parts_of_the_bound_add_up_to_it(tmp_path):
+    model = load("digits", "cpu")
+    for draws in (4, 0):
+        options = Options(**{**FAST.__dict__, "bound_draws": draws, "bound_images": 20 if draws else 2})
+        found = run_suites(context(model, tmp_path / str(draws), options), ("likelihood",), quiet)["metrics"]
+        parts = [found[f"likelihood/{name}_bits"] for name in ("prior", "decoder", "diffusion")]
+        assert {part["n"] for part in parts} == {found["likelihood/bits_per_dim"]["n"]} == {options.bound_images}
+        assert sum(part["value"] for part in parts) == pytest.approx(found["likelihood/bits_per_dim"]["value"])
+
+
 def test_a_set_that_is_not_here_is_left_out_with_a_line_or_refused_where_it_was_asked_for(linear, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("hybvit.evaluation.ood.default_sets", lambda name: ("celeba",))

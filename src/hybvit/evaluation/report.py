@@ -44,7 +44,7 @@ MEANINGS: tuple[tuple[str, str], ...] = (
         r"likelihood/time_sampling_error",
         "standard error of that mean from drawing diffusion times instead of using all of them",
     ),
-    (r"likelihood/", "part of the bound, over the n images for which every term was evaluated"),
+    (r"likelihood/", "part of the bound; the parts add up to it where their n is the same"),
     (
         r"fidelity/fid_.*real_test",
         "FID of the n real test images: what a perfect generator would score at that n",
