@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -15,12 +16,14 @@ from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.errors import ConfigError, DataError
 from hybvit.evaluation.adapters import Adapted, adapt
 from hybvit.evaluation.calibration import NOT_FITTED
-from hybvit.evaluation.context import Context, Options
+from hybvit.evaluation.context import Context, Options, Result
+from hybvit.evaluation.ood import compare, denoising_score
 from hybvit.evaluation.report import MEANINGS, meaning
 from hybvit.evaluation.robustness import is_doubt
 from hybvit.evaluation.suites import SUITES, run_suites
 from hybvit.loading import load
 from hybvit.metrics.calibration import reliability_table
+from hybvit.metrics.ood import auroc, auroc_interval, clustered_auroc_interval
 from hybvit.presets import preset
 
 from .conftest import QUICK, hybvit, opened
@@ -297,6 +300,61 @@ def test_a_folder_can_be_the_other_set(linear, tmp_path):
     gone = Options(**{**FAST.__dict__, "out_of_distribution": (str(tmp_path / "gone"),)})
     with pytest.raises(DataError, match="gone: neither the name of a data set"):
         run_suites(context(linear, tmp_path, gone), ("ood",), quiet)
+
+
+def test_interpolations_are_not_taken_as_independent_of_their_sources(linear, tmp_path):
+    options = Options(**{**FAST.__dict__, "out_of_distribution": ("noise", "interpolation")})
+    ctx = context(linear, tmp_path / "a", options)
+    found = run_suites(ctx, ("ood",), quiet)["metrics"]
+    test = ctx.test.in_memory.int()
+    made = ((test[:-30] + test[30:] + 1) // 2).to(torch.uint8)
+    with torch.no_grad():
+        inside, outside = (linear.logits(to_x(pixels)).double().logsumexp(1) for pixels in (ctx.test.in_memory, made))
+    chains = torch.arange(60) % 30
+    expected = clustered_auroc_interval(inside, outside, chains, chains[:30], seed=0)
+    metric = found["ood/interpolation/auroc_logpx"]
+    assert (metric["low"], metric["high"]) == pytest.approx(expected, abs=1e-6)
+    assert (metric["low"], metric["high"]) != pytest.approx(auroc_interval(inside, outside), abs=1e-3)
+    few = Options(**{**options.__dict__, "limit": 12})
+    found = run_suites(context(linear, tmp_path / "b", few), ("ood",), quiet)["metrics"]
+    assert "low" not in found["ood/interpolation/auroc_logpx"]
+    assert "low" in found["ood/noise/auroc_logpx"]
+
+
+def test_the_draws_of_noise_are_in_the_interval_of_a_score_made_of_them(linear, tmp_path):
+    g = torch.Generator().manual_seed(0)
+    draws = [torch.randn(n, 1, generator=g) + shift + 0.3 * torch.randn(1, 4, generator=g) for n, shift in ((90, 1), (70, 0))]
+    result, ctx = Result(), context(linear, tmp_path)
+    compare(ctx, "denoising", draws[0], {"noise": draws[1]}, result)
+    metric = result.metrics["ood/noise/auroc_denoising"]
+    inside, outside = (part.mean(1) for part in draws)
+    assert metric.value == auroc(inside, outside)
+    error = torch.tensor([auroc(draws[0][:, i], draws[1][:, i]) for i in range(4)]).std().item() / 2
+    low, high = auroc_interval(inside, outside)
+    assert error > 0.01
+    assert metric.low == pytest.approx(metric.value - math.hypot(metric.value - low, 1.96 * error))
+    assert metric.high == pytest.approx(metric.value + math.hypot(high - metric.value, 1.96 * error))
+    compare(ctx, "denoising", draws[0][:, :1].expand(-1, 4), {"noise": draws[1][:, :1].expand(-1, 4)}, result)
+    same = result.metrics["ood/noise/auroc_denoising"]
+    assert (same.low, same.high) == pytest.approx(auroc_interval(draws[0][:, 0], draws[1][:, 0]))
+
+
+def test_the_denoising_score_is_the_mean_of_several_draws_of_noise(tmp_path):
+    ctx = context(Adapted((1, 8, 8), denoise=lambda x_t, t: x_t, device="cpu"), tmp_path)
+    found = denoising_score(ctx, ctx.test)
+    assert found.shape == (60, 4)
+    assert len(found[0].unique()) == 4
+
+
+def test_a_folder_named_like_a_set_that_is_made_here_gets_another_name(linear, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "interpolation").mkdir()
+    for i in range(12):
+        Image.new("L", (8, 8), 20 * i).save(tmp_path / "interpolation" / f"{i}.png")
+    options = Options(**{**FAST.__dict__, "out_of_distribution": (str(tmp_path / "interpolation"),)})
+    found = run_suites(context(linear, tmp_path, options), ("ood",), quiet)["metrics"]
+    assert "low" in found["ood/interpolation-0/auroc_logpx"]
 
 
 def test_the_parts_of_the_bound_add_up_to_it(tmp_path):
