@@ -24,6 +24,7 @@ from hybvit.evaluation.suites import SUITES, run_suites
 from hybvit.loading import load
 from hybvit.metrics.calibration import reliability_table
 from hybvit.metrics.ood import auroc, auroc_interval, clustered_auroc_interval
+from hybvit.metrics.robustness import pgd
 from hybvit.presets import preset
 
 from .conftest import QUICK, hybvit, opened
@@ -253,6 +254,15 @@ def test_attacks_on_a_linear_classifier_and_their_curve(linear, tmp_path):
         assert len(curve) == (9 if norm == "linf" else 11)
         assert curve == sorted(curve, reverse=True)
         assert curve[-1] < curve[0]
+    strong = [name for name in record["metrics"] if "strong" in name]
+    assert strong == list(record["metrics"])[:2] == ["robustness/pgd_strong_linf_4", "robustness/pgd_strong_linf_8"]
+    values = [record["metrics"][name]["value"] for name in strong]
+    assert values == sorted(values, reverse=True)
+    images = digits().test.subsample(60).subsample(16)
+    paper = pgd(
+        linear.logits, to_x(images.in_memory), images.labels, 1 / 255, "linf", context(linear, tmp_path).generator(1 << 10), 3
+    )
+    assert record["metrics"]["robustness/pgd_linf_1"]["value"] == (~paper.broken).double().mean()  # the paper's, as it was
     assert record["metrics"]["robustness/reliable"]["value"] == 1
 
 

@@ -36,7 +36,12 @@ MEANINGS: tuple[tuple[str, str], ...] = (
     (r"ood/.*/auroc", "probability that a test image scores above an image of this set; 0.5 is chance, higher is better"),
     (r"ood/.*/aupr", "area under the precision-recall curve, test images as positives; higher is better"),
     (r"ood/.*/fpr95", "share of this set accepted at the threshold that accepts 95 % of test images; lower is better"),
-    (r"robustness/pgd", "accuracy under PGD with this radius (in 1/255); higher is better"),
+    (r"robustness/pgd_strong", "accuracy under a stronger PGD with this radius (in 1/255); higher is better"),
+    (
+        r"robustness/pgd",
+        "accuracy under the paper's PGD with this radius (in 1/255), whose steps of 20/255 are too long for small ones; "
+        "higher is better",
+    ),
     (r"robustness/autoattack", "accuracy under AutoAttack with this radius (in 1/255); higher is better"),
     (r"robustness/reliable", "1 if no sign of gradient masking or of another failure of the attacks was found, else 0"),
     (r"likelihood/bits_per_dim", "upper bound on the bits per pixel value under the model; lower is better"),
