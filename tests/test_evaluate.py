@@ -17,12 +17,14 @@ from hybvit.errors import ConfigError, DataError
 from hybvit.evaluation.adapters import Adapted, adapt
 from hybvit.evaluation.calibration import NOT_FITTED
 from hybvit.evaluation.context import Context, Options, Result
+from hybvit.evaluation.extractors import open_extractor
 from hybvit.evaluation.ood import compare, denoising_score
 from hybvit.evaluation.report import MEANINGS, meaning
 from hybvit.evaluation.robustness import is_doubt
 from hybvit.evaluation.suites import SUITES, run_suites
 from hybvit.loading import load
 from hybvit.metrics.calibration import reliability_table
+from hybvit.metrics.fidelity import Statistics, frechet_distance
 from hybvit.metrics.ood import auroc, auroc_interval, clustered_auroc_interval
 from hybvit.metrics.robustness import pgd
 from hybvit.presets import preset
@@ -375,6 +377,46 @@ def test_the_parts_of_the_bound_add_up_to_it(tmp_path):
         parts = [found[f"likelihood/{name}_bits"] for name in ("prior", "decoder", "diffusion")]
         assert {part["n"] for part in parts} == {found["likelihood/bits_per_dim"]["n"]} == {options.bound_images}
         assert sum(part["value"] for part in parts) == pytest.approx(found["likelihood/bits_per_dim"]["value"])
+
+
+def drawing(model, monkeypatch):
+    """The model with training images, somewhat darker, in place of its samples."""
+    pixels = digits().train.in_memory
+    monkeypatch.setattr(model, "draw", lambda indices, *_: (0.9 * pixels[indices]).to(torch.uint8))
+    return model
+
+
+def test_real_images_are_measured_at_the_number_of_the_samples(tmp_path, monkeypatch):
+    model, data = drawing(load("digits", "cpu"), monkeypatch), digits()
+    options = Options(**{**FAST.__dict__, "limit": None, "samples": 200})
+    record = run_suites(context(model, tmp_path, options), ("fidelity",), quiet)
+    stem, metrics = "fidelity/fd_cnn-digits", record["metrics"]
+    assert {n: metrics[n]["n"] for n in metrics if n.startswith(stem)} == {f"{stem}_200": 200, f"{stem}_200_real_test": 200}
+    cnn = open_extractor(None, "digits")
+    few, reference = (
+        Statistics.of(cnn.features(pixels)) for pixels in (data.test.subsample(200).in_memory, data.train.in_memory)
+    )
+    assert metrics[f"{stem}_200_real_test"]["value"] == pytest.approx(frechet_distance(few, reference), rel=1e-4)
+    assert any("biased upward" in note for note in record["notes"]["fidelity"])
+    assert record["tables"]["real_images"] == 200
+
+
+def test_where_real_images_are_few_as_many_samples_stand_beside_them(tmp_path, monkeypatch):
+    model, data = drawing(load("digits", "cpu"), monkeypatch), digits()
+    options = Options(**{**FAST.__dict__, "limit": None, "samples": 600})
+    every = len(data.test) + len(data.held_out)
+    assert len(data.test) < every < 600
+    record = run_suites(context(model, tmp_path / "a", options), ("fidelity",), quiet)
+    stem, metrics = "fidelity/fd_cnn-digits", record["metrics"]
+    assert metrics[f"{stem}_{every}_real_test"]["n"] == metrics[f"{stem}_{every}_of_samples"]["n"] == every
+    assert metrics[f"{stem}_600"]["n"] == 600
+    assert metrics[f"{stem}_{every}_of_samples"]["value"] != metrics[f"{stem}_600"]["value"]
+    notes = " ".join(record["notes"]["fidelity"])
+    assert f"{len(data.test)} test images and {len(data.held_out)} held out of training, {every} in all" in notes
+    assert f"only {every} real images outside of the reference" in notes
+    without = Dataset(data.train, data.test, data.classes)
+    record = run_suites(context(model, tmp_path / "b", options, without), ("fidelity",), quiet)
+    assert record["metrics"][f"{stem}_{len(data.test)}_real_test"]["n"] == len(data.test)
 
 
 def test_a_set_that_is_not_here_is_left_out_with_a_line_or_refused_where_it_was_asked_for(linear, tmp_path, monkeypatch):

@@ -51,13 +51,14 @@ MEANINGS: tuple[tuple[str, str], ...] = (
     ),
     (r"likelihood/", "part of the bound; the parts add up to it where their n is the same"),
     (
-        r"fidelity/fid_.*real_test",
-        "FID of the n real test images: what a perfect generator would score at that n",
+        r"fidelity/fid_.*(real_test|of_samples)",
+        "FID of n real images (real_test), which a perfect generator would score at that n, or of n samples (of_samples)",
     ),
     (r"fidelity/fid_", "Frechet Inception distance to the training images; lower is better"),
     (
-        r"fidelity/fd_.*real_test",
-        "the same distance for the n real test images: what a perfect generator would score at that n",
+        r"fidelity/fd_.*(real_test|of_samples)",
+        "the same distance for n real images (real_test), which a perfect generator would score at that n, or for n samples "
+        "(of_samples)",
     ),
     (r"fidelity/fd_", "Frechet distance to the training images in this network's features (not FID); lower is better"),
     (r"fidelity/kid_", "kernel distance to the training images, unbiased; lower is better"),
