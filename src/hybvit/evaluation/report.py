@@ -196,7 +196,10 @@ def tiles(metrics: dict[str, dict[str, float]]) -> str:
         name = next((name for name in metrics if re.fullmatch(pattern, name)), None)
         if name is not None:
             value = scale * metrics[name]["value"]
-            found.append(f"<div class=tile><b>{value:,.{1 if value > 5 else 2}f}{unit}</b><span>{label}</span></div>")
+            found.append(
+                f"<div class=tile><b>{value:,.{1 if value > 5 else 2}f}{unit}</b>"
+                f"<span>{label}, n {metrics[name]['n']:,}</span></div>"
+            )
     return f"<div class=tiles>{''.join(found)}</div>"
 
 
