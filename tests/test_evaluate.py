@@ -314,6 +314,7 @@ def test_a_folder_can_be_the_other_set(linear, tmp_path):
         run_suites(context(linear, tmp_path, gone), ("ood",), quiet)
 
 
+@pytest.mark.slow
 def test_interpolations_are_not_taken_as_independent_of_their_sources(linear, tmp_path):
     options = Options(**{**FAST.__dict__, "out_of_distribution": ("noise", "interpolation")})
     ctx = context(linear, tmp_path / "a", options)
@@ -369,10 +370,11 @@ def test_a_folder_named_like_a_set_that_is_made_here_gets_another_name(linear, t
     assert "low" in found["ood/interpolation-0/auroc_logpx"]
 
 
+@pytest.mark.slow
 def test_the_parts_of_the_bound_add_up_to_it(tmp_path):
     model = load("digits", "cpu")
     for draws in (4, 0):
-        options = Options(**{**FAST.__dict__, "bound_draws": draws, "bound_images": 20 if draws else 2})
+        options = Options(**{**FAST.__dict__, "bound_draws": draws, "bound_images": 18 if draws else 2})
         found = run_suites(context(model, tmp_path / str(draws), options), ("likelihood",), quiet)["metrics"]
         parts = [found[f"likelihood/{name}_bits"] for name in ("prior", "decoder", "diffusion")]
         assert {part["n"] for part in parts} == {found["likelihood/bits_per_dim"]["n"]} == {options.bound_images}
