@@ -20,15 +20,14 @@ def result(name: str) -> dict[str, Any]:
 
 
 def value(record: dict[str, Any], name: str, percent: bool = True) -> str:
-    """A metric with its interval, or a dash if it was not measured."""
+    """A metric with its interval and the number of images, or a dash if it was not measured."""
     metric = record["metrics"].get(name)
     if metric is None:
         return "-"
     scale, digits = (100, 1) if percent else (1, 2)
     shown = f"{scale * metric['value']:.{digits}f}" + (" %" if percent else "")
-    if "low" not in metric:
-        return shown
-    return f"{shown} ({scale * metric['low']:.{digits}f} to {scale * metric['high']:.{digits}f})"
+    interval = f"{scale * metric['low']:.{digits}f} to {scale * metric['high']:.{digits}f}, " if "low" in metric else ""
+    return f"{shown} ({interval}n {metric['n']:,})"
 
 
 def table() -> str:
@@ -122,9 +121,11 @@ def datasets() -> str:
 
 def evaluation(record: dict[str, Any]) -> str:
     """All metrics of a model, and how they were measured."""
-    options = record["options"]
+    options, left_out = record["options"], fitted_on_training_images(record)
     lines = ["| metric | value | 95 % interval | n |", "|---|---|---|---|"]
     for name, metric in record["metrics"].items():
+        if name in left_out:
+            continue
         number = metric["value"]
         shown = f"{number:,}" if isinstance(number, int) else f"{number:,.4f}" if abs(number) < 100 else f"{number:,.0f}"
         interval = f"{round(metric['low'], 4) + 0.0:.4f} to {metric['high']:.4f}" if "low" in metric else ""
@@ -142,7 +143,33 @@ def evaluation(record: dict[str, Any]) -> str:
         f"seed {options['seed']}. "
         f"Evaluation took {seconds:.0f} s on {' or '.join(map(threads, counts))} of a shared machine.",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *unequal(record["metrics"])])
+
+
+def unequal(metrics: dict[str, Any]) -> list[str]:
+    """Lines about numbers of one table that earlier versions measured on different numbers of images."""
+    lines, total = [], metrics.get("likelihood/bits_per_dim", {}).get("n")
+    part = metrics.get("likelihood/diffusion_bits", {}).get("n")
+    if part and total and part != total:
+        lines += ["", f"The parts of the bound are those of {part:,} of the {total:,} images: they do not add up to it."]
+    real = (name for name in metrics if re.fullmatch(r"fidelity/(fid|fd)_.*_real_test", name))
+    old = next((name for name in real if not re.fullmatch(r".*_\d+_real_test", name)), None)
+    samples = next((m["n"] for name, m in metrics.items() if re.fullmatch(r"fidelity/(fid|fd)_.*_\d+", name)), None)
+    if old and samples and metrics[old]["n"] != samples:
+        lines += [
+            "",
+            f"The Frechet distance of the test images is that of {metrics[old]['n']:,}, not of {samples:,} as for the samples. "
+            "A distance falls with the number of images, so the two do not compare.",
+        ]
+    return lines
+
+
+def fitted_on_training_images(record: dict[str, Any]) -> set[str]:
+    """The metrics of a temperature that an earlier version fitted on images that the network was trained on."""
+    notes = record["notes"].get("calibration", [])
+    if not any(FITTED in reworded(note) for note in notes):
+        return set()
+    return {name for name in record["metrics"] if re.fullmatch(r"calibration/(temperature|.*_scaled)", name)}
 
 
 def card(name: str) -> str:
@@ -160,13 +187,18 @@ def card(name: str) -> str:
         described = re.sub(r"--train\.init \S+", "--train.init PREVIOUS_STAGE", leg["command"])
         legs.append(f"{steps} steps of {batches} (`{described}`), {' and '.join(spent)}")
     trained = f"{record['parameters']:,} parameters; trained for {'; then for '.join(legs)}; seed {record['seed']}."
-    notes = [reworded(note) for suite in record["notes"].values() for note in suite]
+    notes = [LEFT_OUT if FITTED in reworded(note) else reworded(note) for suite in record["notes"].values() for note in suite]
     default = json.loads(json.dumps(dataclasses.asdict(Options())))  # with lists for tuples, as the record has them
     asked = [f"--{key.replace('_', '-')} {value}" for key, value in record["options"].items() if value != default[key]]
     measured = f"Measured by `{' '.join(['hybvit evaluate', name, *asked])}`:"
     return "\n\n".join([trained, measured, evaluation(record), *notes])
 
 
+FITTED = "It was fitted on images that the network was trained on"
+LEFT_OUT = (
+    "Nothing is given after temperature scaling: no images were held out of training to fit the temperature on "
+    "(train with --data.held_out 0.1). Fitted on images that the network was trained on, it makes the calibration worse."
+)
 # Notes as earlier versions stored them -> as the evaluation writes them now.
 REWORDED = {
     "No images were held out of training to fit a temperature on (train with --data.held_out 0.1): it was fitted on training "
@@ -195,9 +227,16 @@ def shipped() -> str:
     """The bundled models side by side."""
     records = {name: result(f"model_{name}") for name in MODELS}
 
-    def distance(record: dict[str, Any], what: int | str) -> str:
+    def distance(record: dict[str, Any], what: str) -> str:
+        """Of samples or real images, with their number: where there are fewer real images, that of as many samples too."""
         extractor = record["tables"]["protocol"]["extractor"]
-        return f"{record['metrics'][f'fidelity/fd_{extractor}_{what}']['value']:.2f} (on `{extractor}`)"
+        found = {
+            name: metric
+            for name, metric in record["metrics"].items()
+            if re.fullmatch(rf"fidelity/fd_{re.escape(extractor)}_(\d+_)?{what}", name)
+        }
+        cells = [f"{metric['value']:.3f} (n {metric['n']:,})" for metric in found.values()]
+        return f"{', '.join(cells) or '-'} on `{extractor}`"
 
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "parameters": lambda r: f"{r['parameters']:,}",
@@ -207,7 +246,7 @@ def shipped() -> str:
         "test accuracy": lambda r: value(r, "test/accuracy"),
         "test NLL, nats": lambda r: value(r, "test/nll", percent=False),
         "bits per dimension (upper bound)": lambda r: value(r, "likelihood/bits_per_dim", percent=False),
-        "Frechet distance of samples": lambda r: distance(r, r["options"]["samples"]),
+        "Frechet distance of samples": lambda r: distance(r, r"(\d+|of_samples)"),
         "Frechet distance of real test images": lambda r: distance(r, "real_test"),
     }
     lines = ["| | " + " | ".join(f"`{name}`" for name in records) + " |", "|---|" + "---|" * len(records)]
@@ -215,8 +254,8 @@ def shipped() -> str:
     options = [record["options"] for record in records.values()]
     drawn = " and ".join(dict.fromkeys(f"{o['samples']:,} samples by {o['sampler']} in {o['steps']} steps" for o in options))
     notes = (
-        f"95 % intervals in parentheses; {drawn}. Each column has its own small extractor: compare its two distances with "
-        "each other, not with the other column and not with an FID."
+        f"95 % intervals in parentheses; {drawn}. Each column has its own small extractor: compare its distances at the "
+        "same n with each other, not with the other column and not with an FID. A distance falls with n."
     )
     return "\n".join([*lines, "", notes])
 

@@ -74,6 +74,15 @@ def test_the_errors_weigh_bins_by_their_images_and_skip_the_empty():
     assert maximum_calibration_error(table) == pytest.approx(0.4)
 
 
+def test_the_maximum_error_can_leave_out_small_bins():
+    values = [[0.3, 0.7, 0.9], [0.9, 0.8, 0.88]]
+    table = ReliabilityTable(torch.tensor([2, 30, 400]), *(torch.tensor(row, dtype=torch.float64) for row in values))
+    assert maximum_calibration_error(table) == pytest.approx(0.6)  # of two images
+    assert maximum_calibration_error(table, 30) == pytest.approx(0.1)
+    assert maximum_calibration_error(table, 31) == pytest.approx(0.02)
+    assert math.isnan(maximum_calibration_error(table, 401))
+
+
 @pytest.mark.parametrize("equal_mass", [False, True])
 def test_calibrated_is_0_and_certainly_wrong_is_1(equal_mass):
     logits = with_confidence([0.75] * 8 + [0.5] * 4, 3)

@@ -190,6 +190,40 @@ def test_a_bundled_model_still_answers_as_when_it_was_shipped(name):
         torch.testing.assert_close(torch.tensor(values), torch.tensor(recorded[key]), rtol=1e-3, atol=1e-3)
 
 
+def test_results_of_earlier_versions_say_where_their_numbers_do_not_compare():
+    made = renderer()
+    old = {
+        "metrics": {
+            "likelihood/bits_per_dim": {"value": 3.5, "n": 256},
+            "likelihood/diffusion_bits": {"value": 2.0, "n": 16},
+            "fidelity/fd_cnn-digits_5000": {"value": 0.54, "n": 5000},
+            "fidelity/fd_cnn-digits_real_test": {"value": 0.1, "n": 364},
+            "calibration/temperature": {"value": 0.8, "n": 10},
+            "calibration/ece_20_scaled": {"value": 0.03, "n": 10},
+        },
+        "notes": {"calibration": list(made.REWORDED)},
+    }
+    lines = "\n".join(made.unequal(old["metrics"]))
+    assert "16 of the 256 images" in lines
+    assert "that of 364, not of 5,000" in lines
+    assert made.fitted_on_training_images(old) == {"calibration/temperature", "calibration/ece_20_scaled"}
+    new = {
+        "likelihood/bits_per_dim": {"n": 256}, "likelihood/diffusion_bits": {"n": 256}, "fidelity/fd_cnn_5000": {"n": 5000},
+        "fidelity/fd_cnn_364_real_test": {"n": 364}, "fidelity/fd_cnn_364_of_samples": {"n": 364},
+    }  # fmt: skip
+    assert made.unequal(new) == made.unequal({}) == []
+    assert made.fitted_on_training_images({"metrics": old["metrics"], "notes": {"calibration": []}}) == set()
+
+
+def test_every_figure_of_the_models_has_its_number_of_images():
+    made = renderer()
+    assert made.value({"metrics": {"a": {"value": 0.5, "n": 1200}}}, "a") == "50.0 % (n 1,200)"
+    interval = {"value": 0.5, "n": 12, "low": 0.4, "high": 0.6}
+    assert made.value({"metrics": {"a": interval}}, "a", percent=False) == "0.50 (0.40 to 0.60, n 12)"
+    rows = [line for line in made.shipped().splitlines() if "Frechet" in line and line.startswith("|")]
+    assert [line.count("(n ") for line in rows] == [len(made.MODELS)] * 2
+
+
 def run_folder(path: Path, steps: int, init: str | Path | None, **environment: object) -> Path:
     """A run as training leaves it, a line of metrics for every second step of a second each."""
     path.mkdir()

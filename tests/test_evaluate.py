@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -14,11 +15,18 @@ from hybvit.config import override
 from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.errors import ConfigError, DataError
 from hybvit.evaluation.adapters import Adapted, adapt
-from hybvit.evaluation.context import Context, Options
+from hybvit.evaluation.calibration import NOT_FITTED
+from hybvit.evaluation.context import Context, Options, Result
+from hybvit.evaluation.extractors import open_extractor
+from hybvit.evaluation.ood import compare, denoising_score
 from hybvit.evaluation.report import MEANINGS, meaning
 from hybvit.evaluation.robustness import is_doubt
 from hybvit.evaluation.suites import SUITES, run_suites
 from hybvit.loading import load
+from hybvit.metrics.calibration import reliability_table
+from hybvit.metrics.fidelity import Statistics, frechet_distance
+from hybvit.metrics.ood import auroc, auroc_interval, clustered_auroc_interval
+from hybvit.metrics.robustness import pgd
 from hybvit.presets import preset
 
 from .conftest import QUICK, hybvit, opened
@@ -219,7 +227,26 @@ def test_temperature_is_fitted_on_images_held_out_and_never_on_test_images(linea
     assert not any("held out" in note for note in a["notes"]["calibration"])
     whole = opened(override(preset("digits"), data={"held_out": 0.0}))
     none_held_out = run_suites(context(linear, tmp_path / "c", data=whole), ("calibration",), quiet)
-    assert any("held out" in note for note in none_held_out["notes"]["calibration"])
+    assert NOT_FITTED in none_held_out["notes"]["calibration"]
+    assert not any(name.endswith(("_scaled", "temperature")) for name in none_held_out["metrics"])
+    assert set(none_held_out["tables"]) == {"reliability"}
+
+
+def test_the_largest_calibration_error_is_that_of_bins_with_enough_images(linear, tmp_path):
+    data = digits()
+    options = Options(**{**FAST.__dict__, "limit": None})
+    found = run_suites(context(linear, tmp_path / "a", options), ("calibration",), quiet)
+    table = reliability_table(linear.logits(to_x(data.test.in_memory)).detach(), data.test.labels, 20)
+    enough = table.size >= 30
+    assert 0 < enough.sum() < (table.size > 0).sum()
+    metric = found["metrics"]["calibration/mce_20_min30"]
+    assert metric["value"] == (table.accuracy - table.confidence).abs()[enough].max().item()
+    assert metric["n"] == table.size[enough].sum()
+    assert "calibration/mce_20" not in found["metrics"]  # of stored results: the largest gap of any bin
+    few = Options(**{**FAST.__dict__, "limit": 20})
+    found = run_suites(context(linear, tmp_path / "b", few), ("calibration",), quiet)
+    assert not any("mce" in name for name in found["metrics"])
+    assert any(note.startswith("No MCE") for note in found["notes"]["calibration"])
 
 
 def test_attacks_on_a_linear_classifier_and_their_curve(linear, tmp_path):
@@ -229,6 +256,15 @@ def test_attacks_on_a_linear_classifier_and_their_curve(linear, tmp_path):
         assert len(curve) == (9 if norm == "linf" else 11)
         assert curve == sorted(curve, reverse=True)
         assert curve[-1] < curve[0]
+    strong = [name for name in record["metrics"] if "strong" in name]
+    assert strong == list(record["metrics"])[:2] == ["robustness/pgd_strong_linf_4", "robustness/pgd_strong_linf_8"]
+    values = [record["metrics"][name]["value"] for name in strong]
+    assert values == sorted(values, reverse=True)
+    images = digits().test.subsample(60).subsample(16)
+    paper = pgd(
+        linear.logits, to_x(images.in_memory), images.labels, 1 / 255, "linf", context(linear, tmp_path).generator(1 << 10), 3
+    )
+    assert record["metrics"]["robustness/pgd_linf_1"]["value"] == (~paper.broken).double().mean()  # the paper's, as it was
     assert record["metrics"]["robustness/reliable"]["value"] == 1
 
 
@@ -276,6 +312,113 @@ def test_a_folder_can_be_the_other_set(linear, tmp_path):
     gone = Options(**{**FAST.__dict__, "out_of_distribution": (str(tmp_path / "gone"),)})
     with pytest.raises(DataError, match="gone: neither the name of a data set"):
         run_suites(context(linear, tmp_path, gone), ("ood",), quiet)
+
+
+@pytest.mark.slow
+def test_interpolations_are_not_taken_as_independent_of_their_sources(linear, tmp_path):
+    options = Options(**{**FAST.__dict__, "out_of_distribution": ("noise", "interpolation")})
+    ctx = context(linear, tmp_path / "a", options)
+    found = run_suites(ctx, ("ood",), quiet)["metrics"]
+    test = ctx.test.in_memory.int()
+    made = ((test[:-30] + test[30:] + 1) // 2).to(torch.uint8)
+    with torch.no_grad():
+        inside, outside = (linear.logits(to_x(pixels)).double().logsumexp(1) for pixels in (ctx.test.in_memory, made))
+    chains = torch.arange(60) % 30
+    expected = clustered_auroc_interval(inside, outside, chains, chains[:30], seed=0)
+    metric = found["ood/interpolation/auroc_logpx"]
+    assert (metric["low"], metric["high"]) == pytest.approx(expected, abs=1e-6)
+    assert (metric["low"], metric["high"]) != pytest.approx(auroc_interval(inside, outside), abs=1e-3)
+    few = Options(**{**options.__dict__, "limit": 12})
+    found = run_suites(context(linear, tmp_path / "b", few), ("ood",), quiet)["metrics"]
+    assert "low" not in found["ood/interpolation/auroc_logpx"]
+    assert "low" in found["ood/noise/auroc_logpx"]
+
+
+def test_the_draws_of_noise_are_in_the_interval_of_a_score_made_of_them(linear, tmp_path):
+    g = torch.Generator().manual_seed(0)
+    draws = [torch.randn(n, 1, generator=g) + shift + 0.3 * torch.randn(1, 4, generator=g) for n, shift in ((90, 1), (70, 0))]
+    result, ctx = Result(), context(linear, tmp_path)
+    compare(ctx, "denoising", draws[0], {"noise": draws[1]}, result)
+    metric = result.metrics["ood/noise/auroc_denoising"]
+    inside, outside = (part.mean(1) for part in draws)
+    assert metric.value == auroc(inside, outside)
+    error = torch.tensor([auroc(draws[0][:, i], draws[1][:, i]) for i in range(4)]).std().item() / 2
+    low, high = auroc_interval(inside, outside)
+    assert error > 0.01
+    assert metric.low == pytest.approx(metric.value - math.hypot(metric.value - low, 1.96 * error))
+    assert metric.high == pytest.approx(metric.value + math.hypot(high - metric.value, 1.96 * error))
+    compare(ctx, "denoising", draws[0][:, :1].expand(-1, 4), {"noise": draws[1][:, :1].expand(-1, 4)}, result)
+    same = result.metrics["ood/noise/auroc_denoising"]
+    assert (same.low, same.high) == pytest.approx(auroc_interval(draws[0][:, 0], draws[1][:, 0]))
+
+
+def test_the_denoising_score_is_the_mean_of_several_draws_of_noise(tmp_path):
+    ctx = context(Adapted((1, 8, 8), denoise=lambda x_t, t: x_t, device="cpu"), tmp_path)
+    found = denoising_score(ctx, ctx.test)
+    assert found.shape == (60, 4)
+    assert len(found[0].unique()) == 4
+
+
+def test_a_folder_named_like_a_set_that_is_made_here_gets_another_name(linear, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "interpolation").mkdir()
+    for i in range(12):
+        Image.new("L", (8, 8), 20 * i).save(tmp_path / "interpolation" / f"{i}.png")
+    options = Options(**{**FAST.__dict__, "out_of_distribution": (str(tmp_path / "interpolation"),)})
+    found = run_suites(context(linear, tmp_path, options), ("ood",), quiet)["metrics"]
+    assert "low" in found["ood/interpolation-0/auroc_logpx"]
+
+
+@pytest.mark.slow
+def test_the_parts_of_the_bound_add_up_to_it(tmp_path):
+    model = load("digits", "cpu")
+    for draws in (4, 0):
+        options = Options(**{**FAST.__dict__, "bound_draws": draws, "bound_images": 18 if draws else 2})
+        found = run_suites(context(model, tmp_path / str(draws), options), ("likelihood",), quiet)["metrics"]
+        parts = [found[f"likelihood/{name}_bits"] for name in ("prior", "decoder", "diffusion")]
+        assert {part["n"] for part in parts} == {found["likelihood/bits_per_dim"]["n"]} == {options.bound_images}
+        assert sum(part["value"] for part in parts) == pytest.approx(found["likelihood/bits_per_dim"]["value"])
+
+
+def drawing(model, monkeypatch):
+    """The model with training images, somewhat darker, in place of its samples."""
+    pixels = digits().train.in_memory
+    monkeypatch.setattr(model, "draw", lambda indices, *_: (0.9 * pixels[indices]).to(torch.uint8))
+    return model
+
+
+def test_real_images_are_measured_at_the_number_of_the_samples(tmp_path, monkeypatch):
+    model, data = drawing(load("digits", "cpu"), monkeypatch), digits()
+    options = Options(**{**FAST.__dict__, "limit": None, "samples": 200})
+    record = run_suites(context(model, tmp_path, options), ("fidelity",), quiet)
+    stem, metrics = "fidelity/fd_cnn-digits", record["metrics"]
+    assert {n: metrics[n]["n"] for n in metrics if n.startswith(stem)} == {f"{stem}_200": 200, f"{stem}_200_real_test": 200}
+    cnn = open_extractor(None, "digits")
+    few, reference = (
+        Statistics.of(cnn.features(pixels)) for pixels in (data.test.subsample(200).in_memory, data.train.in_memory)
+    )
+    assert metrics[f"{stem}_200_real_test"]["value"] == pytest.approx(frechet_distance(few, reference), rel=1e-4)
+    assert any("biased upward" in note for note in record["notes"]["fidelity"])
+    assert record["tables"]["real_images"] == 200
+
+
+def test_where_real_images_are_few_as_many_samples_stand_beside_them(tmp_path, monkeypatch):
+    model, data = drawing(load("digits", "cpu"), monkeypatch), digits()
+    options = Options(**{**FAST.__dict__, "limit": None, "samples": 600})
+    every = len(data.test) + len(data.held_out)
+    assert len(data.test) < every < 600
+    record = run_suites(context(model, tmp_path / "a", options), ("fidelity",), quiet)
+    stem, metrics = "fidelity/fd_cnn-digits", record["metrics"]
+    assert metrics[f"{stem}_{every}_real_test"]["n"] == metrics[f"{stem}_{every}_of_samples"]["n"] == every
+    assert metrics[f"{stem}_600"]["n"] == 600
+    assert metrics[f"{stem}_{every}_of_samples"]["value"] != metrics[f"{stem}_600"]["value"]
+    notes = " ".join(record["notes"]["fidelity"])
+    assert f"{len(data.test)} test images and {len(data.held_out)} held out of training, {every} in all" in notes
+    assert f"only {every} real images outside of the reference" in notes
+    without = Dataset(data.train, data.test, data.classes)
+    record = run_suites(context(model, tmp_path / "b", options, without), ("fidelity",), quiet)
+    assert record["metrics"][f"{stem}_{len(data.test)}_real_test"]["n"] == len(data.test)
 
 
 def test_a_set_that_is_not_here_is_left_out_with_a_line_or_refused_where_it_was_asked_for(linear, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from hybvit.metrics.likelihood import (
     discretized_gaussian_log_likelihood,
     prior_bits,
     sampled_bound,
+    sampled_parts,
     step_bits,
     variational_bound,
 )
@@ -211,6 +212,22 @@ def test_the_sampled_bound_is_unbiased_and_knows_its_error(draws, denoiser):
     assert tolerance < 0.05 * full.mean()
     assert abs(bits.mean() - full.mean()) < tolerance
     assert error.square().mean().sqrt().item() == pytest.approx(bits.std().item(), rel=0.15)
+
+
+@pytest.mark.parametrize("draws", [2, 8])
+def test_the_parts_of_the_sampled_bound_add_up_and_are_unbiased(draws):
+    diffusion, n = Diffusion(Diffusion.cosine(80).alpha_bar[:21]), 3000
+    denoise, x0 = wavy(diffusion), images(3)[1:2].expand(n, -1, -1, -1)
+    parts, error = sampled_parts(denoise, diffusion, x0, torch.Generator().manual_seed(2), draws, rows=4 * n)
+    bits, same = sampled_bound(denoise, diffusion, x0, torch.Generator().manual_seed(2), draws, rows=4 * n)
+    torch.testing.assert_close(parts.sum(dim=1), bits)
+    torch.testing.assert_close(error, same)
+    terms = bound_terms(denoise, diffusion, x0, torch.Generator().manual_seed(3), rows=4 * n)
+    full = torch.stack((terms[:, 0], terms[:, 1], terms[:, 2:].sum(dim=1)), dim=1)
+    torch.testing.assert_close(parts[:, 0], full[:, 0])
+    for column in (1, 2):
+        tolerance = 4 * math.sqrt((parts[:, column].var() + full[:, column].var()).item() / n)
+        assert abs(parts[:, column].mean() - full[:, column].mean()) < tolerance < 0.1 * full[:, column].mean()
 
 
 def test_more_draws_err_less_and_strata_help():

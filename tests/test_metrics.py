@@ -45,6 +45,15 @@ def test_wilson_interval_against_a_published_example():
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
 
 
+@pytest.mark.parametrize("n", [1, 7, 64, 256, 364, 10_000])
+def test_no_wilson_interval_leaves_0_to_1(n):
+    for hits in {0, 1, n // 2, n - 1, n}:
+        low, high = wilson_interval(hits / n, n)
+        assert 0 <= low <= hits / n <= high <= 1
+    assert wilson_interval(0.0, n)[0] == 0
+    assert wilson_interval(1.0, n)[1] == 1
+
+
 def test_nll_equals_scikit_learn_and_is_per_image():
     logits, labels = scores()
     losses = nll(logits, labels)

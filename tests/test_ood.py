@@ -17,6 +17,7 @@ from hybvit.metrics.ood import (
     aupr_out,
     auroc,
     auroc_interval,
+    clustered_auroc_interval,
     fpr_at_95_tpr,
     gradient_norm_score,
     knn_score,
@@ -114,6 +115,37 @@ def test_the_interval_stays_in_0_to_1_and_needs_two_scores():
     for sets in ((torch.arange(1.0), torch.arange(5.0)), (torch.arange(5.0), torch.arange(1.0))):
         with pytest.raises(ValueError, match="at least two"):
             auroc_interval(*sets)
+
+
+def chained(n: int, b: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scores of n images and of the means of images b apart, and the chain of each."""
+    inside = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    outside = (inside[:-b] + inside[b:]) / 2 - 0.7
+    return inside, outside, torch.arange(n) % b, torch.arange(n - b) % b
+
+
+def test_the_interval_of_images_made_of_others_has_their_spread():
+    found = [auroc(*chained(400, 50, seed)[:2]) for seed in range(300)]
+    spread = 2 * 1.96 * float(np.std(found))
+    clustered, delong = [], []
+    for seed in range(20):
+        sets = chained(400, 50, seed)
+        clustered.append(np.diff(clustered_auroc_interval(*sets, seed=0)).item())
+        delong.append(np.diff(auroc_interval(*sets[:2])).item())
+    assert np.mean(clustered) == pytest.approx(spread, rel=0.12)
+    assert abs(np.mean(delong) / spread - 1) > 0.25  # it takes as independent what is not
+
+
+def test_clusters_of_independent_images_give_delongs_interval():
+    inside, outside = gaussians(1.0, 300, 300)
+    clusters = torch.arange(300)
+    low, high = clustered_auroc_interval(inside, outside, clusters, clusters, seed=0, repeats=4000)
+    assert (low, high) == pytest.approx(auroc_interval(inside, outside), abs=0.006)
+    assert clustered_auroc_interval(inside, outside, clusters, clusters, 1) == clustered_auroc_interval(
+        inside, outside, clusters, clusters, 1
+    )
+    with pytest.raises(ValueError, match="at least two clusters"):
+        clustered_auroc_interval(inside, outside, clusters, 0 * clusters, seed=0)
 
 
 def test_scores_of_logits():

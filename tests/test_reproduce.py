@@ -163,6 +163,8 @@ RECORD = {
         "test/accuracy": {"value": 0.9, "low": 0.88, "high": 0.92, "n": 100},
         "fidelity/fd_cnn-digits_300": {"value": 12.5, "low": 12.0, "high": 13.0, "n": 300},
         "fidelity/fd_cnn-digits_real_test": {"value": 0.1, "n": 300},
+        "fidelity/fd_cnn-digits_300_real_test": {"value": 0.2, "n": 300},
+        "fidelity/fd_cnn-digits_200_of_samples": {"value": 0.3, "n": 200},
         "fidelity/score_cnn-digits_300": {"value": 5.0, "n": 300},
         "ood/digits/auroc_logpx": {"value": 0.75, "n": 300},
         "ood/digits/auroc_max_prob": {"value": 0.5, "n": 300},

@@ -12,8 +12,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from hybvit.errors import ConfigError
+from hybvit.evaluation.robustness import STRONG_EPS
 from hybvit.metrics import robustness
-from hybvit.metrics.robustness import L2_EPS, LINF_EPS, autoattack, pgd, reliability, robust_curve, square_attack
+from hybvit.metrics.robustness import (
+    L2_EPS,
+    LINF_EPS,
+    PGD_STEP,
+    autoattack,
+    pgd,
+    reliability,
+    robust_curve,
+    square_attack,
+    strong_pgd,
+)
 
 needs_library = pytest.mark.skipif(importlib.util.find_spec("pyautoattack") is None, reason="pyautoattack is not installed")
 NORMS = ["linf", "l2"]
@@ -97,6 +108,39 @@ LINEAR_EPS = {"linf": (0.002, 0.01, 0.03), "l2": (0.01, 0.06, 0.15)}
 def distance(a, b, norm):
     moved = (a - b).flatten(1)
     return moved.abs().amax(1) if norm == "linf" else moved.norm(dim=1)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_strong_pgd_of_a_linear_classifier_in_closed_form(norm):
+    logits, x, labels, closed_form = linear(5)
+    for eps in LINEAR_EPS[norm]:
+        found = strong_pgd(logits, x, labels, eps, norm, generator())
+        assert distance(found.images, x, norm).max() <= 2 * eps + 1e-9
+        assert (~found.broken == closed_form(eps, norm)).double().mean() > 0.98
+
+
+@pytest.mark.parametrize("eps", STRONG_EPS)
+def test_the_papers_step_jumps_over_what_the_strong_pgd_finds(eps):
+    """A classifier that errs only near one point inside the ball."""
+    x, labels = torch.zeros(8, 1, 6, 6), torch.zeros(8, dtype=torch.int64)
+    weak_spot = 0.4 * 2 * eps
+
+    def logits(images):
+        away = (images - weak_spot).flatten(1).abs().mean(dim=1)
+        return torch.stack((away, torch.full_like(away, 0.2 * 2 * eps)), dim=1)
+
+    assert strong_pgd(logits, x, labels, eps, "linf", generator()).broken.all()
+    assert not pgd(logits, x, labels, eps, "linf", generator(), step=PGD_STEP).broken.any()
+
+
+def test_the_margin_has_a_gradient_where_the_cross_entropy_has_none(net, held_out):
+    x, labels = (part[:60] for part in held_out)
+    certain = lambda images: 1e4 * net(images)  # noqa: E731
+    weak, strong = (
+        pgd(certain, x, labels, 30 / 255, "linf", None, 10, 4 / 255, start=x, loss=loss).broken.double().mean()
+        for loss in ("cross_entropy", "margin")
+    )
+    assert strong > weak + 0.2
 
 
 @pytest.mark.parametrize("norm", NORMS)

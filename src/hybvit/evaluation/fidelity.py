@@ -34,6 +34,7 @@ PRECISION_RECALL_IMAGES = 10_000  # images of each kind for precision and recall
 KID_SUBSETS, KID_SUBSET = 100, 1000
 NEIGHBORS, SPLITS = 3, 10
 MIN_FOR_INTERVAL = 100
+BIASED_BELOW = 1000  # images: a Frechet distance of fewer gets a note (the bundled extractors add about 80/n)
 
 
 def run(ctx: Context) -> Result:
@@ -64,7 +65,6 @@ def run(ctx: Context) -> Result:
 def distances(ctx: Context, extractor: Extractor, samples: Tensor, result: Result) -> None:
     """All metrics that compare the features of samples with those of all training images."""
     real = reference_features(ReferenceSet(ctx, extractor))
-    test = features(ctx, extractor, ctx.test, "test images")
     generated = ImageSet(samples)
     made, logits = share_batches(
         len(samples), ctx.options.batch_size, lambda i: both(extractor, generated.take(i)[0]), "samples"
@@ -76,9 +76,7 @@ def distances(ctx: Context, extractor: Extractor, samples: Tensor, result: Resul
     if n > 1 and reference > 1:
         interval = frechet_interval(made, real) if n >= MIN_FOR_INTERVAL else ()
         result.metrics[f"fidelity/{frechet}_{name}"] = Metric(frechet_distance(Statistics.of(made), statistics), n, *interval)
-    if len(test) > 1 and reference > 1:
-        real_distance = frechet_distance(Statistics.of(test), statistics)
-        result.metrics[f"fidelity/{frechet}_{extractor_name}_real_test"] = Metric(real_distance, len(test))
+        beside_real_images(ctx, extractor, made, statistics, f"fidelity/{frechet}_{extractor_name}", result)
     subset = min(KID_SUBSET, n // 2, reference // 2)
     if subset > 1:
         kid, error = kernel_distance(made, real, KID_SUBSETS, subset)
@@ -102,16 +100,61 @@ def distances(ctx: Context, extractor: Extractor, samples: Tensor, result: Resul
     }  # fmt: skip
 
 
+def beside_real_images(
+    ctx: Context, extractor: Extractor, made: Tensor, reference: Statistics, stem: str, result: Result
+) -> None:
+    """The distance of as many real images as there are samples, since a Frechet distance depends on their number.
+
+    They are test images, and images held out of training if there are not enough; none of them is in the reference. If even
+    these are too few, the distance of as many samples stands beside theirs.
+
+    Args:
+        made: the features of the samples.
+        stem: the metric's name, without the number of images.
+    """
+    n, test, held_out = len(made), ctx.test, ctx.data.held_out
+    real, words = features(ctx, extractor, test, "test images", n), "test images"
+    if len(real) < n and held_out is not None:
+        more = features(ctx, extractor, held_out, "held-out images", n - len(real))
+        words = f"test images and {len(more)} held out of training, {len(real) + len(more)} in all"
+        real = torch.cat((real, more))
+    found = len(real)
+    if found < 2:
+        return
+    result.metrics[f"{stem}_{found}_real_test"] = Metric(frechet_distance(Statistics.of(real), reference), found)
+    result.tables["real_images"] = found
+    if words != "test images":
+        result.notes.append(f"The Frechet distance of real images is that of {len(test)} {words}.")
+    if found < n:
+        own = frechet_distance(Statistics.of(made[:found]), reference)
+        result.metrics[f"{stem}_{found}_of_samples"] = Metric(own, found)
+        result.notes.append(
+            f"There are {n} samples, but only {found} real images outside of the reference. Compare their distance with "
+            f"{stem}_{found}_of_samples, that of the first {found} samples: a distance falls with the number of images."
+        )
+    if found < BIASED_BELOW:
+        result.notes.append(
+            f"A Frechet distance of {found} images is biased upward: of fewer than {BIASED_BELOW:,} images, compare it only "
+            "with another one at the same number."
+        )
+
+
 def both(extractor: Extractor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Features and logits of uint8 [B, C, H, W] in one pass; the logits have no columns if the network has no classes."""
     found = extractor.extract(pixels)
     return found.features, found.features[:, :0] if found.logits is None else found.logits
 
 
-def features(ctx: Context, extractor: Extractor, images: ImageSet, what: str) -> Tensor:
-    """float [N, D] on the CPU, computed by all processes; a stream contributes its first images."""
-    images = images if isinstance(images.pixels, (Tensor, LazyImages)) else images.first(PRECISION_RECALL_IMAGES)
-    (found,) = share_batches(len(images), ctx.options.batch_size, lambda i: extractor.features(images.take(i)[0]), what)
+def features(ctx: Context, extractor: Extractor, images: ImageSet, what: str, most: int | None = None) -> Tensor:
+    """float [N, D] on the CPU, computed by all processes; a stream contributes its first images.
+
+    Args:
+        most: if given, at most so many images, evenly spaced.
+    """
+    if not isinstance(images.pixels, (Tensor, LazyImages)):
+        images = images.first(PRECISION_RECALL_IMAGES if most is None else min(most, PRECISION_RECALL_IMAGES))
+    index = evenly_spaced(len(images), len(images) if most is None else most)
+    (found,) = share_batches(len(index), ctx.options.batch_size, lambda i: extractor.features(images.take(index[i])[0]), what)
     return found
 
 

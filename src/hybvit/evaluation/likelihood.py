@@ -9,11 +9,12 @@ from ..data.image_set import to_x
 from ..distributed import share_batches
 from ..evaluation import plots
 from ..metrics.classification import mean_interval
-from ..metrics.likelihood import bound_terms, sampled_bound
+from ..metrics.likelihood import bound_terms, sampled_parts
 from .context import Context, Metric, Picture, Result
 
 BOUND_BATCH = 64
 PLOTTED_IMAGES = 16  # for the terms by t, which take all T evaluations
+PARTS = ("prior", "decoder", "diffusion")
 
 
 def run(ctx: Context) -> Result:
@@ -28,12 +29,12 @@ def run(ctx: Context) -> Result:
 
     if draws and draws < diffusion.T - 1:
 
-        def bits_of(index: Tensor) -> tuple[Tensor, Tensor]:
+        def parts_of(index: Tensor) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
                 x = to_x(images.take(index)[0]).to(model.device)
-                return sampled_bound(model.predict_x0, diffusion, x, ctx.generator(4 + int(index[0])), draws)
+                return sampled_parts(model.predict_x0, diffusion, x, ctx.generator(4 + int(index[0])), draws)
 
-        bits, error = share_batches(len(images), BOUND_BATCH, bits_of, "bits per dimension")
+        parts, error = share_batches(len(images), BOUND_BATCH, parts_of, "bits per dimension")
         result.metrics["likelihood/time_sampling_error"] = Metric(error.pow(2).sum().sqrt().item() / len(error), len(error))
         result.tables["times_drawn_per_image"] = draws
         shown = images.subsample(PLOTTED_IMAGES)
@@ -41,17 +42,17 @@ def run(ctx: Context) -> Result:
         shown = images
     (terms,) = share_batches(len(shown), min(BOUND_BATCH, 16), terms_of, "terms of the bound")
     if shown is images:
-        bits = terms.sum(dim=1)
+        parts = torch.stack((terms[:, 0], terms[:, 1], terms[:, 2:].sum(dim=1)), dim=1)
+    bits = parts.sum(dim=1)
     result.metrics["likelihood/bits_per_dim"] = Metric(bits.mean().item(), len(bits), *interval(bits))
-    parts = {"prior": terms[:, 0], "decoder": terms[:, 1], "diffusion": terms[:, 2:].sum(dim=1)}
-    for name, values in parts.items():
+    for name, values in zip(PARTS, parts.unbind(dim=1), strict=True):
         result.metrics[f"likelihood/{name}_bits"] = Metric(values.mean().item(), len(values), *interval(values))
     by_time = terms[:, 1:].mean(dim=0)
     result.tables["bits_by_time"] = [round(value, 8) for value in by_time.tolist()]
     points = [(t, max(value, 1e-12)) for t, value in enumerate(by_time.tolist(), 1)]
     result.pictures["terms"] = Picture(
         plots.curve(points, "t", "bits per dimension", log=True),
-        f"The bound's term at each t (mean of {len(shown)} images)",
+        f"The bound's term at each t (mean of {len(shown)} images; the figures in the table are of {len(images)})",
     )
     return result
 

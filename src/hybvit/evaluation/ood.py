@@ -5,6 +5,7 @@ Every score is higher for images that resemble the training data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from ..catalog import CATALOG
 from ..config import DataConfig
-from ..data.datasets import open_dataset, out_of_distribution
+from ..data.datasets import INTERPOLATION_BATCH, open_dataset, out_of_distribution
 from ..data.files import Files
-from ..data.image_set import BadFiles, Decoding, ImageSet, load_image_files
+from ..data.image_set import BadFiles, Decoding, ImageSet, evenly_spaced, load_image_files
 from ..data.images import grid
 from ..data.locate import detect_format
 from ..data.own_images import image_names
@@ -26,6 +27,7 @@ from ..metrics.ood import (
     aupr,
     auroc,
     auroc_interval,
+    clustered_auroc_interval,
     fpr_at_95_tpr,
     gradient_norm_score,
     knn_score,
@@ -35,8 +37,12 @@ from .context import Context, Metric, Picture, Result
 
 NEIGHBORS = 50
 DENOISING_TIMES = (0.1, 0.25, 0.5)  # as fractions of T
+DENOISING_DRAWS = 4  # of noise for each time
+FEWEST_CHAINS = 10  # of interpolations, for an interval
 MEMORY = 4 << 30
 SHOWN = 20
+INTERPOLATION = "interpolation"
+RESERVED = (INTERPOLATION, "noise")  # made here: a folder of that name gets another
 BOUND_BATCH = 64  # fixed, whatever --batch-size is: an image's draws depend on its place in the batch
 
 
@@ -58,7 +64,7 @@ def run(ctx: Context) -> Result:
             # an external model whose outputs are not differentiable
             result.notes.append(f"{score} was left out: {' '.join(str(error).split())[:120]}")
             continue
-        compare(score, of_test, {name: scorer(images) for name, images in sets.items()}, result)
+        compare(ctx, score, of_test, {name: scorer(images) for name, images in sets.items()}, result)
     for name, images in sets.items():
         pixels = images.subsample(SHOWN).in_memory
         result.pictures[f"images_{name}"] = Picture(
@@ -67,21 +73,51 @@ def run(ctx: Context) -> Result:
     return result
 
 
-def compare(score: str, id_scores: Tensor, ood_scores: dict[str, Tensor], result: Result) -> None:
+def compare(ctx: Context, score: str, id_draws: Tensor, ood_draws: dict[str, Tensor], result: Result) -> None:
     """How well a score separates the test images from each other set.
 
     Args:
-        id_scores: float [N], the scores of the test images.
-        ood_scores: name of the set -> float [M].
+        id_draws: float [N], the scores of the test images; [N, D] for the mean of D random draws.
+        ood_draws: name of the set -> float [M] or [M, D].
     """
+    id_scores, ood_scores = mean_of_draws(id_draws), {name: mean_of_draws(draws) for name, draws in ood_draws.items()}
     for name, of_set in ood_scores.items():
-        n, key = len(id_scores) + len(of_set), f"ood/{name}"
-        low, high = auroc_interval(id_scores, of_set)
-        result.metrics[f"{key}/auroc_{score}"] = Metric(auroc(id_scores, of_set), n, low, high)
+        n, key, area = len(id_scores) + len(of_set), f"ood/{name}", auroc(id_scores, of_set)
+        bounds = interval(ctx, name, id_scores, of_set)
+        if bounds and id_draws.ndim > 1:
+            of_draws = [auroc(*pair) for pair in zip(id_draws.unbind(1), ood_draws[name].unbind(1), strict=True)]
+            bounds = widened(area, bounds, torch.tensor(of_draws).std().item() / len(of_draws) ** 0.5)
+        result.metrics[f"{key}/auroc_{score}"] = Metric(area, n, *bounds)
         result.metrics[f"{key}/aupr_{score}"] = Metric(aupr(id_scores, of_set), n)
         result.metrics[f"{key}/fpr95_{score}"] = Metric(fpr_at_95_tpr(id_scores, of_set), n)
     plotted = {"test": id_scores.tolist()} | {name: of_set.tolist() for name, of_set in ood_scores.items()}
     result.pictures[score] = Picture(plots.histograms(plotted, SCORE_LABELS[score]), f"{SCORE_LABELS[score]}, by data set")
+
+
+def mean_of_draws(scores: Tensor) -> Tensor:
+    return scores if scores.ndim == 1 else scores.mean(dim=1)
+
+
+def widened(value: float, bounds: tuple[float, float], error: float) -> tuple[float, float]:
+    """A 95 % interval, with an independent standard error added to each side."""
+    down, up = (math.hypot(value - bounds[0], 1.96 * error), math.hypot(bounds[1] - value, 1.96 * error))
+    return max(value - down, 0.0), min(value + up, 1.0)
+
+
+def interval(ctx: Context, name: str, id_scores: Tensor, of_set: Tensor) -> tuple[float, float] | tuple[()]:
+    """The 95 % interval of the AUROC.
+
+    Interpolation k is the mean of test images k and k + b (:func:`out_of_distribution`). Images whose places differ by a
+    multiple of b thus form a chain, and only chains are independent of each other.
+    """
+    if name != INTERPOLATION:
+        return auroc_interval(id_scores, of_set)
+    apart = min(INTERPOLATION_BATCH, len(ctx.test) // 2)
+    id_chain = evenly_spaced(len(ctx.test), len(id_scores)) % apart  # slow scores are of a part of the images
+    ood_chain = evenly_spaced(len(ctx.test) - apart, len(of_set)) % apart
+    if min(len(id_chain.unique()), len(ood_chain.unique())) < FEWEST_CHAINS:
+        return ()
+    return clustered_auroc_interval(id_scores, of_set, id_chain, ood_chain, ctx.options.seed)
 
 
 SCORE_LABELS = {
@@ -113,18 +149,22 @@ def scores(ctx: Context) -> dict[str, Callable[[ImageSet], Tensor]]:
 
 
 def denoising_score(ctx: Context, images: ImageSet) -> Tensor:
-    """Minus the mean squared error of the predicted noise at a few times, with the same noise for every image."""
+    """Minus the mean squared error of the predicted noise at a few times, for several draws of noise -> [N, DENOISING_DRAWS].
+
+    A draw is the same for every image, so the error that it makes is no part of an interval over images.
+    """
     diffusion, shape = ctx.model.diffusion, ctx.model.image_shape
     times = [max(1, round(share * diffusion.T)) for share in DENOISING_TIMES]
-    noise = torch.randn(len(times), *shape, generator=ctx.generator(1))
+    noise = torch.randn(DENOISING_DRAWS, len(times), *shape, generator=ctx.generator(1))
 
     @torch.no_grad()
     def score(x: Tensor) -> Tensor:
-        x, total = x.to(ctx.model.device), torch.zeros(len(x))
-        for t, eps in zip(times, noise.to(x.device), strict=True):
-            at = torch.full((len(x),), t, device=x.device)
-            x_t = diffusion.q_sample(x, at, eps.expand_as(x))
-            total += (ctx.model.denoise(x_t, at) - eps).pow(2).flatten(1).mean(dim=1).float().cpu()
+        x, total = x.to(ctx.model.device), torch.zeros(len(x), DENOISING_DRAWS)
+        for draw, own in enumerate(noise.to(x.device)):
+            for t, eps in zip(times, own, strict=True):
+                at = torch.full((len(x),), t, device=x.device)
+                x_t = diffusion.q_sample(x, at, eps.expand_as(x))
+                total[:, draw] += (ctx.model.denoise(x_t, at) - eps).pow(2).flatten(1).mean(dim=1).float().cpu()
         return -total / len(times)
 
     return ctx.map_batches(images, score, "denoising")
@@ -157,10 +197,10 @@ def ood_sets(ctx: Context, result: Result) -> dict[str, ImageSet]:
                 found[name] = ImageSet(
                     torch.randint(0, 256, (n, channels, size, size), generator=ctx.generator(3)).to(torch.uint8)
                 )
-            elif name == "interpolation" or name in CATALOG:
+            elif name == INTERPOLATION or name in CATALOG:
                 found[name] = out_of_distribution(name, None, ctx.test, decoding)
             else:
-                label = label if label not in found else f"{label}-{len(found)}"
+                label = label if label not in (*found, *RESERVED) else f"{label}-{len(found)}"
                 found[label] = read_images(name, decoding)
         except DataError as error:
             if ctx.options.out_of_distribution:
@@ -171,7 +211,7 @@ def ood_sets(ctx: Context, result: Result) -> dict[str, ImageSet]:
 
 def default_sets(data_name: str) -> tuple[str, ...]:
     listed = CATALOG[data_name].out_of_distribution if data_name in CATALOG else ()
-    return listed or ("interpolation",)
+    return listed or (INTERPOLATION,)
 
 
 def read_images(root: str, decoding: Decoding) -> ImageSet:

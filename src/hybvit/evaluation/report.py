@@ -27,12 +27,21 @@ MEANINGS: tuple[tuple[str, str], ...] = (
     (r"calibration/temperature", "divisor of the logits; above 1 the network was overconfident"),
     (r"calibration/adaptive_ece", "ECE over bins with equal numbers of images; lower is better"),
     (r"calibration/ece_(\d+)", "mean gap between confidence and accuracy over equal-width bins; lower is better"),
-    (r"calibration/mce", "largest such gap of any bin; lower is better; noisy where bins are nearly empty"),
+    (
+        r"calibration/mce",
+        "largest such gap of any bin (with min30 of those with at least 30 images, which n counts); lower is better; "
+        "noisy where bins are nearly empty",
+    ),
     (r"calibration/nll", "mean of -log p(label | image), in nats; lower is better"),
     (r"ood/.*/auroc", "probability that a test image scores above an image of this set; 0.5 is chance, higher is better"),
     (r"ood/.*/aupr", "area under the precision-recall curve, test images as positives; higher is better"),
     (r"ood/.*/fpr95", "share of this set accepted at the threshold that accepts 95 % of test images; lower is better"),
-    (r"robustness/pgd", "accuracy under PGD with this radius (in 1/255); higher is better"),
+    (r"robustness/pgd_strong", "accuracy under a stronger PGD with this radius (in 1/255); higher is better"),
+    (
+        r"robustness/pgd",
+        "accuracy under the paper's PGD with this radius (in 1/255), whose steps of 20/255 are too long for small ones; "
+        "higher is better",
+    ),
     (r"robustness/autoattack", "accuracy under AutoAttack with this radius (in 1/255); higher is better"),
     (r"robustness/reliable", "1 if no sign of gradient masking or of another failure of the attacks was found, else 0"),
     (r"likelihood/bits_per_dim", "upper bound on the bits per pixel value under the model; lower is better"),
@@ -40,15 +49,16 @@ MEANINGS: tuple[tuple[str, str], ...] = (
         r"likelihood/time_sampling_error",
         "standard error of that mean from drawing diffusion times instead of using all of them",
     ),
-    (r"likelihood/", "part of the bound, over the n images for which every term was evaluated"),
+    (r"likelihood/", "part of the bound; the parts add up to it where their n is the same"),
     (
-        r"fidelity/fid_.*real_test",
-        "FID of the n real test images: what a perfect generator would score at that n",
+        r"fidelity/fid_.*(real_test|of_samples)",
+        "FID of n real images (real_test), which a perfect generator would score at that n, or of n samples (of_samples)",
     ),
     (r"fidelity/fid_", "Frechet Inception distance to the training images; lower is better"),
     (
-        r"fidelity/fd_.*real_test",
-        "the same distance for the n real test images: what a perfect generator would score at that n",
+        r"fidelity/fd_.*(real_test|of_samples)",
+        "the same distance for n real images (real_test), which a perfect generator would score at that n, or for n samples "
+        "(of_samples)",
     ),
     (r"fidelity/fd_", "Frechet distance to the training images in this network's features (not FID); lower is better"),
     (r"fidelity/kid_", "kernel distance to the training images, unbiased; lower is better"),
@@ -186,7 +196,10 @@ def tiles(metrics: dict[str, dict[str, float]]) -> str:
         name = next((name for name in metrics if re.fullmatch(pattern, name)), None)
         if name is not None:
             value = scale * metrics[name]["value"]
-            found.append(f"<div class=tile><b>{value:,.{1 if value > 5 else 2}f}{unit}</b><span>{label}</span></div>")
+            found.append(
+                f"<div class=tile><b>{value:,.{1 if value > 5 else 2}f}{unit}</b>"
+                f"<span>{label}, n {metrics[name]['n']:,}</span></div>"
+            )
     return f"<div class=tiles>{''.join(found)}</div>"
 
 
@@ -201,7 +214,7 @@ def numbers(metrics: dict[str, dict[str, float]]) -> str:
 
 
 def interval_of(metric: dict[str, float]) -> str:
-    return f"{metric['low']:.4f} to {metric['high']:.4f}" if "low" in metric else ""
+    return f"{round(metric['low'], 4) + 0.0:.4f} to {metric['high']:.4f}" if "low" in metric else ""  # no -0.0000
 
 
 def shown(value: float) -> str:

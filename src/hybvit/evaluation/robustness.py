@@ -1,4 +1,4 @@
-"""Adversarial robustness: the paper's PGD (Figure 8b, Table 12), AutoAttack, and whether either can be trusted."""
+"""Adversarial robustness: a strong PGD, the paper's (Figure 8b, Table 12), AutoAttack, and whether they can be trusted."""
 
 from __future__ import annotations
 
@@ -14,11 +14,22 @@ from ..data.images import grid
 from ..distributed import share_batches
 from ..evaluation import plots
 from ..metrics.classification import wilson_interval
-from ..metrics.robustness import L2_EPS, LINF_EPS, PGD_STEP, Norm, autoattack, pgd, reliability, robust_curve
+from ..metrics.robustness import (
+    L2_EPS,
+    LINF_EPS,
+    PGD_STEP,
+    Norm,
+    autoattack,
+    pgd,
+    reliability,
+    robust_curve,
+    strong_pgd,
+)
 from .context import Context, Metric, Picture, Result
 
 ATTACK_BATCH = 64
 RADII: dict[Norm, tuple[float, ...]] = {"linf": LINF_EPS, "l2": L2_EPS}
+STRONG_EPS = (4 / 255, 8 / 255)  # of the strong PGD, linf
 AUTOATTACK_EPS: dict[Norm, float] = {"linf": 8 / 255, "l2": 128 / 255}  # on the [0, 1] pixel scale
 RELIABILITY_IMAGES = 64
 SHOWN = 8
@@ -27,7 +38,8 @@ NOISE = 0.02  # a rise in accuracy with the radius up to this counts as noise
 
 def run(ctx: Context) -> Result:
     result, images = Result(), ctx.test.subsample(ctx.options.attack_images)
-    reasons = [reason for norm, radii in RADII.items() for reason in run_pgd(ctx, images, norm, radii, result)]
+    strong = run_strong_pgd(ctx, images, result)
+    reasons = [reason for norm, radii in RADII.items() for reason in run_pgd(ctx, images, norm, radii, result, strong[norm])]
     reasons += run_autoattack(ctx, images, result)
     few = torch.arange(min(RELIABILITY_IMAGES, len(images)))
     reasons = reliability(ctx.model.logits, *batch_of(ctx, images, few), ctx.generator(5)) + reasons
@@ -44,8 +56,33 @@ def batch_of(ctx: Context, images: ImageSet, index: Tensor) -> tuple[Tensor, Ten
     return to_x(pixels).to(ctx.model.device), labels.to(ctx.model.device)
 
 
-def run_pgd(ctx: Context, images: ImageSet, norm: Norm, radii: tuple[float, ...], result: Result) -> list[str]:
-    """PGD at increasing radii -> reasons not to trust the result."""
+Curve = list[tuple[float, float]]  # (radius in 1/255, accuracy)
+
+
+def run_strong_pgd(ctx: Context, images: ImageSet, result: Result) -> dict[Norm, Curve]:
+    """The strong PGD at the radii of STRONG_EPS -> its accuracies by norm."""
+    broken: list[Tensor] = []
+    for eps in STRONG_EPS:
+
+        def attack(index: Tensor, eps: float = eps) -> Tensor:
+            x, labels = batch_of(ctx, images, index)
+            seed = ctx.generator((1 << 18) + int(index[0]))
+            return strong_pgd(ctx.model.logits, x, labels, eps, "linf", seed, ctx.options.attack_steps).broken
+
+        broken += share_batches(len(images), ATTACK_BATCH, attack, f"strong PGD linf {255 * eps:.0f}/255")
+    curve = [(255 * eps, accuracy) for eps, accuracy in zip(STRONG_EPS, robust_curve(broken), strict=True)]
+    for eps, accuracy in curve:
+        bounds = wilson_interval(accuracy, len(images))
+        result.metrics[f"robustness/pgd_strong_linf_{eps:.0f}"] = Metric(accuracy, len(images), *bounds)
+    return {"linf": curve, "l2": []}
+
+
+def run_pgd(ctx: Context, images: ImageSet, norm: Norm, radii: tuple[float, ...], result: Result, strong: Curve) -> list[str]:
+    """The paper's PGD at increasing radii -> reasons not to trust the result.
+
+    Args:
+        strong: what the strong PGD found, for the plot.
+    """
     broken = []
     for eps in radii:
 
@@ -70,8 +107,14 @@ def run_pgd(ctx: Context, images: ImageSet, norm: Norm, radii: tuple[float, ...]
         result.metrics[f"robustness/pgd_{norm}_{255 * eps:.0f}"] = Metric(accuracy, len(images), *bounds)
     line = [(255 * eps, accuracy) for eps, accuracy in curve]
     result.pictures[f"curve_{norm}"] = Picture(
-        plots.curves({f"PGD, {ctx.options.attack_steps} steps": line}, f"eps ({norm}) in 1/255", "accuracy"),
-        f"Accuracy under PGD, {norm} (Figure 8b): step 20/255; an image counts as broken if any step fools the model",
+        plots.curves(
+            {f"the paper's PGD, {ctx.options.attack_steps} steps": line} | ({"strong PGD": strong} if strong else {}),
+            f"eps ({norm}) in 1/255",
+            "accuracy",
+        ),
+        f"Accuracy under PGD, {norm}, of {len(images)} images: with the paper's step of 20/255 (Figure 8b)"
+        f"{', and with steps of eps/8 and a margin loss' if strong else ''}; "
+        "an image counts as broken if any step fools the model",
     )
     alone = [1 - at.double().mean().item() for at in broken]
     if any(larger > smaller + NOISE for smaller, larger in pairwise(alone)):

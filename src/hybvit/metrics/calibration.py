@@ -65,9 +65,15 @@ def expected_calibration_error(table: ReliabilityTable) -> float:
     return ((table.accuracy - table.confidence).abs().nan_to_num() * table.size).sum().item() / int(table.size.sum())
 
 
-def maximum_calibration_error(table: ReliabilityTable) -> float:
-    """Maximum calibration error (MCE): the largest |accuracy - confidence| of a bin that is not empty, in 0..1."""
-    return (table.accuracy - table.confidence).abs()[table.size > 0].max().item()
+def maximum_calibration_error(table: ReliabilityTable, least: int = 1) -> float:
+    """Maximum calibration error (MCE): the largest |accuracy - confidence| of a bin, in 0..1; nan if no bin counts.
+
+    Args:
+        least: bins with fewer images do not count. With 1, as it is usually defined, a bin of a handful of images decides:
+            the share of m images has a standard error of up to 0.5/sqrt(m), whatever the calibration.
+    """
+    gaps = (table.accuracy - table.confidence).abs()[table.size >= max(least, 1)]
+    return gaps.max().item() if len(gaps) else math.nan
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

@@ -41,7 +41,8 @@ def wilson_interval(share: float, n: int, z: float = 1.96) -> tuple[float, float
     """95 % Wilson interval of a share observed in n trials (Wilson 1927), in 0..1."""
     center = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return center - half, center + half
+    # At 0 and n of n an end is the share itself, which rounding would miss, or leave 0..1.
+    return max(min(center - half, share), 0.0), min(max(center + half, share), 1.0)
 
 
 def mean_interval(values: Tensor, z: float = 1.96) -> tuple[float, float]:

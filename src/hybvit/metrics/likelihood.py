@@ -108,6 +108,20 @@ def sampled_bound(
 ) -> tuple[Tensor, Tensor]:
     """An unbiased estimate of the full bound from a few times -> (bits [B], standard error [B]), per dimension.
 
+    The bits are the sum of :func:`sampled_parts`, which has the method, the arguments and what is raised.
+    """
+    parts, error = sampled_parts(denoise, diffusion, x0, generator, draws, rows)
+    return parts.sum(dim=1), error
+
+
+def sampled_parts(
+    denoise: Denoiser, diffusion: Diffusion, x0: Tensor, generator: torch.Generator, draws: int, rows: int = 128
+) -> tuple[Tensor, Tensor]:
+    """Unbiased estimates of the bound's parts from a few times -> (parts [B, 3], standard error of their sum [B]).
+
+    Columns: the prior, the decoder (t = 1), and the sum over t = 2..T, in bits per dimension. All are of the same images and
+    draws, so they add up.
+
     The prior is exact, and t = 1 is always evaluated, with two draws of noise. The sum over t = 2..T comes from draws/2 strata
     of equal assumed weight (:func:`_time_shares`) with two times each, drawn for each image independently; each term is divided
     by its probability. Two draws per stratum make the squared standard error unbiased, so average the squares, not the errors.
@@ -132,8 +146,9 @@ def sampled_bound(
     weight = torch.cat((torch.ones((2, 1, len(x0))), 1 / (strata * shares[drawn])), dim=1)
     terms = _terms_at(denoise, diffusion, x0, times.flatten(0, 1), generator, rows).reshape(times.shape)
     first, second = weight * terms  # two independent estimates of each stratum's sum, [1 + strata, B]
-    bits = prior_bits(diffusion, x0) + ((first + second) / 2).sum(dim=0)
-    return bits, ((first - second) ** 2 / 4).sum(dim=0).sqrt()
+    sums = (first + second) / 2
+    parts = torch.stack((prior_bits(diffusion, x0), sums[0], sums[1:].sum(dim=0)), dim=1)
+    return parts, ((first - second) ** 2 / 4).sum(dim=0).sqrt()
 
 
 def _time_shares(diffusion: Diffusion) -> Tensor:

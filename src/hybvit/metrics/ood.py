@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
+from .calibration import bootstrap_interval
 from .likelihood import log_density
 
 
@@ -40,6 +41,40 @@ def auroc_interval(id_scores: Tensor, ood_scores: Tensor, z: float = 1.96) -> tu
     variance = _share_below(a, b).var(ddof=1) / len(a) + _share_below(b, a).var(ddof=1) / len(b)
     half = z * float(variance) ** 0.5
     return max(area - half, 0.0), min(area + half, 1.0)
+
+
+def clustered_auroc_interval(
+    id_scores: Tensor, ood_scores: Tensor, id_clusters: Tensor, ood_clusters: Tensor, seed: int, repeats: int = 1000
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of :func:`auroc` where OOD images are made of ID images.
+
+    DeLong's variance takes all images as independent. Here whole clusters are drawn with replacement, with all their ID and OOD
+    images, so that whatever depends on each other stays together.
+
+    Args:
+        id_clusters: int64 [N], the cluster of each ID image, from 0.
+        ood_clusters: int64 [M]; an image's sources are all in its own cluster.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: the images of a set are all in one cluster, a set is empty or a score is not finite.
+    """
+    a, b = _scores("id_scores", id_scores), _scores("ood_scores", ood_scores)
+    n = int(max(id_clusters.max(), ood_clusters.max())) + 1
+    sizes = [np.bincount(clusters.numpy(), minlength=n) for clusters in (id_clusters, ood_clusters)]
+    if min(np.count_nonzero(counts) for counts in sizes) < 2:
+        raise ValueError("an interval needs at least two clusters of images on either side")
+    won = np.zeros((n, n))  # (c, d): pairs of an ID image of c and an OOD image of d in which the ID image scores higher
+    for d in sizes[1].nonzero()[0]:
+        below = _share_below(a, b[ood_clusters.numpy() == d]) * sizes[1][d]
+        won[:, d] = np.bincount(id_clusters.numpy(), weights=below, minlength=n)
+
+    def area(drawn: Tensor) -> float:
+        times = np.bincount(drawn.numpy(), minlength=n)
+        pairs = (times @ sizes[0]) * (times @ sizes[1])
+        return float(times @ won @ times) / max(float(pairs), 1.0)  # hardly ever no pair is drawn
+
+    return bootstrap_interval(area, n, seed, repeats)
 
 
 def aupr(id_scores: Tensor, ood_scores: Tensor) -> float:

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import ConfigError
 
 Norm = Literal["linf", "l2"]
+Loss = Literal["cross_entropy", "margin"]
 Logits = Callable[[Tensor], Tensor]
 
 LINF_EPS = tuple(n / 255 for n in (1, 2, 4, 8, 12, 16, 22, 30))
@@ -76,8 +77,9 @@ def pgd(  # noqa: PLR0913  the attack's own parameters, as the literature has th
     step: float = PGD_STEP,
     *,
     start: Tensor | None = None,
+    loss: Loss = "cross_entropy",
 ) -> Attack:
-    """Projected gradient ascent of the cross-entropy inside the ball of radius eps around x, clipped to [-1, 1].
+    """Projected gradient ascent of a loss inside the ball of radius eps around x, clipped to [-1, 1].
 
     An image is broken as soon as any iterate is misclassified, including x itself and the start; it takes no further steps.
     Where the gradient is 0 or not finite the iterate does not move: see ``reliability``.
@@ -88,6 +90,8 @@ def pgd(  # noqa: PLR0913  the attack's own parameters, as the literature has th
         steps: the number of steps.
         step: their length on the [0, 1] scale, for linf that of every pixel and for l2 that of the whole image.
         start: [B, C, H, W] in [-1, 1], projected onto the ball: where to start instead.
+        loss: cross_entropy, or margin: the largest logit of another class less that of the label, whose gradient does not
+            vanish where the network is certain.
 
     Raises:
         ValueError: ``norm`` is neither linf nor l2.
@@ -105,7 +109,7 @@ def pgd(  # noqa: PLR0913  the attack's own parameters, as the literature has th
         left = (~broken).nonzero().flatten()
         if not len(left):
             break
-        scores, gradient, _ = _ascent(logits, images[left], labels[left])
+        scores, gradient, _ = _ascent(logits, images[left], labels[left], loss)
         wrong = _wrong(scores, labels[left])
         broken[left[wrong]] = True
         left, gradient = left[~wrong], gradient[~wrong]
@@ -140,17 +144,42 @@ def _wrong(scores: Tensor, labels: Tensor) -> Tensor:
     return (scores.argmax(dim=1) != labels) | scores.isnan().any(dim=1)
 
 
-def _ascent(logits: Logits, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """-> logits [B, K], the gradient of the cross-entropy in each image [B, C, H, W], and whether there is one (else 0)."""
+def strong_pgd(
+    logits: Logits,
+    x: Tensor,
+    labels: Tensor,
+    eps: float,
+    norm: Norm,
+    generator: torch.Generator | None,
+    steps: int = PGD_STEPS,
+) -> Attack:
+    """:func:`pgd` with the margin loss and steps of eps / 8.
+
+    A step longer than the radius, as the paper's is up to 16/255 in linf, jumps from corner to corner of the ball.
+    """
+    return pgd(logits, x, labels, eps, norm, generator, steps, eps / 8, loss="margin")
+
+
+def _ascent(logits: Logits, x: Tensor, labels: Tensor, loss: Loss = "cross_entropy") -> tuple[Tensor, Tensor, bool]:
+    """-> logits [B, K], the gradient of the loss in each image [B, C, H, W], and whether there is one (else 0)."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         scores = logits(x)
         # In half precision the loss would saturate long before the model.
-        loss = F.cross_entropy(scores.to(torch.promote_types(scores.dtype, torch.float32)), labels, reduction="sum")
+        exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        total = _margin(exact, labels).sum() if loss == "margin" else F.cross_entropy(exact, labels, reduction="sum")
     gradient = None
-    if loss.requires_grad:
-        (gradient,) = torch.autograd.grad(loss, x, allow_unused=True)  # leaves the parameters' .grad alone
+    if total.requires_grad:
+        (gradient,) = torch.autograd.grad(total, x, allow_unused=True)  # leaves the parameters' .grad alone
     return scores.detach(), torch.zeros_like(x) if gradient is None else gradient, gradient is not None
+
+
+def _margin(scores: Tensor, labels: Tensor) -> Tensor:
+    """The largest logit of another class less that of the label, [B]; with a single class minus its logit."""
+    own = scores.gather(1, labels[:, None])[:, 0]
+    if scores.shape[1] < 2:
+        return -own
+    return scores.scatter(1, labels[:, None], -torch.inf).amax(dim=1) - own
 
 
 def _direction(gradient: Tensor, norm: Norm) -> Tensor:
