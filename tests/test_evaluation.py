@@ -110,7 +110,7 @@ def test_a_folder_of_images_is_data_too(model, tmp_path):
         folder.mkdir(exist_ok=True)
         Image.fromarray(data.train.in_memory[index, 0].numpy()).save(folder / f"{index}.png")
     results = hybvit.evaluate(model, tmp_path, suites="accuracy")
-    assert results.metrics["test/accuracy"].n == 10
+    assert results.metrics["test/accuracy"].n == 13  # of 50, by the hash of their names
     assert results["test/accuracy"] > 0.8
     assert results.record["data"] == "folder"
 

@@ -86,7 +86,7 @@ def test_shards_come_from_paths_and_http_alone(tmp_path, address):
     """Whoever names them: the user's own command too."""
     there = tmp_path / "executed"
     with pytest.raises(ConfigError, match="local paths and http and https addresses only"):
-        shard_names(address.format(there=there), ("train",))
+        shard_names(address.format(there=there))
     with pytest.raises(ConfigError):
         open_shard(address.format(there=there))
     assert not there.exists()

@@ -175,10 +175,10 @@ def download(name: str, root: str | None) -> Path:
         DataError: it cannot be downloaded automatically, or the download failed.
     """
     info, folder = CATALOG[name], Path(root) if root else cache_folder() / name
-    if (foreign := foreign_files(name, folder)) and root:
-        raise DataError(f"{folder}: holds {foreign[0]}, but not {name}: download it to an empty folder; {download_hint(name)}")
     if not info.download:
         raise DataError(f"{name}: not found in {folder}, and hybvit cannot download it: {download_hint(name)}")
+    if (foreign := foreign_files(name, folder)) and root:
+        raise DataError(f"{folder}: holds {foreign[0]}, but not {name}: download it to an empty folder; {download_hint(name)}")
     import torchvision.datasets as tv
     from torchvision.datasets.utils import download_url
 
