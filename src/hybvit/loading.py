@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +16,11 @@ from torch import Tensor
 from . import checkpoint
 from .checkpoint import CONFIG, EMA
 from .config import Config, DiffusionConfig, load_config
-from .errors import CheckpointError, DataError
+from .errors import CheckpointError, ConfigError, DataError
 from .hub import BUNDLED, bundled
 from .method.vit import HybViT, ViTConfig
 from .model import HybridModel
-from .networks import load_network
+from .networks import check_config, load_network
 
 
 def load(source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
@@ -42,18 +43,50 @@ def load(source: str | os.PathLike[str], device: torch.device | str | None = Non
     if not (path / CONFIG).is_file():
         raise DataError(f"{path}: neither a run folder nor an exported model (no {CONFIG} in it)")
     load_config(path / CONFIG)  # report an invalid configuration before an invalid checkpoint
-    newest, _, problems = checkpoint.newest(path / "checkpoints")
-    for problem in problems:
-        warnings.warn(f"using an older checkpoint, because {problem}", stacklevel=2)
-    if newest is None:
-        raise CheckpointError(f"{path}: this run has no checkpoint yet; continue its training until it writes one")
-    return load_checkpoint(newest, device)
+    return load_newest(path, device)
+
+
+def load_newest(run: Path, device: torch.device | str | None = None) -> HybridModel:
+    """Load the newest valid checkpoint of a run, which may be in training: one that is deleted meanwhile is not missed.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or none that is valid.
+    """
+    for _ in range(checkpoint.ATTEMPTS):
+        newest, manifest, problems = checkpoint.newest(run / "checkpoints", (f"{EMA}.safetensors",))
+        if newest is None:
+            raise CheckpointError(f"{run}: this run has no checkpoint yet; continue its training until it writes one")
+        try:
+            model = read_checkpoint(newest, manifest, device)
+        except (CheckpointError, ConfigError):
+            if newest.is_dir():
+                raise
+            continue
+        for problem in problems:
+            warnings.warn(f"using an older checkpoint, because {problem}", stacklevel=3)
+        return model
+    raise CheckpointError(f"{run}: its checkpoints are deleted faster than they are read; try again, or with more to keep")
 
 
 def load_checkpoint(folder: Path, device: torch.device | str | None = None) -> HybridModel:
     """Load the EMA weights of one checkpoint folder of a run."""
-    checkpoint.verify(folder)
-    return HybridModel(*load_network(load_config(folder.parent.parent / CONFIG), folder / f"{EMA}.safetensors"), device)
+    return read_checkpoint(folder, checkpoint.verify(folder, (f"{EMA}.safetensors",)), device)
+
+
+def read_checkpoint(folder: Path, manifest: Mapping[str, Any], device: torch.device | str | None = None) -> HybridModel:
+    """Load a verified checkpoint. In a run folder it must be of that run, with its configuration.
+
+    Raises:
+        CheckpointError: it is of another run, or does not fit.
+    """
+    run = folder.parent.parent
+    if (run / CONFIG).is_file() or CONFIG not in manifest["sha256"]:
+        cfg = load_config(run / CONFIG)
+        checkpoint.check_run(folder, manifest, run)
+        check_config(folder, cfg)
+    else:  # a checkpoint that was copied without its run
+        cfg = load_config(folder / CONFIG)
+    return HybridModel(*load_network(cfg, folder / f"{EMA}.safetensors"), device)
 
 
 def load_published(

@@ -369,7 +369,7 @@ class HybridModel:
         folder = Path(source)
         if not folder.is_dir():
             folder = download(str(source))
-        checkpoint.verify(folder)
+        checkpoint.verify(folder, (CONFIG, f"{WEIGHTS}.safetensors"))
         return cls(*load_network(load_config(folder / CONFIG), folder / f"{WEIGHTS}.safetensors"), device)
 
 
