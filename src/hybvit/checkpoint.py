@@ -8,17 +8,20 @@ manifest has a digest of itself, which covers the step and the run that a checkp
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -41,6 +44,9 @@ RUN_ID = "run.id"  # in a run folder: a random name, which its checkpoints repea
 
 
 STEP_FOLDER = re.compile(r"step-(\d+)")
+
+
+REPLACING = 0.5  # seconds, far more than it takes to rename a folder
 
 
 ATTEMPTS = 100  # to read the newest checkpoint, while a training replaces it
@@ -75,16 +81,25 @@ def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], text
             flush(path)
         flush(temporary)
         if folder.exists():
-            replaced = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
-            os.rename(folder, replaced)
-            os.rename(temporary, folder)
-            shutil.rmtree(replaced)
-        else:
-            os.rename(temporary, folder)
+            os.rename(folder, folder.with_name(f".{folder.name}.{os.getpid()}.replaced"))
+        os.rename(temporary, folder)
         flush(folder.parent)
+        for replaced in folder.parent.glob(f".{glob.escape(folder.name)}.*.replaced"):  # and what a kill left of earlier ones
+            shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise DataError(f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+
+
+def recover(folder: Path) -> None:
+    """Put back a folder that is not there because a process was killed between the two renames that replace it."""
+    found = sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*.replaced")) if folder.name else []
+    if not found or folder.exists():
+        return
+    time.sleep(REPLACING)  # a process that is alive is about to
+    if not folder.exists():
+        with contextlib.suppress(OSError):  # another reader may be faster
+            os.rename(found[-1], folder)
 
 
 def digest_of(manifest: Mapping[str, Any]) -> str:
@@ -147,6 +162,37 @@ def verify(folder: Path, needed: Collection[str] = ()) -> dict[str, Any]:
         if found != expected:
             raise CheckpointError(f"{path}: damaged (its SHA-256 differs from the manifest's)")
     return manifest
+
+
+def read_verified(folder: Path, *names: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest of a folder, and the content of those of its files that are named and that it has, all at once: a training
+    that goes on beside may delete them a moment later.
+
+    Raises:
+        CheckpointError: the manifest or one of the files is missing or altered.
+    """
+    manifest = read_manifest(folder)
+    contents = {}
+    for name in names:
+        if name in manifest["sha256"]:
+            try:
+                contents[name] = (folder / name).read_bytes()
+            except OSError as error:
+                raise CheckpointError(f"{folder / name}: unreadable ({error.strerror})") from None
+    for name, content in contents.items():
+        if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
+            raise CheckpointError(f"{folder / name}: damaged (its SHA-256 differs from the manifest's)")
+    if names[0] not in contents and names[0] != CONFIG:
+        raise CheckpointError(f"{folder / MANIFEST}: does not name {names[0]}, which belongs to it")
+    return manifest, contents
+
+
+def tensors_of(content: bytes, path: Path) -> dict[str, Tensor]:
+    """:func:`read_tensors` for the content of a file; ``path`` is used in messages."""
+    try:
+        return load_bytes(content)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: unreadable ({error})") from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

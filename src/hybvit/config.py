@@ -489,11 +489,18 @@ def load_config(path: Path) -> Config:
             fit.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), versions.Loader)
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    return read_config(content, path)
+
+
+def read_config(text: bytes, path: Path) -> Config:
+    """:func:`load_config` for the content of a file; ``path`` is used in messages."""
+    try:
+        content = yaml.load(text.decode("utf-8"), versions.Loader)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # PyYAML lets some errors of Python through

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from . import checkpoint
 from .checkpoint import CONFIG, EMA
-from .config import Config, DiffusionConfig, load_config
-from .errors import CheckpointError, ConfigError, DataError
+from .config import Config, DiffusionConfig, load_config, read_config
+from .errors import CheckpointError, DataError
 from .hub import BUNDLED, bundled
 from .method.vit import HybViT, ViTConfig
 from .model import HybridModel
-from .networks import check_config, load_network
+from .networks import check_config, fill_network
 
 
 def load(source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
@@ -36,6 +36,7 @@ def load(source: str | os.PathLike[str], device: torch.device | str | None = Non
     path = Path(source)
     if str(source) in bundled() and not path.exists():
         source = path = BUNDLED / str(source)
+    checkpoint.recover(path)
     if (path / f"{EMA}.safetensors").is_file():
         return load_checkpoint(path, device)
     if (path / checkpoint.MANIFEST).is_file() or not path.is_dir():
@@ -53,40 +54,47 @@ def load_newest(run: Path, device: torch.device | str | None = None) -> HybridMo
         CheckpointError: there is no checkpoint, or none that is valid.
     """
     for _ in range(checkpoint.ATTEMPTS):
-        newest, manifest, problems = checkpoint.newest(run / "checkpoints", (f"{EMA}.safetensors",))
-        if newest is None:
+        problems, deleted = [], False
+        for folder in checkpoint.step_folders(run / "checkpoints"):
+            try:
+                manifest, contents = checkpoint.read_verified(folder, f"{EMA}.safetensors", CONFIG)
+            except CheckpointError as error:
+                deleted = deleted or not folder.is_dir()
+                problems += [str(error)] if folder.is_dir() else []
+                continue
+            for problem in problems:
+                warnings.warn(f"using an older checkpoint, because {problem}", stacklevel=3)
+            return of_run(run, folder, manifest, contents, device)
+        if problems:
+            raise CheckpointError(f"no usable checkpoint: {'; '.join(problems)}")
+        if not deleted:
             raise CheckpointError(f"{run}: this run has no checkpoint yet; continue its training until it writes one")
-        try:
-            model = read_checkpoint(newest, manifest, device)
-        except (CheckpointError, ConfigError):
-            if newest.is_dir():
-                raise
-            continue
-        for problem in problems:
-            warnings.warn(f"using an older checkpoint, because {problem}", stacklevel=3)
-        return model
     raise CheckpointError(f"{run}: its checkpoints are deleted faster than they are read; try again, or with more to keep")
 
 
 def load_checkpoint(folder: Path, device: torch.device | str | None = None) -> HybridModel:
     """Load the EMA weights of one checkpoint folder of a run."""
-    return read_checkpoint(folder, checkpoint.verify(folder, (f"{EMA}.safetensors",)), device)
+    checkpoint.verify(folder, (f"{EMA}.safetensors",))
+    return of_run(folder.parent.parent, folder, *checkpoint.read_verified(folder, f"{EMA}.safetensors", CONFIG), device)
 
 
-def read_checkpoint(folder: Path, manifest: Mapping[str, Any], device: torch.device | str | None = None) -> HybridModel:
-    """Load a verified checkpoint. In a run folder it must be of that run, with its configuration.
+def of_run(
+    run: Path, folder: Path, manifest: Mapping[str, Any], contents: Mapping[str, bytes], device: torch.device | str | None
+) -> HybridModel:
+    """The model of a verified checkpoint. In a run folder it must be of that run, with its configuration.
 
     Raises:
         CheckpointError: it is of another run, or does not fit.
     """
-    run = folder.parent.parent
-    if (run / CONFIG).is_file() or CONFIG not in manifest["sha256"]:
+    kept = contents.get(CONFIG)
+    if (run / CONFIG).is_file() or kept is None:
         cfg = load_config(run / CONFIG)
         checkpoint.check_run(folder, manifest, run)
-        check_config(folder, cfg)
+        check_config(folder, kept, cfg)
     else:  # a checkpoint that was copied without its run
-        cfg = load_config(folder / CONFIG)
-    return HybridModel(*load_network(cfg, folder / f"{EMA}.safetensors"), device)
+        cfg = read_config(kept, folder / CONFIG)
+    weights = folder / f"{EMA}.safetensors"
+    return HybridModel(*fill_network(cfg, checkpoint.tensors_of(contents[weights.name], weights), weights), device)
 
 
 def load_published(

@@ -353,6 +353,7 @@ class HybridModel:
             DataError: it cannot be written.
         """
         path = Path(folder)
+        checkpoint.recover(path)
         if path.exists() and not (path / checkpoint.MANIFEST).is_file():
             raise ConfigError(f"{path}: exists and is not an exported model; choose another folder")
         weights = {key: value.cpu() for key, value in self.net.state_dict().items()}
@@ -367,6 +368,7 @@ class HybridModel:
             CheckpointError: a file is missing or altered, or a weight does not fit.
         """
         folder = Path(source)
+        checkpoint.recover(folder)
         if not folder.is_dir():
             folder = download(str(source))
         checkpoint.verify(folder, (CONFIG, f"{WEIGHTS}.safetensors"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -86,23 +88,23 @@ class RunFolder:
 
         A warning names a damaged checkpoint that was skipped, or says why the resumed run will not be bit-identical.
         """
-        folder, manifest, warnings = checkpoint.newest(self.path / "checkpoints", NEEDED)
+        folder, manifest, notes = checkpoint.newest(self.path / "checkpoints", NEEDED)
         if folder is None:
-            return 0, {}, warnings
+            return 0, {}, notes
         checkpoint.check_run(folder, manifest, self.path)
-        check_config(folder, self.cfg)
+        check_config(folder, checkpoint.read_verified(folder, CONFIG)[1].get(CONFIG), self.cfg)
         step = manifest.get("step")
         if not isinstance(step, int) or step < 1:
             raise CheckpointError(f"{folder / checkpoint.MANIFEST}: has no step")
         now, before = environment(), {name: manifest[name] for name in environment() if name in manifest}
         for fact in ("torch", "threads", "machine", "device"):
             if before.get(fact) != now[fact]:
-                warnings.append(f"{folder} was written with {fact} = {before.get(fact)}, now {now[fact]}: not bit-exact")
+                notes.append(f"{folder} was written with {fact} = {before.get(fact)}, now {now[fact]}: not bit-exact")
         if before != now:
             earlier = [place for place in self.earlier_environments() if place["until_step"] < step]
             self.write_environment([*earlier, {**before, "until_step": step}])
         files = [folder / name for name in manifest["sha256"] if name.endswith(".safetensors")]
-        return step, {path.stem: checkpoint.read_tensors(path) for path in files}, warnings
+        return step, {path.stem: checkpoint.read_tensors(path) for path in files}, notes
 
     @property
     def metrics_file(self) -> Path:
@@ -123,14 +125,33 @@ class RunFolder:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without an incomplete last line."""
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
+    """The lines of a metrics.jsonl, without an incomplete last line. A damaged line is left out with a warning.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        *whole, rest = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    read = [as_line(text) for text in whole]
+    damaged = [str(number) for number, line in enumerate(read, 1) if line is None]
+    if damaged:
+        lines = f"line {damaged[0]} is" if len(damaged) == 1 else f"lines {', '.join(damaged)} are"
+        warnings.warn(f"{path}: {lines} damaged and left out", stacklevel=2)
+    return [line for line in (*read, as_line(rest)) if line is not None]
+
+
+def as_line(text: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl: a step and finite numbers by name; None where it is damaged."""
+    try:
+        line = json.loads(text, parse_constant=float)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        return None
+    numbers = all(type(value) in (int, float) and math.isfinite(value) for value in line.values())
+    return line if numbers and ("loss" not in line or line.keys() >= {"seconds", "images_per_second"}) else None
 
 
 def training_summary(history: list[dict[str, Any]]) -> dict[str, float]:
@@ -140,9 +161,11 @@ def training_summary(history: list[dict[str, Any]]) -> dict[str, float]:
         return {}
     steps, seconds = lines[-1]["step"], sum(line["seconds"] for line in lines)
     summary = {"steps": steps, "seconds": round(seconds, 1)}
-    summary["images_per_second"] = round(sum(line["images_per_second"] * line["seconds"] for line in lines) / seconds, 1)
+    if seconds > 0:
+        summary["images_per_second"] = round(sum(line["images_per_second"] * line["seconds"] for line in lines) / seconds, 1)
     late = [line for line in lines if line["step"] > 0.9 * steps]
     for name in ("ce", "denoising", "energy_gap"):
-        if name in lines[-1]:
-            summary[name] = round(sum(line[name] for line in late) / len(late), 4)
+        values = [line[name] for line in late if name in line]
+        if values:
+            summary[name] = round(sum(values) / len(values), 4)
     return summary
