@@ -47,7 +47,7 @@ FLOORS: list[tuple[str, list[list[tuple[str, str, int, int]]]]] = [
             [("baselines", "JEM, ResNets, U-Net", TRUNK, WIDE), ("checkpoint", "weights on disk", RIGHT, NARROW)],
             [("data", "files to batches", TRUNK, WIDE), ("presets", "recipes by name", LEFT, WIDE)],
             [("config", "every setting", TRUNK, WIDE), ("storage", "atomic writes", RIGHT, NARROW)],
-            [("catalog", "facts about data sets", LEFT, WIDE)],
+            [("catalog", "facts about data sets", LEFT, WIDE), ("versions", "older files", TRUNK, WIDE)],
         ],
     ),
     ("metrics", [[("metrics", "tensors to numbers", LANE - 16, WIDE)]]),
@@ -76,7 +76,7 @@ BENDS = {
     ("networks", "checkpoint"): ("right", "H536", "side"),
     ("data", "storage"): ("right", f"H{RIGHT - 26}"),
     ("config", "catalog"): ("left", f"H{LEFT + 34}"),
-    ("config", "errors"): ("right", "H536"),
+    ("versions", "errors"): ("right", "H536"),
     ("metrics", "errors"): ("right", "H512"),
 }
 

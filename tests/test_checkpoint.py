@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import shutil
 
 import pytest
 import torch
 
 import hybvit
-from hybvit import checkpoint, loading
+from hybvit import checkpoint, config, loading
 from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.method.vit import HybViT, ViTConfig
+from hybvit.presets import preset
+from hybvit.training.run_folder import RunFolder
 
 
 def write(folder, step=1):
@@ -194,3 +199,123 @@ def test_strict_loading_names_the_key():
     ):
         with pytest.raises(CheckpointError, match=named):
             checkpoint.load_strictly(net, broken, "file")
+
+
+# what the manifest covers
+
+
+def small_run(folder, seed=0, steps=(1,)):
+    """A run folder with checkpoints, as training leaves it."""
+    cfg = config.override(preset("digits"), model={"dim": 16, "depth": 1, "heads": 2, "readout_width": 4}, train={"seed": seed})
+    run = RunFolder(folder, cfg)
+    torch.manual_seed(seed)
+    weights = HybViT(cfg.model).state_dict()
+    for step in steps:
+        run.save(step, len(steps), network=weights, ema=weights, optimizer={"x": torch.zeros(1)})
+    return cfg
+
+
+def resume(folder, cfg):
+    return RunFolder(folder, cfg).newest()
+
+
+def test_every_flipped_bit_of_a_manifest_is_found_or_changes_nothing(tmp_path):
+    write(tmp_path / "step-00000006", step=6)
+    path = tmp_path / "step-00000006" / "manifest.json"
+    raw, before = path.read_bytes(), checkpoint.verify(path.parent)
+    for place in range(len(raw)):
+        for bit in range(8):
+            damaged = bytearray(raw)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            with contextlib.suppress(CheckpointError):
+                assert checkpoint.verify(path.parent) == before
+
+
+@pytest.mark.parametrize(
+    "text", ['{"sha256": {}}', '{"sha256": []}', "[]", "null", '{"sha256": null}', '{"step": 7}', "", "7", "[" * 100_000]
+)
+def test_a_manifest_that_names_no_file_does_not_verify(tmp_path, text):
+    write(tmp_path / "a")
+    (tmp_path / "a" / "manifest.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
+        checkpoint.verify(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "model.safetensors"])
+def test_an_export_whose_manifest_leaves_out_a_file_is_refused(golden_config, tmp_path, name):
+    hybvit.HybridModel(HybViT(golden_config), config.Config(model=golden_config), "cpu").save_pretrained(tmp_path / "a")
+    manifest = checkpoint.verify(tmp_path / "a")
+    del manifest["sha256"][name]
+    (tmp_path / "a" / "manifest.json").write_text(json.dumps({**manifest, "digest": checkpoint.digest_of(manifest)}))
+    with pytest.raises(CheckpointError, match=f"does not name {name}"):
+        hybvit.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["network", "ema", "optimizer"])
+def test_a_checkpoint_without_a_file_does_not_resume(tmp_path, name):
+    cfg = small_run(tmp_path / "run")
+    (folder,) = checkpoint.step_folders(tmp_path / "run" / "checkpoints")
+    manifest = checkpoint.verify(folder)
+    del manifest["sha256"][f"{name}.safetensors"]
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "digest": checkpoint.digest_of(manifest)}))
+    with pytest.raises(CheckpointError, match=f"does not name {name}"):
+        resume(tmp_path / "run", cfg)
+
+
+def test_a_checkpoint_under_another_step_is_refused(tmp_path):
+    cfg = small_run(tmp_path / "run")
+    (folder,) = checkpoint.step_folders(tmp_path / "run" / "checkpoints")
+    folder.rename(folder.with_name("step-00000009"))
+    with pytest.raises(CheckpointError, match="is of step 1, its folder of step 9"):
+        resume(tmp_path / "run", cfg)
+
+
+@pytest.mark.parametrize("how", ["same configuration", "other seed", "no id"])
+def test_a_checkpoint_of_another_run_is_refused_on_resume_and_load(tmp_path, how):
+    cfg = small_run(tmp_path / "run", steps=(1, 2))
+    small_run(tmp_path / "other", seed=how == "other seed", steps=(5,))
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "step-00000005", tmp_path / "run" / "checkpoints" / "step-00000005")
+    if how == "no id":
+        (tmp_path / "run" / "run.id").unlink()
+    for use in (lambda: resume(tmp_path / "run", cfg), lambda: hybvit.load(tmp_path / "run")):
+        with pytest.raises(CheckpointError, match="step-00000005: a checkpoint of another run") as refused:
+            use()
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("change", [("target: v", "target: eps"), ("seed: 0", "seed: 1"), ("- '3'", "- '8'")])
+def test_a_configuration_that_its_checkpoint_does_not_know_is_refused(tmp_path, change):
+    small_run(tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    text = path.read_text()
+    if change[0] not in text:
+        change = ("classes: []", "classes: [a]")
+    assert change[0] in text
+    path.write_text(text.replace(*change))
+    with pytest.raises(CheckpointError, match=r"was written with \w+\.\w+ = "):
+        hybvit.load(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"was written with \w+\.\w+ = "):
+        resume(tmp_path / "run", config.load_config(path))
+
+
+def test_what_a_resume_may_change_does_not_make_it_another_run(tmp_path):
+    cfg = small_run(tmp_path / "run")
+    cfg = config.override(cfg, train={"log_every": 3}, data={"root": "elsewhere"})
+    assert resume(tmp_path / "run", cfg)[0] == 1
+    assert hybvit.load(tmp_path / "run").cfg.train.log_every == 3
+
+
+def test_a_checkpoint_loads_without_its_run(tmp_path):
+    cfg = small_run(tmp_path / "run")
+    shutil.copytree(tmp_path / "run" / "checkpoints" / "step-00000001", tmp_path / "alone")
+    assert hybvit.load(tmp_path / "alone").cfg == cfg
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused(golden_config, tmp_path, value):
+    net = HybViT(golden_config)
+    net.class_token.data[0] = value
+    hybvit.HybridModel(net, config.Config(model=golden_config), "cpu").save_pretrained(tmp_path / "a")
+    with pytest.raises(CheckpointError, match="class_token contains values that are not finite"):
+        hybvit.load(tmp_path / "a")

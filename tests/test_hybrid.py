@@ -6,7 +6,7 @@ from PIL import Image
 
 import hybvit
 from hybvit import hub, loading
-from hybvit.config import Config, DiffusionConfig, override
+from hybvit.config import Config, DiffusionConfig, override, to_yaml
 from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.method.objective import Objective
 from hybvit.method.vit import HybViT
@@ -174,14 +174,14 @@ def test_load_says_what_is_not_there(tmp_path, monkeypatch):
         hybvit.load(tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         hybvit.load(tmp_path / "none" / "at" / "all")
-    (tmp_path / "config.yaml").write_text("{}")
+    (tmp_path / "config.yaml").write_text(to_yaml(preset("digits")))
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
         hybvit.load(tmp_path)
 
 
 @pytest.mark.slow
 def test_every_preset_builds_and_reloads(tmp_path):
-    from hybvit.config import load_config, to_yaml
+    from hybvit.config import load_config
     from hybvit.presets import PRESETS
 
     for name in PRESETS:

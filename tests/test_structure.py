@@ -30,7 +30,7 @@ FLOORS = [  # a room imports from its own floor and those below, and never in a 
     {"metrics"},
     {
         "catalog", "config", "presets", "devices", "storage", "distributed", "checkpoint", "data", "baselines", "networks",
-        "hub", "model", "loading", 
+        "hub", "model", "loading", "versions",
     },
     {"training", "evaluation", "reproduce"},
     {"cli", "__main__"},

@@ -12,8 +12,9 @@ import torch
 import yaml
 
 import hybvit
-from hybvit.config import RETIRED, load_config
+from hybvit.config import load_config
 from hybvit.errors import ConfigError
+from hybvit.versions import RETIRED
 
 from .traces import pinned
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybvit.checkpoint import newest, read_tensors, step_folders
+from hybvit.checkpoint import digest_of, newest, read_tensors, step_folders
 from hybvit.config import override
 from hybvit.method.vit import HybViT, ViTConfig
 from hybvit.presets import preset
@@ -210,7 +210,8 @@ def test_a_run_that_goes_on_elsewhere_tells_where_it_was(uninterrupted, tmp_path
     shutil.rmtree(step_folders(out / "checkpoints")[0])
     manifest = step_folders(out / "checkpoints")[0] / "manifest.json"
     before = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**before, "device": "a GPU"}))
+    moved = {**before, "device": "a GPU"}
+    manifest.write_text(json.dumps({**moved, "digest": digest_of(moved)}))
     again = hybvit(*command(out))
     assert "was written with device = a GPU" in again.stdout
     assert_identical(final_state(uninterrupted), final_state(out))

@@ -59,7 +59,7 @@ RETIRED_WORDS = {  # regular expression, in any case -> what to write instead
 }
 
 KEPT = {  # stored keys and fields of published files, which keep their names
-    "config.py": ['"train.ema_power": []'],
+    "versions.py": ['"train.ema_power": []', "ema_warmup ema_power seed"],
     "evaluation/fidelity.py": ['"told":'],
     "reproduce/variants.py": ['"untold"'],
 }

@@ -1,22 +1,27 @@
 """Weights on disk: atomic, verified checkpoints.
 
 A checkpoint is a folder that is either complete or absent: it is written under a temporary name with a manifest of SHA-256
-sums, flushed, then renamed. safetensors has no checksum of its own, so only folders whose manifest verifies are loaded.
+sums, flushed, then renamed. safetensors has no checksum of its own, so only folders whose manifest verifies are loaded. The
+manifest has a digest of itself, which covers the step and the run that a checkpoint is of.
 """
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,7 +34,22 @@ CONFIG, WEIGHTS, EMA = "config.yaml", "model", "ema"
 MANIFEST = "manifest.json"
 
 
+DIGEST = "digest"  # of the manifest, in the manifest
+
+
+OF_FIRST = {"step", "hybvit", "torch", "python", "machine", "device", "threads", "world_size", "sha256"}  # all that 0.1.0 wrote
+
+
+RUN_ID = "run.id"  # in a run folder: a random name, which its checkpoints repeat
+
+
 STEP_FOLDER = re.compile(r"step-(\d+)")
+
+
+REPLACING = 0.5  # seconds, far more than it takes to rename a folder
+
+
+ATTEMPTS = 100  # to read the newest checkpoint, while a training replaces it
 
 
 def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str], **facts: Any) -> None:
@@ -54,43 +74,125 @@ def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], text
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
         sums = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-        (temporary / MANIFEST).write_text(json.dumps({**facts, "sha256": sums}, indent=1) + "\n", encoding="utf-8")
+        manifest = {**facts, "sha256": sums}
+        manifest[DIGEST] = digest_of(manifest)
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         for path in temporary.iterdir():
             flush(path)
         flush(temporary)
         if folder.exists():
-            replaced = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
-            os.rename(folder, replaced)
-            os.rename(temporary, folder)
-            shutil.rmtree(replaced)
-        else:
-            os.rename(temporary, folder)
+            os.rename(folder, folder.with_name(f".{folder.name}.{os.getpid()}.replaced"))
+        os.rename(temporary, folder)
         flush(folder.parent)
+        for replaced in folder.parent.glob(f".{glob.escape(folder.name)}.*.replaced"):  # and what a kill left of earlier ones
+            shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise DataError(f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def recover(folder: Path) -> None:
+    """Put back a folder that is not there because a process was killed between the two renames that replace it."""
+    found = sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*.replaced")) if folder.name else []
+    if not found or folder.exists():
+        return
+    time.sleep(REPLACING)  # a process that is alive is about to
+    if not folder.exists():
+        with contextlib.suppress(OSError):  # another reader may be faster
+            os.rename(found[-1], folder)
+
+
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's content, whatever the order and the spaces of its text."""
+    content = {name: value for name, value in manifest.items() if name != DIGEST}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder, which is what was written.
+
+    Raises:
+        CheckpointError: it is missing or altered.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        sums = dict(manifest["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise CheckpointError(f"{path}: missing or damaged") from None
+    if DIGEST in manifest:
+        intact = manifest[DIGEST] == digest_of(manifest)
+    else:
+        intact = manifest.keys() <= OF_FIRST and manifest.get("hybvit", "0.1.0") == "0.1.0"
+    if not intact:
+        raise CheckpointError(f"{path}: damaged (its digest is not that of its content)")
+    if not sums:
+        raise CheckpointError(f"{path}: damaged: it names no file")
+    for name in sums:
+        if Path(name).name != name:
+            raise CheckpointError(f"{path}: damaged: {name!r} is no file of this folder")
+    step = manifest.get("step")
+    if STEP_FOLDER.fullmatch(folder.name) and step is not None and step != step_of(folder):
+        raise CheckpointError(f"{path}: is of step {step}, its folder of step {step_of(folder)}")
+    return manifest
+
+
+def verify(folder: Path, needed: Collection[str] = ()) -> dict[str, Any]:
     """Check every file of a folder against its manifest -> the manifest.
+
+    Args:
+        needed: the files that the manifest must name.
 
     Raises:
         CheckpointError: a file is missing or altered; the message names it.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        sums = dict(manifest["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{folder / MANIFEST}: missing or damaged") from None
+    manifest = read_manifest(folder)
+    sums = manifest["sha256"]
+    for name in needed:
+        if name not in sums:
+            raise CheckpointError(f"{folder / MANIFEST}: does not name {name}, which belongs to it")
     for name, expected in sums.items():
         path = folder / name
-        if Path(name).name != name:
-            raise CheckpointError(f"{folder / MANIFEST}: damaged: {name!r} is no file of this folder")
         if not path.is_file():
             raise CheckpointError(f"{path}: missing")
-        if sha256(path) != expected:
+        try:
+            found = sha256(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: unreadable ({error.strerror})") from None
+        if found != expected:
             raise CheckpointError(f"{path}: damaged (its SHA-256 differs from the manifest's)")
     return manifest
+
+
+def read_verified(folder: Path, *names: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest of a folder, and the content of those of its files that are named and that it has, all at once: a training
+    that goes on beside may delete them a moment later.
+
+    Raises:
+        CheckpointError: the manifest or one of the files is missing or altered.
+    """
+    manifest = read_manifest(folder)
+    contents = {}
+    for name in names:
+        if name in manifest["sha256"]:
+            try:
+                contents[name] = (folder / name).read_bytes()
+            except OSError as error:
+                raise CheckpointError(f"{folder / name}: unreadable ({error.strerror})") from None
+    for name, content in contents.items():
+        if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
+            raise CheckpointError(f"{folder / name}: damaged (its SHA-256 differs from the manifest's)")
+    if names[0] not in contents and names[0] != CONFIG:
+        raise CheckpointError(f"{folder / MANIFEST}: does not name {names[0]}, which belongs to it")
+    return manifest, contents
+
+
+def tensors_of(content: bytes, path: Path) -> dict[str, Tensor]:
+    """:func:`read_tensors` for the content of a file; ``path`` is used in messages."""
+    try:
+        return load_bytes(content)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: unreadable ({error})") from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -125,29 +227,64 @@ def step_folders(checkpoints: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def newest(checkpoints: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
+def newest(checkpoints: Path, needed: Collection[str] = ()) -> tuple[Path | None, dict[str, Any], list[str]]:
     """The newest valid checkpoint -> its folder, its manifest, and a line for each damaged one that was skipped.
 
-    Where there is no checkpoint yet: None, an empty manifest and no lines.
+    Where there is no checkpoint yet: None, an empty manifest and no lines. A training that goes on beside may write and delete
+    checkpoints meanwhile.
+
+    Args:
+        needed: the files that it must hold.
 
     Raises:
         CheckpointError: there are checkpoints, and all of them are damaged.
     """
     problems: list[str] = []
-    for folder in step_folders(checkpoints):
-        try:
-            return folder, verify(folder), problems
-        except CheckpointError as error:
-            problems.append(str(error))
+    for _ in range(ATTEMPTS):
+        problems, deleted = [], False
+        for folder in step_folders(checkpoints):
+            try:
+                return folder, verify(folder, needed), problems
+            except CheckpointError as error:
+                if folder.is_dir():
+                    problems.append(str(error))
+                deleted = deleted or not folder.is_dir()
+        if not deleted:
+            break
     if problems:
         raise CheckpointError(f"no usable checkpoint: {'; '.join(problems)}")
     return None, {}, []
 
 
+def run_id_of(run: Path) -> str | None:
+    """The name of a run, kept in its folder; None for a run that 0.1.0 started."""
+    try:
+        return (run / RUN_ID).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError):
+        raise CheckpointError(f"{run / RUN_ID}: damaged; restore it from a copy of the run") from None
+
+
+def check_run(folder: Path, manifest: Mapping[str, Any], run: Path) -> None:
+    """Check that a checkpoint is of this run and of no other.
+
+    Raises:
+        CheckpointError: it is of another; the message says how to use it nevertheless.
+    """
+    if manifest.get("run") != run_id_of(run):
+        raise CheckpointError(
+            f"{folder}: a checkpoint of another run, not of {run} (its run and {run / RUN_ID} differ): delete it, or give it "
+            "as train.init to a new run"
+        )
+
+
 def prune(checkpoints: Path, keep: int) -> None:
     """Delete all but the newest ``keep`` checkpoints, and incomplete folders of a killed process."""
     for folder in step_folders(checkpoints)[keep:]:
-        shutil.rmtree(folder, ignore_errors=True)
+        leaving = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")  # for a reader it is there as a whole, or not
+        with contextlib.suppress(OSError):
+            os.rename(folder, leaving)
     for leftover in (*checkpoints.glob(".*.part"), *checkpoints.glob(".*.replaced")):
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from . import __version__, versions
 from .catalog import CATALOG, OWN_IMAGES
 from .errors import ConfigError, did_you_mean
 from .method.diffusion import SCHEDULES, Diffusion
@@ -286,12 +287,6 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [  # fields, whether a va
 ]
 
 
-RETIRED: dict[str, Any] = {  # fields of 0.1.0 that were removed: a stored configuration may hold their defaults
-    "model.norm": "layer", "model.registers": 0, "model.class_pool": "token", "objective.balance": "fixed",
-    "objective.class_noise": 0.0, "optim.cooldown": 0.2, "train.ema_power": [],
-}  # fmt: skip
-
-
 FITTING = {  # network -> the objectives that it can be trained for
     "vit": ("vit", "genvit", "hybvit", "jem"),
     "wide_resnet": ("vit", "jem"),
@@ -417,6 +412,13 @@ def describe_batch(cfg: Config) -> str:
     return f"{denoising} + {labelled}" if denoising and labelled and denoising != labelled else str(denoising or labelled)
 
 
+FREE_TO_CHANGE = {  # what is written or where, not what is computed: a run may be resumed with other values
+    "train.log_every", "train.preview_every", "train.checkpoint_every", "train.keep_checkpoints", "train.snapshot_every",
+    "train.tensorboard",
+    "data.root", "data.test_root", "data.workers", "data.memory_gib",
+}  # fmt: skip
+
+
 def override(cfg: Config, **changes: Any) -> Config:
     """``override(cfg, optim={"lr": 1e-4})``: a copy with some fields of some groups changed."""
     return replace(cfg, **{group: replace(getattr(cfg, group), **fields) for group, fields in changes.items()})
@@ -477,43 +479,42 @@ def to_dict(cfg: Config) -> dict[str, Any]:
 
 
 def to_yaml(cfg: Config) -> str:
-    return yaml.safe_dump(to_dict(cfg), sort_keys=False, allow_unicode=True)
+    """The configuration as it is stored: the version that writes it, and every field."""
+    return yaml.safe_dump({versions.KEY: __version__, **to_dict(cfg)}, sort_keys=False, allow_unicode=True)
 
 
 def load_config(path: Path) -> Config:
-    """Read a config.yaml. Every field in it must be known; a missing one takes its default.
+    """Read a stored configuration, such as the config.yaml of a run or an export. It must be complete: every field of the
+    version that wrote it is there, once. Those of older versions are migrated.
 
     Raises:
-        ConfigError: the file is missing or not a YAML mapping, a field is unknown, or a value does not fit.
+        ConfigError: the file is missing or not a YAML mapping, a field is missing, unknown or twice there, or a value does not
+            fit.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    return read_config(content, path)
+
+
+def read_config(text: bytes, path: Path) -> Config:
+    """:func:`load_config` for the content of a file; ``path`` is used in messages."""
+    try:
+        content = yaml.load(text.decode("utf-8"), versions.Loader)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # PyYAML lets some errors of Python through
         raise ConfigError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: not a configuration (a mapping with {', '.join(GROUPS)} is expected)")
-    for group, fields in content.items():
-        if group not in GROUPS:
-            raise ConfigError(f"{path}: unknown group {group!r}{did_you_mean(str(group), list(GROUPS))}")
-        names = [f.name for f in dataclasses.fields(getattr(Config(), group))]
-        if not isinstance(fields, dict):
-            raise ConfigError(f"{path}: {group} is {fields!r}: it must be a mapping with {', '.join(names)}")
-        for name in [name for name in fields if f"{group}.{name}" in RETIRED]:
-            value, default = fields.pop(name), RETIRED[f"{group}.{name}"]
-            if value != default:
-                raise ConfigError(
-                    f"{path}: {group}.{name} is {value!r}, an option that was removed (docs/ablation.md says why)"
-                )
-        for name in fields:
-            if name not in names:
-                raise ConfigError(f"{path}: unknown field {group}.{name}{did_you_mean(str(name), names)}")
     parser = _parser(Config())
     try:
-        return _build(lambda: parser.parse_object(content), parser)
+        fields = {group: [f.name for f in dataclasses.fields(getattr(Config(), group))] for group in GROUPS}
+        complete = versions.migrate(content, fields)
+        return _build(lambda: parser.parse_object(complete), parser)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 

@@ -8,18 +8,19 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import checkpoint
 from .checkpoint import CONFIG, EMA
-from .config import Config, DiffusionConfig, load_config
+from .config import Config, DiffusionConfig, load_config, read_config
 from .errors import CheckpointError, DataError
 from .hub import BUNDLED, bundled
 from .method.vit import HybViT, ViTConfig
 from .model import HybridModel
-from .networks import load_network
+from .networks import check_config, fill_network
 
 
 def load(source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
@@ -35,6 +36,7 @@ def load(source: str | os.PathLike[str], device: torch.device | str | None = Non
     path = Path(source)
     if str(source) in bundled() and not path.exists():
         source = path = BUNDLED / str(source)
+    checkpoint.recover(path)
     if (path / f"{EMA}.safetensors").is_file():
         return load_checkpoint(path, device)
     if (path / checkpoint.MANIFEST).is_file() or not path.is_dir():
@@ -42,18 +44,57 @@ def load(source: str | os.PathLike[str], device: torch.device | str | None = Non
     if not (path / CONFIG).is_file():
         raise DataError(f"{path}: neither a run folder nor an exported model (no {CONFIG} in it)")
     load_config(path / CONFIG)  # report an invalid configuration before an invalid checkpoint
-    newest, _, problems = checkpoint.newest(path / "checkpoints")
-    for problem in problems:
-        warnings.warn(f"using an older checkpoint, because {problem}", stacklevel=2)
-    if newest is None:
-        raise CheckpointError(f"{path}: this run has no checkpoint yet; continue its training until it writes one")
-    return load_checkpoint(newest, device)
+    return load_newest(path, device)
+
+
+def load_newest(run: Path, device: torch.device | str | None = None) -> HybridModel:
+    """Load the newest valid checkpoint of a run, which may be in training: one that is deleted meanwhile is not missed.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or none that is valid.
+    """
+    for _ in range(checkpoint.ATTEMPTS):
+        problems, deleted = [], False
+        for folder in checkpoint.step_folders(run / "checkpoints"):
+            try:
+                manifest, contents = checkpoint.read_verified(folder, f"{EMA}.safetensors", CONFIG)
+            except CheckpointError as error:
+                deleted = deleted or not folder.is_dir()
+                problems += [str(error)] if folder.is_dir() else []
+                continue
+            for problem in problems:
+                warnings.warn(f"using an older checkpoint, because {problem}", stacklevel=3)
+            return of_run(run, folder, manifest, contents, device)
+        if problems:
+            raise CheckpointError(f"no usable checkpoint: {'; '.join(problems)}")
+        if not deleted:
+            raise CheckpointError(f"{run}: this run has no checkpoint yet; continue its training until it writes one")
+    raise CheckpointError(f"{run}: its checkpoints are deleted faster than they are read; try again, or with more to keep")
 
 
 def load_checkpoint(folder: Path, device: torch.device | str | None = None) -> HybridModel:
     """Load the EMA weights of one checkpoint folder of a run."""
-    checkpoint.verify(folder)
-    return HybridModel(*load_network(load_config(folder.parent.parent / CONFIG), folder / f"{EMA}.safetensors"), device)
+    checkpoint.verify(folder, (f"{EMA}.safetensors",))
+    return of_run(folder.parent.parent, folder, *checkpoint.read_verified(folder, f"{EMA}.safetensors", CONFIG), device)
+
+
+def of_run(
+    run: Path, folder: Path, manifest: Mapping[str, Any], contents: Mapping[str, bytes], device: torch.device | str | None
+) -> HybridModel:
+    """The model of a verified checkpoint. In a run folder it must be of that run, with its configuration.
+
+    Raises:
+        CheckpointError: it is of another run, or does not fit.
+    """
+    kept = contents.get(CONFIG)
+    if (run / CONFIG).is_file() or kept is None:
+        cfg = load_config(run / CONFIG)
+        checkpoint.check_run(folder, manifest, run)
+        check_config(folder, kept, cfg)
+    else:  # a checkpoint that was copied without its run
+        cfg = read_config(kept, folder / CONFIG)
+    weights = folder / f"{EMA}.safetensors"
+    return HybridModel(*fill_network(cfg, checkpoint.tensors_of(contents[weights.name], weights), weights), device)
 
 
 def load_published(

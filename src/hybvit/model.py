@@ -20,7 +20,7 @@ from .config import Config, load_config, to_yaml, without_addresses
 from .data.image_set import to_pixels, to_x
 from .data.images import as_pixels
 from .devices import best_device, keep_freed_memory
-from .errors import ConfigError, did_you_mean
+from .errors import ConfigError, DivergedError, did_you_mean
 from .hub import download
 from .method.diffusion import Diffusion
 from .method.samplers import Denoiser, ImageNoise, Spacing, run_sampler
@@ -143,6 +143,8 @@ class HybridModel:
             wanted = ", ".join(map(str, self.image_shape))
             raise ValueError(f"pixels are {images.dtype} {list(images.shape)}: this model takes uint8 [N, {wanted}]")
         logits = torch.cat([self.logits(to_x(part.to(self.device))).cpu() for part in images.split(256)] or [torch.empty(0, 1)])
+        if not bool(logits.isfinite().all()):
+            raise DivergedError("the logits are not finite: this model diverged in training; use another checkpoint")
         return Prediction(logits.argmax(dim=1), logits.softmax(dim=1), log_density(logits))
 
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -355,6 +357,7 @@ class HybridModel:
             DataError: it cannot be written.
         """
         path = Path(folder)
+        checkpoint.recover(path)
         if path.exists() and not (path / checkpoint.MANIFEST).is_file():
             raise ConfigError(f"{path}: exists and is not an exported model; choose another folder")
         weights = {key: value.cpu() for key, value in self.net.state_dict().items()}
@@ -369,9 +372,10 @@ class HybridModel:
             CheckpointError: a file is missing or altered, or a weight does not fit.
         """
         folder = Path(source)
+        checkpoint.recover(folder)
         if not folder.is_dir():
             folder = download(str(source))
-        checkpoint.verify(folder)
+        checkpoint.verify(folder, (CONFIG, f"{WEIGHTS}.safetensors"))
         return cls(*load_network(load_config(folder / CONFIG), folder / f"{WEIGHTS}.safetensors"), device)
 
 
@@ -387,4 +391,6 @@ def draw(
     """Run a sampler with a denoiser (-> x_0), one image for each of the noise: uint8 [B, C, H, W] on the CPU."""
     for x in run_sampler(sampler, denoise, diffusion, noise, steps, spacing):
         pass
+    if not bool(x.isfinite().all()):
+        raise DivergedError("the generated images are not finite: this model diverged in training; use another checkpoint")
     return to_pixels(x).cpu()

@@ -15,7 +15,9 @@ from .baselines.jem import JEM
 from .baselines.preact_resnet import PreActResNet18
 from .baselines.unet import DenoisingUNet
 from .baselines.wide_resnet import WideResNet
-from .config import Config, without_addresses
+from .checkpoint import CONFIG
+from .config import FREE_TO_CHANGE, Config, differences, read_config, without_addresses
+from .errors import CheckpointError
 from .method.vit import HybViT
 
 Network = HybViT | WideResNet | PreActResNet18 | DenoisingUNet | JEM
@@ -66,15 +68,43 @@ def number_of_parameters(net: Parametrized) -> int:
 
 
 def load_network(cfg: Config, weights: Path) -> tuple[Network, Config]:
-    """Load a stored network -> the network, and its configuration without references to anything outside its folder.
+    """:func:`fill_network` with the weights of a file."""
+    return fill_network(cfg, checkpoint.read_tensors(weights), weights)
+
+
+def fill_network(cfg: Config, tensors: dict[str, Tensor], weights: Path) -> tuple[Network, Config]:
+    """Build a stored network from its weights -> the network, and its configuration without references to anything outside
+    its folder.
 
     Raises:
         CheckpointError: a weight is missing, unexpected, or has the wrong shape. This is checked before any memory is
             allocated, so a configuration cannot request more memory than its weights take.
     """
-    tensors = checkpoint.read_tensors(weights)
     with torch.device("meta"):
         checkpoint.check_fits(build_network(cfg), tensors, weights.parent)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{weights}: {name} contains values that are not finite; use an earlier checkpoint")
     net = build_network(cfg)
     checkpoint.load_strictly(net, tensors, weights.parent)
     return net, without_addresses(cfg)
+
+
+def check_config(folder: Path, kept: bytes | None, cfg: Config) -> None:
+    """Check that a checkpoint was written with this configuration, but for the fields that are free to change.
+
+    Args:
+        kept: the configuration that the checkpoint holds; None for one of 0.1.0, which holds none.
+
+    Raises:
+        ConfigError: the configuration in the checkpoint cannot be read.
+        CheckpointError: a field differs; the message names the first.
+    """
+    if kept is None:
+        return
+    for name, (before, now) in differences(read_config(kept, folder / CONFIG), cfg).items():
+        if name not in FREE_TO_CHANGE:
+            raise CheckpointError(
+                f"{folder}: was written with {name} = {before!r}, but the run's {CONFIG} says {now!r}: it is damaged or of "
+                f"another run; the checkpoint's {CONFIG} is the right one for it"
+            )

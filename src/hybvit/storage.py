@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -69,37 +70,58 @@ def make_folder(path: Path) -> None:
         raise DataError(f"{path}: no permission to write to it")
 
 
+_HELD: weakref.WeakValueDictionary[Path, IO[str]] = weakref.WeakValueDictionary()  # the locks of this process
+
+
 def lock_folder(path: Path, name: str = ".lock") -> IO[str] | None:
-    """Lock a folder against other processes until the returned file is closed; the lock of a killed process is released.
+    """Lock a folder against other callers until the returned file is closed; the lock of a killed process is released.
+
+    It is a POSIX record lock, which belongs to the process alone: loader workers that outlive a killed training do not keep it.
 
     Returns None on Windows, where nothing is locked.
 
     Raises:
-        ConfigError: another process holds the lock.
+        ConfigError: another process holds the lock, or another call in this one.
+        DataError: the folder cannot be written.
     """
     try:
         import fcntl
     except ImportError:  # not on Windows
         return None
-    file = (path / name).open("w")
+    taken = ConfigError(f"{path}: in use by another process; choose another --out, or wait")
+    place = (path / name).resolve()
+    held = _HELD.get(place)
+    if held is not None and not held.closed:  # to open and close the file once more would release the lock
+        raise taken
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        file = place.open("a")
+    except OSError as error:
+        raise DataError(f"{place}: cannot be written ({error.strerror})") from None
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX allows either
         file.close()
-        raise ConfigError(f"{path}: in use by another process; choose another --out, or wait") from None
+        raise taken from None
     except OSError:  # the file system does not support locks
         pass
+    _HELD[place] = file
     return file
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """The content of a JSON file, an object with these keys.
 
     Raises:
         DataError: the file is damaged or cannot be read.
     """
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"an object is expected, not {json.dumps(content)[:40]}")
+        for key in keys:
+            if key not in content:
+                raise ValueError(f"{key} is missing")
+        return content
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except ValueError as error:  # also raised for bytes that are not text

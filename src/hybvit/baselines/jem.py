@@ -229,6 +229,8 @@ class JEM(nn.Module):
         generators = [seeds.generator(seed, "samples", i) for i in indices]
         x = self.replay_images[order[torch.tensor([i % m for i in indices])].to(self.replay_images.device)]
         x = self._langevin(x, steps, lambda: torch.stack([torch.randn(self.image_shape, generator=g) for g in generators]))
+        if not bool(x.isfinite().all()):
+            raise DivergedError("the generated images are not finite: this model diverged in training")
         return to_pixels(x).cpu()
 
 

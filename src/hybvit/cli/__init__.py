@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 
 from .. import __version__, errors
+from .output import guarded
 
 VERBS = {
     "train": "train a preset, or resume an interrupted run",
@@ -21,6 +22,7 @@ VERBS = {
     "show": "print a preset's full configuration",
     "bench": "time the training step against a plain reference and the machine's peak",
 }
+WRITES_FILES = ("train", "evaluate", "reproduce")  # they go on when nobody reads what they say: their results are files
 EXIT_CODES = (
     (errors.ConfigError, 2),
     (errors.DataError, 3),
@@ -29,8 +31,9 @@ EXIT_CODES = (
     (errors.Interrupted, 75),
     (ValueError, 2),  # method/ raises it with the name of the wrong argument
 )
-EXIT_LEGEND = """exit codes: 0 done, 1 internal error, 2 usage or configuration, 3 data missing or corrupt, 4 diverged,
-            5 checkpoint unusable, 75 interrupted with the state saved, 130 interrupted with nothing to save"""
+EXIT_LEGEND = """exit codes: 0 done, 1 internal error, 2 usage or configuration, 3 data missing or corrupt,
+            or output not written, 4 diverged, 5 checkpoint unusable, 75 interrupted with the state saved,
+            130 interrupted with nothing to save"""
 
 
 def usage() -> str:
@@ -56,13 +59,29 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if arguments else 2
-    if arguments[0] == "--version":
-        print(f"hybvit {__version__}")
-        return 0
+    goes_on = bool(arguments) and arguments[0] in WRITES_FILES and not {"-h", "--help"} & {*arguments}
+    with guarded(goes_on) as out:
+        code = run(arguments, debug)
+        try:
+            out.flush()
+        except errors.DataError as error:
+            return report(error, debug)
+        if out.lost is None or not goes_on:
+            return code
+        left = isinstance(out.lost, BrokenPipeError) and arguments[0] == "train"
+        print(f"hybvit: {out.message()}; the work went on without it", file=sys.stderr)
+        return code if code or left else 3
+
+
+def run(arguments: list[str], debug: bool) -> int:
+    """Run one verb -> the exit code, before it is known whether its output arrived."""
     try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(usage())
+            return 0 if arguments else 2
+        if arguments[0] == "--version":
+            print(f"hybvit {__version__}")
+            return 0
         if arguments[0] not in VERBS:
             hint = errors.did_you_mean(arguments[0], VERBS) or f": it is one of {', '.join(VERBS)}"
             raise errors.ConfigError(f"unknown verb {arguments[0]!r}{hint}")
@@ -71,19 +90,23 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hybvit: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe has left
-        sys.stderr.close()
-        return 0
+    except SystemExit as left:  # argparse, after --help
+        return left.code if isinstance(left.code, int) else 0
     except Exception as error:
-        if debug:
-            traceback.print_exc()
-        for kind, code in EXIT_CODES:
-            if isinstance(error, kind) and (kind is not ValueError or raised_by_us(error)):
-                print(f"hybvit: {' '.join(str(error).split())}", file=sys.stderr)
-                return code
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"hybvit: internal error: {message} (--debug shows where; please report it)", file=sys.stderr)
-        return 1
+        return report(error, debug)
+
+
+def report(error: Exception, debug: bool) -> int:
+    """Say in one line what went wrong -> the exit code."""
+    if debug:
+        traceback.print_exception(error)
+    for kind, code in EXIT_CODES:
+        if isinstance(error, kind) and (kind is not ValueError or raised_by_us(error)):
+            print(f"hybvit: {' '.join(str(error).split())}", file=sys.stderr)
+            return code
+    message = " ".join(f"{type(error).__name__}: {error}".split())
+    print(f"hybvit: internal error: {message} (--debug shows where; please report it)", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import ConfigError
@@ -17,6 +19,16 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def path(text: str) -> Path:
+    """An argparse type: a path, where ~ is the user's home; a shell does not expand it in ``--out=~/x``."""
+    return Path(os.path.expanduser(text))
+
+
+def location(text: str) -> str:
+    """An argparse type: a path as in :func:`path`, an address or a name, as text."""
+    return os.path.expanduser(text)
 
 
 def positive_int(text: str) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from ..presets import preset
 from ..storage import write_text
 from ..training.bench import bench
-from .arguments import ArgumentParser, positive_int
+from .arguments import ArgumentParser, path, positive_int
 
 
 def main(arguments: list[str]) -> None:
@@ -18,7 +17,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--preset", default="paper_32", help="a preset with the paper's network (paper_32, of CIFAR-10's size)")
     parser.add_argument("--batch-size", type=positive_int, default=32, help="images per mini-batch (32)")
     parser.add_argument("--repeats", type=positive_int, default=9, help="timed steps of each kind (9)")
-    parser.add_argument("--out", type=Path, help="also write the results as JSON to this file")
+    parser.add_argument("--out", type=path, help="also write the results as JSON to this file")
     args = parser.parse_args(arguments)
     cfg = preset(args.preset)
     if cfg.model.time != "token_scalars" or cfg.model.long_skips or cfg.model.pixel_readout != "linear":

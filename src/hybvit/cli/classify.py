@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import torch
+from torch import Tensor
 
 from ..data.images import read_image
+from ..errors import DataError
 from ..loading import load
+from ..model import HybridModel
 from .arguments import ArgumentParser, positive_int
 
 
@@ -22,13 +26,28 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per image")
     args = parser.parse_args(arguments)
     model = load(args.model)
-    pixels = torch.stack([read_image(path, model.cfg.model.channels, model.cfg.model.image_size) for path in args.images])
-    labels, probabilities, scores = model.predict(pixels)
-    width = max(map(len, args.images))
-    for path, label, row, score in zip(args.images, labels.tolist(), probabilities, scores.tolist(), strict=True):
-        top = row.topk(min(args.top, len(row)))
+    pixels, bad = {}, list[DataError]()
+    for image in args.images:
+        try:
+            pixels[image] = read_image(image, model.cfg.model.channels, model.cfg.model.image_size)
+        except DataError as error:
+            bad.append(error)
+    if pixels:
+        answer(model, pixels, args.top, args.json)
+    for other in bad[:-1]:
+        print(f"hybvit: {other}", file=sys.stderr)
+    if bad:
+        raise bad[-1]
+
+
+def answer(model: HybridModel, images: dict[str, Tensor], top_classes: int, as_json: bool) -> None:
+    """Print a line for each image, by its name."""
+    labels, probabilities, scores = model.predict(torch.stack(list(images.values())))
+    width = max(map(len, images))
+    for path, label, row, score in zip(images, labels.tolist(), probabilities, scores.tolist(), strict=True):
+        top = row.topk(min(top_classes, len(row)))
         named = {model.classes[k]: round(p, 6) for p, k in zip(top.values.tolist(), top.indices.tolist(), strict=True)}
-        if args.json:
+        if as_json:
             print(json.dumps({"image": path, "label": model.classes[label], "probabilities": named, "log_density": score}))
         else:
             shown = "  ".join(f"{name} {100 * p:.1f} %" for name, p in named.items())

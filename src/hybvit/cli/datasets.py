@@ -9,7 +9,7 @@ from typing import Any
 from ..catalog import CATALOG, DatasetInfo
 from ..data.datasets import download_hint, find
 from ..errors import ConfigError
-from .arguments import ArgumentParser
+from .arguments import ArgumentParser, location
 
 OWN = """your own images, given with --data to any preset:
   DIR or FILE.zip        one sub-folder per class; no sub-folders with --objective genvit
@@ -61,7 +61,7 @@ def describe_state(facts: dict[str, Any]) -> str:
 def main(arguments: list[str]) -> None:
     parser = ArgumentParser(prog="hybvit datasets", description="List the known data sets and where they were found.")
     parser.add_argument("names", metavar="NAME", nargs="*", help="show all details of these")
-    parser.add_argument("--data", metavar="DIR", help="search this folder instead of the usual places")
+    parser.add_argument("--data", type=location, metavar="DIR", help="search this folder instead of the usual places")
     parser.add_argument("--json", action="store_true", help="print one JSON object per data set")
     args = parser.parse_args(arguments)
     unknown = [name for name in args.names if name not in CATALOG]

@@ -13,7 +13,7 @@ from ..evaluation.adapters import is_adapter
 from ..evaluation.options import Options
 from ..evaluation.subject import open_subject
 from ..evaluation.suites import SUITES
-from .arguments import ArgumentParser, nonnegative_int, positive_int
+from .arguments import ArgumentParser, location, nonnegative_int, path, positive_int
 
 
 def build_parser() -> ArgumentParser:
@@ -30,10 +30,10 @@ def build_parser() -> ArgumentParser:
         "(with @FILE for your own weights), or FILE.py:FUNCTION that returns a hybvit.Adapted",
     )
     parser.add_argument("--suites", default=",".join(SUITES), help=f"comma-separated list of {', '.join(SUITES)} (all)")
-    parser.add_argument("--data", help="location of the data, if they have moved since training")
+    parser.add_argument("--data", type=location, help="location of the data, if they have moved since training")
     parser.add_argument("--dataset", metavar="NAME", help="data set for an external model")
     add_options(parser)
-    parser.add_argument("--out", type=Path, help="folder for the results (the run folder, or ./evaluated/NAME)")
+    parser.add_argument("--out", type=path, help="folder for the results (the run folder, or ./evaluated/NAME)")
     parser.add_argument("--report", action="store_true", help="also write report.html and report.md")
     parser.add_argument(
         "--again", action="store_true", help="measure again even where a result with the same settings is stored"

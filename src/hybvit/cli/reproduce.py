@@ -19,7 +19,7 @@ from ..reproduce.tables import NAMES
 from ..reproduce.work import collect, dry_run, plan, prepare, raise_worst, run_jobs
 from ..storage import make_folder
 from ..training.loop import say_at_once
-from .arguments import ArgumentParser
+from .arguments import ArgumentParser, path
 from .evaluate import parse_options
 
 DRAWINGS = ("figure2", "figure3", "figure7", "figure9")
@@ -68,7 +68,7 @@ def build_parser() -> ArgumentParser:
     minutes = ", ".join(f"{name}: {study.minutes:.3g}" for name, study in studies.STUDIES.items())
     parser.add_argument("--scale", choices=tuple(SCALES), default="pocket", help=scales)
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/paper"), metavar="DIR", help="folder for all runs and results (runs/paper)"
+        "--out", type=path, default=Path("runs/paper"), metavar="DIR", help="folder for all runs and results (runs/paper)"
     )
     parser.add_argument("--runs", metavar="A,B", help="only these presets, or these recipes of a study")
     parser.add_argument("--shard", default="1/1", metavar="i/n", help="do the i-th of n parts of the work")

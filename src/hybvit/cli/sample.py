@@ -7,7 +7,7 @@ from pathlib import Path
 from ..data.images import check_image_suffix, grid, save_image
 from ..loading import load
 from ..method.samplers import SAMPLERS
-from .arguments import ArgumentParser, positive_int
+from .arguments import ArgumentParser, path, positive_int
 
 
 def main(arguments: list[str]) -> None:
@@ -21,7 +21,9 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--steps", type=positive_int, default=20, help="sampler steps (20)")
     parser.add_argument(
-        "--label", help="generate this class, by name or number; a model without label conditioning also needs --guidance"
+        "--label",
+        help="generate this class, by its name, or by its number from 0 where no class has that name; a model without label "
+        "conditioning also needs --guidance",
     )
     parser.add_argument(
         "--guidance",
@@ -32,8 +34,8 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (0)")
     parser.add_argument("--batch-size", type=positive_int, default=128, help="images per batch (128)")
-    parser.add_argument("--out", type=Path, default=Path("grid.png"), help="file for the grid (grid.png)")
-    parser.add_argument("--folder", type=Path, help="write single images 000000.png, ... to this folder instead")
+    parser.add_argument("--out", type=path, default=Path("grid.png"), help="file for the grid (grid.png)")
+    parser.add_argument("--folder", type=path, help="write single images 000000.png, ... to this folder instead")
     args = parser.parse_args(arguments)
     model = load(args.model)
     label = None
@@ -44,6 +46,7 @@ def main(arguments: list[str]) -> None:
             label = model.class_number(args.label)
         except ValueError as error:
             parser.error(f"--{error}")
+    of_class = "" if label is None else f" of class {model.classes[label]!r} (number {label})"
     if args.folder is None:
         check_image_suffix(args.out)
     pixels = model.sample(
@@ -58,8 +61,8 @@ def main(arguments: list[str]) -> None:
     )
     if args.folder is None:
         save_image(grid(pixels, scale=max(1, 64 // pixels.shape[-1])), args.out)
-        print(f"{args.out}: {args.n} images")
+        print(f"{args.out}: {args.n} images{of_class}")
         return
     for i, image in enumerate(pixels):
         save_image(grid(image[None], gap=0), args.folder / f"{i:06d}.png")
-    print(f"{args.folder}: {args.n} images")
+    print(f"{args.folder}: {args.n} images{of_class}")

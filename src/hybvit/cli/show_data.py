@@ -17,9 +17,10 @@ from ..data.datasets import open_dataset
 from ..data.image_set import ImageSet, to_pixels, to_x
 from ..data.images import save_image
 from ..data.locate import locate
+from ..evaluation.plots import literal
 from ..method.seeds import generator
 from ..presets import preset
-from .arguments import ArgumentParser, positive_int
+from .arguments import ArgumentParser, location, path, positive_int
 
 FIGURE_1_TIMES = (0, 0.25, 0.5, 0.75, 1)  # t / T
 FIGURE_1_IMAGES = 4
@@ -82,7 +83,7 @@ def sheet(rows: list[Row]) -> Image.Image:
             place.set_axis_off()
         for place, image, label in zip(axes, row.pixels, row.labels, strict=False):
             place.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            place.set_title(label, fontsize=7)
+            place.set_title(literal(label), fontsize=7)
         axes[0].text(-0.12, 0.5, row.title, transform=axes[0].transAxes, rotation=90, ha="center", va="center", fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white")
@@ -97,8 +98,8 @@ def main(arguments: list[str]) -> None:
         "figure1.png (images at five diffusion times).",
     )
     parser.add_argument("preset", metavar="PRESET", help="`hybvit presets` lists them")
-    parser.add_argument("--data", metavar="DIR", help="as for hybvit train")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (runs/show-data/PRESET)")
+    parser.add_argument("--data", type=location, metavar="DIR", help="as for hybvit train")
+    parser.add_argument("--out", type=path, metavar="DIR", help="output folder (runs/show-data/PRESET)")
     parser.add_argument("--columns", type=positive_int, default=10, help="images side by side (10)")
     args, fields = parser.parse_known_args(arguments)
     cfg = parse(fields, preset(args.preset))

@@ -10,7 +10,7 @@ from ..config import Config, field_help, fields_in, override, parse, without_eff
 from ..data.locate import locate
 from ..presets import PRESETS, preset
 from ..training.loop import say_at_once, train
-from .arguments import ArgumentParser
+from .arguments import ArgumentParser, location, path
 
 
 def main(arguments: list[str]) -> None:
@@ -28,11 +28,12 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument(
         "--data",
+        type=location,
         metavar="DIR",
         help="your images: a folder with one sub-folder per class (no sub-folders with --objective genvit), a CSV or JSONL "
         "manifest, a parquet file, hf://OWNER/NAME or tar shards; or the folder that holds the preset's own data set",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/PRESET)")
+    parser.add_argument("--out", type=path, metavar="DIR", help="run folder (runs/PRESET)")
     args, fields = parser.parse_known_args(arguments)
     cfg = parse(fields, preset(args.preset))
     if args.objective:

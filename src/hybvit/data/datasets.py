@@ -7,6 +7,7 @@ user's own images.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -126,8 +127,10 @@ def out_of_distribution(name: str, root: str | None, test: ImageSet, decoding: D
 
 
 def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/hybvit or ~/.cache/hybvit."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hybvit"
+    """$XDG_CACHE_HOME/hybvit or ~/.cache/hybvit; in the folder for temporary files where the user has no home."""
+    home = os.path.expanduser("~")
+    caches = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home != "~" else tempfile.gettempdir())
+    return Path(caches) / "hybvit"
 
 
 def find(name: str, root: str | None = None) -> Path | None:

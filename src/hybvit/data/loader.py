@@ -58,5 +58,6 @@ def resolve_workers(workers: int | None, device: torch.device) -> int:
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):  # these are often sent to the whole process group
+    hangup = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # not on Windows
+    for number in (signal.SIGINT, signal.SIGTERM, *hangup):  # these are often sent to the whole process group
         signal.signal(number, signal.SIG_IGN)  # the training process decides when to stop

@@ -15,7 +15,7 @@ from ..data.own_images import Dataset
 from ..devices import environment, keep_freed_memory
 from ..distributed import process_group, rank, world_size
 from ..networks import number_of_parameters
-from ..storage import make_folder
+from ..storage import lock_folder, make_folder
 from ..training.run_folder import read_metrics, training_summary
 from .adapters import Evaluable
 from .context import Context, Metric
@@ -92,15 +92,32 @@ def measure(
     again: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Results:
-    """:func:`evaluate` for a model and data that are already open."""
+    """:func:`evaluate` for a model and data that are already open. One evaluation at a time writes to a folder.
+
+    Raises:
+        ConfigError: another one does.
+    """
+    make_folder(out)
+    lock = lock_folder(out, ".evaluate.lock") if rank() == 0 else None
+    try:
+        return measure_locked(subject, suites, options, out, again, say)
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def measure_locked(
+    subject: Subject, suites: Sequence[str], options: Options, out: Path, again: bool, say: Callable[[str], None] | None
+) -> Results:
+    """:func:`measure` in a folder that no other evaluation writes to."""
     started = time.monotonic()
     keep_freed_memory()
     model, cfg = subject.model, subject.cfg
-    make_folder(out)
     options = options.for_model(model)
     ctx = Context(model, subject.data, subject.data_name, options, out, subject.objective, subject.source)
     found = run_suites(ctx, suites, say if say and rank() == 0 else lambda line: None, again)
-    history = read_metrics(subject.run / "metrics.jsonl") if subject.run else []
+    metrics = subject.run / "metrics.jsonl" if subject.run else None
+    history = read_metrics(metrics) if metrics and metrics.is_file() else []
     record = {
         "model": subject.name,
         "objective": subject.objective,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,13 +14,14 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from ..data.image_set import Dataset, ImageSet, to_x
 from ..distributed import all_gather, share_batches
 from ..metrics.classification import wilson_interval
-from ..storage import atomic_write
+from ..storage import atomic_write, make_folder
 from .adapters import Evaluable
 from .options import Options
 
@@ -129,15 +131,15 @@ class Context:
     def samples(self) -> Tensor:
         """Generated images uint8 [n, C, H, W], stored in shards so that an interrupted run can resume."""
         folder, o = self.samples_folder, self.options
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
 
         def shard(index: Tensor) -> Tensor:
             path = folder / f"{int(index[0]):08d}-{int(index[-1]) + 1:08d}.safetensors"
-            if path.is_file():
-                return load_file(path)["pixels"]
-            pixels = self.model.draw(index.tolist(), o.sampler, o.steps, o.seed, o.guidance)
-            with atomic_write(path) as temporary:
-                save_file({"pixels": pixels}, temporary)
+            shape = (len(index), *self.model.image_shape)
+            pixels = read_shard(path, shape) if path.is_file() else None
+            if pixels is None:
+                pixels = self.model.draw(index.tolist(), o.sampler, o.steps, o.seed, o.guidance)
+                write_shard(path, pixels)
             return pixels
 
         return share_batches(o.samples, SHARD, shard, "samples")[0]
@@ -145,6 +147,34 @@ class Context:
     def generator(self, purpose: int) -> torch.Generator:
         """A CPU generator for one purpose; ``purpose`` is a number of its own for each."""
         return torch.Generator().manual_seed(((self.options.seed << 20) + purpose) % 2**63)
+
+
+def write_shard(path: Path, pixels: Tensor) -> None:
+    """Store generated images with their digest.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    content = save({"pixels": pixels.contiguous()}, metadata={"sha256": digest_of(pixels)})
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_shard(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """Stored images, uint8 of this shape; None with a warning where they are damaged, so that they are drawn again."""
+    try:
+        with safe_open(path, "pt") as file:
+            pixels, kept = file.get_tensor("pixels"), (file.metadata() or {}).get("sha256")
+        if pixels.dtype == torch.uint8 and tuple(pixels.shape) == shape and digest_of(pixels) == kept:
+            return pixels
+    except (OSError, SafetensorError):
+        pass
+    warnings.warn(f"{path}: damaged; these images are drawn again", stacklevel=2)
+    return None
+
+
+def digest_of(pixels: Tensor) -> str:
+    return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
 
 
 class Suite(NamedTuple):

@@ -29,6 +29,11 @@ def svg(figure: Any) -> str:
     return text[text.index("<svg") :]
 
 
+def literal(text: str) -> str:
+    """A name as matplotlib shows it letter by letter: without this, what stands between two $ is read as a formula."""
+    return text.replace("$", r"\$")
+
+
 def curve(points: Sequence[tuple[float, float]], x: str, y: str, log: bool = False) -> str:
     """One line."""
     from matplotlib.ticker import LogLocator, NullFormatter
@@ -49,7 +54,7 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, f
     """Several named lines."""
     figure, axes = _axes(4.6, 3)
     for i, (name, points) in enumerate(lines.items()):
-        axes.plot(*zip(*points, strict=True), STYLES[i % 4], color=INK[i % 6], marker="o", markersize=3, label=name)
+        axes.plot(*zip(*points, strict=True), STYLES[i % 4], color=INK[i % 6], marker="o", markersize=3, label=literal(name))
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if from_zero:
@@ -68,7 +73,9 @@ def histograms(values: Mapping[str, Sequence[float]], x: str, bins: int = 50) ->
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
     for i, (name, part) in enumerate(values.items()):
         axes.hist(np.clip(part, edges[0], edges[-1]), edges, density=True, alpha=0.25, color=INK[i % 6])
-        axes.hist(np.clip(part, edges[0], edges[-1]), edges, density=True, histtype="step", color=INK[i % 6], label=name)
+        axes.hist(
+            np.clip(part, edges[0], edges[-1]), edges, density=True, histtype="step", color=INK[i % 6], label=literal(name)
+        )
     axes.set_xlabel(x)
     axes.set_yticks([])
     axes.legend(fontsize=8)
@@ -88,7 +95,7 @@ def histogram_panels(values: Mapping[str, Sequence[float]], x: str, bins: int = 
     edges = np.linspace(everything.min(), max(everything.max(), everything.min() + 1e-6), bins + 1)
     for axes, (name, part) in zip(grid, values.items(), strict=False):
         axes.hist(part, edges, density=True, color=INK[0], alpha=0.7)
-        axes.set_title(f"{name} ({len(part)})", fontsize=8)
+        axes.set_title(literal(f"{name} ({len(part)})"), fontsize=8)
         axes.set_yticks([])
         axes.tick_params(axis="x", labelsize=7)
     for axes in grid[len(values) :]:
@@ -124,7 +131,8 @@ def bars(values: Mapping[str, float], x: str) -> str:
     """Named horizontal bars."""
     figure, axes = _axes(4.2, 0.7 + 0.24 * len(values))
     names = list(values)[::-1]
-    axes.barh(names, [values[name] for name in names], color=INK[0])
+    axes.barh(range(len(names)), [values[name] for name in names], color=INK[0])
+    axes.set_yticks(range(len(names)), [literal(name) for name in names])
     axes.set_xlabel(x)
     axes.tick_params(labelsize=8)
     return svg(figure)
@@ -141,8 +149,9 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     totals = [max(sum(row), 1) for row in counts]
     axes.imshow([[c / total for c in row] for row, total in zip(counts, totals, strict=True)], cmap="Blues", vmin=0, vmax=1)
     if k <= 30:
-        axes.set_xticks(range(k), classes, rotation=90)
-        axes.set_yticks(range(k), classes)
+        shown = [literal(name) for name in classes]
+        axes.set_xticks(range(k), shown, rotation=90)
+        axes.set_yticks(range(k), shown)
         for i, row in enumerate(counts):
             for j, count in enumerate(row):
                 if count:
@@ -172,7 +181,7 @@ def paired(panels: Mapping[str, Sequence[tuple[str, float | None, Any]]]) -> str
                 axes.plot([published], [y], "o", markerfacecolor="none", color=INK[5], markersize=6)
             error = None if ours.low is None else [[max(ours.value - ours.low, 0)], [max(ours.high - ours.value, 0)]]
             other.errorbar([ours.value], [y], xerr=error, fmt="o", color=INK[0], markersize=4, capsize=2)
-        axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.set_yticks(range(len(names)), [literal(name) for name in names], fontsize=7)
         axes.grid(alpha=0.3)
         axes.set_xlabel(f"{theirs}, published" if own else theirs, fontsize=8, color=INK[5] if own else "black")
         axes.tick_params(axis="x", labelsize=7)

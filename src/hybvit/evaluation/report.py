@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ..config import Config, describe_batch, to_yaml
 from ..evaluation import plots
@@ -248,17 +249,25 @@ def training(history: list[dict[str, Any]]) -> list[str]:
 
 def markdown(out: Path, record: dict[str, Any], suites: Mapping[str, Suite], pictures: dict[str, dict[Path, str]]) -> str:
     """The same report as Markdown, with links to the pictures."""
-    lines = [f"# {record['objective']} on {record['data']}", "", f"{record['parameters']:,} parameters.", ""]
+    lines = [f"# {plain(record['objective'])} on {plain(record['data'])}", "", f"{record['parameters']:,} parameters.", ""]
     for name in pictures:
         lines += [f"## {suites[name].heading}", "", f"*{suites[name].description}.*", ""]
-        lines += [f"> {note}\n" for note in record["notes"][name]]
+        lines += [f"> {plain(note)}\n" for note in record["notes"][name]]
         lines += [
-            f"![{caption}]({path.relative_to(out).as_posix()})\n\n{caption}\n" for path, caption in pictures[name].items()
+            f"![{plain(caption)}]({quote(path.relative_to(out).as_posix())})\n\n{plain(caption)}\n"
+            for path, caption in pictures[name].items()
         ]
         lines += ["| metric | value | 95 % interval | n | meaning |", "|---|---|---|---|---|"]
         for metric, entry in of_suite(record, name, out).items():
-            lines.append(f"| {metric} | {shown(entry['value'])} | {interval_of(entry)} | {entry['n']:,} | {meaning(metric)} |")
+            value, interval = shown(entry["value"]), interval_of(entry)
+            lines.append(f"| {plain(metric)} | {value} | {interval} | {entry['n']:,} | {meaning(metric)} |")
         lines.append("")
-    lines += [f"Left out: {name}, {reason}." for name, reason in record["left_out"].items()]
+    lines += [f"Left out: {name}, {plain(reason)}." for name, reason in record["left_out"].items()]
     facts = ", ".join(f"{name} {value}" for name, value in record["environment"].items())
-    return "\n".join([*lines, "", f"Environment: {facts}.", ""])
+    return "\n".join([*lines, "", f"Environment: {plain(facts)}.", ""])
+
+
+def plain(text: str) -> str:
+    """Text in one line of Markdown, with no mark-up in it, whatever the classes and files are called."""
+    marked = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", marked)

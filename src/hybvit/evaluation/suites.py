@@ -19,7 +19,7 @@ from ..distributed import all_gather, rank
 from ..errors import ConfigError, DataError
 from ..evaluation import accuracy, calibration, fidelity, likelihood, ood, quality, robustness, speed
 from ..storage import make_folder, write_text
-from .context import Context, Picture, Result, Suite, missing_requirement
+from .context import Context, Metric, Picture, Result, Suite, missing_requirement
 
 SUITES: dict[str, Suite] = {
     "accuracy": Suite("Accuracy", "How often the predicted class is correct", frozenset({"classes", "labels"}), accuracy.run),
@@ -77,8 +77,9 @@ def run_suites(ctx: Context, suites: Sequence[str], say: Callable[[str], None] =
     weights = ctx.fingerprint  # computed here because all processes must take part
     for name in SUITES:
         if name not in suites:
-            if stored_before(ctx, name, weights):
-                add(record, name, json.loads((ctx.folder / "evaluation" / name / "result.json").read_text()))
+            earlier = stored_before(ctx, name, weights)
+            if earlier is not None:
+                add(record, name, earlier)
             continue
         reason = missing_requirement(ctx, SUITES[name].requires)
         if reason is not None:
@@ -119,13 +120,14 @@ def add(record: dict[str, Any], name: str, stored: dict[str, Any]) -> None:
     record["notes"][name] = stored["notes"]
 
 
-def stored_before(ctx: Context, name: str, weights: str) -> bool:
-    """Whether an earlier call measured a suite on these weights and test images, whatever its other settings."""
-    try:
-        settings = json.loads((ctx.folder / "evaluation" / name / "result.json").read_text())["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return (settings.get("weights"), settings.get("test_images")) == (weights, test_digest(ctx))
+def stored_before(ctx: Context, name: str, weights: str) -> dict[str, Any] | None:
+    """What an earlier call measured of a suite on these weights and test images, whatever its other settings; else None."""
+    stored = read_result(ctx.folder / "evaluation" / name)
+    if stored is None:
+        return None
+    settings = stored["settings"]
+    same = (settings.get("weights"), settings.get("test_images")) == (weights, test_digest(ctx))
+    return stored if same else None
 
 
 def test_digest(ctx: Context) -> str:
@@ -170,11 +172,33 @@ def store(folder: Path, stored: dict[str, Any], pictures: dict[str, Picture]) ->
 
 def read_stored(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The stored record of a suite, if it was measured with these settings on these weights; else None."""
+    stored = read_result(folder)
+    return stored if stored is not None and stored["settings"] == json.loads(json.dumps(settings)) else None
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The stored record of a suite, complete and with its pictures; None where there is none, or a damaged one."""
     try:
-        stored = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
+        stored = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        complete = (
+            all(isinstance(stored[part], dict) for part in ("settings", "environment", "metrics", "tables", "pictures"))
+            and isinstance(stored["seconds"], (int, float))
+            and all(isinstance(note, str) for note in stored["notes"])
+            and all(is_metric(entry) for entry in stored["metrics"].values())
+            and all(any((folder / f"{name}{end}").is_file() for end in (".png", ".svg")) for name in stored["pictures"])
+            and all(isinstance(caption, str) for caption in stored["pictures"].values())
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return stored if stored.get("settings") == json.loads(json.dumps(settings)) else None
+    return stored if complete else None
+
+
+def is_metric(entry: Any) -> bool:
+    """Whether an entry of a record holds what a :class:`Metric` does."""
+    if not isinstance(entry, dict):
+        return False
+    numbers = all(type(value) in (int, float) and math.isfinite(value) for value in entry.values())
+    return numbers and {"value", "n"} <= entry.keys() <= set(Metric._fields)
 
 
 def line_of(name: str, metric: dict[str, Any]) -> str:

@@ -174,7 +174,7 @@ def record_of(run: str, folder: Path, cfg: Config, base: Config | None = None) -
     check_same(folder, cfg, FILLED_IN)
     if not state.trained:
         return None
-    found = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    found = read_json(folder / RECORD, "metrics", "tables", "suites") if (folder / RECORD).is_file() else {}
     started_with = load_config(folder / "config.yaml")
     record: dict[str, Any] = {
         "data": cfg.data.name,
@@ -184,7 +184,7 @@ def record_of(run: str, folder: Path, cfg: Config, base: Config | None = None) -
         "parameters": found.get("parameters") or cost(cfg).parameters,
     }
     if state.diverged:
-        record["diverged"] = read_json(folder / DIVERGED)["message"]
+        record["diverged"] = read_json(folder / DIVERGED, "message")["message"]
         record["kept_step"] = state.done
     history = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
     record["training"] = training_summary(history) | {"of_steps": cfg.train.steps, "batch_size": cfg.train.batch_size}
@@ -196,7 +196,7 @@ def record_of(run: str, folder: Path, cfg: Config, base: Config | None = None) -
     changed = differences(base or preset(run), started_with)
     record["changed"] = {name: [before, now] for name, (before, now) in changed.items() if name not in FILLED_IN}
     record["snapshots"] = {
-        str(checkpoint.step_of(path)): read_json(path / RECORD)["metrics"]
+        str(checkpoint.step_of(path)): read_json(path / RECORD, "metrics")["metrics"]
         for path in snapshots_of(folder, cfg)
         if (path / RECORD).is_file()
     }

@@ -129,11 +129,11 @@ def configured(run: Run, fields: list[str], folder: Path, minutes: float, say: C
     if not kept.is_file():
         cfg, seconds = within(cfg, minutes, run.variant.fixed)
         make_folder(folder)
-        found = {"minutes": minutes, "fields": fields, "steps": cfg.train.steps, "seconds_per_step": seconds}
+        found: dict[str, Any] = {"minutes": minutes, "fields": fields, "steps": cfg.train.steps, "seconds_per_step": seconds}
         write_text(kept, json.dumps(found, indent=1) + "\n")
         say(f"{run.name}: {cfg.train.steps} steps of {1e3 * seconds:.1f} ms fit into {minutes:.4g} minutes")
         return cfg
-    found = read_json(kept)
+    found = read_json(kept, "minutes", "fields", "steps")
     if found["minutes"] != minutes:
         raise ConfigError(
             f"{folder}: started with {found['minutes']:g} minutes per run, not {minutes:g}; choose another --out, "
@@ -184,7 +184,7 @@ def records_of(study: Study, folder: Path) -> tuple[dict[str, dict[str, Any]], d
 
     A record outlives the folder of its run.
     """
-    stored = read_json(folder / RECORDS) if (folder / RECORDS).is_file() else {"runs": {}, "outdated": {}}
+    stored = read_json(folder / RECORDS, "runs") if (folder / RECORDS).is_file() else {"runs": {}, "outdated": {}}
     found, outdated = dict[str, dict[str, Any]](), stored.get("outdated", {})
     for name, record in stored["runs"].items():
         variant = study.variants.get(record["variant"])
@@ -447,7 +447,7 @@ def dry_run(plan: Plan) -> None:
     for run in plan.runs:
         cfg, kept = recipe(run.variant, run.seed, plan.fields), plan.folder / run.name / BUDGET
         price = cost(cfg)
-        steps = read_json(kept)["steps"] if kept.is_file() else None
+        steps = read_json(kept, "steps")["steps"] if kept.is_file() else None
         state = "not started" if steps is None else state_of(kept.parent, cut(cfg, steps, run.variant.fixed)).describe()
         print(f"{run.name:<28}{price.parameters:>12,}{price.train_gflop_per_step:>14.1f}{steps or '':>8}  {state}")
     hours = len(plan.runs) * plan.minutes / 60

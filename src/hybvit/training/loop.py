@@ -54,8 +54,9 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
         ConfigError, DataError, CheckpointError: the configuration, the data or a checkpoint cannot be used; raised before the
             first step.
         DivergedError: the loss is not finite; the last checkpoint is from before that.
-        Interrupted: SIGINT or SIGTERM was received; the state is saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP was received; the state is saved.
     """
+    refuse_processes()
     out, device = Path(out), best_device()
     keep_freed_memory()
     data = open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labeled=cfg.objective.kind != "genvit")
@@ -93,10 +94,12 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
         + (f"resumed at step {done} of {cfg.train.steps}" if done else f"{cfg.train.steps} steps")
     )
 
-    def save(step: int) -> None:
+    def check_finite(step: int) -> None:
         for name, tensor in net.state_dict().items():
             if not bool(tensor.isfinite().all()):
                 raise diverged(out, step, name)
+
+    def save(step: int) -> None:
         state = {"network": net.state_dict(), "ema": ema.net.state_dict(), "optimizer": optimizer_tensors(optimizers)}
         run.save(step, cfg.train.keep_checkpoints, **state, random=random_state(device))
 
@@ -128,15 +131,25 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
             meter.add(step, {"loss": terms.pop("total"), **terms, "gradient_norm": norm})
             if step % cfg.train.log_every == 0 or checkpoint_due:  # so that a resumed run lacks no line
                 meter.write(step, lr=learning_rate(step - 1, cfg))
+            snapshot_due = cfg.train.snapshot_every and step % cfg.train.snapshot_every == 0
+            if checkpoint_due or snapshot_due:
+                check_finite(step)
             if cfg.train.preview_every and (step % cfg.train.preview_every == 0 or last):
                 meter.preview(step, ema, data)
-            if cfg.train.snapshot_every and step % cfg.train.snapshot_every == 0:
+            if snapshot_due:
                 run.snapshot(step, ema=ema.net.state_dict())
             if checkpoint_due:
                 save(step)
             if stopped and not last:
                 raise Interrupted(f"{out}: {stopped} at step {step}; the state is saved, the same command resumes")
     return ema
+
+
+def refuse_processes() -> None:
+    """Raise ConfigError under torchrun with several processes, which would train the same run beside each other."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world.strip() not in ("", "0", "1"):
+        raise ConfigError(f"WORLD_SIZE is {world}: training in several processes is not supported yet: leave torchrun out")
 
 
 def resolve_config(cfg: Config, data: Dataset, device: torch.device) -> Config:

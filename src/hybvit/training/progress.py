@@ -27,6 +27,12 @@ from .run_folder import RunFolder
 PREVIEW_IMAGES, PREVIEW_STEPS = 64, 20
 
 
+HANGUP = getattr(signal, "SIGHUP", None)  # not on Windows
+
+
+STOPPING = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None]
+
+
 LINE_SECONDS = 10.0  # between two lines of a log
 
 
@@ -116,14 +122,20 @@ class Meter:
 
 
 class StopSignal:
-    """Records SIGINT or SIGTERM for the loop to read between steps; a second one terminates at once."""
+    """Records SIGINT, SIGTERM or SIGHUP (the terminal is gone) for the loop to read between steps; a second one
+    terminates at once.
+
+    One that is ignored stays so: nohup ignores SIGHUP.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
+            if number == HANGUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self.previous[number] = signal.signal(number, self.receive)
         return self
 

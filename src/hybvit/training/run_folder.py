@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import uuid
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -10,17 +13,14 @@ from typing import Any
 from torch import Tensor
 
 from .. import checkpoint
-from ..config import Config, differences, load_config, to_yaml
+from ..checkpoint import CONFIG
+from ..config import FREE_TO_CHANGE, Config, differences, load_config, to_yaml
 from ..devices import environment
 from ..errors import CheckpointError, ConfigError, DataError
+from ..networks import check_config
 from ..storage import lock_folder, make_folder, write_text
 
-# Fields that affect what is written or where, not what is computed: a run may be resumed with other values.
-FREE_TO_CHANGE = {
-    "train.log_every", "train.preview_every", "train.checkpoint_every", "train.keep_checkpoints", "train.snapshot_every",
-    "train.tensorboard",
-    "data.root", "data.test_root", "data.workers", "data.memory_gib",
-}  # fmt: skip
+NEEDED = ("network.safetensors", "ema.safetensors", "optimizer.safetensors")  # to resume
 
 
 def check_same(path: Path, cfg: Config, but: Collection[str] = ()) -> None:
@@ -29,7 +29,7 @@ def check_same(path: Path, cfg: Config, but: Collection[str] = ()) -> None:
     Raises:
         ConfigError: it has another one; the message names the first field that differs.
     """
-    for name, (before, now) in differences(load_config(path / "config.yaml"), cfg).items():
+    for name, (before, now) in differences(load_config(path / CONFIG), cfg).items():
         if name not in FREE_TO_CHANGE and name not in but:
             raise ConfigError(f"{path} was started with {name} = {before!r}, not {now!r}: choose another --out")
 
@@ -47,9 +47,12 @@ class RunFolder:
         make_folder(path)
         make_folder(path / "checkpoints")
         self._lock = lock_folder(path)
-        if (path / "config.yaml").is_file():
+        if (path / CONFIG).is_file():
             check_same(path, cfg)
-        write_text(path / "config.yaml", to_yaml(cfg))
+        elif not checkpoint.step_folders(path / "checkpoints"):
+            write_text(path / checkpoint.RUN_ID, uuid.uuid4().hex + "\n")
+        self.cfg, self.run_id = cfg, checkpoint.run_id_of(path)
+        write_text(path / CONFIG, to_yaml(cfg))
         self.seed = cfg.train.seed
         self.write_environment(self.earlier_environments())
 
@@ -68,34 +71,40 @@ class RunFolder:
     def save(self, step: int, keep: int, **tensors: dict[str, Tensor]) -> None:
         """Write a checkpoint after ``step`` steps, and delete all but the newest ``keep``."""
         folder = checkpoint.step_folder(self.path / "checkpoints", step)
-        checkpoint.write_folder(folder, tensors, {}, step=step, **environment())
+        self.write_checkpoint(folder, step, tensors)
         checkpoint.prune(self.path / "checkpoints", keep)
 
     def snapshot(self, step: int, **averages: dict[str, Tensor]) -> None:
         """Keep the averaged weights after ``step`` steps permanently."""
         folder = checkpoint.step_folder(self.path / "snapshots", step)
-        checkpoint.write_folder(folder, averages, {}, step=step, **environment())
+        self.write_checkpoint(folder, step, averages)
+
+    def write_checkpoint(self, folder: Path, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:
+        facts = {"step": step, **environment()} | ({} if self.run_id is None else {"run": self.run_id})
+        checkpoint.write_folder(folder, tensors, {CONFIG: to_yaml(self.cfg)}, **facts)
 
     def newest(self) -> tuple[int, dict[str, dict[str, Tensor]], list[str]]:
         """The newest valid checkpoint -> its step, its tensors by name, and warnings; step 0 and no tensors if there is none.
 
         A warning names a damaged checkpoint that was skipped, or says why the resumed run will not be bit-identical.
         """
-        folder, manifest, warnings = checkpoint.newest(self.path / "checkpoints")
+        folder, manifest, notes = checkpoint.newest(self.path / "checkpoints", NEEDED)
         if folder is None:
-            return 0, {}, warnings
-        try:
-            step = int(manifest["step"])
-        except (KeyError, ValueError):
-            raise CheckpointError(f"{folder / checkpoint.MANIFEST}: has no step") from None
+            return 0, {}, notes
+        checkpoint.check_run(folder, manifest, self.path)
+        check_config(folder, checkpoint.read_verified(folder, CONFIG)[1].get(CONFIG), self.cfg)
+        step = manifest.get("step")
+        if not isinstance(step, int) or step < 1:
+            raise CheckpointError(f"{folder / checkpoint.MANIFEST}: has no step")
         now, before = environment(), {name: manifest[name] for name in environment() if name in manifest}
         for fact in ("torch", "threads", "machine", "device"):
             if before.get(fact) != now[fact]:
-                warnings.append(f"{folder} was written with {fact} = {before.get(fact)}, now {now[fact]}: not bit-exact")
+                notes.append(f"{folder} was written with {fact} = {before.get(fact)}, now {now[fact]}: not bit-exact")
         if before != now:
             earlier = [place for place in self.earlier_environments() if place["until_step"] < step]
             self.write_environment([*earlier, {**before, "until_step": step}])
-        return step, {path.stem: checkpoint.read_tensors(path) for path in folder.glob("*.safetensors")}, warnings
+        files = [folder / name for name in manifest["sha256"] if name.endswith(".safetensors")]
+        return step, {path.stem: checkpoint.read_tensors(path) for path in files}, notes
 
     @property
     def metrics_file(self) -> Path:
@@ -116,14 +125,33 @@ class RunFolder:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without an incomplete last line."""
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
+    """The lines of a metrics.jsonl, without an incomplete last line. A damaged line is left out with a warning.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        *whole, rest = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    read = [as_line(text) for text in whole]
+    damaged = [str(number) for number, line in enumerate(read, 1) if line is None]
+    if damaged:
+        lines = f"line {damaged[0]} is" if len(damaged) == 1 else f"lines {', '.join(damaged)} are"
+        warnings.warn(f"{path}: {lines} damaged and left out", stacklevel=2)
+    return [line for line in (*read, as_line(rest)) if line is not None]
+
+
+def as_line(text: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl: a step and finite numbers by name; None where it is damaged."""
+    try:
+        line = json.loads(text, parse_constant=float)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        return None
+    numbers = all(type(value) in (int, float) and math.isfinite(value) for value in line.values())
+    return line if numbers and ("loss" not in line or line.keys() >= {"seconds", "images_per_second"}) else None
 
 
 def training_summary(history: list[dict[str, Any]]) -> dict[str, float]:
@@ -133,9 +161,11 @@ def training_summary(history: list[dict[str, Any]]) -> dict[str, float]:
         return {}
     steps, seconds = lines[-1]["step"], sum(line["seconds"] for line in lines)
     summary = {"steps": steps, "seconds": round(seconds, 1)}
-    summary["images_per_second"] = round(sum(line["images_per_second"] * line["seconds"] for line in lines) / seconds, 1)
+    if seconds > 0:
+        summary["images_per_second"] = round(sum(line["images_per_second"] * line["seconds"] for line in lines) / seconds, 1)
     late = [line for line in lines if line["step"] > 0.9 * steps]
     for name in ("ce", "denoising", "energy_gap"):
-        if name in lines[-1]:
-            summary[name] = round(sum(line[name] for line in late) / len(late), 4)
+        values = [line[name] for line in late if name in line]
+        if values:
+            summary[name] = round(sum(values) / len(values), 4)
     return summary

@@ -1,0 +1,93 @@
+"""Standard output and standard error, which may be closed, full, or a pipe that nobody reads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from ..errors import DataError
+
+
+class Stream:
+    """A text stream that survives its reader.
+
+    Args:
+        goes_on: whether the work goes on when the stream fails, because its results are in files; what is said then is lost,
+            and ``lost`` says why. Otherwise the first failure raises DataError.
+    """
+
+    def __init__(self, stream: TextIO | None, name: str, goes_on: bool) -> None:
+        self.stream, self.name, self.goes_on = stream, name, goes_on
+        self.lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        self._try("write", text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try("flush")
+
+    def isatty(self) -> bool:
+        return self.stream is not None and self.lost is None and self.stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def _try(self, what: str, *arguments: str) -> None:
+        if self.lost is not None:
+            return
+        try:
+            if self.stream is not None:
+                getattr(self.stream, what)(*arguments)
+            elif arguments and not self.goes_on:
+                raise OSError(0, "it is closed")
+        except OSError as error:
+            self.lost = error
+            self._drop_the_rest()
+            if not self.goes_on:
+                raise DataError(self.message()) from None
+
+    def _drop_the_rest(self) -> None:
+        """Let what is still in the buffer go nowhere, or Python would report it at its end."""
+        with contextlib.suppress(OSError, ValueError):
+            if self.stream is not None:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.stream.fileno())
+                os.close(nowhere)
+
+    def message(self) -> str:
+        assert self.lost is not None
+        return f"{self.name}: cannot be written ({self.lost.strerror or self.lost}); not all of it was"
+
+
+@contextlib.contextmanager
+def guarded(goes_on: bool) -> Iterator[Stream]:
+    """Replace standard output and standard error by streams that survive their readers -> the first of them.
+
+    Args:
+        goes_on: whether the work goes on without standard output.
+    """
+    for descriptor in (0, 1, 2):
+        _occupy(descriptor)
+    out, before = Stream(sys.stdout, "standard output", goes_on), (sys.stdout, sys.stderr)
+    sys.stdout, sys.stderr = out, Stream(sys.stderr, "standard error", True)
+    try:
+        yield out
+    finally:
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _occupy(descriptor: int) -> None:
+    """Open a closed standard stream nowhere, or the next file that is opened would take its number and its output."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        with contextlib.suppress(OSError):
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)

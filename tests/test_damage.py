@@ -1,0 +1,231 @@
+"""Files of a run and of an evaluation that are damaged: one bad line or file costs no other, and nothing passes for sound."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import hybvit
+from hybvit import checkpoint
+from hybvit.errors import CheckpointError, ConfigError, DataError
+from hybvit.evaluation.context import read_shard, write_shard
+from hybvit.evaluation.suites import read_result
+from hybvit.storage import lock_folder, read_json
+from hybvit.training.run_folder import read_metrics, training_summary
+
+from .conftest import QUICK, TINY
+from .conftest import hybvit as command
+
+# metrics.jsonl
+
+LINES = [{"step": step, "loss": 1.0, "seconds": 1.0, "images_per_second": 9.0} for step in (1, 2, 3)]
+BAD_LINES = [
+    b'{"step": 2, "lo', b"", b"null", b"[1, 2]", b"7", b'{"loss": 1.0}', b'{"step": "2"}', b'{"step": 2, "loss": null}',
+    b'{"step": 2, "loss": NaN}', b'{"step": 2, "loss": 1.0}', b"\xff\xfe\x00", b'{"step": 2.5}', b"[" * 100_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD_LINES)
+def test_a_damaged_line_of_the_metrics_costs_no_other(tmp_path, bad):
+    texts = [json.dumps(line).encode() for line in LINES]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([texts[0], bad, *texts[2:]]) + b"\n")
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl: line 2 is damaged"):
+        found = read_metrics(tmp_path / "metrics.jsonl")
+    assert found == [LINES[0], LINES[2]]
+    assert training_summary(found)["steps"] == 3
+
+
+def test_a_last_line_that_a_kill_cut_is_no_damage(tmp_path, recwarn):
+    text = "".join(json.dumps(line) + "\n" for line in LINES)
+    (tmp_path / "metrics.jsonl").write_text(text[:-9])
+    assert read_metrics(tmp_path / "metrics.jsonl") == LINES[:2]
+    assert not recwarn.list
+
+
+# sample shards
+
+
+@pytest.mark.parametrize("place", [0, 8, 20, -1, -100])
+def test_a_flipped_byte_of_a_sample_shard_is_found(tmp_path, place):
+    pixels, path = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8), tmp_path / "a.safetensors"
+    write_shard(path, pixels)
+    assert torch.equal(read_shard(path, (4, 1, 8, 8)), pixels)
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 4
+    path.write_bytes(raw)
+    with pytest.warns(UserWarning, match=r"a\.safetensors: damaged; these images are drawn again"):
+        assert read_shard(path, (4, 1, 8, 8)) is None
+
+
+def test_a_shard_of_another_form_is_drawn_again(tmp_path):
+    path, shape = tmp_path / "a.safetensors", (4, 1, 8, 8)
+    for tensors in (
+        {"pixels": torch.zeros(shape, dtype=torch.uint8)},
+        {"other": torch.zeros(3)},
+        {"pixels": torch.zeros(shape)},
+    ):
+        save_file(tensors, path)
+        with pytest.warns(UserWarning, match="drawn again"):
+            assert read_shard(path, shape) is None
+    for content in (b"", b"x", b"\x00" * 100):
+        path.write_bytes(content)
+        with pytest.warns(UserWarning, match="drawn again"):
+            assert read_shard(path, shape) is None
+    write_shard(path, torch.zeros(5, 1, 8, 8, dtype=torch.uint8))
+    with pytest.warns(UserWarning, match="drawn again"):
+        assert read_shard(path, shape) is None
+
+
+# results
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_run, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("evaluated") / "tiny"
+    done = command("evaluate", tiny_run, "--suites", "accuracy,fidelity", "--out", out, *QUICK, "--report")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def damaged(text: str, how: str) -> str:
+    content = json.loads(text)
+    if how == "cut":
+        return text[: len(text) // 2]
+    if how in ("[]", "null", "3", '"x"', "{}"):
+        return how
+    name, _, value = how.partition("=")
+    content[name] = json.loads(value)
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "[]", "null", "3", '"x"', "{}", "cut", "metrics=[]", "metrics=null", 'metrics={"test/accuracy": 3}', "settings=[1]",
+        'metrics={"test/accuracy": {"value": "0.9", "n": 40}}', "notes=3", "notes=[{}]", "pictures=[]", "seconds=null",
+        'pictures={"gone": "a picture"}', "tables=7",
+    ],
+)  # fmt: skip
+def test_a_damaged_result_is_measured_again(tiny_run, evaluated, tmp_path, how):
+    out = tmp_path / "out"
+    shutil.copytree(evaluated, out)
+    path = out / "evaluation" / "accuracy" / "result.json"
+    path.write_text(damaged(path.read_text(), how))
+    assert read_result(path.parent) is None
+    again = command("evaluate", tiny_run, "--suites", "accuracy", "--out", out, *QUICK, "--report")
+    assert again.returncode == 0, again.stderr
+    assert "accuracy: how often" in again.stdout
+    before, after = (json.loads((folder / "results.json").read_text())["metrics"] for folder in (evaluated, out))
+    assert before == after
+
+
+def test_damaged_samples_are_drawn_again_and_give_the_same_numbers(tiny_run, evaluated, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(evaluated, out)
+    (shard,) = (out / "samples").glob("*/*.safetensors")
+    raw = bytearray(shard.read_bytes())
+    raw[-5] ^= 255
+    shard.write_bytes(raw)
+    with pytest.warns(UserWarning, match="drawn again"):
+        again = command("evaluate", tiny_run, "--suites", "fidelity", "--out", out, *QUICK, "--again")
+    assert again.returncode == 0, again.stderr
+    before, after = (json.loads((folder / "results.json").read_text())["metrics"] for folder in (evaluated, out))
+    assert before == after
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '"x"', "{", "", '{"a": 1}', "\x00"])
+def test_a_record_that_is_no_object_is_named(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(DataError, match=r"results\.json: damaged"):
+        read_json(tmp_path / "results.json", "metrics")
+
+
+# locks and races
+
+
+def test_a_lock_holds_in_this_process_and_in_others(tmp_path):
+    other = f"from hybvit.storage import lock_folder; from pathlib import Path; lock_folder(Path({str(tmp_path)!r}))"
+    lock = lock_folder(tmp_path)
+    for _ in range(2):  # a refused try must not release it
+        with pytest.raises(ConfigError, match="in use by another process"):
+            lock_folder(tmp_path)
+        tried = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True)
+        assert "in use by another process" in tried.stderr
+    lock_folder(tmp_path, ".other").close()
+    lock.close()
+    assert subprocess.run([sys.executable, "-c", other], capture_output=True).returncode == 0
+    lock_folder(tmp_path).close()
+
+
+def test_children_that_outlive_a_killed_process_do_not_keep_its_lock(tmp_path):
+    script = (
+        "import os, time; from pathlib import Path; from hybvit.storage import lock_folder\n"
+        f"lock = lock_folder(Path({str(tmp_path)!r}))\n"
+        "child = os.fork()\n"
+        "print(child, flush=True) if child else None\n"
+        "time.sleep(60)\n"
+    )
+    started = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    child = int(started.stdout.readline())
+    try:
+        with pytest.raises(ConfigError):
+            lock_folder(tmp_path)
+        started.kill()
+        started.wait()
+        lock_folder(tmp_path).close()
+        os.kill(child, 0)  # it is still there
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_second_evaluation_in_one_folder_is_refused_in_one_line(tiny_run, tmp_path):
+    lock = lock_folder(tmp_path, ".evaluate.lock")
+    second = command("evaluate", tiny_run, "--suites", "accuracy", "--out", tmp_path, *QUICK)
+    assert second.returncode == 2
+    assert second.stderr.count("\n") == 1
+    assert "in use by another process" in second.stderr
+    lock.close()
+    assert command("evaluate", tiny_run, "--suites", "accuracy", "--out", tmp_path, *QUICK).returncode == 0
+
+
+def test_a_training_that_checkpoints_at_every_step_can_be_loaded_beside_it(tmp_path):
+    out, failed, loaded = tmp_path / "run", [], []
+    words = ["train", "digits", "--out", str(out), *TINY, "--train.steps=100000", "--train.checkpoint_every=1"]
+    training = subprocess.Popen(
+        [sys.executable, "-m", "hybvit", *words, "--train.keep_checkpoints=1"], stdout=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not checkpoint.step_folders(out / "checkpoints") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for _ in range(8):
+            try:
+                loaded.append(hybvit.load(out, "cpu"))
+            except CheckpointError as error:
+                failed.append(str(error))
+    finally:
+        training.kill()
+        training.wait()
+    assert (failed, len(loaded)) == ([], 8)
+
+
+@pytest.mark.parametrize("name", ["export", "an [odd] name", "v1.0"])
+def test_an_export_that_was_being_replaced_is_there_again(tiny_run, tmp_path, name):
+    folder = tmp_path / name
+    hybvit.load(tiny_run, "cpu").save_pretrained(folder)
+    folder.rename(tmp_path / f".{name}.4711.replaced")
+    shutil.copytree(tmp_path / f".{name}.4711.replaced", tmp_path / f".{name}.host.4711.part")
+    model = hybvit.load(folder, "cpu")
+    assert folder.is_dir()
+    model.save_pretrained(folder)
+    assert not list(tmp_path.glob(".*.replaced"))

@@ -1,0 +1,185 @@
+"""How a command ends: work that is not done, or output that did not arrive, is not reported as success."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import hybvit
+from hybvit import checkpoint, config
+from hybvit.errors import DivergedError
+from hybvit.evaluation import plots
+from hybvit.evaluation.report import plain
+from hybvit.method.vit import HybViT
+
+from .conftest import QUICK, TINY
+from .conftest import hybvit as command
+
+CFG = config.Config(model=hybvit.ViTConfig(image_size=8, patch_size=4, channels=1, num_classes=3, dim=16, depth=1, heads=2))
+
+
+def shell(line: str, cwd: Path, **environment: str | None) -> subprocess.CompletedProcess[str]:
+    """A command line as bash runs it, with `hybvit`, and the exit code of its first part."""
+    changed = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    line = f"{line.replace('hybvit', f'{sys.executable} -m hybvit', 1)}; exit ${{PIPESTATUS[0]}}"
+    known = {name: value for name, value in changed.items() if value is not None}
+    return subprocess.run(["bash", "-c", line], cwd=cwd, env=known, capture_output=True, text=True, timeout=120)
+
+
+TRAIN = f"hybvit train digits --out run --train.steps=4 {' '.join(TINY)}"
+
+
+def test_a_training_whose_reader_leaves_finishes(tmp_path):
+    done = shell(f"{TRAIN} --train.steps=40 | head -1", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints")[1]["step"] == 40
+    assert "internal" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["hybvit presets > /dev/full", "hybvit show digits > /dev/full", "hybvit --help > /dev/full", "hybvit presets >&-",
+     f"{TRAIN} > /dev/full", "hybvit sample --help > /dev/full", "hybvit presets | true"],
+)  # fmt: skip
+def test_output_that_did_not_arrive_exits_3_with_one_line(tmp_path, line):
+    if line.endswith("true"):
+        line = line.replace("| true", "| (exec 0<&-; sleep 5)")
+    done = shell(line, tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "standard output: cannot be written" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", [f"{TRAIN} 2>&-", f"{TRAIN} >&-", f"{TRAIN} 2>&- >&- <&-", "hybvit presets 2>/dev/full"])
+def test_closed_streams_are_no_crash(tmp_path, line):
+    done = shell(line, tmp_path)
+    assert done.returncode == 0, done.stderr
+    if "train" in line:
+        assert checkpoint.newest(tmp_path / "run" / "checkpoints")[1]["step"] == 4
+
+
+def test_a_hangup_saves_like_a_termination(tmp_path):
+    words = ["train", "digits", "--out", str(tmp_path / "run"), *TINY, "--train.steps=100000"]
+    training = subprocess.Popen([sys.executable, "-m", "hybvit", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    while not checkpoint.step_folders(tmp_path / "run" / "checkpoints"):
+        time.sleep(0.05)
+    training.send_signal(signal.SIGHUP)
+    _, said = training.communicate(timeout=60)
+    assert training.returncode == 75
+    assert b"SIGHUP" in said
+
+
+@pytest.mark.parametrize("arguments", [["sample", "-n", "1", "--steps", "2"], ["classify", "a.png"]])
+def test_a_model_whose_answers_are_not_finite_is_no_success(tmp_path, arguments, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    net = HybViT(CFG.model)
+    model = hybvit.HybridModel(net, CFG, "cpu")
+    assert command("sample", "digits", "-n", "1", "--steps", "1", "--out", "a.png").returncode == 0
+    for value, code in ((float("nan"), 5), (3e38, 4)):  # not finite; finite, with answers that are not
+        for weight in net.parameters():
+            weight.data.fill_(value)
+        model.save_pretrained("model")
+        done = command(arguments[0], "model", *arguments[1:])
+        assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+    with pytest.raises(DivergedError, match="not finite"):
+        model.predict(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+
+
+def test_a_snapshot_of_a_diverged_step_is_not_kept(tmp_path):
+    hot = ("--optim.lr=1e30", "--optim.clip=0", "--optim.warmup_steps=0", "--optim.name=sgd", "--train.precision=fp32")
+    run = ("train", "digits", "--out", tmp_path / "run", "--train.steps=20", *TINY, *hot, "--train.checkpoint_every=20")
+    done = command(*run, "--train.snapshot_every=1", "--train.log_every=20")
+    assert done.returncode == 4, done.stderr
+    for folder in checkpoint.step_folders(tmp_path / "run" / "snapshots"):
+        for tensor in checkpoint.read_tensors(folder / "ema.safetensors").values():
+            assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize("world", ["2", "64", "many"])
+def test_training_under_torchrun_is_refused_by_name(tmp_path, monkeypatch, world):
+    monkeypatch.setenv("WORLD_SIZE", world)
+    refused = command("train", "digits", "--out", tmp_path / "run", *TINY)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert f"WORLD_SIZE is {world}" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_user_without_a_home_has_data_sets(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as with no HOME and an unknown user id
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    done = command("datasets")
+    assert done.returncode == 0, done.stderr
+
+
+# names
+
+
+@pytest.mark.parametrize("name", ["$a", "$a$", "$\\frac$", "a$b$c", "$$", "\\$x$", "_a", "<b>", "a_b^{c", "%s", "{x}"])
+def test_a_class_name_kills_no_plot(name):
+    other = "other"
+    assert "<svg" in plots.confusion([[1, 2], [3, 4]], [name, other])
+    assert "<svg" in plots.bars({name: 0.5, other: 0.2}, "accuracy")
+    assert "<svg" in plots.histograms({name: [1.0, 2.0], other: [3.0]}, "x")
+    assert "<svg" in plots.histogram_panels({name: [1.0, 2.0], other: [3.0]}, "x")
+    assert "<svg" in plots.curves({name: [(0, 1), (1, 2)]}, "x", "y")
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("<script>alert(1)</script>", "&lt;script&gt;alert(1)&lt;/script&gt;"),
+        ("a|b", r"a\|b"),
+        ("[x](http://y)", r"\[x\](http://y)"),
+        ("two\n# lines", "two # lines"),
+        ("`code` *and* _more_", r"\`code\` \*and\* \_more\_"),
+        ("fidelity/fd_cnn_1000", "fidelity/fd_cnn_1000"),
+    ],
+)
+def test_a_name_is_text_in_the_report(name, written):
+    assert plain(name) == written
+
+
+# arguments
+
+
+def test_a_home_in_an_option_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert command("sample", "digits", "-n", "1", "--steps", "1", "--out=~/x/grid.png").returncode == 0
+    assert command("sample", "digits", "-n", "1", "--steps", "1", "--folder=~/y").returncode == 0
+    assert command("train", "digits", *TINY, "--train.steps=1", "--out=~/run").returncode == 0
+    assert command("evaluate", "digits", "--suites=accuracy", *QUICK, "--out=~/judged").returncode == 0
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["judged", "run", "x", "y"]
+    assert not Path("~").exists()
+
+
+def test_one_bad_file_costs_no_answer_of_the_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command("sample", "digits", "-n", "2", "--steps", "1", "--folder", ".").returncode == 0
+    Path("bad.png").write_text("no image")
+    done = command("classify", "digits", "000000.png", "bad.png", "000001.png", "none.png")
+    assert done.returncode == 3
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["000000.png", "000001.png"]
+    assert [line.split(":")[1].strip() for line in done.stderr.splitlines()] == ["bad.png", "none.png"]
+    assert command("classify", "digits", "bad.png").returncode == 3
+
+
+@pytest.mark.parametrize(("label", "drawn"), [("1", "'1' (number 0)"), ("3", "'3' (number 2)"), ("0", "'1' (number 0)")])
+def test_a_class_name_goes_before_a_number_and_is_said(tmp_path, label, drawn):
+    torch.manual_seed(0)
+    cfg = config.override(CFG, data={"classes": ("1", "2", "3")})
+    hybvit.HybridModel(HybViT(cfg.model), cfg, "cpu").save_pretrained(tmp_path / "model")
+    asked = ("sample", tmp_path / "model", "-n", "1", "--steps", "1", "--label", label, "--guidance", "1")
+    done = command(*asked, "--out", tmp_path / "grid.png")
+    assert done.returncode == 0, done.stderr
+    assert f"of class {drawn}" in done.stdout
+    shutil.rmtree(tmp_path / "model")

@@ -1,0 +1,98 @@
+"""A stored configuration is complete, or refused: what is missing never becomes a default, which would be another model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import hybvit
+from hybvit.config import load_config, override, to_yaml
+from hybvit.errors import ConfigError
+from hybvit.presets import preset
+from hybvit.versions import RETIRED
+
+OLD = Path(__file__).parent / "data" / "v0.1.0" / "run" / "config.yaml"
+TEXTS = {  # configurations of this version and of the one that wrote no version
+    "now": to_yaml(override(preset("digits"), data={"classes": tuple("0123456789")})),
+    "0.1.0": OLD.read_text(encoding="utf-8"),
+}
+
+
+def load(text: str, folder: Path) -> hybvit.Config:
+    path = folder / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_config(path)
+
+
+@pytest.mark.parametrize("version", TEXTS)
+def test_every_cut_at_a_line_end_is_refused_or_equal(version, tmp_path):
+    lines = TEXTS[version].splitlines(keepends=True)
+    whole = load(TEXTS[version], tmp_path)
+    for n in range(len(lines)):
+        with pytest.raises(ConfigError, match=r"config\.yaml: "):
+            load("".join(lines[:n]), tmp_path)
+    assert load("".join(lines), tmp_path) == whole
+
+
+@pytest.mark.parametrize("version", TEXTS)
+def test_every_dropped_line_of_a_field_is_refused_by_name(version, tmp_path):
+    lines, group = TEXTS[version].splitlines(keepends=True), ""
+    for n, line in enumerate(lines):
+        name, colon, _ = line.strip().partition(":")
+        if not colon:
+            continue  # an element of a list
+        group = group if line.startswith(" ") else name
+        with pytest.raises(ConfigError) as refused:
+            load("".join(lines[:n] + lines[n + 1 :]), tmp_path)
+        if line.startswith(" ") and (n + 1 == len(lines) or not lines[n + 1].lstrip().startswith("-")):
+            assert f"{group}.{name} is missing" in str(refused.value)
+
+
+@pytest.mark.parametrize("version", TEXTS)
+def test_every_duplicated_line_of_a_field_is_refused(version, tmp_path):
+    lines = TEXTS[version].splitlines(keepends=True)
+    for n, line in enumerate(lines):
+        if ":" in line:
+            with pytest.raises(ConfigError):
+                load("".join([*lines[: n + 1], *lines[n:]]), tmp_path)
+
+
+@pytest.mark.parametrize("twice", ["train:\n  seed: 3\n", "hybvit: 0.1.0\n", "model:\n", '"data": {}\n'])
+def test_a_group_that_occurs_twice_is_refused(tmp_path, twice):
+    with pytest.raises(ConfigError, match="occurs twice"):
+        load(TEXTS["now"] + twice, tmp_path)
+
+
+@pytest.mark.parametrize("version", ["99.0.0", "0.2", "0.2.0.dev0x", "null", "3", "[0, 2, 0]"])
+def test_the_version_is_one_that_there_was(tmp_path, version):
+    first, rest = TEXTS["now"].split("\n", 1)
+    assert first == f"hybvit: {hybvit.__version__}"
+    with pytest.raises(ConfigError, match=r"hybvit is|written by hybvit 99\.0\.0"):
+        load(f"hybvit: {version}\n{rest}", tmp_path)
+
+
+def test_a_configuration_of_this_version_does_not_pass_for_an_older_one(tmp_path):
+    rest = TEXTS["now"].split("\n", 1)[1]
+    for text in (rest, f"hybvit: 0.1.0\n{rest}"):
+        with pytest.raises(ConfigError, match=r"model\.norm is missing"):
+            load(text, tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.norm"):
+        load(f"hybvit: {hybvit.__version__}\n{TEXTS['0.1.0']}", tmp_path)
+
+
+def test_a_configuration_of_0_1_0_is_migrated(tmp_path):
+    cfg = load(TEXTS["0.1.0"], tmp_path)
+    assert load(to_yaml(cfg), tmp_path) == cfg
+    assert not any(name.split(".")[1] + ":" in to_yaml(cfg) for name in RETIRED if name != "model.norm")
+    if hasattr(cfg.data, "split"):
+        assert cfg.data.split == "every_fifth"
+
+
+@pytest.mark.parametrize(
+    "text", ["? [a]\n: 1\n", "model: &a\n  - *a\n", "- 1\n", "\x00", "model: 2001-99-99\n", "<<: {a: 1}\n"]
+)
+def test_what_is_no_configuration_is_refused_in_one_line(tmp_path, text):
+    with pytest.raises(ConfigError) as refused:
+        load(text, tmp_path)
+    assert "\n" not in str(refused.value)
