@@ -61,16 +61,22 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = [word for word in arguments if word != "--debug"]
     goes_on = bool(arguments) and arguments[0] in WRITES_FILES and not {"-h", "--help"} & {*arguments}
     with guarded(goes_on) as out:
-        code = run(arguments, debug)
+        code, leaving = 0, None
+        try:
+            code = run(arguments, debug)
+        except SystemExit as left:  # argparse, after --help
+            leaving = left
         try:
             out.flush()
         except errors.DataError as error:
             return report(error, debug)
+        if leaving is not None:
+            raise leaving
         if out.lost is None or not goes_on:
             return code
-        left = isinstance(out.lost, BrokenPipeError) and arguments[0] == "train"
+        done = isinstance(out.lost, BrokenPipeError) and arguments[0] == "train"
         print(f"hybvit: {out.message()}; the work went on without it", file=sys.stderr)
-        return code if code or left else 3
+        return code if code or done else 3
 
 
 def run(arguments: list[str], debug: bool) -> int:
@@ -90,8 +96,6 @@ def run(arguments: list[str], debug: bool) -> int:
     except KeyboardInterrupt:
         print("hybvit: interrupted", file=sys.stderr)
         return 130
-    except SystemExit as left:  # argparse, after --help
-        return left.code if isinstance(left.code, int) else 0
     except Exception as error:
         return report(error, debug)
 

@@ -26,23 +26,24 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per image")
     args = parser.parse_args(arguments)
     model = load(args.model)
-    pixels, bad = {}, list[DataError]()
+    named, pixels, bad = list[str](), list[Tensor](), list[DataError]()
     for image in args.images:
         try:
-            pixels[image] = read_image(image, model.cfg.model.channels, model.cfg.model.image_size)
+            pixels.append(read_image(image, model.cfg.model.channels, model.cfg.model.image_size))
+            named.append(image)
         except DataError as error:
             bad.append(error)
     if pixels:
-        answer(model, pixels, args.top, args.json)
+        answer(model, named, torch.stack(pixels), args.top, args.json)
     for other in bad[:-1]:
         print(f"hybvit: {other}", file=sys.stderr)
     if bad:
         raise bad[-1]
 
 
-def answer(model: HybridModel, images: dict[str, Tensor], top_classes: int, as_json: bool) -> None:
+def answer(model: HybridModel, images: list[str], pixels: Tensor, top_classes: int, as_json: bool) -> None:
     """Print a line for each image, by its name."""
-    labels, probabilities, scores = model.predict(torch.stack(list(images.values())))
+    labels, probabilities, scores = model.predict(pixels)
     width = max(map(len, images))
     for path, label, row, score in zip(images, labels.tolist(), probabilities, scores.tolist(), strict=True):
         top = row.topk(min(top_classes, len(row)))

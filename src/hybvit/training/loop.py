@@ -94,11 +94,6 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
         + (f"resumed at step {done} of {cfg.train.steps}" if done else f"{cfg.train.steps} steps")
     )
 
-    def check_finite(step: int) -> None:
-        for name, tensor in net.state_dict().items():
-            if not bool(tensor.isfinite().all()):
-                raise diverged(out, step, name)
-
     def save(step: int) -> None:
         state = {"network": net.state_dict(), "ema": ema.net.state_dict(), "optimizer": optimizer_tensors(optimizers)}
         run.save(step, cfg.train.keep_checkpoints, **state, random=random_state(device))
@@ -133,7 +128,7 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
                 meter.write(step, lr=learning_rate(step - 1, cfg))
             snapshot_due = cfg.train.snapshot_every and step % cfg.train.snapshot_every == 0
             if checkpoint_due or snapshot_due:
-                check_finite(step)
+                check_finite(net, out, step)
             if cfg.train.preview_every and (step % cfg.train.preview_every == 0 or last):
                 meter.preview(step, ema, data)
             if snapshot_due:
@@ -143,6 +138,13 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
             if stopped and not last:
                 raise Interrupted(f"{out}: {stopped} at step {step}; the state is saved, the same command resumes")
     return ema
+
+
+def check_finite(net: Network, out: Path, step: int) -> None:
+    """Raise DivergedError for the first weight that is not finite."""
+    for name, tensor in net.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise diverged(out, step, name)
 
 
 def refuse_processes() -> None:
