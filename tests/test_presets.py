@@ -15,6 +15,7 @@ import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+import hybvit
 from hybvit import cli
 from hybvit.catalog import CATALOG
 from hybvit.config import Config, ConfigError, differences, minibatches, override, to_dict
@@ -334,7 +335,7 @@ def test_show_prints_what_the_paper_reached_and_yaml_that_reads_back(capsys):
     assert "# Table 1, HybViT: Acc % 95.9, IS 7.68, FID 26.4\n" in out
     assert "# Table 12, L2, HybViT: Clean (%) 95.9, PGD L2 50/255 (%) 58.7," in out
     assert "1.6 hours on one A100" in out
-    assert yaml.safe_load(out) == to_dict(preset("cifar10"))
+    assert yaml.safe_load(out) == {"hybvit": hybvit.__version__} | to_dict(preset("cifar10"))
     assert cli.main(["show", "cifar10_jem"]) == 0
     assert "26 hours on one A100 (312 TFLOP/s bf16), in TF32," in capsys.readouterr().out
 

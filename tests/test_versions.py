@@ -77,16 +77,18 @@ def test_a_configuration_of_this_version_does_not_pass_for_an_older_one(tmp_path
     for text in (rest, f"hybvit: 0.1.0\n{rest}"):
         with pytest.raises(ConfigError, match=r"model\.norm is missing"):
             load(text, tmp_path)
+    older = f"hybvit: {hybvit.__version__}\n{TEXTS['0.1.0']}"
+    with pytest.raises(ConfigError, match=r"data\.split is missing"):
+        load(older, tmp_path)
     with pytest.raises(ConfigError, match=r"model\.norm"):
-        load(f"hybvit: {hybvit.__version__}\n{TEXTS['0.1.0']}", tmp_path)
+        load(older.replace("\ndata:\n", "\ndata:\n  split: hash\n"), tmp_path)
 
 
 def test_a_configuration_of_0_1_0_is_migrated(tmp_path):
     cfg = load(TEXTS["0.1.0"], tmp_path)
     assert load(to_yaml(cfg), tmp_path) == cfg
     assert not any(name.split(".")[1] + ":" in to_yaml(cfg) for name in RETIRED if name != "model.norm")
-    if hasattr(cfg.data, "split"):
-        assert cfg.data.split == "every_fifth"
+    assert cfg.data.split == "every_fifth"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from ..catalog import CATALOG
 from ..checkpoint import MANIFEST
 from ..config import Config, DataConfig
 from ..data.datasets import open_dataset
-from ..data.image_set import Dataset
+from ..data.image_set import Dataset, reorder_classes
 from ..data.locate import detect_format, locate
 from ..errors import ConfigError
 from ..loading import load
@@ -88,6 +88,7 @@ def from_objects(model: Evaluable, data: Dataset) -> Subject:
         images, wanted = ("x".join(map(str, shape)) for shape in (shape_of(data), model.image_shape))
         raise ConfigError(f"the data's images are {images}, but the model takes {wanted} (channels x height x width)")
     if isinstance(model, HybridModel):
+        data = reorder_classes(data, model.cfg.data.classes)
         check_classes(model.cfg, data)
         return Subject("HybridModel", model, data, model.cfg, model.cfg.data.name)
     check_number_of_classes(model, data)
@@ -96,11 +97,13 @@ def from_objects(model: Evaluable, data: Dataset) -> Subject:
 
 def with_own_data(model: HybridModel, dataset: str | None, root: str | None) -> Subject:
     """A hybvit model on its own training data set, or on another with as many classes."""
-    group = model.cfg.data
+    group = own = model.cfg.data
     if dataset is not None and dataset != group.name:
         group = replace(group, name=dataset, root=None, test_root=None)
     if root:
         group = replace(locate(group, root), test_root=None)
+    if group.name != own.name:
+        group = replace(group, split=DataConfig().split)  # how the model's own images were divided says nothing about these
     labeled = model.cfg.objective.kind != "genvit"
     data = open_dataset(group, model.image_shape, model.cfg.model.num_classes, labeled=labeled)
     check_classes(model.cfg, data)
