@@ -124,6 +124,7 @@ def test_a_user_without_a_home_has_data_sets(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["$a", "$a$", "$\\frac$", "a$b$c", "$$", "\\$x$", "_a", "<b>", "a_b^{c", "%s", "{x}"])
+@pytest.mark.filterwarnings("error")  # matplotlib warns of a legend that it leaves empty
 def test_a_class_name_kills_no_plot(name):
     other = "other"
     assert "<svg" in plots.confusion([[1, 2], [3, 4]], [name, other])

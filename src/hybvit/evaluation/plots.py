@@ -30,8 +30,11 @@ def svg(figure: Any) -> str:
 
 
 def literal(text: str) -> str:
-    """A name as matplotlib shows it letter by letter: without this, what stands between two $ is read as a formula."""
-    return text.replace("$", r"\$")
+    """A name as matplotlib shows it letter by letter.
+
+    Without this, what stands between two $ is read as a formula, and a name that begins with _ has no place in a legend.
+    """
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def curve(points: Sequence[tuple[float, float]], x: str, y: str, log: bool = False) -> str:
