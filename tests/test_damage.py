@@ -108,6 +108,7 @@ def damaged(text: str, how: str) -> str:
     return json.dumps(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [
@@ -198,6 +199,7 @@ def test_a_second_evaluation_in_one_folder_is_refused_in_one_line(tiny_run, tmp_
     assert command("evaluate", tiny_run, "--suites", "accuracy", "--out", tmp_path, *QUICK).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_training_that_checkpoints_at_every_step_can_be_loaded_beside_it(tmp_path):
     out, failed, loaded = tmp_path / "run", [], []
     words = ["train", "digits", "--out", str(out), *TINY, "--train.steps=100000", "--train.checkpoint_every=1"]
@@ -219,6 +221,7 @@ def test_a_training_that_checkpoints_at_every_step_can_be_loaded_beside_it(tmp_p
     assert (failed, len(loaded)) == ([], 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["export", "an [odd] name", "v1.0"])
 def test_an_export_that_was_being_replaced_is_there_again(tiny_run, tmp_path, name):
     folder = tmp_path / name

@@ -37,6 +37,7 @@ def shell(line: str, cwd: Path, **environment: str | None) -> subprocess.Complet
 TRAIN = f"hybvit train digits --out run --train.steps=4 {' '.join(TINY)}"
 
 
+@pytest.mark.slow
 def test_a_training_whose_reader_leaves_finishes(tmp_path):
     done = shell(f"{TRAIN} --train.steps=40 | head -1", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -44,6 +45,7 @@ def test_a_training_whose_reader_leaves_finishes(tmp_path):
     assert "internal" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     ["hybvit presets > /dev/full", "hybvit show digits > /dev/full", "hybvit --help > /dev/full", "hybvit presets >&-",
@@ -58,6 +60,7 @@ def test_output_that_did_not_arrive_exits_3_with_one_line(tmp_path, line):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [f"{TRAIN} 2>&-", f"{TRAIN} >&-", f"{TRAIN} 2>&- >&- <&-", "hybvit presets 2>/dev/full"])
 def test_closed_streams_are_no_crash(tmp_path, line):
     done = shell(line, tmp_path)
@@ -66,6 +69,7 @@ def test_closed_streams_are_no_crash(tmp_path, line):
         assert checkpoint.newest(tmp_path / "run" / "checkpoints")[1]["step"] == 4
 
 
+@pytest.mark.slow
 def test_a_hangup_saves_like_a_termination(tmp_path):
     words = ["train", "digits", "--out", str(tmp_path / "run"), *TINY, "--train.steps=100000"]
     training = subprocess.Popen([sys.executable, "-m", "hybvit", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)

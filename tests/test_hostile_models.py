@@ -36,6 +36,7 @@ def run_folder(folder: Path, cfg: Config) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [exported, run_folder])
 @pytest.mark.parametrize(
     ("form", "root"),

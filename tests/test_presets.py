@@ -125,6 +125,7 @@ def test_its_relatives_have_as_many(name):
     assert cost(preset(name)).parameters == PARAMETERS[SAME_NETWORK[name]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "row"), CLAIMS, ids=[f"{row.table}-{row.group}-{row.model}" for _, row in CLAIMS])
 def test_a_row_names_a_preset_of_its_network(name, row):
     cfg = preset(name)

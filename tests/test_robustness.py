@@ -567,6 +567,7 @@ def test_honest_networks_are_trusted(net, robust_net, held_out, norm, seed):
     assert reliability(logits, x, labels, generator(seed), LINEAR_EPS[norm][1], norm) == []
 
 
+@pytest.mark.slow
 def test_adversarial_training_is_what_makes_the_robust_network_robust(net, robust_net, held_out):
     plain, robust = (
         1 - pgd(model, *held_out, 0.1, "linf", generator()).broken.double().mean().item() for model in (net, robust_net)

@@ -25,6 +25,7 @@ def load(text: str, folder: Path) -> hybvit.Config:
     return load_config(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", TEXTS)
 def test_every_cut_at_a_line_end_is_refused_or_equal(version, tmp_path):
     lines = TEXTS[version].splitlines(keepends=True)
@@ -35,6 +36,7 @@ def test_every_cut_at_a_line_end_is_refused_or_equal(version, tmp_path):
     assert load("".join(lines), tmp_path) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", TEXTS)
 def test_every_dropped_line_of_a_field_is_refused_by_name(version, tmp_path):
     lines, group = TEXTS[version].splitlines(keepends=True), ""
