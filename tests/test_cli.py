@@ -259,6 +259,7 @@ def test_evaluate_leaves_out_what_makes_no_sense(tmp_path, capsys):
         assert "left out" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_trains_classifies_and_samples(tiny_run, tmp_path, capsys):
     for i in range(6):
         for name, shade in (("dark", 20), ("light", 230)):

@@ -127,6 +127,7 @@ def test_a_user_without_a_home_has_data_sets(tmp_path, monkeypatch):
 # names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["$a", "$a$", "$\\frac$", "a$b$c", "$$", "\\$x$", "_a", "<b>", "a_b^{c", "%s", "{x}"])
 @pytest.mark.filterwarnings("error")  # matplotlib warns of a legend that it leaves empty
 def test_a_class_name_kills_no_plot(name):

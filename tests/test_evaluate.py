@@ -184,6 +184,7 @@ def test_an_attack_is_on_images_of_all_classes(linear, tmp_path):
     assert len(ctx.test.subsample(16).labels.unique()) >= 9
 
 
+@pytest.mark.slow
 def test_answers_without_a_gradient_leave_out_the_score_that_needs_one(linear, tmp_path):
     cut = Adapted((1, 8, 8), logits=lambda x: linear.logits(x).detach(), modules=linear.modules, device="cpu")
     record = run_suites(context(cut, tmp_path), ("ood",), quiet)
@@ -232,6 +233,7 @@ def test_temperature_is_fitted_on_images_held_out_and_never_on_test_images(linea
     assert set(none_held_out["tables"]) == {"reliability"}
 
 
+@pytest.mark.slow
 def test_the_largest_calibration_error_is_that_of_bins_with_enough_images(linear, tmp_path):
     data = digits()
     options = Options(**{**FAST.__dict__, "limit": None})
@@ -403,6 +405,7 @@ def test_real_images_are_measured_at_the_number_of_the_samples(tmp_path, monkeyp
     assert record["tables"]["real_images"] == 200
 
 
+@pytest.mark.slow
 def test_where_real_images_are_few_as_many_samples_stand_beside_them(tmp_path, monkeypatch):
     model, data = drawing(load("digits", "cpu"), monkeypatch), digits()
     options = Options(**{**FAST.__dict__, "limit": None, "samples": 600})

@@ -88,6 +88,7 @@ def test_an_opened_data_set_is_what_is_judged_on(model):
     assert hybvit.evaluate(model, shuffled, suites="accuracy")["test/accuracy"] < 0.5
 
 
+@pytest.mark.slow
 def test_an_adapted_model_on_data_by_object_and_by_name():
     external = adapted()
     data = opened(preset("digits"))

@@ -216,6 +216,7 @@ def test_a_distance_on_another_extractor_is_not_compared_with_fid():
     assert "cnn-other" not in text  # of a run that is not in the table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [f"table{n}" for n in range(1, 14)])
 def test_every_table_renders_with_and_without_runs(name):
     everything = dict.fromkeys(PRESETS, RECORD)

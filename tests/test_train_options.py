@@ -105,6 +105,7 @@ def test_the_rate_counts_the_images_of_both(run):
     assert all(line["images_per_second"] * line["seconds"] == pytest.approx(5 * (8 + 4)) for line in lines)
 
 
+@pytest.mark.slow
 def test_what_is_timed_and_counted_has_both_sizes():
     cfg = override(small()[0], train={"batch_size": 8, "labelled_batch_size": 4, "precision": "fp32"})
     took = timing.measure({"run": cfg}, lambda line: None, repeats=1)["runs"]["run"]
@@ -116,6 +117,7 @@ def test_what_is_timed_and_counted_has_both_sizes():
     assert shown.value * 12 == pytest.approx(cost(cfg).train_gflop_per_step, rel=0.01)  # attention has other kernels there
 
 
+@pytest.mark.slow
 def test_load_takes_the_averaged_weights_of_a_run_a_checkpoint_or_a_snapshot(run):
     checkpoint, snapshot = newest(run / "checkpoints")[0], step_folders(run / "snapshots")[-1]
     for source, folder in ((run, checkpoint), (checkpoint, checkpoint), (snapshot, snapshot)):
@@ -219,6 +221,7 @@ def test_batched_muon_is_torchs_for_tall_wide_and_square_matrices(monkeypatch):
     assert torch.equal(unused, torch.ones(16, 16))  # without a gradient: neither moved nor decayed
 
 
+@pytest.mark.slow
 def test_the_first_optimiser_keeps_the_keys_of_old_checkpoints(run):
     keys = read_tensors(newest(run / "checkpoints")[0] / "optimizer.safetensors").keys()
     assert {"0/exp_avg", "0/exp_avg_sq", "0/step", "1/0/momentum_buffer"} <= keys
@@ -275,6 +278,7 @@ def test_compiling_needs_a_compiler_and_no_langevin_chains(monkeypatch, tmp_path
         override(preset("cifar10_jem"), train={"compile": True})
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_model_of_other_classes(tmp_path):
     cfg = override(
         preset("digits"),
