@@ -164,7 +164,8 @@ def test_a_home_in_an_option_is_expanded(tmp_path, monkeypatch):
     assert command("sample", "digits", "-n", "1", "--steps", "1", "--folder=~/y").returncode == 0
     assert command("train", "digits", *TINY, "--train.steps=1", "--out=~/run").returncode == 0
     assert command("evaluate", "digits", "--suites=accuracy", *QUICK, "--out=~/judged").returncode == 0
-    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["judged", "run", "x", "y"]
+    made = {path.name for path in (tmp_path / "home").iterdir()} - {".cache", ".config"}  # those are of matplotlib
+    assert made == {"judged", "run", "x", "y"}
     assert not Path("~").exists()
 
 
