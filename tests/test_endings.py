@@ -154,6 +154,16 @@ def test_a_name_is_text_in_the_report(name, written):
     assert plain(name) == written
 
 
+@pytest.mark.parametrize("variables", [{"WORLD_SIZE": "abc"}, {"WORLD_SIZE": "-3"}, {"WORLD_SIZE": "1.5"}, {"WORLD_SIZE": "2"}])
+def test_processes_that_torchrun_did_not_start_are_refused(monkeypatch, variables):
+    monkeypatch.delenv("RANK", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = command("evaluate", "digits", "--suites=accuracy", *QUICK)
+    assert found.returncode == 2
+    assert "WORLD_SIZE is" in found.stderr
+
+
 # arguments
 
 

@@ -13,15 +13,23 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from .errors import ConfigError
+
 
 @contextmanager
 def process_group() -> Iterator[tuple[int, int]]:
     """Yield (rank, world size); under torchrun the process group exists for the duration of the ``with`` block."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1 or dist.is_initialized():
+    written = os.environ.get("WORLD_SIZE", "").strip() or "1"
+    if not written.isdecimal():
+        raise ConfigError(f"WORLD_SIZE is {written!r}: it must be the number of processes; torchrun sets it")
+    world = int(written)
+    if world <= 1 or dist.is_initialized():
         yield rank(), max(world, 1)
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    except (ValueError, RuntimeError) as error:  # a variable is missing or wrong, or the other processes do not answer
+        raise ConfigError(f"WORLD_SIZE is {world}, but the processes do not meet: start them with torchrun ({error})") from None
     try:
         yield dist.get_rank(), dist.get_world_size()
     finally:
