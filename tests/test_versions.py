@@ -83,14 +83,16 @@ def test_a_configuration_of_this_version_does_not_pass_for_an_older_one(tmp_path
     with pytest.raises(ConfigError, match=r"data\.split is missing"):
         load(older, tmp_path)
     with pytest.raises(ConfigError, match=r"model\.norm"):
-        load(older.replace("\ndata:\n", "\ndata:\n  split: hash\n"), tmp_path)
+        load(older.replace("\ndata:\n", "\ndata:\n  split: hash\n  fingerprint: ''\n"), tmp_path)
 
 
 def test_a_configuration_of_0_1_0_is_migrated(tmp_path):
     cfg = load(TEXTS["0.1.0"], tmp_path)
     assert load(to_yaml(cfg), tmp_path) == cfg
     assert not any(name.split(".")[1] + ":" in to_yaml(cfg) for name in RETIRED if name != "model.norm")
-    assert cfg.data.split == "every_fifth"
+    assert cfg.data.split == "hash"  # a named data set has a split of its own
+    own = TEXTS["0.1.0"].replace(f"\n  name: {cfg.data.name}\n", "\n  name: folder\n")
+    assert load(own, tmp_path).data.split == "every_fifth"
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,8 @@ class DataConfig:
             or none), manifest (CSV or JSONL), huggingface (hub name or parquet), shards (WebDataset tar files).
         root: the folder of the images; None searches the usual places.
         test_root: for your own images: the folder of the test images, if it is not inside ``root``.
-        split: how your own images are divided without a test split: hash (by a hash of each file's name, one in five) or
-            every_fifth (by position, as in 0.1.0).
+        split: how your own images are divided without a test split: hash (by a hash of each file's name, one in five),
+            every_fifth (by position, as in 0.1.0), or none (all are test images, to evaluate a model of other images).
         resize: resample the images of a named set to the model's size; otherwise smaller ones get a black border.
         augment: augmentation of the labeled mini-batch: none; weak (random crop after padding by ``crop_padding``, flip if
             ``flip``); or strong (weak, AutoAugment and random erasing, then MixUp or CutMix).
@@ -127,12 +127,14 @@ class DataConfig:
         shuffle_buffer: encoded images that a stream of shards keeps in memory for shuffling.
         workers: background processes that prepare batches; None means none on a CPU, and up to eight with a GPU.
         classes: names of the classes in label order; set from the data when training starts.
+        fingerprint: numbers and digests of your own images; set from the data when training starts. A run is not resumed on
+            other images, except with any.
     """
 
     name: str = "folder"
     root: str | None = None
     test_root: str | None = None
-    split: Literal["hash", "every_fifth"] = "hash"
+    split: Literal["hash", "every_fifth", "none"] = "hash"
     resize: bool = False
     augment: Literal["none", "weak", "strong"] = "none"
     flip: bool = False
@@ -149,6 +151,7 @@ class DataConfig:
     shuffle_buffer: int = 8192
     workers: int | None = None
     classes: tuple[str, ...] = ()
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -272,11 +275,15 @@ AT_MOST = {  # more than any machine has memory or time for: a configuration may
 }  # fmt: skip
 
 
+FINGERPRINT = r"|any|\d{1,12}\+\d{1,12} [0-9a-f]{16} [0-9a-f.]{,207}"  # data/fingerprint.py writes it
+
+
 RANGES: list[tuple[str, Callable[[Any], bool], str]] = [  # fields, whether a value fits, and what it must be
     ("objective.alpha_end", lambda value: value is None or value >= 0, "it must be at least 0, or None"),
     ("objective.guidance", lambda value: value < math.inf, "it must be finite"),
     ("objective.label_dropout", lambda value: 0 <= value <= 1, "a share, it must be in [0, 1]"),
     ("optim.milestones", lambda value: all(0 <= share <= 1 for share in value), "shares of the run, each in [0, 1]"),
+    ("data.fingerprint", lambda value: re.fullmatch(FINGERPRINT, value) is not None, "it must be empty, or any"),
     ("data.erasing data.mixing jem.restart", lambda value: value <= 1, "a probability is at most 1"),
     ("data.held_out", lambda value: 0 <= value <= 0.5, "a share of the training images, at most 0.5"),
     (
@@ -415,7 +422,7 @@ def describe_batch(cfg: Config) -> str:
 FREE_TO_CHANGE = {  # what is written or where, not what is computed: a run may be resumed with other values
     "train.log_every", "train.preview_every", "train.checkpoint_every", "train.keep_checkpoints", "train.snapshot_every",
     "train.tensorboard",
-    "data.root", "data.test_root", "data.workers", "data.memory_gib",
+    "data.root", "data.test_root", "data.workers", "data.memory_gib", "data.fingerprint",
 }  # fmt: skip
 
 

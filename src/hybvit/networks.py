@@ -91,7 +91,8 @@ def fill_network(cfg: Config, tensors: dict[str, Tensor], weights: Path) -> tupl
 
 
 def check_config(folder: Path, kept: bytes | None, cfg: Config) -> None:
-    """Check that a checkpoint was written with this configuration, but for the fields that are free to change.
+    """Check that a checkpoint was written with this configuration, but for the fields that are free to change and the number of
+    steps, which may have been raised since.
 
     Args:
         kept: the configuration that the checkpoint holds; None for one of 0.1.0, which holds none.
@@ -103,7 +104,7 @@ def check_config(folder: Path, kept: bytes | None, cfg: Config) -> None:
     if kept is None:
         return
     for name, (before, now) in differences(read_config(kept, folder / CONFIG), cfg).items():
-        if name not in FREE_TO_CHANGE:
+        if name not in FREE_TO_CHANGE and not (name == "train.steps" and before < now):
             raise CheckpointError(
                 f"{folder}: was written with {name} = {before!r}, but the run's {CONFIG} says {now!r}: it is damaged or of "
                 f"another run; the checkpoint's {CONFIG} is the right one for it"

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from . import __version__
+from .catalog import OWN_IMAGES
 from .errors import ConfigError, did_you_mean
 
 KEY = "hybvit"  # of the version in a stored configuration
@@ -39,7 +40,7 @@ RETIRED: dict[str, Any] = {  # fields of 0.1.0 that were removed: a stored confi
     "objective.class_noise": 0.0, "optim.cooldown": 0.2, "train.ema_power": [],
 }  # fmt: skip
 
-ADDED: dict[str, Any] = {  # fields that 0.1.0 did not have -> what it did; others that are new take their default
+ADDED: dict[str, Any] = {  # fields that 0.1.0 did not have -> what it did with the user's own images; others take their default
     "data.split": "every_fifth",
 }
 
@@ -86,7 +87,7 @@ def migrate(content: dict[Any, Any], fields: Mapping[str, Collection[str]]) -> d
                 raise ConfigError(f"{name} is {value!r}, an option that was removed (docs/ablation.md says why)")
         for name, before in ADDED.items():
             group, leaf = name.split(".")
-            if leaf in fields[group]:
+            if leaf in fields[group] and groups["data"]["name"] in OWN_IMAGES:
                 groups[group].setdefault(leaf, before)
     else:
         _check_complete(groups, fields)

@@ -59,6 +59,14 @@ def refuse_special(path: Path) -> None:
         raise DataError(f"{path}: a pipe, a socket or a device: give a file")
 
 
+def size_of(path: Path) -> int:
+    """The size of a file in bytes; -1 where it cannot be found out, which whoever opens it will explain."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return -1
+
+
 def check_size(size: int, limit: int, where: object) -> None:
     """Raises DataError if a member of an archive claims more bytes than are read into memory."""
     if size > limit:
@@ -295,6 +303,12 @@ class Files:
         refuse_special(self.source / name)
         with data_errors(self.source / name):
             return (self.source / name).open("rb")
+
+    def size(self, name: str) -> int:
+        """The size of a file in bytes, as the folder or the archive's index gives it."""
+        if self.zipped:
+            return self._archive().getinfo(self._members[self.prefix + name]).file_size
+        return size_of(self.source / name)
 
     def text(self, name: str) -> str:
         with data_errors(self.source / name), self.open(name) as file:

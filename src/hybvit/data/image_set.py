@@ -180,6 +180,8 @@ class Dataset:
         classes: class names in label order; empty without labels.
         unlabelled: additional images for the denoising mini-batch.
         held_out: images split off the training set, not used for training.
+        all_test: whether ``test`` holds all images; ``train`` then holds the same ones, for comparison.
+        fingerprint: what tells these images from others (``data/fingerprint.py``); empty for a named data set.
     """
 
     train: ImageSet
@@ -187,6 +189,8 @@ class Dataset:
     classes: tuple[str, ...]
     unlabelled: ImageSet | None = None
     held_out: ImageSet | None = None
+    fingerprint: str = ""
+    all_test: bool = False
 
 
 def reorder_classes(data: Dataset, classes: Sequence[str]) -> Dataset:

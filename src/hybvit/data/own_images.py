@@ -10,37 +10,57 @@ import io
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
 from .cells import is_line, natural_order, read_table, text_of
-from .files import Files, is_hidden, refuse_special
+from .files import Files, is_hidden, refuse_special, size_of
+from .fingerprint import ListedImage, fingerprint, shares_training_images
 from .image_set import Dataset, Decoding, ImageSet, every_fifth, load_image_files, load_images
 from .images import read_image, readable_suffixes
 from .splits import KNOWN, by_split, evaluation_split, hash_split, split_of, train_and_test
 
 
-def divided(
-    names: Sequence[str], labels: Sequence[int] | None, rule: str, load: Callable[[list[int]], ImageSet]
-) -> tuple[ImageSet, ImageSet]:
-    """Training and test images of a set that comes without a split, by ``data.split``.
+class Listing(NamedTuple):
+    """Images that are known, but not read yet.
 
-    Args:
-        names: of the images; their order does not matter to the hash.
-        load: reads the images at these indices.
+    Attributes:
+        labels: the numbers of their classes; None without classes.
+        load: reads the images at some indices.
+        keys: what the split depends on, if not on their names.
     """
-    everything = list(range(len(names)))
-    if rule == "every_fifth":
-        images = load(everything)
+
+    images: list[ListedImage]
+    labels: list[int] | None
+    load: Callable[[Sequence[int]], ImageSet]
+    keys: Sequence[str] | None = None
+
+
+def read_splits(data: DataConfig, classes: tuple[str, ...], train: Listing, test: Listing | None) -> Dataset:
+    """Read the listed images; without test images, ``data.split`` says which of the others are test images.
+
+    All are, if the model that ``data.fingerprint`` belongs to was trained on none of them.
+    """
+    everything = range(len(train.images))
+    if test is not None:
+        kept = fingerprint(train.images, test.images)
+        return Dataset(train.load(everything), test.load(range(len(test.images))), classes, fingerprint=kept)
+    kept = fingerprint(train.images, [])
+    if data.split == "none" or not shares_training_images(data.fingerprint, train.images):
+        images = train.load(everything)
+        return Dataset(images, images, classes, fingerprint=kept, all_test=True)
+    if data.split == "every_fifth":
+        images = train.load(everything)
         held_out = every_fifth(images)
-        return images.where(~held_out), images.where(held_out)
-    test = hash_split(names, labels)
-    return load([i for i in everything if not test[i]]), load([i for i in everything if test[i]])
+        return Dataset(images.where(~held_out), images.where(held_out), classes, fingerprint=kept)
+    is_test = hash_split(train.keys or [image.name for image in train.images], train.labels)
+    learned, judged = ([i for i in everything if is_test[i] is chosen] for chosen in (False, True))
+    kept = fingerprint([train.images[i] for i in learned], [train.images[i] for i in judged])
+    return Dataset(train.load(learned), train.load(judged), classes, fingerprint=kept)
 
 
 def existing_root(data: DataConfig, what: str) -> Path:
@@ -98,14 +118,13 @@ def folder(data: DataConfig, decoding: Decoding) -> Dataset:
         if split is not None and found[split][0] not in files.folders():
             test = test.subfolder(found[split][0])
     classes = class_folders(files)
-    names, labels = list_classes(files, classes)
+    train = list_files(files, classes, decoding)
     if test is None:
-        return Dataset(*divided(names, labels, data.split, partial(_load_files, files, names, labels, decoding)), classes)
+        return read_splits(data, classes, train, None)
     extra = sorted(set(class_folders(test)) - set(classes))
     if extra:
         raise DataError(f"{test.where}: class folder {extra[0]!r} has no counterpart in {files.where}")
-    images = load_image_files(files, names, labels, decoding)
-    return Dataset(images, load_image_files(test, *list_classes(test, classes), decoding), classes)
+    return read_splits(data, classes, train, list_files(test, classes, decoding))
 
 
 def without_wrapping(files: Files) -> Files:
@@ -181,8 +200,8 @@ def checked_names(folders: list[str], where: Path) -> tuple[str, ...]:
     return natural_order(folders)
 
 
-def list_classes(files: Files, classes: tuple[str, ...]) -> tuple[list[str], list[int] | None]:
-    """The image files in class folders, and their labels; no labels without classes."""
+def list_files(files: Files, classes: tuple[str, ...], decoding: Decoding) -> Listing:
+    """The image files in class folders; no labels without classes."""
     names = image_names(files)
     if not names:
         raise DataError(f"{files.where}: no image files in its class folders{_because(files)}")
@@ -193,11 +212,11 @@ def list_classes(files: Files, classes: tuple[str, ...]) -> tuple[list[str], lis
         raise DataError(f"{files.where / loose}: not in a class folder: move it into one")
     label_of = {name: k for k, name in enumerate(classes)}
     labels = [label_of[name.split("/")[0]] for name in names] if classes else None
-    return names, labels
 
+    def load(index: Sequence[int]) -> ImageSet:
+        return load_image_files(files, [names[i] for i in index], labels and [labels[i] for i in index], decoding)
 
-def _load_files(files: Files, names: list[str], labels: list[int] | None, decoding: Decoding, index: list[int]) -> ImageSet:
-    return load_image_files(files, [names[i] for i in index], None if labels is None else [labels[i] for i in index], decoding)
+    return Listing([ListedImage(name, files.size(name)) for name in names], labels, load)
 
 
 def _because(files: Files) -> str:
@@ -224,32 +243,24 @@ def manifest(data: DataConfig, decoding: Decoding) -> Dataset:
     else:
         parts = [(root, rows)]
     classes = natural_order([row["label"] for row in parts[0][1] if "label" in row])
-    sets = []
-    for source, part in parts:
-        unknown = next((row for row in part if classes and row["label"] not in classes), None)
-        if unknown is not None:
-            raise DataError(f"{source}: class {unknown['label']!r} of {unknown['path']} has no training image")
-        if len(parts) > 1:
-            sets.append(_load_rows(source, part, classes, decoding, list(range(len(part)))))
-        else:
-            labels = _row_labels(part, classes)
-            sets += divided(
-                [row["path"] for row in part], labels, data.split, partial(_load_rows, source, part, classes, decoding)
-            )
-    return Dataset(sets[0], sets[1], classes)
+    return read_splits(data, classes, *(list_rows(*part, classes, decoding) for part in parts), *[None] * (2 - len(parts)))
 
 
-def _row_labels(rows: list[dict[str, str]], classes: tuple[str, ...]) -> list[int] | None:
+def list_rows(source: Path, rows: list[dict[str, str]], classes: tuple[str, ...], decoding: Decoding) -> Listing:
+    """The images in rows of a manifest."""
     number = {name: k for k, name in enumerate(classes)}
-    return [number[row["label"]] for row in rows] if classes else None
+    unknown = next((row for row in rows if classes and row["label"] not in number), None)
+    if unknown is not None:
+        raise DataError(f"{source}: class {unknown['label']!r} of {unknown['path']} has no training image")
+    labels = [number[row["label"]] for row in rows] if classes else None
 
+    def load(index: Sequence[int]) -> ImageSet:
+        names = [rows[i]["path"] for i in index]
+        decode = decoder(source.parent, names, decoding)
+        return load_images(len(names), decode, labels and [labels[i] for i in index], decoding, source.name)
 
-def _load_rows(
-    source: Path, rows: list[dict[str, str]], classes: tuple[str, ...], decoding: Decoding, index: list[int]
-) -> ImageSet:
-    chosen = [rows[i] for i in index]
-    names = [row["path"] for row in chosen]
-    return load_images(len(names), decoder(source.parent, names, decoding), _row_labels(chosen, classes), decoding, source.name)
+    images = [ListedImage(row["path"], size_of(source.parent / row["path"]), row.get("label", "")) for row in rows]
+    return Listing(images, labels, load)
 
 
 def split_rows(path: Path, rows: list[dict[str, str]]) -> list[list[dict[str, str]]]:
@@ -321,25 +332,27 @@ def huggingface(data: DataConfig, decoding: Decoding) -> Dataset:
     if label_column and names is None:
         names = natural_order(label_texts(train[label_column], data.root))
     classes = tuple(names or ())
-    columns_and_classes = (image_column, label_column, classes, data.root, decoding)
-    if test is not None:
-        return Dataset(as_image_set(train, *columns_and_classes), as_image_set(test, *columns_and_classes), classes)
-    labels = as_labels(train, label_column, classes, data.root)
-    names = image_digests(train, image_column) if data.split == "hash" else [""] * len(train)
-    load = partial(_load_table, train, columns_and_classes)
-    return Dataset(*divided(names, labels, data.split, load), classes)
+    divided = test is None and data.split == "hash"
+
+    def listed(table: Any) -> Listing:
+        return list_table(table, image_column, label_column, classes, str(data.root), decoding, divided)
+
+    return read_splits(data, classes, listed(train), None if test is None else listed(test))
 
 
-def _load_table(table: Any, columns_and_classes: Any, index: list[int]) -> ImageSet:
-    return as_image_set(table.select(index), *columns_and_classes)
+def stored_images(raw: Any, image_column: str) -> list[ListedImage]:
+    """The images of a table by their paths, or else their rows, with the sizes of those that it stores."""
+    import pyarrow.compute as pc
+
+    column = raw.select_columns([image_column]).with_format("arrow")[:][image_column]
+    sizes = pc.fill_null(pc.binary_length(pc.struct_field(column, "bytes")), 0).to_pylist()
+    paths = pc.struct_field(column, "path").to_pylist()
+    return [ListedImage(path or str(row), size) for row, (path, size) in enumerate(zip(paths, sizes, strict=True))]
 
 
-def image_digests(table: Any, image_column: str) -> list[str]:
+def image_digests(raw: Any, image_column: str) -> list[str]:
     """The paths of a table's images, or digests of those that are stored in it: such images have no reliable name."""
-    import datasets
-
-    raw = table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-    entries = (row[image_column] for row in raw)
+    entries = (row[image_column] for row in raw.select_columns([image_column]))
     return [entry["path"] if entry["bytes"] is None else hashlib.sha256(entry["bytes"]).hexdigest() for entry in entries]
 
 
@@ -420,21 +433,34 @@ def as_labels(table: Any, label_column: str | None, classes: Sequence[str], root
     return labels
 
 
-def as_image_set(
-    table: Any, image_column: str, label_column: str | None, classes: Sequence[str], root: str, decoding: Decoding
-) -> ImageSet:
+def list_table(
+    table: Any,
+    image_column: str,
+    label_column: str | None,
+    classes: Sequence[str],
+    where: str,
+    decoding: Decoding,
+    divided: bool,
+) -> Listing:
+    """The images of a table, decoded from its image column. If it is to be ``divided``, their contents are the keys."""
     import datasets
 
     raw = table.cast_column(image_column, datasets.Image(decode=False))
-    labels = as_labels(table, label_column, classes, root)
+    labels = as_labels(table, label_column, classes, where)
 
-    def decode(i: int) -> Tensor:
-        entry = raw[i][image_column]
-        name = f"{root}, image {i}" if entry["bytes"] is not None else entry["path"]
-        file = None if entry["bytes"] is None else io.BytesIO(entry["bytes"])
-        return read_image(name, decoding.channels, decoding.size, file, decoding.wide)
+    def load(index: Sequence[int]) -> ImageSet:
+        def decode(i: int) -> Tensor:
+            entry = raw[index[i]][image_column]
+            name = f"{where}, image {index[i]}" if entry["bytes"] is not None else entry["path"]
+            file = None if entry["bytes"] is None else io.BytesIO(entry["bytes"])
+            return read_image(name, decoding.channels, decoding.size, file, decoding.wide)
 
-    return load_images(len(raw), decode, labels, decoding, Path(root).name)
+        return load_images(len(index), decode, labels and [labels[i] for i in index], decoding, Path(where).name)
+
+    images = stored_images(raw, image_column)
+    if labels is not None:
+        images = [image._replace(class_name=classes[label]) for image, label in zip(images, labels, strict=True)]
+    return Listing(images, labels, load, image_digests(raw, image_column) if divided else None)
 
 
 READERS: dict[str, Callable[[DataConfig, Decoding], Dataset]] = {

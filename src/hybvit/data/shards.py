@@ -30,6 +30,7 @@ from ..config import DataConfig
 from ..errors import ConfigError, DataError
 from ..method.seeds import generator
 from .files import MAX_MEMBER, check_size, data_errors, refuse_special
+from .fingerprint import ListedImage, fingerprint
 from .image_set import Dataset, Decoding, ImageSet, load_images
 from .images import read_image, readable_suffixes
 from .splits import KNOWN, Split, evaluation_split, split_of
@@ -67,7 +68,8 @@ def open_shards(data: DataConfig, decoding: Decoding, num_classes: int) -> Datas
     classes = shard_classes(data.root, num_classes)
     stream = Shards(train, classes, decoding)
     held_out = Shards(test, classes, decoding)
-    return Dataset(ImageSet(stream), held_out.all_images(), classes)
+    kept = fingerprint(stream.listed(), held_out.listed())
+    return Dataset(ImageSet(stream), held_out.all_images(), classes, fingerprint=kept)
 
 
 def shard_names(root: str) -> dict[Split | None, list[str]]:
@@ -179,6 +181,10 @@ class Shards:
 
     def __len__(self) -> int:
         return self.starts[-1]
+
+    def listed(self) -> list[ListedImage]:
+        """The shards in place of their images, each with its number of samples as its size."""
+        return [ListedImage(name.rpartition("/")[2], count) for name, count in zip(self.names, self.counts, strict=True)]
 
     def _count(self, shard: str) -> int:
         """The number of samples, from sizes.json next to the shard (shard name -> number), else from the shard's headers."""

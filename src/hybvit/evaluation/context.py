@@ -115,6 +115,11 @@ class Context:
         assert self.test.labels is not None
         return self.test.labels
 
+    @property
+    def reference(self) -> str:
+        """What to call ``data.train``, with which features and samples are compared."""
+        return "images of the evaluated set" if self.data.all_test else "training images"
+
     @cached_property
     def train_subset(self) -> ImageSet:
         """At most TRAINING_FEATURES training images, evenly spaced."""

@@ -55,7 +55,7 @@ def run(ctx: Context) -> Result:
     caption = f"Generated images: {ctx.model.own_sampler or o.sampler}, {o.steps} steps, seed {o.seed}{condition}"
     result.pictures["samples"] = Picture(grid(samples[:GRID_IMAGES], columns=10, scale=scale), caption)
     real = ctx.data.train.subsample(GRID_IMAGES).in_memory
-    result.pictures["training_images"] = Picture(grid(real, columns=10, scale=scale), "Training images")
+    result.pictures["training_images"] = Picture(grid(real, columns=10, scale=scale), ctx.reference.capitalize())
     if extractor is not None:
         distances(ctx, extractor, samples, result)
     judge_by_svm(ctx, samples, result)
@@ -92,7 +92,7 @@ def distances(ctx: Context, extractor: Extractor, samples: Tensor, result: Resul
         label = "is" if extractor.is_inception else "score"
         result.metrics[f"fidelity/{label}_{name}"] = Metric(mean, n, *around(mean, deviation / SPLITS**0.5))
     result.tables["protocol"] = {
-        "extractor": extractor.name, "feature_size": real.shape[1], "reference": f"{reference} training images", "samples": n,
+        "extractor": extractor.name, "feature_size": real.shape[1], "reference": f"{reference} {ctx.reference}", "samples": n,
         "sampler": ctx.model.own_sampler or ctx.options.sampler, "steps": ctx.options.steps, "seed": ctx.options.seed,
         "told": "a random label for each" if ctx.model.draws_by_label else "no labels", "guidance": ctx.options.guidance,
         "weights": "as given" if ctx.objective == "adapted" else "EMA",
@@ -112,6 +112,9 @@ def beside_real_images(
         made: the features of the samples.
         stem: the metric's name, without the number of images.
     """
+    if ctx.data.all_test:
+        result.notes.append("There is no distance of real images: all of them are in the reference.")
+        return
     n, test, held_out = len(made), ctx.test, ctx.data.held_out
     real, words = features(ctx, extractor, test, "test images", n), "test images"
     if len(real) < n and held_out is not None:
@@ -197,7 +200,7 @@ def subsample(features: Tensor, n: int) -> Tensor:
 def judge_by_svm(ctx: Context, samples: Tensor, result: Result) -> None:
     """Classify the samples with a support vector machine on pixels, fitted on the training images; small data sets only."""
     has_labels = ctx.model.has_classes and ctx.data.train.labels is not None and ctx.data.test.labels is not None
-    if not has_labels or len(ctx.data.train) > LARGEST_TRAINING_SET or len(ctx.model.classes) < 2:
+    if not has_labels or ctx.data.all_test or len(ctx.data.train) > LARGEST_TRAINING_SET or len(ctx.model.classes) < 2:
         return
     (train, labels), (test, test_labels) = (part.take(torch.arange(len(part))) for part in (ctx.data.train, ctx.data.test))
     assert labels is not None

@@ -134,14 +134,14 @@ def scores(ctx: Context) -> dict[str, Callable[[ImageSet], Tensor]]:
     """Score -> function of images [N] -> float [N]; slow scores use a subset of evenly spaced images."""
     model, found = ctx.model, dict[str, Callable[[ImageSet], Tensor]]()
     if model.has_classes:
-        neighbors = min(NEIGHBORS, len(ctx.train_subset))
-        known = ctx.features_of(ctx.train_subset)
         found["logpx"] = lambda images: log_density(ctx.logits_of(images).double())
         found["max_prob"] = lambda images: max_probability(ctx.logits_of(images))
         found["grad_norm"] = lambda images: ctx.map_batches(
             images, lambda x: gradient_norm_score(model.logits, x.to(model.device)), "gradients"
         )
-        found["knn"] = lambda images: knn_score(ctx.features_of(images), known, neighbors)
+        if not ctx.data.all_test:  # else the test images would be compared with themselves
+            neighbors, known = min(NEIGHBORS, len(ctx.train_subset)), ctx.features_of(ctx.train_subset)
+            found["knn"] = lambda images: knn_score(ctx.features_of(images), known, neighbors)
     if model.has_denoiser:
         found["denoising"] = lambda images: denoising_score(ctx, images)
         found["bits"] = lambda images: bound_score(ctx, images.subsample(ctx.options.bound_images))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ..catalog import CATALOG
 from ..checkpoint import MANIFEST
 from ..config import Config, DataConfig
 from ..data.datasets import open_dataset
+from ..data.fingerprint import numbers
 from ..data.image_set import Dataset, reorder_classes
 from ..data.locate import detect_format, locate
 from ..errors import ConfigError
@@ -103,10 +105,14 @@ def with_own_data(model: HybridModel, dataset: str | None, root: str | None) -> 
     if root:
         group = replace(locate(group, root), test_root=None)
     if group.name != own.name:
-        group = replace(group, split=DataConfig().split)  # how the model's own images were divided says nothing about these
+        group = replace(group, split="none")  # none of these images was trained on
     labeled = model.cfg.objective.kind != "genvit"
     data = open_dataset(group, model.image_shape, model.cfg.model.num_classes, labeled=labeled)
     check_classes(model.cfg, data)
+    if own.fingerprint not in ("", data.fingerprint):
+        trained_on = f"not the images that the model was trained on ({numbers(own.fingerprint)})"
+        which = "all are test images" if data.all_test else f"now {numbers(data.fingerprint)}"
+        print(f"warning: {group.root}: {trained_on}: {which}", file=sys.stderr)
     return Subject("HybridModel", model, data, replace(model.cfg, data=group), group.name)
 
 
@@ -115,7 +121,9 @@ def external_on(model: Evaluable, dataset: str | None, root: str | None) -> Subj
     if dataset is None and root is None:
         raise ConfigError("data is None: an external model needs data, such as a name from `hybvit datasets`")
     name = dataset or detect_format(str(root))
-    data = open_dataset(DataConfig(name=name, root=root, resize=True), model.image_shape, max(1, len(model.classes)))
+    data = open_dataset(
+        DataConfig(name=name, root=root, resize=True, split="none"), model.image_shape, max(1, len(model.classes))
+    )
     check_number_of_classes(model, data)
     return Subject(type(model).__name__, model, data, None, name)
 
@@ -161,7 +169,7 @@ def open_external(spec: str, dataset: str | None, root: str | None) -> tuple[Eva
     if spec.partition(":")[0].endswith(".py"):
         model: Adapted = adapt(spec, (channels, size, size), 0)
         channels, size, _ = model.image_shape
-    cfg = Config(data=DataConfig(name=name, root=root, resize=True))
+    cfg = Config(data=DataConfig(name=name, root=root, resize=True, split="none"))
     data = open_dataset(
         cfg.data, (channels, size, size), num_classes=10
     )  # num_classes is for shards that do not list their classes

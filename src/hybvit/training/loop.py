@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,11 +60,12 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
     refuse_processes()
     out, device = Path(out), best_device()
     keep_freed_memory()
-    data = open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labeled=cfg.objective.kind != "genvit")
+    data = open_images(cfg)
     cfg = resolve_config(cfg, data, device)
     fresh = not checkpoint.step_folders(out / "checkpoints")
     start = load_init_model(cfg, say) if cfg.train.init and fresh else None  # before the run folder is created
-    run = RunFolder(out, cfg)
+    run = RunFolder(out, cfg, data.fingerprint)
+    cfg = run.cfg
     done, tensors, warnings = run.newest()
     for warning in warnings:
         say(f"warning: {warning}")
@@ -88,10 +90,9 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
     batches = TrainingBatches(data, cfg.data, minibatches(cfg), cfg.train.seed, clean_labels=labels_of_clean(cfg))
     workers = resolve_workers(cfg.data.workers, device)
     weights: list[Tensor] = list(net.parameters())
-    parameters = number_of_parameters(net)
     say(
-        f"{out}: {cfg.objective.kind} on {cfg.data.name}, {parameters:,} parameters, {device.type} {cfg.train.precision}, "
-        + (f"resumed at step {done} of {cfg.train.steps}" if done else f"{cfg.train.steps} steps")
+        f"{out}: {cfg.objective.kind} on {cfg.data.name}, {number_of_parameters(net):,} parameters, "
+        f"{device.type} {cfg.train.precision}, {f'resumed at step {done} of ' if done else ''}{cfg.train.steps} steps"
     )
 
     def save(step: int) -> None:
@@ -152,6 +153,19 @@ def refuse_processes() -> None:
     world = os.environ.get("WORLD_SIZE", "1")
     if world.strip() not in ("", "0", "1"):
         raise ConfigError(f"WORLD_SIZE is {world}: training in several processes is not supported yet: leave torchrun out")
+
+
+def open_images(cfg: Config) -> Dataset:
+    """Open the data of a run.
+
+    Raises:
+        ConfigError, DataError: they cannot be read, or none of them may be trained on.
+    """
+    group = replace(cfg.data, fingerprint="")  # what an earlier run was trained on does not divide the images of this one
+    data = open_dataset(group, cfg.model.image_shape, cfg.model.num_classes, labeled=cfg.objective.kind != "genvit")
+    if data.all_test:
+        raise ConfigError(f"data.split is {cfg.data.split}, which leaves no training images: it is for evaluation")
+    return data
 
 
 def resolve_config(cfg: Config, data: Dataset, device: torch.device) -> Config:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .. import checkpoint
 from ..checkpoint import CONFIG
-from ..config import FREE_TO_CHANGE, Config, differences, load_config, to_yaml
+from ..config import FREE_TO_CHANGE, Config, differences, load_config, override, to_yaml
+from ..data.fingerprint import numbers
 from ..devices import environment
 from ..errors import CheckpointError, ConfigError, DataError
 from ..networks import check_config
@@ -34,25 +35,53 @@ def check_same(path: Path, cfg: Config, but: Collection[str] = ()) -> None:
             raise ConfigError(f"{path} was started with {name} = {before!r}, not {now!r}: choose another --out")
 
 
-class RunFolder:
-    """A training run on disk. Opening it creates it, or checks that it was started with the same configuration.
+def check_resumable(path: Path, cfg: Config, images: str) -> list[str]:
+    """Check that a run can be resumed with this configuration, on images with this fingerprint -> warnings.
 
     Raises:
-        ConfigError: the folder holds another run; the message names the first field that differs.
+        ConfigError: it was started with another configuration (more steps are allowed), or on other images.
+    """
+    kept, warnings = load_config(path / CONFIG), list[str]()
+    before, now = kept.train.steps, cfg.train.steps
+    if longer := now > before:
+        warnings.append(f"{path} was started for {before} steps: what changes over a run, such as its rate, now spans {now}")
+    check_same(path, cfg, {"train.steps"} if longer else ())
+    if kept.data.fingerprint not in ("", images):
+        other = f"other images ({numbers(kept.data.fingerprint)}, now {numbers(images)}, by names, sizes and classes)"
+        if cfg.data.fingerprint != "any":
+            raise ConfigError(
+                f"{path} was trained on {other}: restore them, choose another --out, or go on with --data.fingerprint any"
+            )
+        warnings.append(f"{path} was trained on {other} until now")
+    return warnings
+
+
+class RunFolder:
+    """A training run on disk. Opening it creates it, or checks that it can be resumed.
+
+    Args:
+        images: the fingerprint of the data.
+
+    Attributes:
+        cfg: the configuration, with this fingerprint.
+
+    Raises:
+        ConfigError: the folder holds another run (see :func:`check_resumable`), or another process trains it.
         DataError: the folder cannot be written.
     """
 
-    def __init__(self, path: Path, cfg: Config) -> None:
+    def __init__(self, path: Path, cfg: Config, images: str = "") -> None:
         self.path = path
         make_folder(path)
         make_folder(path / "checkpoints")
         self._lock = lock_folder(path)
+        self.warnings = list[str]()
         if (path / CONFIG).is_file():
-            check_same(path, cfg)
+            self.warnings = check_resumable(path, cfg, images)
         elif not checkpoint.step_folders(path / "checkpoints"):
             write_text(path / checkpoint.RUN_ID, uuid.uuid4().hex + "\n")
-        self.cfg, self.run_id = cfg, checkpoint.run_id_of(path)
-        write_text(path / CONFIG, to_yaml(cfg))
+        self.cfg, self.run_id = override(cfg, data={"fingerprint": images}), checkpoint.run_id_of(path)
+        write_text(path / CONFIG, to_yaml(self.cfg))
         self.seed = cfg.train.seed
         self.write_environment(self.earlier_environments())
 
@@ -88,7 +117,8 @@ class RunFolder:
 
         A warning names a damaged checkpoint that was skipped, or says why the resumed run will not be bit-identical.
         """
-        folder, manifest, notes = checkpoint.newest(self.path / "checkpoints", NEEDED)
+        folder, manifest, skipped = checkpoint.newest(self.path / "checkpoints", NEEDED)
+        notes = self.warnings + skipped
         if folder is None:
             return 0, {}, notes
         checkpoint.check_run(folder, manifest, self.path)

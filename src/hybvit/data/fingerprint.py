@@ -1,0 +1,48 @@
+"""What is kept of the images that a model was trained on, to tell later whether others are the same, or share some.
+
+A fingerprint holds the numbers of training and test images, a digest of their names, sizes and classes, and digests of a few
+training images: ``800+200 0f1e2d3c4b5a6978 00a1b2c3d4e5.01b2c3d4e5f6``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+KEPT = 16  # training images: if two sets share half of them, the chance that none of these is shared is 2e-5
+DIGITS = 12  # hexadecimal, of the digest of an image
+
+
+class ListedImage(NamedTuple):
+    """An image that need not be read yet: its name below the folder, its size in bytes, and the name of its class."""
+
+    name: str
+    size: int
+    class_name: str = ""
+
+
+def digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def digests(images: Sequence[ListedImage]) -> list[str]:
+    return [digest_of(f"{image.name}\n{image.size}")[:DIGITS] for image in images]
+
+
+def fingerprint(train: Sequence[ListedImage], test: Sequence[ListedImage]) -> str:
+    """The fingerprint of a data set; the order of its images does not matter."""
+    lines = sorted(f"{split}\n{tuple(image)}" for split, part in (("train", train), ("test", test)) for image in part)
+    return f"{len(train)}+{len(test)} {digest_of(chr(10).join(lines))[:16]} {'.'.join(sorted(digests(train))[:KEPT])}"
+
+
+def numbers(kept: str) -> str:
+    """``800 training and 200 test images``"""
+    train, _, test = kept.partition(" ")[0].partition("+")
+    return f"{int(train):,} training and {int(test):,} test images" if test else "unknown"
+
+
+def shares_training_images(kept: str, images: Sequence[ListedImage]) -> bool:
+    """Whether some of ``images`` are training images of a fingerprint; true if there is none to tell by."""
+    _, _, some = kept.rpartition(" ")
+    return " " not in kept or not set(some.split(".")).isdisjoint(digests(images))
