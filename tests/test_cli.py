@@ -192,6 +192,11 @@ def test_sample_writes_a_grid_or_single_files(tiny_run, tmp_path, capsys):
     assert cli.main(["sample", str(tiny_run), "-n", "2", "--steps", "2", "--folder", str(tmp_path / "many")]) == 0
     assert [p.name for p in sorted((tmp_path / "many").iterdir())] == ["000000.png", "000001.png"]
     assert Image.open(tmp_path / "many" / "000000.png").size == (8, 8)
+    again = ["sample", str(tiny_run), "--steps", "2", "--folder", str(tmp_path / "many"), "-n"]
+    assert cli.main([*again, "3"]) == 0  # replaces both
+    capsys.readouterr()
+    assert cli.main([*again, "2"]) == 3
+    assert "holds 000002.png" in capsys.readouterr().err
     assert (
         cli.main(
             [

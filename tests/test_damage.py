@@ -103,6 +103,8 @@ def damaged(text: str, how: str) -> str:
         return text[: len(text) // 2]
     if how in ("[]", "null", "3", '"x"', "{}"):
         return how
+    if how == "another digit":
+        return text.replace('"value": 0.', '"value": 0.0', 1)
     name, _, value = how.partition("=")
     content[name] = json.loads(value)
     return json.dumps(content)
@@ -114,7 +116,7 @@ def damaged(text: str, how: str) -> str:
     [
         "[]", "null", "3", '"x"', "{}", "cut", "metrics=[]", "metrics=null", 'metrics={"test/accuracy": 3}', "settings=[1]",
         'metrics={"test/accuracy": {"value": "0.9", "n": 40}}', "notes=3", "notes=[{}]", "pictures=[]", "seconds=null",
-        'pictures={"gone": "a picture"}', "tables=7",
+        'pictures={"gone": "a picture"}', "tables=7", "another digit",
     ],
 )  # fmt: skip
 def test_a_damaged_result_is_measured_again(tiny_run, evaluated, tmp_path, how):

@@ -18,7 +18,7 @@ from hybvit.evaluation.adapters import Adapted, adapt
 from hybvit.evaluation.calibration import NOT_FITTED
 from hybvit.evaluation.context import Context, Options, Result
 from hybvit.evaluation.extractors import open_extractor
-from hybvit.evaluation.ood import compare, denoising_score
+from hybvit.evaluation.ood import compare, denoising_score, labeled
 from hybvit.evaluation.report import MEANINGS, meaning
 from hybvit.evaluation.robustness import is_doubt
 from hybvit.evaluation.suites import SUITES, run_suites
@@ -369,7 +369,16 @@ def test_a_folder_named_like_a_set_that_is_made_here_gets_another_name(linear, t
         Image.new("L", (8, 8), 20 * i).save(tmp_path / "interpolation" / f"{i}.png")
     options = Options(**{**FAST.__dict__, "out_of_distribution": (str(tmp_path / "interpolation"),)})
     found = run_suites(context(linear, tmp_path, options), ("ood",), quiet)["metrics"]
-    assert "low" in found["ood/interpolation-0/auroc_logpx"]
+    assert "low" in found["ood/interpolation-2/auroc_logpx"]
+
+
+def test_every_set_has_a_label_of_its_own():
+    assert labeled(["a/x", "b/x/", "c/x", "x-2", "a/x"]) == {"x": "a/x", "x-2": "b/x/", "x-3": "c/x", "x-2-2": "x-2"}
+    assert labeled(["photos/mnist", "mnist", "noise", "d/noise", "test", "e/test"]) == {
+        "mnist-2": "photos/mnist", "mnist": "mnist", "noise": "noise", "noise-2": "d/noise", "test": "test", "test-2": "e/test",
+    }  # fmt: skip
+    for name in (".", "..", "/", "./", "hf://owner/set", "shards-{0..3}.tar"):
+        assert all("/" not in label and label.strip(".") for label in labeled([name]))
 
 
 @pytest.mark.slow

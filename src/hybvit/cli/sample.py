@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from ..data.images import check_image_suffix, grid, save_image
+from ..errors import DataError
 from ..loading import load
 from ..method.samplers import SAMPLERS
 from .arguments import ArgumentParser, path, positive_int
@@ -47,8 +49,11 @@ def main(arguments: list[str]) -> None:
         except ValueError as error:
             parser.error(f"--{error}")
     of_class = "" if label is None else f" of class {model.classes[label]!r} (number {label})"
+    files = [f"{i:06d}.png" for i in range(args.n)]
     if args.folder is None:
         check_image_suffix(args.out)
+    else:
+        check_others(args.folder, files)
     pixels = model.sample(
         args.n,
         sampler=args.sampler,
@@ -63,6 +68,17 @@ def main(arguments: list[str]) -> None:
         save_image(grid(pixels, scale=max(1, 64 // pixels.shape[-1])), args.out)
         print(f"{args.out}: {args.n} images{of_class}")
         return
-    for i, image in enumerate(pixels):
-        save_image(grid(image[None], gap=0), args.folder / f"{i:06d}.png")
+    for name, image in zip(files, pixels, strict=True):
+        save_image(grid(image[None], gap=0), args.folder / name)
     print(f"{args.folder}: {args.n} images{of_class}")
+
+
+def check_others(folder: Path, files: Collection[str]) -> None:
+    """Refuse a folder with images of an earlier call that this one does not replace: they would be taken for its own.
+
+    Raises:
+        DataError: the message names the first.
+    """
+    others = sorted(path.name for path in folder.glob("[0-9]" * 6 + "*.png") if path.name not in files)
+    if others:
+        raise DataError(f"{folder}: holds {others[0]}, not one of these {len(files)}: choose another folder, or empty it")

@@ -6,7 +6,7 @@ Every score is higher for images that resemble the training data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -41,8 +41,9 @@ DENOISING_DRAWS = 4  # of noise for each time
 FEWEST_CHAINS = 10  # of interpolations, for an interval
 MEMORY = 4 << 30
 SHOWN = 20
-INTERPOLATION = "interpolation"
-RESERVED = (INTERPOLATION, "noise")  # made here: a folder of that name gets another
+TEST, INTERPOLATION = "test", "interpolation"
+NOISE = "noise"
+RESERVED = (TEST, INTERPOLATION, NOISE, *CATALOG)  # a folder of such a name gets another
 BOUND_BATCH = 64  # fixed, whatever --batch-size is: an image's draws depend on its place in the batch
 
 
@@ -90,7 +91,7 @@ def compare(ctx: Context, score: str, id_draws: Tensor, ood_draws: dict[str, Ten
         result.metrics[f"{key}/auroc_{score}"] = Metric(area, n, *bounds)
         result.metrics[f"{key}/aupr_{score}"] = Metric(aupr(id_scores, of_set), n)
         result.metrics[f"{key}/fpr95_{score}"] = Metric(fpr_at_95_tpr(id_scores, of_set), n)
-    plotted = {"test": id_scores.tolist()} | {name: of_set.tolist() for name, of_set in ood_scores.items()}
+    plotted = {TEST: id_scores.tolist()} | {name: of_set.tolist() for name, of_set in ood_scores.items()}
     result.pictures[score] = Picture(plots.histograms(plotted, SCORE_LABELS[score]), f"{SCORE_LABELS[score]}, by data set")
 
 
@@ -185,27 +186,39 @@ def bound_score(ctx: Context, images: ImageSet) -> Tensor:
 
 def ood_sets(ctx: Context, result: Result) -> dict[str, ImageSet]:
     """The out-of-distribution sets at the model's size; a default set that cannot be read is named in a note."""
-    names = ctx.options.out_of_distribution or (*default_sets(ctx.data_name), "noise")
+    names = ctx.options.out_of_distribution or (*default_sets(ctx.data_name), NOISE)
     channels, size, _ = ctx.model.image_shape
     decoding = Decoding(channels, size, BadFiles(0), MEMORY)
     found = {}
-    for name in names:
-        label = Path(name).name if "/" in name else name
+    for label, name in labeled(names).items():
         try:
-            if name == "noise":
+            if name == NOISE:
                 n = min(len(ctx.test), 2000)
-                found[name] = ImageSet(
+                found[label] = ImageSet(
                     torch.randint(0, 256, (n, channels, size, size), generator=ctx.generator(3)).to(torch.uint8)
                 )
             elif name == INTERPOLATION or name in CATALOG:
-                found[name] = out_of_distribution(name, None, ctx.test, decoding)
+                found[label] = out_of_distribution(name, None, ctx.test, decoding)
             else:
-                label = label if label not in (*found, *RESERVED) else f"{label}-{len(found)}"
                 found[label] = read_images(name, decoding)
         except DataError as error:
             if ctx.options.out_of_distribution:
                 raise
             result.notes.append(f"{name} was left out: {error}")
+    return found
+
+
+def labeled(names: Iterable[str]) -> dict[str, str]:
+    """A label of its own for each set: the name of a data set, or else of the folder or file, numbered where it is taken."""
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        label, number = name, 1
+        if name not in RESERVED:
+            base = label = Path(name).name.strip(".") or Path(name).resolve().name or "images"
+            while label in found or label in RESERVED:
+                number += 1
+                label = f"{base}-{number}"
+        found[label] = name
     return found
 
 

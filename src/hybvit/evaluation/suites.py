@@ -19,6 +19,7 @@ from ..distributed import all_gather, rank
 from ..errors import ConfigError, DataError
 from ..evaluation import accuracy, calibration, fidelity, likelihood, ood, quality, robustness, speed
 from ..storage import make_folder, write_text
+from ..versions import FIRST
 from .context import Context, Metric, Picture, Result, Suite, missing_requirement
 
 SUITES: dict[str, Suite] = {
@@ -50,6 +51,7 @@ SUITES: dict[str, Suite] = {
     "speed": Suite("Speed", "What the model costs on this machine", frozenset(), speed.run),
 }
 ALL = tuple(SUITES)
+DIGEST = "sha256"  # of a stored record; 0.1.0 wrote none
 
 
 def check_suites(suites: Sequence[str] | str) -> tuple[str, ...]:
@@ -167,7 +169,12 @@ def store(folder: Path, stored: dict[str, Any], pictures: dict[str, Picture]) ->
             save_image(picture.content, folder / f"{name}.png")
         else:
             write_text(folder / f"{name}.svg", picture.content)
-    write_text(folder / "result.json", json.dumps(stored, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "result.json", json.dumps(stored | {DIGEST: digest(stored)}, indent=1, allow_nan=False) + "\n")
+
+
+def digest(stored: dict[str, Any]) -> str:
+    """Of a record, so that a changed figure in a file that is still valid is noticed."""
+    return hashlib.sha256(json.dumps(stored).encode()).hexdigest()
 
 
 def read_stored(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -180,15 +187,17 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     """The stored record of a suite, complete and with its pictures; None where there is none, or a damaged one."""
     try:
         stored = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        written = stored.pop(DIGEST, None)
         complete = (
-            all(isinstance(stored[part], dict) for part in ("settings", "environment", "metrics", "tables", "pictures"))
+            (written == digest(stored) or (written is None and stored["settings"]["version"] == FIRST))
+            and all(isinstance(stored[part], dict) for part in ("settings", "environment", "metrics", "tables", "pictures"))
             and isinstance(stored["seconds"], (int, float))
             and all(isinstance(note, str) for note in stored["notes"])
             and all(is_metric(entry) for entry in stored["metrics"].values())
             and all(any((folder / f"{name}{end}").is_file() for end in (".png", ".svg")) for name in stored["pictures"])
             and all(isinstance(caption, str) for caption in stored["pictures"].values())
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # where a value has another type
         return None
     return stored if complete else None
 

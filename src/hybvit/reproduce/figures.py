@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ..data.images import grid
 from ..evaluation import plots
 from ..evaluation.fidelity import GRID_IMAGES
 from ..evaluation.quality import PER_CLASS
+from ..evaluation.suites import read_result
 from ..method.seeds import generator
 from .runs import snapshots_of
 from .scales import Scale
@@ -142,7 +142,8 @@ def under_attack(name: str, there: list[str], records: Mapping[str, dict[str, An
 def stored(run: Path, suite: str, name: str) -> Drawn | None:
     """A picture that a run's stored evaluation lists, or None."""
     folder = run / "evaluation" / suite
-    if not (folder / "result.json").is_file() or name not in json.loads((folder / "result.json").read_text())["pictures"]:
+    found = read_result(folder)
+    if found is None or name not in found["pictures"]:
         return None
     if (folder / f"{name}.png").is_file():
         return Image.open(folder / f"{name}.png").copy()
@@ -160,10 +161,9 @@ def samples_along_training(name: str, run: Path, cfg: Config) -> dict[str, Drawn
     """One row of the same ten seeds per snapshot, from the earliest at the top to the finished run at the bottom."""
     strips = []
     for folder in (*snapshots_of(run, cfg), run):
-        picture = stored(folder, "fidelity", "samples")
-        if isinstance(picture, Image.Image):
-            samples = json.loads((folder / "evaluation" / "fidelity" / "result.json").read_text())["settings"]["samples"]
-            shown_rows = -(-min(samples, GRID_IMAGES) // GRID_COLUMNS)
+        picture, found = stored(folder, "fidelity", "samples"), read_result(folder / "evaluation" / "fidelity")
+        if isinstance(picture, Image.Image) and found is not None:
+            shown_rows = -(-min(found["settings"]["samples"], GRID_IMAGES) // GRID_COLUMNS)
             strips.append(picture.crop((0, 0, picture.width, picture.height // shown_rows)))
     if len(strips) < 2:
         return {}
@@ -177,10 +177,9 @@ def samples_along_training(name: str, run: Path, cfg: Config) -> dict[str, Drawn
 
 def best_and_worst(name: str, run: Path, k: int) -> dict[str, Drawn]:
     """One class: its best samples by log p(x) above, its worst below; empty if too few samples were assigned to the class."""
-    shares = run / "evaluation" / "quality" / "result.json"
-    if not shares.is_file():
+    stored_result = read_result(run / "evaluation" / "quality")
+    if stored_result is None:
         return {}
-    stored_result = json.loads(shares.read_text())
     by_class = stored_result["tables"]["samples_by_class"]
     classes = list(by_class)
     n = stored_result["settings"]["samples"]
