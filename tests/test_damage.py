@@ -234,3 +234,24 @@ def test_an_export_that_was_being_replaced_is_there_again(tiny_run, tmp_path, na
     assert folder.is_dir()
     model.save_pretrained(folder)
     assert not list(tmp_path.glob(".*.replaced"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [0, 100, 4000, 30_000])
+def test_a_full_disk_is_named_and_leaves_nothing_that_passes_for_a_result(tiny_run, tmp_path, limit):
+    """The limit on a file's size fails as a full disk does: at any write, with an OSError."""
+    import resource
+
+    before, out = resource.getrlimit(resource.RLIMIT_FSIZE), tmp_path / "out"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        full = command("evaluate", tiny_run, "--suites", "accuracy,calibration,fidelity", "--out", out, *QUICK, "--report")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert full.returncode == 3, full.stderr
+    assert full.stderr.count("\n") == 1
+    assert "cannot be written" in full.stderr
+    assert not list(tmp_path.rglob("*.part"))
+    assert not (out / "results.json").exists()
+    again = command("evaluate", tiny_run, "--suites", "accuracy,calibration,fidelity", "--out", out, *QUICK, "--report")
+    assert again.returncode == 0, again.stderr

@@ -6,6 +6,7 @@ between the two.
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 import zlib
@@ -50,7 +51,8 @@ class BadFiles:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._seen = torch.zeros(1 << 16, dtype=torch.bool).share_memory_()  # indexed by a hash of the message
+        # indexed by a hash of the message; anonymous memory, which needs no file as torch's shared memory does
+        self._seen = torch.frombuffer(mmap.mmap(-1, 1 << 16), dtype=torch.bool)
 
     @property
     def count(self) -> int:

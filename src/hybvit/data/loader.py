@@ -25,6 +25,7 @@ def batches_of_steps(batches: TrainingBatches, start: int, stop: int, workers: i
         prefetch_factor=4,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
+        multiprocessing_context="fork",  # the workers share the images in memory, and the count of bad files
         generator=torch.Generator(),  # else it takes a number from torch's own, which dropout draws from
     )
     return map(_unguarded, loader)
