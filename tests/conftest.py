@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybvit.config import Config, labels_of_clean, minibatches
+from hybvit.config import Config, minibatches, needs_x0_labels
 from hybvit.data.batches import TrainingBatches
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import Dataset
@@ -90,8 +90,8 @@ def opened(cfg: Config) -> Dataset:
 
 def batches_of(data: Dataset, cfg: Config, rank: int = 0, world: int = 1) -> TrainingBatches:
     """The batches of a configuration, as training takes them."""
-    known = labels_of_clean(cfg)
-    return TrainingBatches(data, cfg.data, minibatches(cfg), cfg.train.seed, clean_labels=known, rank=rank, world=world)
+    known = needs_x0_labels(cfg)
+    return TrainingBatches(data, cfg.data, minibatches(cfg), cfg.train.seed, x0_labels=known, rank=rank, world=world)
 
 
 QUICK = (  # every suite of evaluate, in seconds

@@ -333,7 +333,7 @@ def test_loss_is_cross_entropy_and_the_gap_between_real_images_and_continued_cha
     losses = model.loss(data, PLAIN, rng())
     ended = 0.3 + 0.9**2 * (start - 0.3)
     torch.testing.assert_close(model.replay_images, ended)  # every chain was continued and written back to its own place
-    torch.testing.assert_close(losses.energy_gap, model.energy(data.clean).mean() - model.energy(ended).mean())
+    torch.testing.assert_close(losses.energy_gap, model.energy(data.x0).mean() - model.energy(ended).mean())
     torch.testing.assert_close(losses.ce, torch.tensor(math.log(4)))
     torch.testing.assert_close(losses.total, losses.ce + 0.5 * losses.energy_gap)
     model.loss(data, PLAIN, rng(1))
@@ -368,7 +368,7 @@ def test_a_step_lowers_the_energy_of_data_against_samples():
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
 
     def gap() -> float:
-        return (model.energy(data.clean).mean() - model.energy(model.replay_images).mean()).item()
+        return (model.energy(data.x0).mean() - model.energy(model.replay_images).mean()).item()
 
     losses = model.loss(data, PLAIN, rng())
     before = gap()
@@ -387,7 +387,7 @@ def test_every_weight_is_trained_and_no_gradient_reaches_the_samples():
 
 def test_restarted_chains_leave_the_buffer():
     kept, fresh, some = (small_jem(restart=r, steps=0, replay=400) for r in (0.0, 1.0, 0.25))
-    data = batch()._replace(clean=torch.zeros(400, *SHAPE))
+    data = batch()._replace(x0=torch.zeros(400, *SHAPE))
     for model, share, tolerance in ((kept, 0, 0), (fresh, 1, 0), (some, 0.25, 0.06)):
         before = model.replay_images.clone()
         model.replay_images += 10  # chains far away, so that restarts are visible
@@ -428,7 +428,7 @@ def test_the_limit_bounds_the_gap_on_both_sides(shift):
     unit = math.sqrt(2 * 20 / 64)
     near, far = torch.zeros(6, *SHAPE), torch.full((6, *SHAPE), unit)  # energies 0 and 20
     model.replay_images.copy_(near if shift > 0 else far)
-    data = batch()._replace(clean=far if shift > 0 else near)
+    data = batch()._replace(x0=far if shift > 0 else near)
     with pytest.raises(DivergedError, match=rf"gap {shift:g} beyond"):
         model.loss(data, PLAIN, rng())
     model.cfg = replace(model.cfg, limit=21.0)
@@ -439,7 +439,7 @@ def test_what_does_not_fit_is_refused():
     model, data = small_jem(replay=5), batch()
     with pytest.raises(ValueError, match=r"jem\.replay is 5: a batch of 6"):
         model.loss(data, PLAIN, rng())
-    for part in (data._replace(clean=None), data._replace(images=None, labels=None), data._replace(labels=None)):
+    for part in (data._replace(x0=None), data._replace(images=None, labels=None), data._replace(labels=None)):
         with pytest.raises(ValueError, match="incomplete"):
             model.loss(part, PLAIN, rng())
     with pytest.raises(ValueError, match=r"jem\.informative"):

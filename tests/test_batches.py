@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybvit.config import Config, DataConfig, labels_of_clean, minibatches, override
+from hybvit.config import Config, DataConfig, minibatches, needs_x0_labels, override
 from hybvit.data.batches import Order, policy_of, random_batch
 from hybvit.data.image_set import Dataset, ImageSet, to_pixels
 from hybvit.data.loader import batches_of_steps, resolve_workers
@@ -82,7 +82,7 @@ def test_clean_images_are_never_augmented():
     data = opened(cfg)
     known = {image.numpy().tobytes() for image in data.train.pixels}
     batch = batches_of(data, cfg)(0)
-    assert all(image.numpy().tobytes() in known for image in to_pixels(batch.clean))
+    assert all(image.numpy().tobytes() in known for image in to_pixels(batch.x0))
     assert not all(image.numpy().tobytes() in known for image in to_pixels(batch.images))
 
 
@@ -92,14 +92,14 @@ def test_unlabeled_images_are_in_the_denoising_mini_batch_only():
     batches, seen = batches_of(data, cfg), []
     for step in range(25):  # four epochs of 100
         batch = batches(step)
-        seen += [known[image.numpy().tobytes()] for image in to_pixels(batch.clean)]
+        seen += [known[image.numpy().tobytes()] for image in to_pixels(batch.x0)]
         assert all(known[image.numpy().tobytes()] < 60 for image in to_pixels(batch.images))
     assert sorted(seen) == sorted([*range(100)] * 4)
 
 
 def test_clean_flips_mirror_and_do_nothing_else():
     data, plain, flipped = colors(), config("none"), config("none", clean_flip=True)
-    a, b = batches_of(data, plain)(0).clean, batches_of(data, flipped)(0).clean
+    a, b = batches_of(data, plain)(0).x0, batches_of(data, flipped)(0).x0
     mirrored = [torch.equal(y, x.flip(2)) for x, y in zip(a, b, strict=True)]
     assert all(m or torch.equal(x, y) for m, x, y in zip(mirrored, a, b, strict=True))
     assert 3 < sum(mirrored) < 13
@@ -118,7 +118,7 @@ def test_augmentation_does_not_depend_on_the_batch_size():
     large = batches_of(data, config(batch_size=16, mixing=0.0))(2)
     halves = [small(4), small(5)]
     assert torch.equal(torch.cat([part.images for part in halves]), large.images)
-    assert torch.equal(torch.cat([part.clean for part in halves]), large.clean)
+    assert torch.equal(torch.cat([part.x0 for part in halves]), large.x0)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -174,15 +174,15 @@ def test_the_two_mini_batches_may_differ_in_size_and_each_keeps_its_own_order():
     data, cfg = colors(), config(mixing=0.0)
     equal, unequal = batches_of(data, cfg), batches_of(data, override(cfg, train={"labelled_batch_size": 4}))
     parts = [unequal(step) for step in range(8)]
-    assert [(len(part.clean), len(part.images), len(part.labels)) for part in parts] == [(16, 4, 4)] * 8
+    assert [(len(part.x0), len(part.images), len(part.labels)) for part in parts] == [(16, 4, 4)] * 8
     for name in ("images", "labels"):  # the augmentation too is that of the image in its epoch
         assert torch.equal(
             torch.cat([getattr(part, name) for part in parts]), torch.cat([getattr(equal(s), name) for s in (0, 1)])
         )
-    assert torch.equal(parts[1].clean, equal(1).clean)
+    assert torch.equal(parts[1].x0, equal(1).x0)
     shared = [batches_of(data, override(cfg, train={"labelled_batch_size": 4}), rank, 2)(3) for rank in range(2)]
     for rank, part in enumerate(shared):
-        assert torch.equal(part.clean, parts[3].clean[rank::2])
+        assert torch.equal(part.x0, parts[3].x0[rank::2])
         assert torch.equal(part.images, parts[3].images[rank::2])
 
 
@@ -196,26 +196,26 @@ def test_a_conditional_network_gets_the_labels_of_the_denoising_images():
     batches, plain, missing = batches_of(data, conditioned(cfg)), batches_of(data, cfg), 0
     for step in range(10):
         batch = batches(step)
-        assert batch.clean_labels.dtype == torch.int64
-        assert batch.clean_labels.tolist() == [label_of.get(image.numpy().tobytes(), -1) for image in to_pixels(batch.clean)]
-        assert same(batch._replace(clean_labels=None), plain(step))
-        missing += int((batch.clean_labels == -1).sum())
+        assert batch.x0_labels.dtype == torch.int64
+        assert batch.x0_labels.tolist() == [label_of.get(image.numpy().tobytes(), -1) for image in to_pixels(batch.x0)]
+        assert same(batch._replace(x0_labels=None), plain(step))
+        missing += int((batch.x0_labels == -1).sum())
     assert 30 < missing < 100
     alone = batches_of(
         Dataset(ImageSet(data.train.pixels), data.test, ()), override(conditioned(cfg), objective={"kind": "genvit"})
     )
-    assert alone(0).clean_labels.tolist() == [-1] * 16
-    assert batches_of(data, override(conditioned(cfg), objective={"kind": "vit"}))(0).clean_labels is None
+    assert alone(0).x0_labels.tolist() == [-1] * 16
+    assert batches_of(data, override(conditioned(cfg), objective={"kind": "vit"}))(0).x0_labels is None
     noisy = override(cfg, objective={"noisy_labels": 0.5})
     assert same(batches_of(data, noisy)(3), batches_of(data, conditioned(cfg))(3))
-    assert batches_of(data, override(noisy, objective={"kind": "genvit"}))(3).clean_labels is None
+    assert batches_of(data, override(noisy, objective={"kind": "genvit"}))(3).x0_labels is None
 
 
 @pytest.mark.parametrize("kind", ["vit", "genvit", "hybvit"])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_random_batch_has_the_shapes_of_a_real_one(kind, device):
     cfg = override(conditioned(config(mixing=0.0)), objective={"kind": kind}, train={"labelled_batch_size": 6})
-    made, real = random_batch(cfg.model, minibatches(cfg), labels_of_clean(cfg), device), batches_of(colors(), cfg)(0)
+    made, real = random_batch(cfg.model, minibatches(cfg), needs_x0_labels(cfg), device), batches_of(colors(), cfg)(0)
     form = lambda batch: [part if part is None else (part.shape, part.dtype) for part in batch]  # noqa: E731
     assert form(made) == form(real)
 

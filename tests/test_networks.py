@@ -32,7 +32,7 @@ def built(cfg: Config) -> nn.Module:
     return build_network(cfg)
 
 
-CLEAN_LABELS = torch.tensor([0, 0, 0, 2, 2, -1])
+X0_LABELS = torch.tensor([0, 0, 0, 2, 2, -1])
 OPTIONS = {
     "norm": "l2",
     "target": "flow",
@@ -45,7 +45,7 @@ OPTIONS = {
 
 def losses_of(net: nn.Module, cfg: Config, seed: int = 0, progress: float = 0.0) -> Losses:
     """The losses of a training step, with labels in both mini-batches."""
-    both = batch()._replace(clean_labels=CLEAN_LABELS)
+    both = batch()._replace(x0_labels=X0_LABELS)
     return hybrid_loss(net, cfg.diffusion.build(), both, cfg.objective, progress=progress, generator=seeded(seed))
 
 

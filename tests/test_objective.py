@@ -89,7 +89,7 @@ def test_vit_and_genvit_minimize_one_term():
 
 @pytest.mark.parametrize("target", ["eps", "x0", "v", "flow"])
 def test_a_perfect_prediction_costs_nothing(target):
-    clean = batch().clean
+    clean = batch().x0
     t, noise = drawn(clean)
     wanted = COSINE.target(target, clean, t, noise)
 
@@ -158,7 +158,7 @@ def test_incomplete_batches_are_refused():
 # options, all of them off by default
 
 FLOW_3 = Diffusion.flow(3)  # abar = 1, 0.9, 0.5, 0.1; snr = 9, 1, 1/9 for t = 1, 2, 3
-CLEAN_LABELS = torch.tensor([0, 1, 2, 3, -1, -1])
+X0_LABELS = torch.tensor([0, 1, 2, 3, -1, -1])
 
 
 class Stub(nn.Module):
@@ -281,7 +281,7 @@ def test_the_weighted_loss_does_not_depend_on_the_parametrization(diffusion):
 
 
 def test_the_objective_weights_each_image_by_its_time():
-    net, clean = Stub(), batch().clean
+    net, clean = Stub(), batch().x0
     t, noise = drawn(clean, FLOW_3)
     assert set(t.tolist()) == {1, 2, 3}
     objective = plain(norm="l2", target="v", weighting="min_snr")
@@ -304,7 +304,7 @@ def test_logit_normal_times_have_its_quantiles():
     assert len(few) == 4
     assert few[2] > 1.5 * few[1]
     net = Stub()
-    hybrid_loss(net, COSINE, Batch(batch().clean, None, None), plain(times="logit_normal"), generator=seeded())
+    hybrid_loss(net, COSINE, Batch(batch().x0, None, None), plain(times="logit_normal"), generator=seeded())
     assert torch.equal(net.asked[0][1], draw_times(6, 1000, "logit_normal", seeded()))
 
 
@@ -325,14 +325,14 @@ def test_labels_are_dropped_at_random_and_unknown_ones_always():
 @pytest.mark.parametrize("labelled", [True, False])
 def test_the_network_gets_the_labels_of_the_noisy_images(labelled):
     clean, images, labels, _ = batch()
-    known = Batch(clean, *((images, labels) if labelled else (None, None)), CLEAN_LABELS)
+    known = Batch(clean, *((images, labels) if labelled else (None, None)), X0_LABELS)
     net, other = Stub(), Stub()
     net.null_label = 4
     for share, expected in ((0.0, [0, 1, 2, 3, 4, 4]), (1.0, [4] * 6)):
         hybrid_loss(net, COSINE, known, plain(label_dropout=share), generator=seeded())
         assert list(net.asked[-1][-1]) == ["y"]
         assert net.asked[-1][-1]["y"].tolist() == expected
-    hybrid_loss(other, COSINE, known._replace(clean_labels=None), PLAIN, generator=seeded())
+    hybrid_loss(other, COSINE, known._replace(x0_labels=None), PLAIN, generator=seeded())
     assert torch.equal(net.asked[-1][-3], other.asked[-1][-3])  # the same x_t: t and eps are sampled first
     assert torch.equal(net.asked[-1][-2], other.asked[-1][-2])
 
@@ -340,13 +340,13 @@ def test_the_network_gets_the_labels_of_the_noisy_images(labelled):
 @pytest.mark.parametrize("labelled", [True, False])
 def test_guidance_is_learned_from_the_effect_of_the_label(labelled):
     clean, images, labels, _ = batch()
-    known = Batch(clean, *((images, labels) if labelled else (None, None)), CLEAN_LABELS)
+    known = Batch(clean, *((images, labels) if labelled else (None, None)), X0_LABELS)
     net, (t, noise) = Stub(), drawn(clean)
     net.null_label = 4
     objective = plain(norm="l2", target="v", guidance=0.25, label_dropout=0.0)
     losses = hybrid_loss(net, COSINE, known, objective, generator=seeded())
     x_t = COSINE.q_sample(clean, t, noise)
-    y = CLEAN_LABELS.clone()
+    y = X0_LABELS.clone()
     y[y < 0] = 4
     prediction, uncond = net.denoise_cond_uncond(x_t, t, y)
     wanted = COSINE.target("v", clean, t, noise) + 0.2 * (prediction - uncond).detach()
@@ -354,7 +354,7 @@ def test_guidance_is_learned_from_the_effect_of_the_label(labelled):
     expected = torch.autograd.grad(F.mse_loss(prediction, wanted), net.to_pixels)[0]
     assert torch.equal(torch.autograd.grad(losses.denoising, net.to_pixels)[0], expected)
     with pytest.raises(ValueError, match="guidance needs"):
-        hybrid_loss(net, COSINE, known._replace(clean_labels=None), plain(guidance=0.25))
+        hybrid_loss(net, COSINE, known._replace(x0_labels=None), plain(guidance=0.25))
 
 
 def test_learned_guidance_is_classifier_free_guidance():
@@ -367,7 +367,7 @@ def test_learned_guidance_is_classifier_free_guidance():
 def test_the_loss_of_noisy_labels_is_weighted_by_the_signal():
     net, (clean, images, labels, _) = Stub(), batch()
     t, _ = drawn(clean)
-    both = Batch(clean, images, labels, CLEAN_LABELS)
+    both = Batch(clean, images, labels, X0_LABELS)
     with_it, without = (
         hybrid_loss(net, COSINE, both, plain(noisy_labels=w, alpha=3.0), generator=seeded()) for w in (0.5, 0.0)
     )
@@ -377,13 +377,13 @@ def test_the_loss_of_noisy_labels_is_weighted_by_the_signal():
     assert list(options) == ["classify_noisy"]
     assert torch.equal(seen, images)
     log_p = (net.features(x_t) @ net.to_class).log_softmax(dim=1)
-    known = CLEAN_LABELS >= 0
-    of_each = -log_p[torch.arange(6), CLEAN_LABELS.clamp(min=0)] * known
+    known = X0_LABELS >= 0
+    of_each = -log_p[torch.arange(6), X0_LABELS.clamp(min=0)] * known
     expected = (COSINE.alpha_bar[t] * of_each).sum() / 6
     assert expected > 0.1
     torch.testing.assert_close(with_it.total - without.total, 0.5 * expected, rtol=1e-6, atol=0)
-    with pytest.raises(ValueError, match="needs `clean_labels`"):
-        hybrid_loss(net, COSINE, both._replace(clean_labels=None), plain(noisy_labels=0.5))
+    with pytest.raises(ValueError, match="needs `x0_labels`"):
+        hybrid_loss(net, COSINE, both._replace(x0_labels=None), plain(noisy_labels=0.5))
 
 
 def test_alpha_changes_linearly():

@@ -231,7 +231,7 @@ def test_unlabeled_shards_are_for_genvit(tmp_path):
     assert data.test.labels is None
     with pytest.raises(DataError, match="without a label; train with --objective genvit"):
         batches_of(data, cfg)(0)
-    assert batches_of(data, override(cfg, objective={"kind": "genvit"}))(0).clean.shape == (4, 3, 8, 8)
+    assert batches_of(data, override(cfg, objective={"kind": "genvit"}))(0).x0.shape == (4, 3, 8, 8)
 
 
 def test_shards_without_known_classes_have_no_labels(tmp_path):
@@ -283,4 +283,4 @@ def test_loader_workers_and_a_stream_give_the_same_batches(tmp_path):
     data = opened(cfg)
     here = [batches_of(data, cfg)(step) for step in range(20)]
     there = list(batches_of_steps(batches_of(data, cfg), 0, 20, 2))
-    assert all(torch.equal(a.images, b.images) and torch.equal(a.clean, b.clean) for a, b in zip(here, there, strict=True))
+    assert all(torch.equal(a.images, b.images) and torch.equal(a.x0, b.x0) for a, b in zip(here, there, strict=True))

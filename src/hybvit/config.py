@@ -408,7 +408,7 @@ def minibatches(cfg: Config) -> tuple[int, int]:
     return 0 if kind == "vit" else size, 0 if kind == "genvit" else size if labelled is None else labelled
 
 
-def labels_of_clean(cfg: Config) -> bool:
+def needs_x0_labels(cfg: Config) -> bool:
     """Whether the objective needs the labels of the images that are denoised."""
     return cfg.model.label_conditioning or (cfg.objective.kind == "hybvit" and cfg.objective.noisy_labels > 0)
 

@@ -167,7 +167,7 @@ class HybridModel:
     def predict_x0(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The predicted clean image x_0, [B, C, H, W], not clipped; samplers and the bound use it. Differentiable.
 
-        Arguments and errors are those of :meth:`denoise`.
+        Arguments and errors are those of :meth:`denoise`, but t is not checked, since that would wait for the GPU at every step.
         """
         x_t, t = x_t.to(self.device), t.to(self.device)
         return self.diffusion.to_x0(self.cfg.objective.target, self._prediction(x_t, t, y), x_t, t)
@@ -260,7 +260,8 @@ class HybridModel:
             raise ValueError(f"n is {n} and batch_size {batch_size}: both must be at least 1")
         if not math.isfinite(guidance):
             raise ValueError(f"guidance is {guidance}: it must be a finite number")
-        if (labels is None) != (guidance == 0) and not (self.draws_by_label if labels is None else self.takes_labels):
+        only_one = (labels is None) != (guidance == 0)
+        if only_one and not (self.draws_by_label if labels is None else self.takes_labels):
             raise ValueError(
                 "labels and guidance belong together: this network's denoiser was not trained with labels, so classifier "
                 "guidance is used, e.g. labels=3, guidance=2"
@@ -271,13 +272,8 @@ class HybridModel:
         bar = tqdm(total=n, unit="image", desc="sampling", disable=not (progress and sys.stderr.isatty()))
         for start in range(0, n, batch_size):
             indices = range(start, min(start + batch_size, n))
-            if wanted is None:
-                parts.append(self.draw(indices, sampler, steps, seed, guidance, spacing))
-            else:
-                steered = self.conditional if self.takes_labels else self.guided
-                denoise = steered(wanted[start : indices.stop], guidance)
-                noise = image_noise(indices, seed, self.image_shape, self.device)
-                parts.append(draw(denoise, self.diffusion, noise, sampler, steps, spacing))
+            labels_here = None if wanted is None else wanted[start : indices.stop]
+            parts.append(self.draw(indices, sampler, steps, seed, guidance, spacing, labels_here))
             bar.update(len(indices))
         bar.close()
         return torch.cat(parts)
@@ -308,31 +304,32 @@ class HybridModel:
         seed: int,
         guidance: float = 0.0,
         spacing: Spacing | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         """Generate the images of a seed with these numbers, as one batch: uint8 [len(indices), C, H, W] on the CPU.
 
-        A network with ``draws_by_label`` gets a random label for each, with equal probabilities of the classes.
-
         Args:
             indices: the numbers of the images, each at least 0.
-            guidance: weight of classifier-free guidance, for a network with ``draws_by_label``.
+            labels: int64 [len(indices)]; None draws one for each at random if the network ``draws_by_label``, with equal
+                probabilities of the classes.
 
         All other arguments are those of :meth:`sample`.
 
         Raises:
             ConfigError: guidance is given without labels to guide to, or the network was not trained to generate.
         """
-        if guidance and not self.draws_by_label:
+        if guidance and labels is None and not self.draws_by_label:
             raise ConfigError(f"guidance {guidance}: this model's denoiser was not trained with labels to draw at random")
-        if self.own_sampler:
+        if self.own_sampler and labels is None:
             return self.net.draw(indices, steps, seed)
-        denoise: Denoiser = self.predict_x0
-        if self.draws_by_label:
+        if labels is None and self.draws_by_label:
             classes = len(self.cfg.data.classes)
             labels = torch.tensor([derive_seed(seed, "labels of samples", i) % classes for i in indices], device=self.device)
-            denoise = self.conditional(labels, guidance)
+        denoise: Denoiser = self.predict_x0
+        if labels is not None:
+            denoise = (self.conditional if self.takes_labels else self.guided)(labels, guidance)
         noise = image_noise(indices, seed, self.image_shape, self.device)
-        return draw(denoise, self.diffusion, noise, sampler, steps, spacing)
+        return run_to_pixels(denoise, self.diffusion, noise, sampler, steps, spacing)
 
     @torch.no_grad()
     def bits_per_dim(self, x: Tensor, seed: int = 0) -> Tensor:
@@ -385,7 +382,7 @@ def image_noise(indices: Sequence[int], seed: int, image_shape: tuple[int, int, 
 
 
 @torch.no_grad()
-def draw(
+def run_to_pixels(
     denoise: Denoiser, diffusion: Diffusion, noise: ImageNoise, sampler: str, steps: int, spacing: Spacing | None = None
 ) -> Tensor:
     """Run a sampler with a denoiser (-> x_0), one image for each of the noise: uint8 [B, C, H, W] on the CPU."""

@@ -126,7 +126,7 @@ class JEM(nn.Module):
         The samples continue persistent chains from the replay buffer.
 
         Args:
-            batch: ``images`` with ``labels``, int64 [B] or soft labels [B, K]; ``clean`` are the real images of p(x).
+            batch: ``images`` with ``labels``, int64 [B] or soft labels [B, K]; ``x0`` are the real images of p(x).
             objective: only its label smoothing is used.
             generator: a CPU generator for all randomness.
 
@@ -134,12 +134,12 @@ class JEM(nn.Module):
             ValueError: a mini-batch is missing, or has more images than the replay buffer.
             DivergedError: the energies are not finite, or differ by more than ``limit``.
         """
-        clean, images, labels = batch.clean, batch.images, batch.labels
-        if clean is None or images is None or labels is None:
-            raise ValueError("the batch is incomplete: JEM needs `clean` images, and `images` with `labels`")
-        chains = self._pick_chains(len(clean), generator)
-        samples = self.sgld(self._chain_starts(chains, generator).to(clean), self.cfg.steps, generator)
-        real = self.energy(clean + self.cfg.input_noise * seeds.normal_like(clean, generator)).mean()
+        x0, images, labels = batch.x0, batch.images, batch.labels
+        if x0 is None or images is None or labels is None:
+            raise ValueError("the batch is incomplete: JEM needs `x0` images, and `images` with `labels`")
+        chains = self._pick_chains(len(x0), generator)
+        samples = self.sgld(self._chain_starts(chains, generator).to(x0), self.cfg.steps, generator)
+        real = self.energy(x0 + self.cfg.input_noise * seeds.normal_like(x0, generator)).mean()
         sampled = self.energy(samples).mean()
         gap = real - sampled
         # If an energy is not finite, the gap is inf or nan.

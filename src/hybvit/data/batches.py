@@ -39,7 +39,7 @@ class TrainingBatches:
     Args:
         data: the settings for augmentation and flips.
         sizes: (images to denoise, labeled images) per step; 0 for a mini-batch that the objective does not use.
-        clean_labels: whether to return the labels of the images to denoise.
+        x0_labels: whether to return the labels of the images to denoise.
         rank, world: rank of this process and number of processes; this process gets rows rank, rank + world, ... of a batch.
 
     Raises:
@@ -53,7 +53,7 @@ class TrainingBatches:
         sizes: tuple[int, int],
         seed: int,
         *,
-        clean_labels: bool = False,
+        x0_labels: bool = False,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -63,11 +63,11 @@ class TrainingBatches:
                     f"{world} processes cannot share a mini-batch of {size} images: set train.batch_size and "
                     f"train.labelled_batch_size to multiples of {2 * world}"
                 )
-        self.data, self.sizes, self.seed, self.clean_labels = data, sizes, seed, clean_labels
+        self.data, self.sizes, self.seed, self.x0_labels = data, sizes, seed, x0_labels
         self.num_classes, self.rank, self.world = len(dataset.classes), rank, world
         denoising, labeled = sizes
-        clean = [images for images in (dataset.train, dataset.unlabelled) if images is not None]
-        self.clean = self._sequence(clean, "order of clean images", denoising, 1)
+        to_denoise = [images for images in (dataset.train, dataset.unlabelled) if images is not None]
+        self.to_denoise = self._sequence(to_denoise, "order of clean images", denoising, 1)
         self.labeled = self._sequence([dataset.train], "order of labeled images", labeled, data.repeats)
         strong = labeled > 0 and data.augment == "strong"
         self.mean = mean_color(dataset.train) if strong else None
@@ -80,20 +80,20 @@ class TrainingBatches:
 
     def __call__(self, step: int) -> Batch:
         denoising, labeled = (step * n + torch.arange(n)[self.rank :: self.world] for n in self.sizes)
-        clean = images = labels = clean_labels = None
+        x0 = images = labels = x0_labels = None
         if len(denoising):
-            pixels, known, keys = self.clean.take(denoising)
+            pixels, known, keys = self.to_denoise.take(denoising)
             if self.data.clean_flip:
                 pixels = flip_half(pixels, uniforms(self.seed, "flips of clean images", keys))
-            clean = to_x(pixels)
-            if self.clean_labels:
-                clean_labels = torch.full((len(clean),), NO_LABEL) if known is None else known
+            x0 = to_x(pixels)
+            if self.x0_labels:
+                x0_labels = torch.full((len(x0),), NO_LABEL) if known is None else known
         if len(labeled):
             pixels, labels, keys = self.labeled.take(labeled)
             if labels is None or bool((labels < 0).any()):
                 raise DataError(f"{self.data.root}: a sample without a label; train with --objective genvit")
             images, labels = self.augment(pixels, labels, uniforms(self.seed, "augmentation", keys), step)
-        return Batch(clean, images, labels, clean_labels)
+        return Batch(x0, images, labels, x0_labels)
 
     def augment(self, pixels: Tensor, labels: Tensor, u: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Augment the labeled mini-batch by ``data.augment`` -> x, and labels int64 [B] or soft labels float [B, K]."""
@@ -118,11 +118,11 @@ def policy_of(data: DataConfig) -> Policy:
     return CATALOG[data.name].policy if data.name in CATALOG else "imagenet"
 
 
-def random_batch(model: ViTConfig, sizes: tuple[int, int], clean_labels: bool, device: torch.device | str) -> Batch:
+def random_batch(model: ViTConfig, sizes: tuple[int, int], x0_labels: bool, device: torch.device | str) -> Batch:
     """A batch of random images, for timing a training step or counting its operations; sizes are (to denoise, labeled)."""
-    clean, images = (torch.rand(n, *model.image_shape, device=device) * 2 - 1 if n else None for n in sizes)
+    x0, images = (torch.rand(n, *model.image_shape, device=device) * 2 - 1 if n else None for n in sizes)
     denoised, labels = (torch.arange(n, device=device) % model.num_classes if n else None for n in sizes)
-    return Batch(clean, images, labels, denoised if clean_labels else None)
+    return Batch(x0, images, labels, denoised if x0_labels else None)
 
 
 # The order

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..devices import best_device
 from ..errors import ConfigError, DataError
 from ..method.diffusion import Diffusion
-from ..model import draw, image_noise
+from ..model import image_noise, run_to_pixels
 
 
 class Evaluable(Protocol):
@@ -163,7 +163,7 @@ class Adapted:
         if guidance:
             raise ConfigError(f"guidance {guidance}: this model's denoiser takes no labels")
         noise = image_noise(indices, seed, self.image_shape, self.device)
-        return draw(self.predict_x0, self.diffusion, noise, sampler, steps)
+        return run_to_pixels(self.predict_x0, self.diffusion, noise, sampler, steps)
 
     def parameters(self) -> list[Tensor]:
         return [parameter for module in self.modules for parameter in module.parameters()]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..config import labels_of_clean, minibatches
+from ..config import minibatches, needs_x0_labels
 from ..data.batches import random_batch
 from ..devices import alternating, autocast, resolve_precision
 from ..method.objective import hybrid_loss
@@ -57,7 +57,7 @@ def train_speed(model: HybridModel, result: Result) -> None:
     torch.manual_seed(0)
     net = build_network(cfg).to(model.device)
     sizes = minibatches(cfg)
-    batch = random_batch(cfg.model, sizes, labels_of_clean(cfg), model.device)
+    batch = random_batch(cfg.model, sizes, needs_x0_labels(cfg), model.device)
     precision = resolve_precision(cfg.train.precision, model.device)
 
     def step() -> None:

@@ -1,6 +1,6 @@
 """The joint objective L = L_CE + alpha L_simple (Eqs. 22-24) over two mini-batches (Sec. 4.2), and its variants.
 
-Shapes: images [Bc, C, H, W] and clean [Bd, C, H, W] in [-1, 1]; labels int64 [Bc], or soft labels float [Bc, K] (MixUp);
+Shapes: images [Bc, C, H, W] and x0 [Bd, C, H, W] in [-1, 1]; labels int64 [Bc], or soft labels float [Bc, K] (MixUp);
 t int64 in 1..T, 0 for a clean image. All randomness comes from one CPU generator. Everything random except the noise is also
 computed on the CPU.
 """
@@ -64,16 +64,16 @@ class Objective:
 
 
 class Batch(NamedTuple):
-    """The two mini-batches of one step: ``clean`` to be denoised, ``images`` with ``labels`` to be classified.
+    """The two mini-batches of one step: ``x0`` to be denoised, ``images`` with ``labels`` to be classified.
 
-    ViT has no ``clean``, GenViT no ``images``. ``clean_labels`` int64 [Bd], -1 where unknown, are set only for a
+    ViT has no ``x0``, GenViT no ``images``. ``x0_labels`` int64 [Bd], -1 where unknown, are set only for a
     class-conditional network, or for one that also classifies noisy images.
     """
 
-    clean: Tensor | None
+    x0: Tensor | None
     images: Tensor | None
     labels: Tensor | None
-    clean_labels: Tensor | None = None
+    x0_labels: Tensor | None = None
 
 
 class Losses(NamedTuple):
@@ -145,27 +145,27 @@ def hybrid_loss(
 
     Raises:
         ValueError: both mini-batches are missing; ``images`` come without ``labels``, or the reverse; ``noisy_labels`` or
-            ``guidance`` without ``clean_labels``; or an option has an invalid value or is not supported by the network.
+            ``guidance`` without ``x0_labels``; or an option has an invalid value or is not supported by the network.
     """
     if objective.kind == "jem":
         return net.loss(batch, objective, generator)
-    clean, images, labels, clean_labels = batch
+    x0, images, labels, x0_labels = batch
     if (images is None) != (labels is None):
         raise ValueError("`images` and `labels` belong together, and one of them is missing: pass both or neither")
-    if clean is None:  # ViT
+    if x0 is None:  # ViT
         if images is None or labels is None:
-            raise ValueError("the batch is empty: it needs `clean` images, labeled `images`, or both")
+            raise ValueError("the batch is empty: it needs `x0` images, labeled `images`, or both")
         ce = F.cross_entropy(net.classify(images), labels, label_smoothing=objective.label_smoothing)
         return Losses(ce, ce)
-    t = to_device_async(draw_times(len(clean), diffusion.T, objective.times, generator), clean.device)
-    noise = normal_like(clean, generator)
-    x_t, target = diffusion.q_sample(clean, t, noise), diffusion.target(objective.target, clean, t, noise)
+    t = to_device_async(draw_times(len(x0), diffusion.T, objective.times, generator), x0.device)
+    noise = normal_like(x0, generator)
+    x_t, target = diffusion.q_sample(x0, t, noise), diffusion.target(objective.target, x0, t, noise)
     cond: dict[str, Any] = {}
     null = getattr(net, "null_label", None)
-    if clean_labels is not None and null is not None:
-        cond["y"] = drop_labels(clean_labels, null, objective.label_dropout, generator)
+    if x0_labels is not None and null is not None:
+        cond["y"] = drop_labels(x0_labels, null, objective.label_dropout, generator)
     elif objective.guidance:
-        raise ValueError("guidance needs `clean_labels` and a network with `label_conditioning`")
+        raise ValueError("guidance needs `x0_labels` and a network with `label_conditioning`")
     if images is None or labels is None:  # GenViT
         if objective.guidance:
             prediction, uncond = net.denoise_cond_uncond(x_t, t, **cond)
@@ -180,7 +180,7 @@ def hybrid_loss(
     ce = F.cross_entropy(logits[: len(images)], labels, label_smoothing=objective.label_smoothing)
     total, noisy_ce = ce, None
     if objective.noisy_labels:
-        noisy_ce = noisy_cross_entropy(diffusion, logits[len(images) :], clean_labels, t, objective.label_smoothing)
+        noisy_ce = noisy_cross_entropy(diffusion, logits[len(images) :], x0_labels, t, objective.label_smoothing)
         total = ce + objective.noisy_labels * noisy_ce
     if uncond_prediction is not None:
         target = guided_target(target, prediction, uncond_prediction, objective.guidance)
@@ -211,7 +211,7 @@ def noisy_cross_entropy(
     logits [Bd, K] of x_t at t int64 [Bd]; labels int64 [Bd], where -1 (unlabeled) contributes 0.
     """
     if labels is None:
-        raise ValueError("noisy_labels needs `clean_labels`")
+        raise ValueError("noisy_labels needs `x0_labels`")
     losses = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none", ignore_index=-1)
     return (diffusion.at("alpha_bar", t, losses) * losses).mean()
 

@@ -3,7 +3,8 @@
 Each takes ``(denoise, diffusion, x, times)`` and yields x at times[1], times[2], ..., the last of which is x_0:
 
     denoise(x_t, t) -> x_0     D(x_t, t) of Karras et al. 2022: x_t [B, C, H, W], t int64 [B]; a few lines adapt any model
-                               (:meth:`hybvit.Diffusion.to_x0` converts other targets)
+                               (:meth:`hybvit.Diffusion.to_x0` converts other targets). In their terms, x = x_t/sqrt(abar_t)
+                               and sigma = sqrt((1 - abar_t)/abar_t)
     x                          [B, C, H, W], the initial value at times[0], usually N(0, I)
     times                      int64 [n + 1], strictly decreasing from <= T to 0 (see :func:`timesteps`)
     clip                       clip the predicted x_0 to [-1, 1] at every step, as the paper does
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -162,11 +163,19 @@ def _signal_and_noise(diffusion: Diffusion, t: int) -> tuple[Tensor, Tensor]:
     return diffusion.sqrt_alpha_bar[t], diffusion.sqrt_one_minus_alpha_bar[t]
 
 
-SAMPLERS: dict[str, Callable[..., Iterator[Tensor]]] = {
-    "ddpm": ddpm,
-    "ddim": ddim,
-    "dpmpp_2m": dpmpp_2m,
-    "heun": heun,
+class Sampler(NamedTuple):
+    """A sampler by name: the function, the spacing that suits it, and whether it takes ``noise``."""
+
+    function: Callable[..., Iterator[Tensor]]
+    spacing: Spacing = "trailing"
+    stochastic: bool = False
+
+
+SAMPLERS = {
+    "ddpm": Sampler(ddpm, stochastic=True),
+    "ddim": Sampler(ddim),
+    "dpmpp_2m": Sampler(dpmpp_2m),
+    "heun": Sampler(heun, spacing="karras"),
 }
 
 
@@ -180,8 +189,6 @@ def run_sampler(
     """
     if name not in SAMPLERS:
         raise ValueError(f"sampler is {name!r}: it must be one of {', '.join(SAMPLERS)}")
-    times = timesteps(diffusion, steps, spacing or ("karras" if name == "heun" else "trailing"))
-    x = noise()
-    if name == "ddpm":
-        return ddpm(denoise, diffusion, x, times, noise)
-    return SAMPLERS[name](denoise, diffusion, x, times)
+    sampler = SAMPLERS[name]
+    times = timesteps(diffusion, steps, spacing or sampler.spacing)
+    return sampler.function(denoise, diffusion, noise(), times, **({"noise": noise} if sampler.stochastic else {}))

@@ -48,8 +48,8 @@ def reference_forward(net: HybViT, x: Tensor, t: Tensor | None) -> Output:
 
 def joint_step(net: HybViT, diffusion: Diffusion, batch: Batch, precision: str) -> Tensor:
     """Forward and backward pass of the joint objective, as in training -> the loss."""
-    assert batch.clean is not None
-    with autocast(batch.clean.device, precision):
+    assert batch.x0 is not None
+    with autocast(batch.x0.device, precision):
         loss = hybrid_loss(net, diffusion, batch, PAPER, generator=generator(0, "noise")).total
     loss.backward()
     return loss.detach()
@@ -57,15 +57,15 @@ def joint_step(net: HybViT, diffusion: Diffusion, batch: Batch, precision: str) 
 
 def reference_step(net: HybViT, diffusion: Diffusion, batch: Batch, precision: str) -> Tensor:
     """The same loss and gradient by two plain forward passes."""
-    clean, images, labels = batch.clean, batch.images, batch.labels
-    assert clean is not None
+    x0, images, labels = batch.x0, batch.images, batch.labels
+    assert x0 is not None
     assert images is not None
     assert labels is not None
     draws = generator(0, "noise")
-    t, noise = draw_times(len(clean), diffusion.T, generator=draws).to(clean.device), normal_like(clean, draws)
-    with autocast(clean.device, precision):
+    t, noise = draw_times(len(x0), diffusion.T, generator=draws).to(x0.device), normal_like(x0, draws)
+    with autocast(x0.device, precision):
         ce = F.cross_entropy(reference_forward(net, images, None).logits, labels)
-        eps = reference_forward(net, diffusion.q_sample(clean, t, noise), t).prediction
+        eps = reference_forward(net, diffusion.q_sample(x0, t, noise), t).prediction
         loss = ce + PAPER.alpha * F.l1_loss(eps, noise)
     loss.backward()
     return loss.detach()
@@ -79,9 +79,9 @@ def bench(cfg: Config, batch_size: int, repeats: int) -> dict[str, Any]:
     torch.manual_seed(0)
     net, diffusion, m = HybViT(cfg.model).to(device), cfg.diffusion.build(), cfg.model
     shape = (batch_size, m.channels, m.image_size, m.image_size)
-    clean, images = (torch.randn(shape, device=device) for _ in range(2))
+    x0, images = (torch.randn(shape, device=device) for _ in range(2))
     labels = torch.randint(m.num_classes, (batch_size,), device=device)
-    batch = Batch(clean, images, labels)
+    batch = Batch(x0, images, labels)
     a, b = (
         torch.randn(PEAK_SIZE, PEAK_SIZE, device=device, dtype=torch.bfloat16 if precision == "bf16" else None) for _ in "ab"
     )

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..baselines.jem import JEM
-from ..config import Config, labels_of_clean, minibatches
+from ..config import Config, minibatches, needs_x0_labels
 from ..data.batches import random_batch
 from ..method.objective import Objective, hybrid_loss
 from ..method.seeds import generator
@@ -74,20 +74,20 @@ def _counted(cfg: Config, sizes: tuple[int, int]) -> _Counted:
     """Operations of one Langevin step, and of the rest of a training step, for mini-batches of these sizes."""
     with torch.device("meta"):
         net = build_network(cfg)
-    batch = random_batch(cfg.model, sizes, labels_of_clean(cfg), "meta")
+    batch = random_batch(cfg.model, sizes, needs_x0_labels(cfg), "meta")
     langevin = 0
     with FlopCounterMode(display=False) as counter:
         if isinstance(net, JEM):
             # The passes of JEM.loss, which itself reads the energies, and meta tensors have no values. The product with
             # 1 is needed because the counter's module hooks accept no leaf tensor inside autograd.grad.
-            clean, images, labels = batch.clean, batch.images, batch.labels
-            assert clean is not None
+            x0, images, labels = batch.x0, batch.images, batch.labels
+            assert x0 is not None
             assert images is not None
             assert labels is not None
-            chains = clean.clone().requires_grad_()
+            chains = x0.clone().requires_grad_()
             torch.autograd.grad(net.energy(chains * 1).sum(), chains)
             langevin = counter.get_total_flops()
-            energies = net.energy(clean).mean() - net.energy(images).mean()
+            energies = net.energy(x0).mean() - net.energy(images).mean()
             (F.cross_entropy(net.classify(images), labels) + energies).backward()
         else:
             hybrid_loss(net, cfg.diffusion.build(), batch, cfg.objective, generator=generator(0, "noise")).total.backward()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import checkpoint
 from ..baselines.jem import JEM
-from ..config import Config, differences, labels_of_clean, minibatches, override
+from ..config import Config, differences, minibatches, needs_x0_labels, override
 from ..data.batches import TrainingBatches
 from ..data.datasets import open_dataset
 from ..data.image_set import Dataset, to_x
@@ -87,7 +87,7 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
         restore_optimizers(optimizers, tensors.get("optimizer", {}))
         restore_random_state(tensors.get("random", {}), device)
     run.forget_metrics_after(done)
-    batches = TrainingBatches(data, cfg.data, minibatches(cfg), cfg.train.seed, clean_labels=labels_of_clean(cfg))
+    batches = TrainingBatches(data, cfg.data, minibatches(cfg), cfg.train.seed, x0_labels=needs_x0_labels(cfg))
     workers = resolve_workers(cfg.data.workers, device)
     weights: list[Tensor] = list(net.parameters())
     say(
