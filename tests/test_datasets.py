@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hybvit.catalog import CATALOG, DEBIAN
 from hybvit.config import Config, DataConfig, override
@@ -186,6 +187,79 @@ def test_cifar10_from_the_archive_and_unpacked(tmp_path, monkeypatch):
         loose = opened(config("cifar10", root))
         assert torch.equal(loose.train.pixels, by_name.train.pixels)
         assert torch.equal(loose.train.labels, data.train.labels)
+
+
+NAMES = {"cifar10": {}, "fashion_mnist": {"T-shirt/top": "T-shirt_top", "Ankle boot": "ankle-boot"}, "svhn": {}}
+
+
+def as_folders(root: Path, name: str, per_class: int = 2, side: int | None = None, test: str = "test") -> Path:
+    """The classes of a named set as folders of small images: image k of class c has the value 10 * k + c."""
+    info = CATALOG[name]
+    for split, n in (("train", per_class), (test, 1)):
+        for c, label in enumerate(info.classes):
+            for k in range(n):
+                place = root / split / NAMES[name].get(label, label) / f"{k}.png"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L" if info.channels == 1 else "RGB", (side or info.size,) * 2, (10 * k + c,) * info.channels).save(
+                    place
+                )
+    return root
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", ["folder", "wrapped", "zip", "val"])
+def test_a_named_set_in_class_folders_is_that_set(tmp_path, monkeypatch, name, form):
+    info = CATALOG[name]
+    monkeypatch.setitem(CATALOG, name, replace(info, splits={"train": 20, "test": 10}, balance={"train": 2, "test": 1}))
+    root = as_folders(tmp_path / "set" / "copy", name, test="val" if form == "val" else "test")
+    if form == "zip":
+        members = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.glob("*/*/*.png")}
+        root = official.zip_file(tmp_path / "copy.zip", members)
+    elif form == "wrapped":
+        root = root.parent
+    located = locate(DataConfig(name=name), str(root))
+    assert located.name == name
+    data = opened(config(name, root, channels=info.channels, memory_gib=0.0))
+    assert data.classes == info.classes
+    assert data.train.pixels[:, 0, 16, 16].sort().values.tolist() == list(range(20))
+    assert torch.equal(data.train.pixels[:, 0, 16, 16] % 10, data.train.labels)
+    assert sorted(data.test.labels.tolist()) == list(range(10))
+    assert data.train.pixels.shape == (20, info.channels, 32, 32)
+    assert bool((data.train.pixels[:, :, 0] == 0).all()) == (info.size == 28)  # padded, as from its own files
+
+
+def test_other_images_with_the_names_of_a_set_are_the_users_own(tmp_path, monkeypatch):
+    info = replace(CATALOG["cifar10"], splits={"train": 20, "test": 10}, balance={"train": 2, "test": 1})
+    monkeypatch.setitem(CATALOG, "cifar10", info)
+    named = preset("cifar10").data
+
+    def name_of(root: Path) -> str:
+        return locate(named, str(root)).name
+
+    assert name_of(as_folders(tmp_path / "few", "cifar10", per_class=1)) == "folder"
+    assert name_of(as_folders(tmp_path / "many", "cifar10", per_class=3)) == "folder"
+    assert name_of(as_folders(tmp_path / "large", "cifar10", side=64)) == "folder"
+    root = as_folders(tmp_path / "copy", "cifar10")
+    assert locate(replace(named, name="folder"), str(root)).name == "folder"
+    (root / "train" / "cat" / "0.png").rename(root / "train" / "dog" / "9.png")
+    with pytest.raises(DataError, match=r"label 3 occurs 1 times .*; for other images, use --data\.name folder"):
+        opened(config("cifar10", root))
+    (root / "train" / "ship" / "0.png").write_bytes(b"rubbish")
+    with pytest.raises(DataError, match=r"ship/0\.png"):
+        opened(config("cifar10", root))
+    (root / "train" / "ship").rename(root / "train" / "boat")
+    assert name_of(root) == "folder"
+
+
+def test_class_folders_hold_no_unlabeled_images(tmp_path, monkeypatch):
+    info = CATALOG["stl10"]
+    splits = {"train": 10, "test": 10, "unlabelled": 7}
+    monkeypatch.setitem(CATALOG, "stl10", replace(info, splits=splits, balance={"train": 1, "test": 1}))
+    monkeypatch.setitem(NAMES, "stl10", {})
+    root = as_folders(tmp_path, "stl10", per_class=1)
+    assert len(opened(config("stl10", root, size=96)).train) == 10
+    with pytest.raises(DataError, match=r"hold no unlabelled images; give stl10_binary"):
+        opened(config("stl10", root, size=96, unlabelled=True))
 
 
 def test_cifar100_takes_the_fine_labels(tmp_path, monkeypatch):

@@ -6,6 +6,8 @@ the distributed files.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -299,5 +301,16 @@ CATALOG: dict[str, DatasetInfo] = {
         preset="celeba_hq_128",
     ),
 }
+
+
+def plain(name: str) -> str:
+    """A class name as it compares with the name of a folder, in which T-shirt/top becomes T-shirt_top."""
+    return re.sub(r"[\W_]", "", name).casefold()
+
+
+def has_classes(info: DatasetInfo, names: Iterable[str]) -> bool:
+    """Whether these are the published class names, in any order."""
+    return bool(info.classes) and sorted(map(plain, names)) == sorted(map(plain, info.classes))
+
 
 OWN_IMAGES = ("folder", "manifest", "huggingface", "shards")

@@ -115,7 +115,8 @@ class DataConfig:
             ``flip``); or strong (weak, AutoAugment and random erasing, then MixUp or CutMix).
         flip: mirror half of the labeled images; leave it off where mirroring changes the meaning (digits).
         crop_padding: pixels added on each side before a random crop of the original size.
-        policy: AutoAugment policy; auto takes that of the data set, else imagenet's.
+        policy: AutoAugment policy; auto takes that of the data set (for your own images, of the one with the same class
+            names), else imagenet's.
         erasing: probability of random erasing in strong augmentation.
         mixing: probability that a batch is mixed by MixUp or CutMix in strong augmentation.
         repeats: repeated augmentation: how many times each image appears in an epoch (3 in the published runs).

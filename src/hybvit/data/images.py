@@ -21,7 +21,7 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from ..errors import ConfigError, DataError
 from ..storage import atomic_write, make_folder
-from .files import refuse_special
+from .files import Files, refuse_special
 
 MODES = {1: "L", 3: "RGB"}
 FORMATS = (  # Pillow's names; none of them starts another program, and the content decides, not the suffix
@@ -149,6 +149,13 @@ def read_image(
         raise DataError(f"{path}: not an image of a format that is read (PNG, JPEG, WebP, TIFF ...): convert it") from None
     except Exception as error:
         raise DataError(f"{path}: damaged image ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def size_of(files: Files, name: str) -> tuple[int, int] | None:
+    """Width and height that the header of an image file says; None if it cannot be read."""
+    with contextlib.suppress(Exception), files.open(name) as file, Image.open(file, formats=formats()) as image:
+        return image.size
+    return None
 
 
 def readable_suffixes() -> set[str]:

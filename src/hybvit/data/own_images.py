@@ -145,10 +145,10 @@ def split_folders(files: Files) -> tuple[Files, Files | None]:
     if left_out:
         print(f"warning: {files.where}: left out: {', '.join(left_out)} (only {train} and {test} are used)", file=sys.stderr)
     assert train is not None
-    return _below(files, train), None if test is None else _below(files, test)
+    return below_split(files, train), None if test is None else below_split(files, test)
 
 
-def _below(files: Files, top: str) -> Files:
+def below_split(files: Files, top: str) -> Files:
     """The files of a split; some archives hold them in a folder of the same name once more (seg_train/seg_train/CLASS)."""
     files = files.subfolder(top)
     while len(tops := files.folders()) == 1 and split_of(tops[0]) == split_of(top):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..catalog import CATALOG, DEBIAN, IDX_FILES
+from ..catalog import CATALOG, DEBIAN, IDX_FILES, has_classes, plain
 from ..errors import DataError
 from .files import Files, check_md5, data_errors, field, read_idx, read_mat, read_members, read_npz, unpickle
 from .image_set import Decoding, ImageSet, every_fifth, load_image_files
-from .own_images import image_names
+from .images import size_of
+from .own_images import below_split, image_names, list_classes, without_wrapping
+from .splits import by_split, evaluation_split
 
 
 def digits(source: Path, split: str, decoding: Decoding) -> ImageSet:
@@ -234,6 +237,49 @@ READERS: dict[str, Callable[[Path, str, Decoding], ImageSet]] = {
     "celeba": celeba,
     "celeba_hq": celeba_hq,
 }
+
+
+def read(name: str, source: Path, split: str, decoding: Decoding) -> ImageSet:
+    """A split of a named set at its native size and channels, from its own files or from class folders."""
+    if is_as_distributed(name, source):
+        return READERS[name](source, split, decoding)
+    info = CATALOG[name]
+    part = class_folders(name, source).get(split)
+    if part is None or info.size is None:
+        raise DataError(f"{source}: its class folders hold no {split} images; give {info.needs}")
+    published = [plain(label) for label in info.classes]
+    folders = sorted(part.folders(), key=lambda folder: published.index(plain(folder)))
+    native = decoding._replace(channels=info.channels, size=info.size, memory=sys.maxsize)  # an array, as in the other forms
+    return load_image_files(part, *list_classes(part, tuple(folders)), native)
+
+
+def is_as_distributed(name: str, source: Path) -> bool:
+    """Whether ``source`` is what :data:`READERS` read; a place of another name holds class folders."""
+    files = CATALOG[name].files
+    return not files or source.name in {Path(file).name for file in files}
+
+
+def class_folders(name: str, source: Path) -> dict[str, Files]:
+    """Split -> class folders, if ``source`` is a folder or a zip archive that holds train and test images of a named set as
+    files, in one folder per published class name; else empty."""
+    info = CATALOG[name]
+    if not info.classes or not (source.is_dir() or source.suffix.lower() == ".zip"):
+        return {}
+    files = without_wrapping(Files(source))
+    found = by_split(files.folders())
+    of_split = {"train": found.get("train", []), "test": found.get(evaluation_split(found) or "test", [])}
+    parts = {split: below_split(files, tops[0]) for split, tops in of_split.items() if len(tops) == 1}
+    complete = len(parts) == 2 and all(has_classes(info, part.folders()) for part in parts.values())
+    return parts if complete else {}
+
+
+def lies_in_class_folders(name: str, source: Path) -> bool:
+    """Whether class folders hold as many images as the named set, of its size. Fewer or larger ones are the user's own."""
+    info, parts = CATALOG[name], class_folders(name, source)
+    names = {split: image_names(part) for split, part in parts.items()}
+    if not names or any(len(listed) != info.splits[split] for split, listed in names.items()):
+        return False
+    return all(size_of(part, names[split][0]) in (None, (info.size, info.size)) for split, part in parts.items())
 
 
 def class_names(name: str, source: Path) -> tuple[str, ...]:
