@@ -16,6 +16,7 @@ from hybvit.data import datasets
 from hybvit.data.files import ArraysOnly, Files, read_idx, unpickle
 from hybvit.data.image_set import BadFiles, Dataset, Decoding, ImageSet, LazyImages
 from hybvit.data.locate import locate
+from hybvit.data.readers import READERS
 from hybvit.errors import ConfigError, DataError
 from hybvit.method.vit import HybViT, ViTConfig
 from hybvit.networks import number_of_parameters
@@ -106,8 +107,8 @@ def test_label_order_is_the_published_one():
 def test_checksums_are_torchvisions():
     import torchvision.datasets as tv
 
-    assert CATALOG["cifar10"].md5 == {tv.CIFAR10.filename: tv.CIFAR10.tgz_md5}
-    assert CATALOG["cifar100"].md5 == {tv.CIFAR100.filename: tv.CIFAR100.tgz_md5}
+    assert CATALOG["cifar10"].md5[tv.CIFAR10.filename] == tv.CIFAR10.tgz_md5
+    assert CATALOG["cifar100"].md5[tv.CIFAR100.filename] == tv.CIFAR100.tgz_md5
     assert CATALOG["stl10"].md5 == {tv.STL10.filename: tv.STL10.tgz_md5}
     assert CATALOG["svhn"].md5 == {file: md5 for _, file, md5 in tv.SVHN.split_list.values()}
     assert CATALOG["mnist"].md5 == dict(tv.MNIST.resources)
@@ -187,6 +188,102 @@ def test_cifar10_from_the_archive_and_unpacked(tmp_path, monkeypatch):
         loose = opened(config("cifar10", root))
         assert torch.equal(loose.train.pixels, by_name.train.pixels)
         assert torch.equal(loose.train.labels, data.train.labels)
+
+
+def rewritten(members: dict[str, bytes], change, protocol: int = 4) -> dict[str, bytes]:
+    """The pickles of a set as a program of Python 3 stores them again."""
+    return {name: pickle.dumps(change(unpickle(raw, Path(name))), protocol=protocol) for name, raw in members.items()}
+
+
+def with_bytes(value):
+    if isinstance(value, dict):
+        return {key.encode(): with_bytes(entry) for key, entry in value.items()}
+    return value.encode() if isinstance(value, str) else [*map(with_bytes, value)] if isinstance(value, list) else value
+
+
+def entries(change):
+    return lambda content: {
+        key: change(value) if key in ("data", "labels", "fine_labels") else value for key, value in content.items()
+    }
+
+
+REWRITTEN = {
+    "as it is": lambda content: content,
+    "bytes": with_bytes,
+    "lists": entries(lambda value: value.tolist() if isinstance(value, np.ndarray) else value),
+    "arrays": entries(lambda value: np.asarray(value, np.int32)),
+    "columns first": entries(lambda value: np.asfortranarray(value)),
+}
+
+
+@pytest.mark.parametrize("form", REWRITTEN)
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_pickles_that_python_3_wrote_again(tmp_path, monkeypatch, form, name):
+    n = {"cifar10": 5, "cifar100": 1}[name] * CATALOG[name].num_classes
+    monkeypatch.setitem(
+        CATALOG, name, replace(CATALOG[name], splits={"train": n, "test": n // 5 if n == 50 else n}, balance={})
+    )
+    official.unpacked(tmp_path / "old", getattr(official, name)())
+    whole = opened(config(name, tmp_path / "old"))
+    for protocol in range(2, 6):
+        root = tmp_path / str(protocol)
+        official.unpacked(root, rewritten(getattr(official, name)(), REWRITTEN[form], protocol))
+        again = opened(config(name, root))
+        for split in ("train", "test"):
+            ours, theirs = getattr(again, split), getattr(whole, split)
+            assert torch.equal(ours.pixels, theirs.pixels)
+            assert torch.equal(ours.labels, theirs.labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: [content], "holds a list, not a mapping with an entry 'data'"),
+        (lambda content: {"images": content["data"], b"y": 3}, "has no entry 'data', only 'images', 'y'"),
+        (lambda content: content | {"data": content["data"] / 255}, r"its images are float64 \[10, 3072\], not whole numbers"),
+        (lambda content: content | {"data": content["data"].astype(int) - 1}, "the values of its images are -1 to 254"),
+        (lambda content: content | {"data": content["data"].reshape(-1, 32, 32, 3)}, r"images are uint8 \[10, 32, 32, 3\]"),
+        (lambda content: content | {"data": [*content["data"].tolist()[:9], [1]]}, "its images are lists of unequal lengths"),
+        (lambda content: content | {"data": content["data"].tobytes()}, "its images are a bytes, not an array"),
+        (lambda content: content | {"data": content["data"].astype(object)}, "it holds an array of object"),
+        (lambda content: content | {"labels": [0.5] * 10}, r"its labels are float64 \[10\], not whole numbers"),
+        (lambda content: content | {"labels": ["cat"] * 10}, r"its labels are <U3 \[10\], not whole numbers"),
+        (lambda content: content | {"labels": None}, "its labels are a NoneType"),
+        (lambda content: content | {"labels": [2**70] * 10}, r"its labels are object \[10\]"),
+    ],
+)
+def test_what_is_no_batch_of_cifar_says_what_it_holds(tmp_path, change, said):
+    members = official.cifar10()
+    bad = "cifar-10-batches-py/data_batch_2"
+    official.unpacked(tmp_path, members | rewritten({bad: members[bad]}, change))
+    with pytest.raises(DataError, match=rf"data_batch_2: .*{said}") as refused:
+        READERS["cifar10"](tmp_path / "cifar-10-batches-py", "train", decoding())
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_binary_version_of_cifar_is_the_same_set(tmp_path, monkeypatch, name, packed):
+    official.unpacked(tmp_path / "pickles", getattr(official, name)())
+    members = official.cifar_binary(name)
+    root = tmp_path / "binary"
+    root.mkdir()
+    if packed:
+        official.tar_gz(root / f"cifar-{name[5:]}-binary.tar.gz", members)
+    else:
+        official.unpacked(root, members)
+    n = {"cifar10": 50, "cifar100": 100}[name]
+    small(monkeypatch, name, root, splits={"train": n, "test": 10 if n == 50 else n}, balance={})
+    ours, theirs = (opened(config(name, tmp_path / form)) for form in ("binary", "pickles"))
+    for split in ("train", "test"):
+        assert torch.equal(getattr(ours, split).pixels, getattr(theirs, split).pixels)
+        assert torch.equal(getattr(ours, split).labels, getattr(theirs, split).labels)
+    file = {"cifar10": "data_batch_4.bin", "cifar100": "train.bin"}[name]
+    if not packed:
+        path = next(root.glob(f"*/{file}"))
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(DataError, match=rf"{file}: .* not a whole number of images"):
+            opened(config(name, root))
 
 
 NAMES = {"cifar10": {}, "fashion_mnist": {"T-shirt/top": "T-shirt_top", "Ankle boot": "ankle-boot"}, "svhn": {}}

@@ -17,7 +17,7 @@ import sys
 import tarfile
 import threading
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -125,10 +125,10 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 class ArraysOnly(pickle.Unpickler):
-    """An unpickler for numpy arrays and plain containers only; anything else in a pickle raises an error that names it."""
+    """An unpickler for numpy arrays of numbers and plain containers only; an error names anything else in a pickle."""
 
     ALLOWED = {
-        ("numpy", "ndarray"), ("numpy", "dtype"),
+        ("numpy", "ndarray"),
         ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
         ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
         ("numpy.core.numeric", "_frombuffer"), ("numpy._core.numeric", "_frombuffer"),
@@ -137,6 +137,8 @@ class ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):  # Python 3 stores bytes this way in old pickle protocols
             return _latin1
+        if (module, name) == ("numpy", "dtype"):
+            return _number_type
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it refers to {module}.{name}; only numpy arrays and plain containers are read")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
@@ -146,6 +148,12 @@ def _latin1(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it refers to the codec {encoding}; only latin1 is read")
     return text.encode("latin1")
+
+
+def _number_type(*arguments: Any) -> np.dtype[Any]:
+    if (kind := np.dtype(*arguments)).kind not in "biufc":
+        raise pickle.UnpicklingError(f"it holds an array of {kind}; only arrays of numbers are read")
+    return kind
 
 
 def unpickle(raw: bytes, path: Path) -> Any:
@@ -161,12 +169,21 @@ def unpickle(raw: bytes, path: Path) -> Any:
             raise DataError(f"{path}: unsupported or damaged pickle: {error}") from None
 
 
+def as_text(value: object) -> object:
+    """Bytes as text: what Python 2 wrote and Python 3 wrote again may have become either."""
+    return value.decode("latin1") if isinstance(value, bytes) else value
+
+
 def field(content: Any, name: str, path: Path) -> Any:
-    """An entry of a pickled or saved mapping."""
-    try:
-        return content[name]
-    except (KeyError, TypeError, IndexError):
-        raise DataError(f"{path}: has no entry {name!r}") from None
+    """An entry of a pickled or saved mapping, whose keys are text or bytes."""
+    if not isinstance(content, Mapping):
+        raise DataError(f"{path}: holds a {type(content).__name__}, not a mapping with an entry {name!r}")
+    entries = {as_text(key): value for key, value in content.items()}
+    if name not in entries:
+        raise DataError(
+            f"{path}: has no entry {name!r}, only {', '.join(repr(key)[:40] for key in list(entries)[:8]) or 'none at all'}"
+        )
+    return entries[name]
 
 
 def read_npz(raw: bytes, path: Path) -> dict[str, np.ndarray]:

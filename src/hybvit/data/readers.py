@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..catalog import CATALOG, DEBIAN, IDX_FILES, has_classes, plain
 from ..errors import DataError
-from .files import Files, check_md5, data_errors, field, read_idx, read_mat, read_members, read_npz, unpickle
+from .files import Files, as_text, check_md5, data_errors, field, read_idx, read_mat, read_members, read_npz, unpickle
 from .image_set import Decoding, ImageSet, every_fifth, load_image_files
 from .images import size_of
 from .own_images import below_split, image_names, list_classes, without_wrapping
@@ -53,21 +53,33 @@ def idx(name: str) -> Callable[[Path, str, Decoding], ImageSet]:
 
 
 def cifar(name: str) -> Callable[[Path, str, Decoding], ImageSet]:
+    """The version of pickles, or the binary one: a byte per label (of CIFAR-100 a coarse and a fine one), then the image."""
+    ten = name == "cifar10"
+    key, names = ("labels", "label_names") if ten else ("fine_labels", "fine_label_names")
+    label_bytes = 1 if ten else 2
+
     def read(source: Path, split: str, decoding: Decoding) -> ImageSet:
         check_md5_of_archive(name, source)
-        if name == "cifar10":
-            batches, key, meta, names = [f"data_batch_{i}" for i in range(1, 6)], "labels", "batches.meta", "label_names"
-        else:
-            batches, key, meta, names = ["train"], "fine_labels", "meta", "fine_label_names"
-        batches = batches if split == "train" else ["test_batch" if name == "cifar10" else "test"]
+        batches = [split] if not ten else ["test_batch"] if split == "test" else [f"data_batch_{i}" for i in range(1, 6)]
+        meta = "batches.meta" if ten else "meta"
+        if binary := "-bin" in source.name:
+            batches, meta = [f"{batch}.bin" for batch in batches], "batches.meta.txt" if ten else "fine_label_names.txt"
         members = read_members(source, [*batches, meta])
-        if tuple(field(unpickle(members[meta], source / meta), names, source / meta)) != CATALOG[name].classes:
-            raise DataError(f"{source / meta}: its class names differ from those of {CATALOG[name].title}")
-        contents = [(unpickle(members[batch], source / batch), source / batch) for batch in batches]
-        pixels = [rows_of_planes(field(content, "data", path), path) for content, path in contents]
-        labels = [
-            label_row(field(content, key, path), len(p), path) for (content, path), p in zip(contents, pixels, strict=True)
-        ]
+        path = source / meta
+        found = members[meta].split() if binary else field(unpickle(members[meta], path), names, path)
+        if not isinstance(found, (list, tuple)) or tuple(str(as_text(word)) for word in found) != CATALOG[name].classes:
+            raise DataError(f"{path}: its class names differ from those of {CATALOG[name].title}")
+        pixels, labels = [], []
+        for batch in batches:
+            path = source / batch
+            if binary:
+                rows = rows_of_bytes(members[batch], label_bytes + 3 * 32 * 32, path)
+                data, row = rows[:, label_bytes:], rows[:, label_bytes - 1]
+            else:
+                content = unpickle(members[batch], path)
+                data, row = field(content, "data", path), field(content, key, path)
+            pixels.append(rows_of_planes(data, path))
+            labels.append(label_row(row, len(pixels[-1]), path))
         return ImageSet(torch.cat(pixels), torch.cat(labels))
 
     return read
@@ -78,19 +90,41 @@ def check_md5_of_archive(name: str, source: Path) -> None:
         check_md5(source, CATALOG[name].md5.get(source.name))
 
 
+def rows_of_bytes(raw: bytes, size: int, path: Path) -> np.ndarray:
+    """uint8 [N, size]."""
+    if len(raw) % size:
+        raise DataError(f"{path}: {len(raw):,} bytes are not a whole number of images of {size:,} bytes: cut short")
+    return np.frombuffer(raw, dtype=np.uint8).reshape(-1, size)
+
+
 def rows_of_planes(data: object, path: Path, size: int = 32) -> Tensor:
-    """uint8 [N, 3 * size * size], a red, a green and a blue plane per row -> [N, 3, size, size]."""
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * size * size:
-        shown = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__
-        raise DataError(f"{path}: its images are {shown}, not uint8 [N, {3 * size * size}]")
-    return torch.from_numpy(np.ascontiguousarray(data)).reshape(-1, 3, size, size)
+    """Whole numbers 0..255 [N, 3 * size * size], a red, a green and a blue plane per row -> uint8 [N, 3, size, size]."""
+    array = whole_numbers(data, "images", path)
+    if array.ndim != 2 or array.shape[1] != 3 * size * size:
+        raise DataError(f"{path}: its images are {array.dtype} {list(array.shape)}, not uint8 [N, {3 * size * size}]")
+    if array.size and array.dtype != np.uint8 and not 0 <= array.min() <= array.max() <= 255:
+        raise DataError(f"{path}: the values of its images are {array.min()} to {array.max()}, not 0 to 255")
+    return torch.from_numpy(np.require(array, np.uint8, ["C", "W"])).reshape(-1, 3, size, size)
 
 
 def label_row(values: object, n: int, path: Path) -> Tensor:
-    labels = torch.as_tensor(np.asarray(values, dtype=np.int64))
+    labels = whole_numbers(values, "labels", path)
     if labels.shape != (n,):
         raise DataError(f"{path}: {list(labels.shape)} labels for {n} images")
-    return labels
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def whole_numbers(values: object, what: str, path: Path) -> np.ndarray:
+    """An array, or lists in lists, of integers."""
+    if not isinstance(values, (np.ndarray, list, tuple)):
+        raise DataError(f"{path}: its {what} are a {type(values).__name__}, not an array or a list")
+    try:
+        array = np.asarray(values)
+    except (ValueError, OverflowError):
+        raise DataError(f"{path}: its {what} are lists of unequal lengths, not an array") from None
+    if array.dtype.kind not in "iu":
+        raise DataError(f"{path}: its {what} are {array.dtype} {list(array.shape)}, not whole numbers")
+    return array
 
 
 def svhn(source: Path, split: str, decoding: Decoding) -> ImageSet:
@@ -114,10 +148,8 @@ def stl10(source: Path, split: str, decoding: Decoding) -> ImageSet:
         "unlabelled": ("unlabeled_X.bin", None),
     }[split]
     members = read_members(source, [file for file in (images, labels) if file])
-    raw = np.frombuffer(members[images], dtype=np.uint8)
-    if raw.size % (3 * 96 * 96):
-        raise DataError(f"{source / images}: {raw.size:,} bytes are not a whole number of 96 x 96 images: cut short")
-    pixels = torch.from_numpy(raw.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2).copy())
+    rows = rows_of_bytes(members[images], 3 * 96 * 96, source / images)
+    pixels = torch.from_numpy(rows.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2).copy())
     if labels is None:
         return ImageSet(pixels)
     return ImageSet(
