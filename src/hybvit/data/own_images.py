@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -104,8 +105,21 @@ def folder(data: DataConfig, decoding: Decoding) -> Dataset:
     extra = sorted(set(class_folders(test)) - set(classes))
     if extra:
         raise DataError(f"{test.where}: class folder {extra[0]!r} has no counterpart in {files.where}")
+    of_test = list_classes(test, classes)
+    warn_of_leak((files.where / name for name in names), (test.where / name for name in of_test[0]))
     images = load_image_files(files, names, labels, decoding)
-    return Dataset(images, load_image_files(test, *list_classes(test, classes), decoding), classes)
+    return Dataset(images, load_image_files(test, *of_test, decoding), classes)
+
+
+def warn_of_leak(train: Iterable[Path], test: Iterable[Path]) -> None:
+    """Say how many of the files of the test images are those of training images."""
+    trained, tested = ({os.path.abspath(path) for path in paths} for paths in (train, test))
+    if both := trained & tested:
+        print(
+            f"warning: {len(both):,} of {len(tested):,} test images are training images too, such as {min(both)}: "
+            "remove them from one of the splits, since a model knows them by heart",
+            file=sys.stderr,
+        )
 
 
 def without_wrapping(files: Files) -> Files:
@@ -224,6 +238,8 @@ def manifest(data: DataConfig, decoding: Decoding) -> Dataset:
     else:
         parts = [(root, rows)]
     classes = natural_order([row["label"] for row in parts[0][1] if "label" in row])
+    if len(parts) > 1:
+        warn_of_leak(*((source.parent / row["path"] for row in part) for source, part in parts))
     sets = []
     for source, part in parts:
         unknown = next((row for row in part if classes and row["label"] not in classes), None)
@@ -275,6 +291,7 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
         DataError: the file cannot be read, or a row is invalid; the message names its line.
     """
     rows: list[dict[str, str]] = []
+    seen: dict[str, tuple[str | None, int]] = {}  # file -> its class, and the line that says so
     for number, entry in read_table(path):
         name = next((entry[key] for key in PATH_COLUMNS if key in entry), None)
         if name is None:
@@ -290,6 +307,11 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
             found = "has a label, but earlier lines have none" if label else "has no label, but earlier lines have one"
             raise DataError(
                 f"{path}, line {number}: {found}: label all images, or none (an empty cell, None and NaN are no label)"
+            )
+        first, line = seen.setdefault(os.path.abspath(path.parent / name), (label, number))
+        if first != label:
+            raise DataError(
+                f"{path}, line {number}: {name} has the class {label!r}, but {first!r} in line {line}: remove one of them"
             )
     if not rows:
         raise DataError(f"{path}: lists no images")
