@@ -16,7 +16,7 @@ from hybvit.data import datasets
 from hybvit.data.files import ArraysOnly, Files, read_idx, unpickle
 from hybvit.data.image_set import BadFiles, Dataset, Decoding, ImageSet, LazyImages
 from hybvit.data.locate import locate
-from hybvit.data.readers import READERS
+from hybvit.data.readers import READERS, check_count
 from hybvit.errors import ConfigError, DataError
 from hybvit.method.vit import HybViT, ViTConfig
 from hybvit.networks import number_of_parameters
@@ -252,7 +252,8 @@ def test_cifar_pickles_that_python_3_wrote_again(tmp_path, monkeypatch, form, na
         (lambda content: content | {"labels": [2**70] * 10}, r"its labels are object \[10\]"),
     ],
 )
-def test_what_is_no_batch_of_cifar_says_what_it_holds(tmp_path, change, said):
+def test_what_is_no_batch_of_cifar_says_what_it_holds(tmp_path, monkeypatch, change, said):
+    monkeypatch.setitem(CATALOG, "cifar10", replace(CATALOG["cifar10"], splits={"train": 50, "test": 10}))
     members = official.cifar10()
     bad = "cifar-10-batches-py/data_batch_2"
     official.unpacked(tmp_path, members | rewritten({bad: members[bad]}, change))
@@ -564,11 +565,73 @@ def test_files_with_unexpected_content_are_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"batches\.meta: its class names"):
         datasets.read_split("cifar10", "train", str(tmp_path), decoding(), False)
     official.unpacked(tmp_path, official.cifar10())
-    with pytest.raises(DataError, match="50 images where the train split of CIFAR-10 has 50,000"):
+    with pytest.raises(DataError, match="data_batch_1: 10 images where this file of CIFAR-10 has 10,000"):
         datasets.read_split("cifar10", "train", str(tmp_path), decoding(), False)
     small(monkeypatch, "cifar10", tmp_path, splits={"train": 50, "test": 10}, balance={"train": (6, 4, *[5] * 8)})
     with pytest.raises(DataError, match="label 0 occurs 5 times"):
         datasets.read_split("cifar10", "train", str(tmp_path), decoding(), False)
+
+
+COUNTED = {  # set -> its small form, the counts of that, and the file that is made shorter, or given a wrong label
+    "cifar10": (official.cifar10, {"train": 50, "test": 10}, "cifar-10-batches-py/data_batch_4"),
+    "cifar100": (official.cifar100, {"train": 100, "test": 100}, "cifar-100-python/train"),
+    "imagenet32": (lambda: official.imagenet32(npz=False), {"train": 40, "test": 4}, "train_data_batch_7"),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda n, value: value[:-1], "{less} images where (this file|the train split) of .* has {n}: download it again"),
+        (
+            lambda n, value: [*value[:-1], 1001] if isinstance(value, list) else value,
+            "labels from [01] to 1001: they must be in",
+        ),
+    ],
+)
+def test_the_batch_that_is_short_or_mislabeled_is_named(tmp_path, monkeypatch, name, change, said):
+    make, splits, bad = COUNTED[name]
+    members = make()
+    n = len(unpickle(members[bad], tmp_path)["data"])
+    monkeypatch.setitem(CATALOG, name, replace(CATALOG[name], splits=splits, balance={}))
+    changed = rewritten({bad: members[bad]}, entries(lambda value: change(n, value)))
+    official.unpacked(tmp_path, members | changed)
+    with pytest.raises(DataError, match=f"{Path(bad).name}: {said.format(n=n, less=n - 1)}"):
+        datasets.read_split(name, "train", str(tmp_path), decoding(), False)
+
+
+def test_the_last_batch_holds_the_remainder():
+    for batch in range(10):
+        check_count("imagenet32", "train", 128_123 if batch == 9 else 128_116, tmp := Path("b"), batch, 10)
+    with pytest.raises(DataError, match=r"128,116 images where this file of ImageNet 32x32 .* has 128,123"):
+        check_count("imagenet32", "train", 128_116, tmp, 9, 10)
+    check_count("imagenet32", "test", 50_000, tmp)
+    for batch in range(5):
+        check_count("cifar10", "train", 10_000, tmp, batch, 5)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("name", ["svhn", "mnist", "stl10", "imagenet"])
+def test_a_set_of_several_files_names_the_one_that_is_short(tmp_path, monkeypatch, name, split):
+    if name == "svhn":
+        official.svhn(tmp_path)
+    else:
+        official.unpacked(tmp_path, getattr(official, name)())
+    splits = {"train": {"imagenet": 6, "stl10": 10}.get(name, 20), "test": {"imagenet": 4, "stl10": 20}.get(name, 10)}
+    small(monkeypatch, name, tmp_path, splits=splits | {split: splits[split] + 1}, balance={})
+    file = {
+        "svhn": f"{split}_32x32.mat", "mnist": f"{split.replace('test', 't10k')}-images-idx3-ubyte.gz",
+        "stl10": f"{split}_X.bin", "imagenet": split.replace("test", "val"),
+    }[name]  # fmt: skip
+    with pytest.raises(
+        DataError, match=f"{file}: {splits[split]} images where the {split} split of .* has {splits[split] + 1}"
+    ):
+        datasets.read_split(name, split, str(tmp_path), decoding(channels=CATALOG[name].channels), True)
+    small(monkeypatch, name, tmp_path, splits=splits, balance={split: 9})
+    labels = {"mnist": file.replace("images-idx3", "labels-idx1"), "stl10": f"{split}_y.bin"}.get(name, file)
+    with pytest.raises(DataError, match=f"{labels}: label 0 occurs"):
+        datasets.read_split(name, split, str(tmp_path), decoding(channels=CATALOG[name].channels), True)
 
 
 class Trap:
@@ -579,9 +642,9 @@ class Trap:
 @pytest.mark.parametrize("wrapped", [lambda trap: trap, lambda trap: {"data": [trap]}])
 def test_a_pickle_with_other_objects_is_refused_by_name(tmp_path, capsys, wrapped):
     official.unpacked(tmp_path, official.cifar10())
-    path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_1"
     path.write_bytes(pickle.dumps(wrapped(Trap())))
-    with pytest.raises(DataError, match=r"data_batch_3: .*it refers to builtins\.print"):
+    with pytest.raises(DataError, match=r"data_batch_1: .*it refers to builtins\.print"):
         datasets.read_split("cifar10", "train", str(tmp_path), decoding(), False)
     assert "sprung" not in capsys.readouterr().out
 

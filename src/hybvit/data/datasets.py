@@ -21,7 +21,7 @@ from ..data import own_images, shards
 from ..errors import ConfigError, DataError
 from .image_set import BadFiles, Dataset, Decoding, ImageSet, reorder_classes, select_per_class
 from .images import MODES, WideValues, fit, with_channels
-from .readers import class_names, is_as_distributed, lies_in_class_folders, read
+from .readers import class_names, is_as_distributed, lies_in_class_folders, parts_of, read
 
 INTERPOLATION_BATCH = 100  # test batch size for the interpolations of Tables 3 and 11
 
@@ -209,14 +209,14 @@ def download(name: str, root: str | None) -> Path:
 
 
 def _check_published(info: DatasetInfo, name: str, split: str, source: Path, images: ImageSet, bad: BadFiles) -> None:
+    if is_as_distributed(name, source) and len(parts := parts_of(name, source, split)) in (1, 2):
+        source = parts[-1]
     expected, got = info.splits[split], len(images)
     if not expected - bad.count <= got <= expected:
         hint = "; for a subset of it, use --data.name folder" if name == "imagenet" else ""
         raise DataError(f"{source}: {got:,} images where the {split} split of {info.title} has {expected:,}{hint}")
     if images.labels is None or split not in info.balance or bad.count:
         return
-    if len(images) and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < info.num_classes:
-        raise DataError(f"{source}: its labels are not in 0..{info.num_classes - 1}; download the data set again")
     cure = "download the data set again" if is_as_distributed(name, source) else "for other images, use --data.name folder"
     balance = info.balance[split]
     published = [balance] * info.num_classes if isinstance(balance, int) else list(balance)

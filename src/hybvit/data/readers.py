@@ -19,6 +19,35 @@ from .own_images import below_split, image_names, list_classes, without_wrapping
 from .splits import by_split, evaluation_split
 
 
+def parts_of(name: str, source: Path, split: str) -> list[Path]:
+    """The files that a split of a set is read from, those of labels last, beside or below what was found (also in an archive);
+    not the image files."""
+    beside, train = source.parent, split == "train"
+    below: list[str] = []
+    if name in ("mnist", "fashion_mnist"):
+        pair = IDX_FILES[:2] if train else IDX_FILES[2:]
+        packed = [beside / f"{file}.gz" for file in pair]
+        return [path.with_suffix("") if not path.exists() and path.with_suffix("").exists() else path for path in packed]
+    if name in ("svhn", "imagenet", "celeba"):
+        other = {"svhn": f"{split}_32x32.mat", "imagenet": "train" if train else "val", "celeba": "list_eval_partition.txt"}
+        return [beside / other[name]]
+    if name in ("cifar10", "cifar100"):
+        ten, binary = name == "cifar10", "-bin" in source.name
+        batches = [split] if not ten else [f"data_batch_{i}" for i in range(1, 6)] if train else ["test_batch"]
+        meta = ("batches.meta.txt" if ten else "fine_label_names.txt") if binary else "batches.meta" if ten else "meta"
+        below = [meta, *(f"{batch}.bin" if binary else batch for batch in batches)]
+    elif name == "stl10":
+        below = ["unlabeled_X.bin"] if split == "unlabelled" else [f"{split}_X.bin", f"{split}_y.bin"]
+    elif name == "tiny_imagenet":
+        below = ["words.txt", "wnids.txt", "val/val_annotations.txt"]
+    elif name == "imagenet32":
+        zipped, npz = source.suffix == ".zip", source.name.endswith(("npz", "npz.zip"))
+        source = source.with_name(source.name.replace("_val", "_train")) if zipped and train else source if zipped else beside
+        below = [f"train_data_batch_{i}" for i in range(1, 11)] if train else ["val_data"]
+        below = [f"{batch}.npz" if npz else batch for batch in below]
+    return [source / file for file in below]
+
+
 def digits(source: Path, split: str, decoding: Decoding) -> ImageSet:
     """scikit-learn's 1,797 digits. There is no published split: every fifth image of each class, in file order and starting
     with the first, is a test image."""
@@ -34,11 +63,10 @@ def digits(source: Path, split: str, decoding: Decoding) -> ImageSet:
 def idx(name: str) -> Callable[[Path, str, Decoding], ImageSet]:
     def read(source: Path, split: str, decoding: Decoding) -> ImageSet:
         folder, published = source.parent, CATALOG[name]
-        arrays = []
-        for file in IDX_FILES[:2] if split == "train" else IDX_FILES[2:]:
-            path = next((folder / f for f in (f"{file}.gz", file) if (folder / f).is_file()), None)
-            if path is None:
-                raise DataError(f"{folder / file}: missing, and so is {file}.gz")
+        arrays, files = [], parts_of(name, source, split)
+        for path in files:
+            if not path.is_file():
+                raise DataError(f"{path.with_suffix('')}: missing, and so is {path.name}")
             if not folder.is_relative_to(DEBIAN):  # Debian recompresses the same content, so its .gz has another checksum
                 check_md5(path, published.md5.get(path.name))
             arrays.append(read_idx(path))
@@ -47,7 +75,8 @@ def idx(name: str) -> Callable[[Path, str, Decoding], ImageSet]:
             raise DataError(
                 f"{folder}: {split} images {list(images.shape)}, labels {list(labels.shape)}: not {published.title}"
             )
-        return ImageSet(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long())
+        check_count(name, split, len(images), files[0])
+        return ImageSet(torch.from_numpy(images)[:, None], label_row(labels, len(images), files[1], name))
 
     return read
 
@@ -60,26 +89,25 @@ def cifar(name: str) -> Callable[[Path, str, Decoding], ImageSet]:
 
     def read(source: Path, split: str, decoding: Decoding) -> ImageSet:
         check_md5_of_archive(name, source)
-        batches = [split] if not ten else ["test_batch"] if split == "test" else [f"data_batch_{i}" for i in range(1, 6)]
-        meta = "batches.meta" if ten else "meta"
-        if binary := "-bin" in source.name:
-            batches, meta = [f"{batch}.bin" for batch in batches], "batches.meta.txt" if ten else "fine_label_names.txt"
-        members = read_members(source, [*batches, meta])
-        path = source / meta
-        found = members[meta].split() if binary else field(unpickle(members[meta], path), names, path)
+        meta, *batches = parts_of(name, source, split)
+        binary = meta.suffix == ".txt"
+        members = read_members(source, [path.name for path in (meta, *batches)])
+        raw = members[meta.name]
+        found = raw.split() if binary else field(unpickle(raw, meta), names, meta)
         if not isinstance(found, (list, tuple)) or tuple(str(as_text(word)) for word in found) != CATALOG[name].classes:
-            raise DataError(f"{path}: its class names differ from those of {CATALOG[name].title}")
+            raise DataError(f"{meta}: its class names differ from those of {CATALOG[name].title}")
         pixels, labels = [], []
-        for batch in batches:
-            path = source / batch
+        for batch, path in enumerate(batches):
+            raw = members[path.name]
             if binary:
-                rows = rows_of_bytes(members[batch], label_bytes + 3 * 32 * 32, path)
+                rows = rows_of_bytes(raw, label_bytes + 3 * 32 * 32, path)
                 data, row = rows[:, label_bytes:], rows[:, label_bytes - 1]
             else:
-                content = unpickle(members[batch], path)
+                content = unpickle(raw, path)
                 data, row = field(content, "data", path), field(content, key, path)
             pixels.append(rows_of_planes(data, path))
-            labels.append(label_row(row, len(pixels[-1]), path))
+            check_count(name, split, len(pixels[-1]), path, batch, len(batches))
+            labels.append(label_row(row, len(pixels[-1]), path, name))
         return ImageSet(torch.cat(pixels), torch.cat(labels))
 
     return read
@@ -107,11 +135,23 @@ def rows_of_planes(data: object, path: Path, size: int = 32) -> Tensor:
     return torch.from_numpy(np.require(array, np.uint8, ["C", "W"])).reshape(-1, 3, size, size)
 
 
-def label_row(values: object, n: int, path: Path) -> Tensor:
-    labels = whole_numbers(values, "labels", path)
+def label_row(values: object, n: int, path: Path, name: str, first: int = 0) -> Tensor:
+    """The labels of n images, counted from ``first`` in the file -> int64 [n] in 0..K-1."""
+    labels, last = whole_numbers(values, "labels", path), first + CATALOG[name].num_classes - 1
     if labels.shape != (n,):
         raise DataError(f"{path}: {list(labels.shape)} labels for {n} images")
-    return torch.from_numpy(labels.astype(np.int64))
+    if n and not first <= labels.min() <= labels.max() <= last:
+        raise DataError(f"{path}: labels from {labels.min()} to {labels.max()}: they must be in {first}..{last}")
+    return torch.from_numpy(labels.astype(np.int64) - first)
+
+
+def check_count(name: str, split: str, got: int, path: Path, batch: int = 0, batches: int = 1) -> None:
+    """Raises DataError if a file does not hold its share of a split: batches are equal, and the last has the remainder too."""
+    total = CATALOG[name].splits[split]
+    expected = total // batches + (total % batches if batch == batches - 1 else 0)
+    if got != expected:
+        what = "this file" if batches > 1 else f"the {split} split"
+        raise DataError(f"{path}: {got:,} images where {what} of {CATALOG[name].title} has {expected:,}: download it again")
 
 
 def whole_numbers(values: object, what: str, path: Path) -> np.ndarray:
@@ -129,32 +169,29 @@ def whole_numbers(values: object, what: str, path: Path) -> np.ndarray:
 
 def svhn(source: Path, split: str, decoding: Decoding) -> ImageSet:
     """MATLAB files with X [32, 32, 3, N] and y [N, 1] in 1..10, where 10 is the digit 0."""
-    path = source.parent / f"{split}_32x32.mat"
+    (path,) = parts_of("svhn", source, split)
     check_md5(path, CATALOG["svhn"].md5.get(path.name))
     content = read_mat(path)
     pixels, labels = np.asarray(field(content, "X", path)), np.asarray(field(content, "y", path)).reshape(-1)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[:3] != (32, 32, 3):
         raise DataError(f"{path}: its images are {pixels.dtype} {list(pixels.shape)}, not uint8 [32, 32, 3, N]")
     images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)))
-    return ImageSet(images, label_row(labels.astype(np.int64) % 10, len(images), path))
+    check_count("svhn", split, len(images), path)
+    return ImageSet(images, (label_row(labels.astype(np.int64), len(images), path, "svhn", 1) + 1) % 10)
 
 
 def stl10(source: Path, split: str, decoding: Decoding) -> ImageSet:
     """Raw bytes, image after image: three planes of 96 x 96 in column order; labels are bytes in 1..10."""
     check_md5_of_archive("stl10", source)
-    images, labels = {
-        "train": ("train_X.bin", "train_y.bin"),
-        "test": ("test_X.bin", "test_y.bin"),
-        "unlabelled": ("unlabeled_X.bin", None),
-    }[split]
-    members = read_members(source, [file for file in (images, labels) if file])
-    rows = rows_of_bytes(members[images], 3 * 96 * 96, source / images)
+    images, *labels = parts_of("stl10", source, split)
+    members = read_members(source, [path.name for path in (images, *labels)])
+    rows = rows_of_bytes(members[images.name], 3 * 96 * 96, images)
+    check_count("stl10", split, len(rows), images)
     pixels = torch.from_numpy(rows.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2).copy())
-    if labels is None:
+    if not labels:
         return ImageSet(pixels)
-    return ImageSet(
-        pixels, label_row(np.frombuffer(members[labels], dtype=np.uint8).astype(np.int64) - 1, len(pixels), source / labels)
-    )
+    row = np.frombuffer(members[labels[0].name], dtype=np.uint8)
+    return ImageSet(pixels, label_row(row, len(pixels), labels[0], "stl10", 1))
 
 
 def tiny_imagenet(source: Path, split: str, decoding: Decoding) -> ImageSet:
@@ -187,29 +224,20 @@ def _tiny_imagenet_ids(files: Files, top: str) -> dict[str, int]:
 
 def imagenet32(source: Path, split: str, decoding: Decoding) -> ImageSet:
     """npz or pickled batches, as files or in the zip archives; labels are 1..1000 in the order of map_clsloc.txt."""
-    batches = [f"train_data_batch_{i}" for i in range(1, 11)] if split == "train" else ["val_data"]
-    npz = source.name.endswith(("npz", "npz.zip"))
-    names = [f"{batch}.npz" if npz else batch for batch in batches]
-    if source.suffix == ".zip":
-        source = source.with_name(source.name.replace("_val", "_train")) if split == "train" else source
-    else:
-        source = source.parent
-    pixels, labels = [], []
-    for name in names:
-        path, raw = source / name, read_members(source, [name])[name]
-        content = read_npz(raw, path) if npz else unpickle(raw, path)
+    pixels, labels, batches = [], [], parts_of("imagenet32", source, split)
+    for batch, path in enumerate(batches):
+        raw = read_members(path.parent, [path.name])[path.name]
+        content = read_npz(raw, path) if path.suffix == ".npz" else unpickle(raw, path)
         pixels.append(rows_of_planes(field(content, "data", path), path))
-        row = label_row(field(content, "labels", path), len(pixels[-1]), path)
-        if len(row) and not 1 <= int(row.min()) <= int(row.max()) <= 1000:
-            raise DataError(f"{path}: labels from {int(row.min())} to {int(row.max())}: they must be in 1..1000")
-        labels.append(row - 1)
+        check_count("imagenet32", split, len(pixels[-1]), path, batch, len(batches))
+        labels.append(label_row(field(content, "labels", path), len(pixels[-1]), path, "imagenet32", 1))
     return ImageSet(torch.cat(pixels), torch.cat(labels))
 
 
 def imagenet(source: Path, split: str, decoding: Decoding) -> ImageSet:
     """train/ and val/ with one folder per WordNet id; labels are in the order of the sorted ids."""
     ids = {wnid: k for k, wnid in enumerate(Files(source).folders())}
-    folder = source if split == "train" else source.parent / "val"
+    (folder,) = parts_of("imagenet", source, split)
     if not folder.is_dir():
         raise DataError(f"{folder}: missing")
     files = Files(folder)
@@ -226,7 +254,7 @@ def imagenet(source: Path, split: str, decoding: Decoding) -> ImageSet:
 def celeba(source: Path, split: str, decoding: Decoding) -> ImageSet:
     """The aligned images as a folder or zip, with list_eval_partition.txt in the same folder. There are no classes."""
     check_md5_of_archive("celeba", source)
-    partition = source.parent / "list_eval_partition.txt"
+    (partition,) = parts_of("celeba", source, split)
     check_md5(partition, CATALOG["celeba"].md5[partition.name])
     code = {"train": "0", "validation": "1", "test": "2"}[split]
     rows = [line.split() for line in Files(source.parent).text(partition.name).splitlines() if line.strip()]
