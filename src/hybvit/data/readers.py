@@ -48,6 +48,14 @@ def parts_of(name: str, source: Path, split: str) -> list[Path]:
     return [source / file for file in below]
 
 
+def missing_files(name: str, source: Path) -> list[Path]:
+    """Which files of the training and test images are not there, although others are; archives are not looked into."""
+    splits = ("train", "test") if is_as_distributed(name, source) else ()
+    paths = [path for split in splits for path in parts_of(name, source, split)]
+    files = dict.fromkeys(path.parent if path.parent.suffix == ".zip" else path for path in paths)
+    return [file for file in files if not file.exists() and not (source.is_file() and file.is_relative_to(source))]
+
+
 def digits(source: Path, split: str, decoding: Decoding) -> ImageSet:
     """scikit-learn's 1,797 digits. There is no published split: every fifth image of each class, in file order and starting
     with the first, is a test image."""
