@@ -18,7 +18,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -312,6 +312,17 @@ class Files:
         refuse_special(self.source / name)
         with data_errors(self.source / name):
             return (self.source / name).open("rb")
+
+    def start(self, name: str) -> bytes:
+        """The first bytes of a file, enough to tell its format; none if it cannot be read."""
+        with suppress(Exception):
+            if self.zipped:
+                with self._archive().open(self._members[self.prefix + name]) as member:
+                    return member.read(16)
+            refuse_special(path := self.source / name)
+            with open(path, "rb", buffering=0) as file:
+                return file.read(16)
+        return b""
 
     def text(self, name: str) -> str:
         with data_errors(self.source / name), self.open(name) as file:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,25 @@ def existing_root(data: DataConfig, what: str) -> Path:
 
 
 def image_names(files: Files) -> list[str]:
-    """All files with the suffix of an image format, except hidden ones."""
-    suffixes = readable_suffixes()
-    names = (name for name in files.names() if Path(name).suffix.lower() in suffixes)
-    return [name for name in names if not is_hidden(name)]
+    """All image files, except hidden ones: by the suffix of an image format, and with a suffix that is unknown, or none, by the
+    first bytes."""
+    suffixes, other = readable_suffixes(), SIDE_FILES - {""}
 
+    def is_image(name: str) -> bool:
+        suffix = Path(name).suffix.lower()
+        if suffix in suffixes or suffix in other:
+            return suffix in suffixes
+        start = files.start(name)
+        return bool(STARTS.match(start) or (not suffix and TIFF.match(start)))
+
+    return [name for name in files.names() if not is_hidden(name) and is_image(name)]
+
+
+# first bytes of image formats, long enough that no text begins with them
+STARTS = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|BM....\0{4}|....ftypavif|\0\0\0\x0cjP  |qoif", re.DOTALL
+)
+TIFF = re.compile(rb"II\*\0|MM\0\*")  # raw photographs begin like it too, but those have a suffix
 
 # what is left out, and why
 SIDE_FILES = {  # what is expected beside images, and not worth a word
@@ -69,18 +84,19 @@ SIDE_FILES = {  # what is expected beside images, and not worth a word
 NEEDS = {".heic": " needs pillow-heif", ".heif": " needs pillow-heif", ".avif": " needs a Pillow with AVIF"}
 
 
-def left_out(files: Files, read: int) -> str | None:
-    """Which files beside the ``read`` images cannot be read, by suffix; None if there are only :data:`SIDE_FILES`.
+def left_out(files: Files, read: Collection[str]) -> str | None:
+    """Which files beside the images that are ``read`` cannot be read, by suffix; None if there are only :data:`SIDE_FILES`.
 
     For example "12 of 24 files left out: .heic (12) needs pillow-heif".
     """
     expected = readable_suffixes() | (SIDE_FILES if read else SIDE_FILES - {""})
-    others = Counter(Path(name).suffix.lower() for name in files.names() if not is_hidden(name))
+    taken = set(read)
+    others = Counter(Path(name).suffix.lower() for name in files.names() if name not in taken and not is_hidden(name))
     others = Counter({suffix: n for suffix, n in others.items() if suffix not in expected})
     if not others:
         return None
     listed = ", ".join(f"{suffix or 'no suffix'} ({n:,}){NEEDS.get(suffix, '')}" for suffix, n in sorted(others.items()))
-    return f"{others.total():,} of {read + others.total():,} files left out: {listed}"
+    return f"{others.total():,} of {len(read) + others.total():,} files left out: {listed}"
 
 
 # a folder
@@ -200,7 +216,7 @@ def list_classes(files: Files, classes: tuple[str, ...]) -> tuple[list[str], lis
     names = image_names(files)
     if not names:
         raise DataError(f"{files.where}: no image files in its class folders{_because(files)}")
-    if skipped := left_out(files, len(names)):
+    if skipped := left_out(files, names):
         print(f"warning: {files.where}: {skipped}", file=sys.stderr)
     loose = next((name for name in names if classes and "/" not in name), None)
     if loose is not None:
@@ -215,7 +231,7 @@ def _load_files(files: Files, names: list[str], labels: list[int] | None, decodi
 
 
 def _because(files: Files) -> str:
-    skipped = left_out(files, 0)
+    skipped = left_out(files, ())
     return f" ({skipped})" if skipped else ""
 
 
