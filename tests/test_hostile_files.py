@@ -9,9 +9,12 @@ import random
 import socket
 import struct
 import tarfile
+import threading
+import time
 import tracemalloc
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +168,43 @@ def test_a_member_of_a_shard_that_is_too_large_is_refused(tmp_path, monkeypatch)
         archive.addfile(entry, io.BytesIO(bytes(5001)))
     with pytest.raises(DataError, match=r"zz\.png: 5,001 bytes unpacked"):
         opened(config(tmp_path))
+
+
+@pytest.mark.parametrize("sides", [[90] * 8, [100] * 5, [60, 90, 100, 50] * 3, [99] * 3 + [10] * 40])
+def test_large_images_wait_for_each_other_and_small_ones_never(monkeypatch, sides):
+    monkeypatch.setattr(images, "SMALL_PIXELS", 400)
+    monkeypatch.setattr(images, "DECODING", images.PixelBudget(10_000))
+    lock, now, most, done = threading.Lock(), [], [], []
+
+    def decode(image, *args):
+        pixels = image.width * image.height
+        with lock:
+            now.append(pixels)
+            most.append(sum(n for n in now if n > 400))
+        time.sleep(0.002)
+        with lock:
+            now.remove(pixels)
+            done.append(pixels)
+        if pixels == 9801:
+            raise ValueError("damaged")  # gives back its share too
+        return torch.zeros(1)
+
+    monkeypatch.setattr(images, "as_pixels", decode)
+
+    def read(side: int) -> None:
+        file = io.BytesIO()
+        Image.new("L", (side, side)).save(file, "PNG")
+        with contextlib.suppress(DataError):
+            read_image("x", 3, 8, file)
+
+    with images.DECODING.hold(10_000), ThreadPoolExecutor(16) as pool:
+        list(pool.map(read, [20, 10]))  # while the budget is spent
+        assert sorted(done) == [100, 400]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(read, sides))
+    assert len(done) == 2 + len(sides)
+    assert max(most) <= 10_000
+    assert images.DECODING.used == 0
 
 
 # depth

@@ -8,6 +8,8 @@ import importlib
 import math
 import os
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +30,7 @@ FORMATS = (  # Pillow's names; none of them starts another program, and the cont
     "PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "JPEG2000", "PPM", "TGA", "ICO", "PCX", "QOI", "SGI",
 )  # fmt: skip
 MAX_IMAGE_PIXELS = 64_000_000  # larger images are rejected before they are decoded
+SMALL_PIXELS = 1_000_000  # images up to this size are decoded whatever else is
 
 
 def fit(pixels: Tensor, size: int, resize: bool = False) -> Tensor:
@@ -55,6 +58,30 @@ def with_channels(pixels: Tensor, channels: int) -> Tensor:
     if channels == 3:
         return pixels.expand(-1, 3, -1, -1)
     return rgb_to_grayscale(pixels)
+
+
+class PixelBudget:
+    """A bound on the pixels of large images that the threads of a process decode at the same time: with its copies, each takes
+    about ten bytes. An image that does not fit waits until others are done."""
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels, self.used, self.changed = pixels, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def hold(self, pixels: int) -> Iterator[None]:
+        pixels = 0 if pixels <= SMALL_PIXELS else min(pixels, self.pixels)
+        with self.changed:
+            self.changed.wait_for(lambda: not pixels or self.used + pixels <= self.pixels)
+            self.used += pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= pixels
+                self.changed.notify_all()
+
+
+DECODING = PixelBudget(2 * MAX_IMAGE_PIXELS)
 
 
 class WideValues:
@@ -136,7 +163,8 @@ def read_image(
         with Image.open(path if file is None else file, formats=formats()) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise DataError(f"{image.width} x {image.height} is more than {MAX_IMAGE_PIXELS:,} pixels: reduce its size")
-            return as_pixels(image, channels, size, wide)
+            with DECODING.hold(image.width * image.height):
+                return as_pixels(image, channels, size, wide)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except FileNotFoundError:
