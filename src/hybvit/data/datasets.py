@@ -43,7 +43,8 @@ def open_dataset(
     channels, size, _ = image_shape
     if channels not in MODES:
         raise ConfigError(f"model.channels is {channels}: it must be 1 (grayscale) or 3 (color)")
-    decoding = Decoding(channels, size, BadFiles(data.max_bad_files), int(data.memory_gib * 2**30), WideValues())
+    wide = WideValues(data.bits)
+    decoding = Decoding(channels, size, BadFiles(data.max_bad_files), int(data.memory_gib * 2**30), wide)
     if data.name in CATALOG:
         found = _named(data, decoding)
     elif data.name == "shards":
@@ -51,8 +52,7 @@ def open_dataset(
     else:
         found = own_images.READERS[data.name](data, decoding)
     _check(found, data.root or data.name, labeled)
-    if decoding.wide is not None:
-        decoding.wide.warn(data.root or data.name)
+    wide.warn(data.root or data.name)
     found = reorder_classes(found, data.classes)
     return _hold_out(found, data.held_out) if data.held_out else found
 

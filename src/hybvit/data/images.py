@@ -85,46 +85,61 @@ DECODING = PixelBudget(2 * MAX_IMAGE_PIXELS)
 
 
 class WideValues:
-    """The largest values of the images of a set that have more than 8 bits per channel."""
+    """How the images of a set that have more than 8 bits per channel are scaled, and their largest values.
 
-    def __init__(self) -> None:
+    Args:
+        bits: ``data.bits``, the depth of files that do not declare one below 16 themselves; None means 16.
+    """
+
+    def __init__(self, bits: int | None = None) -> None:
+        self.bits = bits
         self.largest = set[int]()  # a set, because threads may add to it
+        self.color = False
 
     def warn(self, where: str) -> None:
         """Say so if all values would fit into 8 or 12 bits: read as 16 bits, such images are nearly black."""
         top = max(self.largest, default=0)
-        if 0 < top <= 4095:
+        if 0 < top <= 4095 and self.bits is None:
             bits = 8 if top <= 255 else 12
+            cure = "save them with values up to 65,535" if self.color else f"give --data.bits {bits}"
             print(
                 f"warning: {where}: no value of its images of 16 or 32 bits is above {top:,}: they look like {bits} bits and "
-                f"are read as nearly black; save them with values up to 65,535",
+                f"are read as nearly black; {cure}",
                 file=sys.stderr,
             )
 
 
-def white_of(image: Image.Image) -> int:
-    """The value of white in an image of more than 8 bits per channel: by the depth that a TIFF file declares, else 16 bits.
+def white_of(image: Image.Image, wide: WideValues) -> int:
+    """The value of white in an image of more than 8 bits per channel: by the depth that a TIFF file declares, else by
+    ``data.bits``, else 16 bits.
 
     Integers of 32 bits have no range of their own, and are read as 16 bits.
     """
-    bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]
-    return 2 ** min(int(bits), 16) - 1
+    if any(tile[0] == "ppm" for tile in getattr(image, "tile", ())):  # Pillow scales by what a PGM file declares
+        return 65535
+    declared = min(int(getattr(image, "tag_v2", {}).get(258, (16,))[0]), 16)
+    return 2 ** (declared if declared < 16 else wide.bits or 16) - 1
 
 
 def as_pixels(image: Image.Image, channels: int, size: int, wide: WideValues | None = None) -> Tensor:
     """Any PIL image -> uint8 [channels, size, size]: EXIF orientation applied, short side resized to ``size``, center crop."""
+    wide = wide or WideValues()
     if channels not in MODES:
         raise DataError(f"images can be read with 1 or 3 channels, not model.channels = {channels}")
-    white = white_of(image)
+    white = white_of(image, wide)
     reduced = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # Pillow keeps the upper half of color values
     image = ImageOps.exif_transpose(image)
-    if wide is not None and reduced and image.mode.startswith("RGB"):
+    if reduced and image.mode.startswith("RGB"):
+        if white < 65535:
+            raise DataError("color of 16 bits is read by its upper 8 bits, which data.bits cannot scale: convert it to 8 bits")
         wide.largest.add(int(np.asarray(image).max()) * 256 + 255)
+        wide.color = True
     if image.mode.startswith("I"):  # PIL would clip 16-bit values at 255 instead of scaling them
         values = np.array(image.convert("F"))
         if values.min() < 0 or values.max() > white:
-            raise DataError(f"values from {values.min():g} to {values.max():g}: convert it to 8 or 16 bits per channel")
-        if wide is not None and white == 65535:
+            cure = "raise data.bits" if wide.bits and white < 65535 else "convert it to 8 or 16 bits per channel"
+            raise DataError(f"values from {values.min():g} to {values.max():g}, not 0 to {white}: {cure}")
+        if white == 65535:
             wide.largest.add(int(values.max()))
         image = Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
     if image.mode == "F":
@@ -151,7 +166,7 @@ def read_image(
 
     Args:
         file: its content, if it is not a file on disk; ``path`` is then only used in messages.
-        wide: where to note the values of images with more than 8 bits per channel.
+        wide: how to scale images with more than 8 bits per channel, and where to note their values.
 
     Raises:
         DataError: the file is missing, is not an image, is cut short, or is too large to be decoded safely. Whatever a decoder
