@@ -19,7 +19,7 @@ INK, MUTED, LINE, PANEL = "#1f2933", "#52606d", "#7b8794", "#fbfcfe"
 BAND, BLUE, BLUE_FILL, VIOLET, VIOLET_FILL = "#eef2f7", "#1d5fa8", "#e3eefa", "#6d4aa8", "#efe9f8"
 FONT = "'Helvetica Neue', Helvetica, Arial, 'DejaVu Sans', sans-serif"
 WIDTH, BOX, PITCH, GAP = 800, 36, 52, 10  # pixels: of the picture; height of a box, from row to row, between two floors
-LEFT, TRUNK, RIGHT, FAR = 212, 442, 612, 728  # the middles of the columns
+LEFT, TRUNK, RIGHT, FAR = 212, 442, 612, 738  # the middles of the columns
 LANE = 326  # a way between the left column and the trunk
 NARROW, WIDE = 108, 144
 
@@ -47,16 +47,17 @@ FLOORS: list[tuple[str, list[list[tuple[str, str, int, int]]]]] = [
             [("baselines", "JEM, ResNets, U-Net", TRUNK, WIDE), ("checkpoint", "weights on disk", RIGHT, NARROW)],
             [("data", "files to batches", TRUNK, WIDE), ("presets", "recipes by name", LEFT, WIDE)],
             [("config", "every setting", TRUNK, WIDE), ("storage", "atomic writes", RIGHT, NARROW)],
-            [("catalog", "facts about data sets", LEFT, WIDE), ("versions", "older files", TRUNK, WIDE)],
+            [("versions", "older files", TRUNK, WIDE)],
+            [("catalog", "facts about data sets", TRUNK, WIDE)],
         ],
     ),
-    ("metrics", [[("metrics", "tensors to numbers", LANE - 16, WIDE)]]),
+    ("metrics", [[("metrics", "tensors to numbers", LANE - 50, WIDE)]]),
     (
         "method",
         [
             [
                 ("method", "the paper: needs torch and nothing else", 324, 300),
-                ("errors", "a class per exit code", RIGHT - 30, 172),
+                ("errors", "a class per exit code", RIGHT - 12, 172),
             ]
         ],
     ),
@@ -75,9 +76,10 @@ BENDS = {
     ("model", "devices"): ("right", f"H{FAR}"),
     ("networks", "checkpoint"): ("right", "H536", "side"),
     ("data", "storage"): ("right", f"H{RIGHT - 26}"),
-    ("config", "catalog"): ("left", f"H{LEFT + 34}"),
+    ("config", "method"): ("left", "H358"),
     ("versions", "errors"): ("right", "H536"),
-    ("metrics", "errors"): ("right", "H512"),
+    ("metrics", "errors"): ("right", "H524"),
+    ("distributed", "errors"): ("right", f"H{(RIGHT + FAR) // 2}"),
 }
 
 

@@ -117,6 +117,20 @@ def cifar100() -> dict[str, bytes]:
     return {f"cifar-100-python/{name}": raw for name, raw in members.items()}
 
 
+def cifar_binary(name: str) -> dict[str, bytes]:
+    """The images of :func:`cifar10` or :func:`cifar100` in the binary version."""
+    ten = name == "cifar10"
+    folder = "cifar-10-batches-bin" if ten else "cifar-100-binary"
+    batches = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"] if ten else ["train", "test"]
+    names = ("\n".join(CATALOG[name].classes) + "\n\n").encode()
+    members = {f"{folder}/{'batches.meta' if ten else 'fine_label_names'}.txt": names}
+    for i, batch in enumerate(batches):
+        images = noise(10 if ten else 100, 3072, seed=i)
+        labels = np.arange(len(images), dtype=np.uint8)[:, None]
+        members[f"{folder}/{batch}.bin"] = np.hstack([labels, images] if ten else [labels // 5, labels, images]).tobytes()
+    return members
+
+
 def svhn(folder: Path, train: int = 20, test: int = 10) -> None:
     for name, n in (("train", train), ("test", test)):
         labels = (np.arange(n) % 10 + 1).astype(np.uint8)[:, None]  # 1..10, where 10 is the digit 0

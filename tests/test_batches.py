@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hybvit.catalog import CATALOG
 from hybvit.config import Config, DataConfig, minibatches, needs_x0_labels, override
 from hybvit.data.batches import Order, policy_of, random_batch
 from hybvit.data.image_set import Dataset, ImageSet, to_pixels
@@ -231,6 +232,10 @@ def test_the_policy_is_that_of_the_data_set():
     assert policy_of(replace(preset("cifar10").data, name="svhn")) == "svhn"
     assert policy_of(preset("paper_32").data) == "imagenet"
     assert policy_of(replace(preset("paper_32").data, policy="svhn")) == "svhn"
+    for name, policy in {"cifar10": "cifar10", "cifar100": "cifar10", "stl10": "imagenet", "mnist": "imagenet"}.items():
+        own = replace(preset("paper_32").data, classes=tuple(reversed(CATALOG[name].classes)))
+        assert policy_of(own) == policy, name  # images of one's own with its class names
+    assert policy_of(replace(own, classes=(*CATALOG["cifar10"].classes, "boat"))) == "imagenet"
 
 
 @pytest.mark.parametrize("kind", ["vit", "genvit", "hybvit"])

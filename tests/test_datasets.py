@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hybvit.catalog import CATALOG, DEBIAN
 from hybvit.config import Config, DataConfig, override
@@ -15,6 +16,7 @@ from hybvit.data import datasets
 from hybvit.data.files import ArraysOnly, Files, read_idx, unpickle
 from hybvit.data.image_set import BadFiles, Dataset, Decoding, ImageSet, LazyImages
 from hybvit.data.locate import locate
+from hybvit.data.readers import READERS, check_count
 from hybvit.errors import ConfigError, DataError
 from hybvit.method.vit import HybViT, ViTConfig
 from hybvit.networks import number_of_parameters
@@ -105,8 +107,8 @@ def test_label_order_is_the_published_one():
 def test_checksums_are_torchvisions():
     import torchvision.datasets as tv
 
-    assert CATALOG["cifar10"].md5 == {tv.CIFAR10.filename: tv.CIFAR10.tgz_md5}
-    assert CATALOG["cifar100"].md5 == {tv.CIFAR100.filename: tv.CIFAR100.tgz_md5}
+    assert CATALOG["cifar10"].md5[tv.CIFAR10.filename] == tv.CIFAR10.tgz_md5
+    assert CATALOG["cifar100"].md5[tv.CIFAR100.filename] == tv.CIFAR100.tgz_md5
     assert CATALOG["stl10"].md5 == {tv.STL10.filename: tv.STL10.tgz_md5}
     assert CATALOG["svhn"].md5 == {file: md5 for _, file, md5 in tv.SVHN.split_list.values()}
     assert CATALOG["mnist"].md5 == dict(tv.MNIST.resources)
@@ -186,6 +188,176 @@ def test_cifar10_from_the_archive_and_unpacked(tmp_path, monkeypatch):
         loose = opened(config("cifar10", root))
         assert torch.equal(loose.train.pixels, by_name.train.pixels)
         assert torch.equal(loose.train.labels, data.train.labels)
+
+
+def rewritten(members: dict[str, bytes], change, protocol: int = 4) -> dict[str, bytes]:
+    """The pickles of a set as a program of Python 3 stores them again."""
+    return {name: pickle.dumps(change(unpickle(raw, Path(name))), protocol=protocol) for name, raw in members.items()}
+
+
+def with_bytes(value):
+    if isinstance(value, dict):
+        return {key.encode(): with_bytes(entry) for key, entry in value.items()}
+    return value.encode() if isinstance(value, str) else [*map(with_bytes, value)] if isinstance(value, list) else value
+
+
+def entries(change):
+    return lambda content: {
+        key: change(value) if key in ("data", "labels", "fine_labels") else value for key, value in content.items()
+    }
+
+
+REWRITTEN = {
+    "as it is": lambda content: content,
+    "bytes": with_bytes,
+    "lists": entries(lambda value: value.tolist() if isinstance(value, np.ndarray) else value),
+    "arrays": entries(lambda value: np.asarray(value, np.int32)),
+    "columns first": entries(lambda value: np.asfortranarray(value)),
+}
+
+
+@pytest.mark.parametrize("form", REWRITTEN)
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_pickles_that_python_3_wrote_again(tmp_path, monkeypatch, form, name):
+    n = {"cifar10": 5, "cifar100": 1}[name] * CATALOG[name].num_classes
+    monkeypatch.setitem(
+        CATALOG, name, replace(CATALOG[name], splits={"train": n, "test": n // 5 if n == 50 else n}, balance={})
+    )
+    official.unpacked(tmp_path / "old", getattr(official, name)())
+    whole = opened(config(name, tmp_path / "old"))
+    for protocol in range(2, 6):
+        root = tmp_path / str(protocol)
+        official.unpacked(root, rewritten(getattr(official, name)(), REWRITTEN[form], protocol))
+        again = opened(config(name, root))
+        for split in ("train", "test"):
+            ours, theirs = getattr(again, split), getattr(whole, split)
+            assert torch.equal(ours.pixels, theirs.pixels)
+            assert torch.equal(ours.labels, theirs.labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: [content], "holds a list, not a mapping with an entry 'data'"),
+        (lambda content: {"images": content["data"], b"y": 3}, "has no entry 'data', only 'images', 'y'"),
+        (lambda content: content | {"data": content["data"] / 255}, r"its images are float64 \[10, 3072\], not whole numbers"),
+        (lambda content: content | {"data": content["data"].astype(int) - 1}, "the values of its images are -1 to 254"),
+        (lambda content: content | {"data": content["data"].reshape(-1, 32, 32, 3)}, r"images are uint8 \[10, 32, 32, 3\]"),
+        (lambda content: content | {"data": [*content["data"].tolist()[:9], [1]]}, "its images are lists of unequal lengths"),
+        (lambda content: content | {"data": content["data"].tobytes()}, "its images are a bytes, not an array"),
+        (lambda content: content | {"data": content["data"].astype(object)}, "it holds an array of object"),
+        (lambda content: content | {"labels": [0.5] * 10}, r"its labels are float64 \[10\], not whole numbers"),
+        (lambda content: content | {"labels": ["cat"] * 10}, r"its labels are <U3 \[10\], not whole numbers"),
+        (lambda content: content | {"labels": None}, "its labels are a NoneType"),
+        (lambda content: content | {"labels": [2**70] * 10}, r"its labels are object \[10\]"),
+    ],
+)
+def test_what_is_no_batch_of_cifar_says_what_it_holds(tmp_path, monkeypatch, change, said):
+    monkeypatch.setitem(CATALOG, "cifar10", replace(CATALOG["cifar10"], splits={"train": 50, "test": 10}))
+    members = official.cifar10()
+    bad = "cifar-10-batches-py/data_batch_2"
+    official.unpacked(tmp_path, members | rewritten({bad: members[bad]}, change))
+    with pytest.raises(DataError, match=rf"data_batch_2: .*{said}") as refused:
+        READERS["cifar10"](tmp_path / "cifar-10-batches-py", "train", decoding())
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_binary_version_of_cifar_is_the_same_set(tmp_path, monkeypatch, name, packed):
+    official.unpacked(tmp_path / "pickles", getattr(official, name)())
+    members = official.cifar_binary(name)
+    root = tmp_path / "binary"
+    root.mkdir()
+    if packed:
+        official.tar_gz(root / f"cifar-{name[5:]}-binary.tar.gz", members)
+    else:
+        official.unpacked(root, members)
+    n = {"cifar10": 50, "cifar100": 100}[name]
+    small(monkeypatch, name, root, splits={"train": n, "test": 10 if n == 50 else n}, balance={})
+    ours, theirs = (opened(config(name, tmp_path / form)) for form in ("binary", "pickles"))
+    for split in ("train", "test"):
+        assert torch.equal(getattr(ours, split).pixels, getattr(theirs, split).pixels)
+        assert torch.equal(getattr(ours, split).labels, getattr(theirs, split).labels)
+    file = {"cifar10": "data_batch_4.bin", "cifar100": "train.bin"}[name]
+    if not packed:
+        path = next(root.glob(f"*/{file}"))
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(DataError, match=rf"{file}: .* not a whole number of images"):
+            opened(config(name, root))
+
+
+NAMES = {"cifar10": {}, "fashion_mnist": {"T-shirt/top": "T-shirt_top", "Ankle boot": "ankle-boot"}, "svhn": {}}
+
+
+def as_folders(root: Path, name: str, per_class: int = 2, side: int | None = None, test: str = "test") -> Path:
+    """The classes of a named set as folders of small images: image k of class c has the value 10 * k + c."""
+    info = CATALOG[name]
+    for split, n in (("train", per_class), (test, 1)):
+        for c, label in enumerate(info.classes):
+            for k in range(n):
+                place = root / split / NAMES[name].get(label, label) / f"{k}.png"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L" if info.channels == 1 else "RGB", (side or info.size,) * 2, (10 * k + c,) * info.channels).save(
+                    place
+                )
+    return root
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", ["folder", "wrapped", "zip", "val"])
+def test_a_named_set_in_class_folders_is_that_set(tmp_path, monkeypatch, name, form):
+    info = CATALOG[name]
+    monkeypatch.setitem(CATALOG, name, replace(info, splits={"train": 20, "test": 10}, balance={"train": 2, "test": 1}))
+    root = as_folders(tmp_path / "set" / "copy", name, test="val" if form == "val" else "test")
+    if form == "zip":
+        members = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.glob("*/*/*.png")}
+        root = official.zip_file(tmp_path / "copy.zip", members)
+    elif form == "wrapped":
+        root = root.parent
+    located = locate(DataConfig(name=name), str(root))
+    assert located.name == name
+    data = opened(config(name, root, channels=info.channels, memory_gib=0.0))
+    assert data.classes == info.classes
+    assert data.train.pixels[:, 0, 16, 16].sort().values.tolist() == list(range(20))
+    assert torch.equal(data.train.pixels[:, 0, 16, 16] % 10, data.train.labels)
+    assert sorted(data.test.labels.tolist()) == list(range(10))
+    assert data.train.pixels.shape == (20, info.channels, 32, 32)
+    assert bool((data.train.pixels[:, :, 0] == 0).all()) == (info.size == 28)  # padded, as from its own files
+
+
+def test_other_images_with_the_names_of_a_set_are_the_users_own(tmp_path, monkeypatch):
+    info = replace(CATALOG["cifar10"], splits={"train": 20, "test": 10}, balance={"train": 2, "test": 1})
+    monkeypatch.setitem(CATALOG, "cifar10", info)
+    named = preset("cifar10").data
+
+    def name_of(root: Path) -> str:
+        return locate(named, str(root)).name
+
+    assert name_of(as_folders(tmp_path / "few", "cifar10", per_class=1)) == "folder"
+    assert name_of(as_folders(tmp_path / "many", "cifar10", per_class=3)) == "folder"
+    assert name_of(as_folders(tmp_path / "large", "cifar10", side=64)) == "folder"
+    root = as_folders(tmp_path / "copy", "cifar10")
+    assert locate(replace(named, name="folder"), str(root)).name == "folder"
+    (root / "train" / "cat" / "0.png").rename(root / "train" / "dog" / "9.png")
+    with pytest.raises(DataError, match=r"label 3 occurs 1 times .*; for other images, use --data\.name folder"):
+        opened(config("cifar10", root))
+    (root / "train" / "ship" / "0.png").write_bytes(b"rubbish")
+    with pytest.raises(DataError, match=r"ship/0\.png"):
+        opened(config("cifar10", root))
+    (root / "train" / "ship").rename(root / "train" / "boat")
+    assert name_of(root) == "folder"
+
+
+def test_class_folders_hold_no_unlabeled_images(tmp_path, monkeypatch):
+    info = CATALOG["stl10"]
+    splits = {"train": 10, "test": 10, "unlabelled": 7}
+    monkeypatch.setitem(CATALOG, "stl10", replace(info, splits=splits, balance={"train": 1, "test": 1}))
+    monkeypatch.setitem(NAMES, "stl10", {})
+    root = as_folders(tmp_path, "stl10", per_class=1)
+    assert len(opened(config("stl10", root, size=96)).train) == 10
+    with pytest.raises(DataError, match=r"hold no unlabelled images; give stl10_binary"):
+        opened(config("stl10", root, size=96, unlabelled=True))
 
 
 def test_cifar100_takes_the_fine_labels(tmp_path, monkeypatch):
@@ -393,11 +565,73 @@ def test_files_with_unexpected_content_are_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"batches\.meta: its class names"):
         datasets.read_split("cifar10", "train", str(tmp_path), decoding(), False)
     official.unpacked(tmp_path, official.cifar10())
-    with pytest.raises(DataError, match="50 images where the train split of CIFAR-10 has 50,000"):
+    with pytest.raises(DataError, match="data_batch_1: 10 images where this file of CIFAR-10 has 10,000"):
         datasets.read_split("cifar10", "train", str(tmp_path), decoding(), False)
     small(monkeypatch, "cifar10", tmp_path, splits={"train": 50, "test": 10}, balance={"train": (6, 4, *[5] * 8)})
     with pytest.raises(DataError, match="label 0 occurs 5 times"):
         datasets.read_split("cifar10", "train", str(tmp_path), decoding(), False)
+
+
+COUNTED = {  # set -> its small form, the counts of that, and the file that is made shorter, or given a wrong label
+    "cifar10": (official.cifar10, {"train": 50, "test": 10}, "cifar-10-batches-py/data_batch_4"),
+    "cifar100": (official.cifar100, {"train": 100, "test": 100}, "cifar-100-python/train"),
+    "imagenet32": (lambda: official.imagenet32(npz=False), {"train": 40, "test": 4}, "train_data_batch_7"),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda n, value: value[:-1], "{less} images where (this file|the train split) of .* has {n}: download it again"),
+        (
+            lambda n, value: [*value[:-1], 1001] if isinstance(value, list) else value,
+            "labels from [01] to 1001: they must be in",
+        ),
+    ],
+)
+def test_the_batch_that_is_short_or_mislabeled_is_named(tmp_path, monkeypatch, name, change, said):
+    make, splits, bad = COUNTED[name]
+    members = make()
+    n = len(unpickle(members[bad], tmp_path)["data"])
+    monkeypatch.setitem(CATALOG, name, replace(CATALOG[name], splits=splits, balance={}))
+    changed = rewritten({bad: members[bad]}, entries(lambda value: change(n, value)))
+    official.unpacked(tmp_path, members | changed)
+    with pytest.raises(DataError, match=f"{Path(bad).name}: {said.format(n=n, less=n - 1)}"):
+        datasets.read_split(name, "train", str(tmp_path), decoding(), False)
+
+
+def test_the_last_batch_holds_the_remainder():
+    for batch in range(10):
+        check_count("imagenet32", "train", 128_123 if batch == 9 else 128_116, tmp := Path("b"), batch, 10)
+    with pytest.raises(DataError, match=r"128,116 images where this file of ImageNet 32x32 .* has 128,123"):
+        check_count("imagenet32", "train", 128_116, tmp, 9, 10)
+    check_count("imagenet32", "test", 50_000, tmp)
+    for batch in range(5):
+        check_count("cifar10", "train", 10_000, tmp, batch, 5)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("name", ["svhn", "mnist", "stl10", "imagenet"])
+def test_a_set_of_several_files_names_the_one_that_is_short(tmp_path, monkeypatch, name, split):
+    if name == "svhn":
+        official.svhn(tmp_path)
+    else:
+        official.unpacked(tmp_path, getattr(official, name)())
+    splits = {"train": {"imagenet": 6, "stl10": 10}.get(name, 20), "test": {"imagenet": 4, "stl10": 20}.get(name, 10)}
+    small(monkeypatch, name, tmp_path, splits=splits | {split: splits[split] + 1}, balance={})
+    file = {
+        "svhn": f"{split}_32x32.mat", "mnist": f"{split.replace('test', 't10k')}-images-idx3-ubyte.gz",
+        "stl10": f"{split}_X.bin", "imagenet": split.replace("test", "val"),
+    }[name]  # fmt: skip
+    with pytest.raises(
+        DataError, match=f"{file}: {splits[split]} images where the {split} split of .* has {splits[split] + 1}"
+    ):
+        datasets.read_split(name, split, str(tmp_path), decoding(channels=CATALOG[name].channels), True)
+    small(monkeypatch, name, tmp_path, splits=splits, balance={split: 9})
+    labels = {"mnist": file.replace("images-idx3", "labels-idx1"), "stl10": f"{split}_y.bin"}.get(name, file)
+    with pytest.raises(DataError, match=f"{labels}: label 0 occurs"):
+        datasets.read_split(name, split, str(tmp_path), decoding(channels=CATALOG[name].channels), True)
 
 
 class Trap:
@@ -408,9 +642,9 @@ class Trap:
 @pytest.mark.parametrize("wrapped", [lambda trap: trap, lambda trap: {"data": [trap]}])
 def test_a_pickle_with_other_objects_is_refused_by_name(tmp_path, capsys, wrapped):
     official.unpacked(tmp_path, official.cifar10())
-    path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_1"
     path.write_bytes(pickle.dumps(wrapped(Trap())))
-    with pytest.raises(DataError, match=r"data_batch_3: .*it refers to builtins\.print"):
+    with pytest.raises(DataError, match=r"data_batch_1: .*it refers to builtins\.print"):
         datasets.read_split("cifar10", "train", str(tmp_path), decoding(), False)
     assert "sprung" not in capsys.readouterr().out
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,9 @@ def test_closed_streams_are_no_crash(tmp_path, line):
 @pytest.mark.slow
 def test_a_hangup_saves_like_a_termination(tmp_path):
     words = ["train", "digits", "--out", str(tmp_path / "run"), *TINY, "--train.steps=100000"]
-    training = subprocess.Popen([sys.executable, "-m", "hybvit", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "hybvit", *words]
+    with_hangup = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+    training = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=with_hangup)
     while not checkpoint.step_folders(tmp_path / "run" / "checkpoints"):
         time.sleep(0.05)
     training.send_signal(signal.SIGHUP)

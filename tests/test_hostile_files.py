@@ -9,9 +9,12 @@ import random
 import socket
 import struct
 import tarfile
+import threading
+import time
 import tracemalloc
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +170,43 @@ def test_a_member_of_a_shard_that_is_too_large_is_refused(tmp_path, monkeypatch)
         opened(config(tmp_path))
 
 
+@pytest.mark.parametrize("sides", [[90] * 8, [100] * 5, [60, 90, 100, 50] * 3, [99] * 3 + [10] * 40])
+def test_large_images_wait_for_each_other_and_small_ones_never(monkeypatch, sides):
+    monkeypatch.setattr(images, "SMALL_PIXELS", 400)
+    monkeypatch.setattr(images, "DECODING", images.PixelBudget(10_000))
+    lock, now, most, done = threading.Lock(), [], [], []
+
+    def decode(image, *args):
+        pixels = image.width * image.height
+        with lock:
+            now.append(pixels)
+            most.append(sum(n for n in now if n > 400))
+        time.sleep(0.002)
+        with lock:
+            now.remove(pixels)
+            done.append(pixels)
+        if pixels == 9801:
+            raise ValueError("damaged")  # gives back its share too
+        return torch.zeros(1)
+
+    monkeypatch.setattr(images, "as_pixels", decode)
+
+    def read(side: int) -> None:
+        file = io.BytesIO()
+        Image.new("L", (side, side)).save(file, "PNG")
+        with contextlib.suppress(DataError):
+            read_image("x", 3, 8, file)
+
+    with images.DECODING.hold(10_000), ThreadPoolExecutor(16) as pool:
+        list(pool.map(read, [20, 10]))  # while the budget is spent
+        assert sorted(done) == [100, 400]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(read, sides))
+    assert len(done) == 2 + len(sides)
+    assert max(most) <= 10_000
+    assert images.DECODING.used == 0
+
+
 # depth
 
 
@@ -221,9 +261,33 @@ def test_a_set_that_looks_like_fewer_bits_is_said_once(tmp_path, capsys, dtype, 
     said = capsys.readouterr().err
     assert said.count("\n") == (1 if bits else 0)
     assert (f"{top:,}: they look like {bits} bits" in said) == bool(bits)
+    assert (f"give --data.bits {bits}" in said) == bool(bits)
+    declared = opened(own(tmp_path, channels=1, memory_gib=memory, bits=bits or 16))
+    assert capsys.readouterr().err == ""
+    if bits:
+        white = read_image(tmp_path / "a" / f"0.{suffix}", 1, 9, wide=images.WideValues(bits))[0, 0, 0]
+        assert int(white) == round(top * 255 / (2**bits - 1))  # by the depth of the set, not the largest value of the image
+        assert declared.train.first(1).pixels.max() > 127
 
 
-def test_color_of_16_bits_is_looked_at_too(tmp_path):
+def test_files_that_declare_their_depth_keep_it(tmp_path):
+    twelve_bits(tmp_path / "12.tif", np.full((8, 8), 2048))
+    for maximum in (1023, 4095, 65535):
+        (tmp_path / f"{maximum}.pgm").write_bytes(b"P5 8 8 %d\n" % maximum + np.full(64, 512, ">u2").tobytes())
+    for name, value in {"12.tif": 128, "1023.pgm": 128, "4095.pgm": 32, "65535.pgm": 128}.items():
+        assert read_image(tmp_path / name, 1, 8, wide=images.WideValues(10)).unique().tolist() in ([value - 1], [value]), name
+
+
+def test_a_value_beyond_the_declared_depth_is_refused(tmp_path):
+    Image.fromarray(np.full((8, 8), 4096, np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: values from 4096 to 4096, not 0 to 4095: raise data\.bits"):
+        read_image(tmp_path / "a.png", 1, 8, wide=images.WideValues(12))
+    for bits in (7, 17):
+        with pytest.raises(ConfigError, match=rf"data\.bits is {bits}"):
+            own(tmp_path, bits=bits)
+
+
+def test_color_of_16_bits_is_looked_at_too(capsys):
     rows = b"".join(b"\0" + np.full(24, 3000, ">u2").tobytes() for _ in range(8))
 
     def chunk(kind: bytes, content: bytes) -> bytes:
@@ -235,3 +299,7 @@ def test_color_of_16_bits_is_looked_at_too(tmp_path):
     pixels = read_image("color.png", 3, 8, io.BytesIO(raw), wide)
     assert torch.equal(pixels, torch.full((3, 8, 8), 3000 // 256, dtype=torch.uint8))
     assert 3000 <= max(wide.largest) <= 4095
+    wide.warn("color")
+    assert "save them with values up to 65,535" in capsys.readouterr().err  # Pillow has cut off their lower bits
+    with pytest.raises(DataError, match=r"which data\.bits cannot scale"):
+        read_image("color.png", 3, 8, io.BytesIO(raw), images.WideValues(12))

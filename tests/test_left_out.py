@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 
 from hybvit.data.datasets import download
+from hybvit.data.images import formats
 from hybvit.data.locate import locate
 from hybvit.errors import DataError
 from hybvit.presets import preset
 
+from . import official
 from .conftest import opened
+from .test_hostile_files import encoded
 from .test_own_images import own, save
 
 
@@ -30,6 +33,34 @@ def test_files_left_out_are_counted_in_one_line(tmp_path, capsys, suffixes, said
             (tmp_path / "a" / f"x{i}{suffix}").write_bytes(b"\0\0\0\x18ftypheic")
     opened(own(tmp_path))
     assert capsys.readouterr().err == (f"warning: {tmp_path}: {said}\n" if said else "")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "QOI", "JPEG2000", "TIFF"])
+def test_the_content_decides_where_the_suffix_is_unknown(tmp_path, capsys, form, packed):
+    if form not in formats():
+        pytest.skip(f"this Pillow does not read {form}")
+    members = {}
+    for i in range(12):
+        suffix = "" if form == "TIFF" else ("", ".img", ".000", ".jpe_")[i // 2 % 4]
+        members[f"{'ab'[i % 2]}/{i}{suffix}"] = encoded(form, i)
+    members["a/10.png"] = encoded("PNG")
+    members |= {"a/README": b"Python", "a/BMW": b"BMW drivers", "b/LICENSE": b"P5 is a license", "b/raw.dng": b"II*\0raw"}
+    members |= {"b/notes.txt": encoded("PNG"), "b/.cover": encoded("PNG"), "b/empty": b""}
+    root = official.zip_file(tmp_path / "a.zip", members) if packed else official.unpacked(tmp_path / "a", members)
+    data = opened(own(root))
+    assert len(data.train) + len(data.test) == 13
+    assert capsys.readouterr().err == f"warning: {root}: 1 of 14 files left out: .dng (1)\n"
+
+
+def test_a_set_without_any_suffix_is_located_and_flat_or_split(tmp_path):
+    members = {f"{split}/{kind}/{i}": encoded("JPEG", i) for split in ("train", "val") for kind in "ab" for i in range(3)}
+    root = official.unpacked(tmp_path / "split", members)
+    assert locate(preset("cifar10").data, str(root)).name == "folder"
+    data = opened(own(root))
+    assert (len(data.train), len(data.test), data.classes) == (6, 6, ("a", "b"))
+    flat = official.unpacked(tmp_path / "flat", {str(i): encoded("PNG", i) for i in range(5)})
+    assert len(opened(own(flat, kind="genvit")).train) == 4
 
 
 @pytest.mark.parametrize("suffix", [".heic", ".dng", ".svg", ""])

@@ -213,6 +213,49 @@ def test_a_manifest_that_is_not_json(tmp_path):
         opened(own(tmp_path / "images.jsonl", "manifest"))
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("again", ["0.png", "./0.png", "a/../0.png", "absolute"])
+def test_an_image_under_two_classes_is_refused_with_both_lines(tmp_path, form, again):
+    again = str(tmp_path / "0.png") if again == "absolute" else again
+    rows = [{"path": f"{i}.png", "label": "ab"[i % 2]} for i in range(4)]
+    for split in ({}, {"split": "test"}):
+        path = table(
+            tmp_path,
+            form,
+            [{**row, **({"split": "train"} if split else {})} for row in rows] + [{"path": again, "label": "b"} | split],
+        )
+        lines = (2, 6) if form == "csv" else (1, 5)
+        with pytest.raises(DataError, match=rf"line {lines[1]}: .*0\.png has the class 'b', but 'a' in line {lines[0]}"):
+            opened(own(path, "manifest"))
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_test_images_that_are_training_images_are_counted_once(tmp_path, capsys, elsewhere):
+    for i in range(6):
+        save(tmp_path / f"{i}.png")
+    rows = [{"path": f"{i}.png", "label": "ab"[i % 2]} for i in range(5)]
+    test = [{"path": f"./{i}.png", "label": "ab"[i % 2]} for i in (1, 2, 5)]
+    if elsewhere:
+        root = table(tmp_path, "csv", test).rename(tmp_path / "test.csv")
+        cfg = own(table(tmp_path, "csv", rows), "manifest", test_root=str(root))
+    else:
+        rows, test = ([{**row, "split": split} for row in part] for part, split in ((rows, "train"), (test, "test")))
+        cfg = own(table(tmp_path, "csv", rows + test), "manifest")
+    assert len(opened(cfg).test) == 3
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: 2 of 3 test images are training images too, such as {tmp_path / '1.png'}: ")
+    assert said.count("\n") == 1
+    opened(own(table(tmp_path, "csv", rows[:5] + test[2:]), "manifest"))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_test_folder_that_is_the_training_folder_is_said(tmp_path, capsys):
+    for i in range(4):
+        save(tmp_path / "ab"[i % 2] / f"{i}.png")
+    opened(own(tmp_path, test_root=f"{tmp_path}/a/.."))
+    assert "4 of 4 test images are training images too" in capsys.readouterr().err
+
+
 # Hugging Face
 
 

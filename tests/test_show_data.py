@@ -13,7 +13,7 @@ from hybvit.data.image_set import to_x
 from hybvit.presets import preset
 
 from . import official
-from .conftest import opened
+from .conftest import hybvit, opened
 
 
 def test_rows_show_what_training_sees():
@@ -55,6 +55,38 @@ def test_the_pictures_are_written(tmp_path, capsys):
     for name in ("augmentation.png", "figure1.png"):
         with Image.open(tmp_path / "out" / name) as picture:
             assert picture.width > 300
+
+
+PARTIAL = {  # set -> its files, and one without which it is not complete
+    "mnist": (official.mnist, "t10k-labels-idx1-ubyte.gz"),
+    "cifar10": (official.cifar10, "cifar-10-batches-py/data_batch_3"),
+    "cifar100": (lambda: official.cifar_binary("cifar100"), "cifar-100-binary/test.bin"),
+    "stl10": (official.stl10, "stl10_binary/train_y.bin"),
+    "tiny_imagenet": (official.tiny_imagenet, "tiny-imagenet-200/val/val_annotations.txt"),
+    "imagenet32": (official.imagenet32, "train_data_batch_10.npz"),
+    "imagenet": (official.imagenet, "val"),
+    "celeba": (lambda: official.celeba()[0] | {"list_eval_partition.txt": b""}, "list_eval_partition.txt"),
+    "svhn": (lambda: {"train_32x32.mat": b"x", "test_32x32.mat": b"x"}, "train_32x32.mat"),
+    "zips": (lambda: {f"Imagenet32_{split}.zip": b"x" for split in ("train", "val")}, "Imagenet32_train.zip"),
+}
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_a_set_is_present_only_with_all_of_its_files(tmp_path, name):
+    make, needed = PARTIAL[name]
+    name = {"zips": "imagenet32"}.get(name, name)
+    official.unpacked(tmp_path, make())
+    assert "  present: " in hybvit("datasets", name, "--data", tmp_path).stdout
+    (tmp_path / needed).rename(tmp_path / "elsewhere")
+    said = hybvit("datasets", name, "--data", tmp_path).stdout
+    assert f" is here, but not {tmp_path / needed}; put " in said
+    assert json.loads(hybvit("datasets", name, "--json", "--data", tmp_path).stdout)["missing"] == [str(tmp_path / needed)]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "stl10", "tiny_imagenet"])
+def test_an_archive_is_complete(tmp_path, name):
+    (tmp_path / next(file for file in CATALOG[name].files if "." in file)).write_bytes(b"x")
+    assert "  present: " in hybvit("datasets", name, "--data", tmp_path).stdout
 
 
 def test_datasets_are_listed_with_what_to_do(capsys, tmp_path, monkeypatch):

@@ -83,7 +83,7 @@ def test_a_configuration_of_this_version_does_not_pass_for_an_older_one(tmp_path
     with pytest.raises(ConfigError, match=r"data\.split is missing"):
         load(older, tmp_path)
     with pytest.raises(ConfigError, match=r"model\.norm"):
-        load(older.replace("\ndata:\n", "\ndata:\n  split: hash\n  fingerprint: ''\n"), tmp_path)
+        load(older.replace("\ndata:\n", "\ndata:\n  split: hash\n  bits: null\n  fingerprint: ''\n"), tmp_path)
 
 
 def test_a_configuration_of_0_1_0_is_migrated(tmp_path):

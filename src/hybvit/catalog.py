@@ -6,6 +6,8 @@ the distributed files.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -158,9 +160,12 @@ CATALOG: dict[str, DatasetInfo] = {
         classes=CIFAR10_CLASSES,
         num_classes=10,
         balance={"train": 5000, "test": 1000},
-        needs="cifar-10-python.tar.gz",
-        files=("cifar-10-batches-py", "cifar-10-python.tar.gz"),
-        md5={"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
+        needs="cifar-10-python.tar.gz or cifar-10-binary.tar.gz",
+        files=("cifar-10-batches-py", "cifar-10-python.tar.gz", "cifar-10-batches-bin", "cifar-10-binary.tar.gz"),
+        md5={
+            "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
+            "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
+        },
         download=True,
         preset="cifar10",
         policy="cifar10",
@@ -176,9 +181,12 @@ CATALOG: dict[str, DatasetInfo] = {
         classes=CIFAR100_CLASSES,
         num_classes=100,
         balance={"train": 500, "test": 100},
-        needs="cifar-100-python.tar.gz",
-        files=("cifar-100-python", "cifar-100-python.tar.gz"),
-        md5={"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"},
+        needs="cifar-100-python.tar.gz or cifar-100-binary.tar.gz",
+        files=("cifar-100-python", "cifar-100-python.tar.gz", "cifar-100-binary", "cifar-100-binary.tar.gz"),
+        md5={
+            "cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85",
+            "cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8",
+        },
         download=True,
         preset="cifar100",
         policy="cifar10",
@@ -299,5 +307,16 @@ CATALOG: dict[str, DatasetInfo] = {
         preset="celeba_hq_128",
     ),
 }
+
+
+def plain(name: str) -> str:
+    """A class name as it compares with the name of a folder, in which T-shirt/top becomes T-shirt_top."""
+    return re.sub(r"[\W_]", "", name).casefold()
+
+
+def has_classes(info: DatasetInfo, names: Iterable[str]) -> bool:
+    """Whether these are the published class names, in any order."""
+    return bool(info.classes) and sorted(map(plain, names)) == sorted(map(plain, info.classes))
+
 
 OWN_IMAGES = ("folder", "manifest", "huggingface", "shards")

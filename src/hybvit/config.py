@@ -115,12 +115,15 @@ class DataConfig:
             ``flip``); or strong (weak, AutoAugment and random erasing, then MixUp or CutMix).
         flip: mirror half of the labeled images; leave it off where mirroring changes the meaning (digits).
         crop_padding: pixels added on each side before a random crop of the original size.
-        policy: AutoAugment policy; auto takes that of the data set, else imagenet's.
+        policy: AutoAugment policy; auto takes that of the data set (for your own images, of the one with the same class
+            names), else imagenet's.
         erasing: probability of random erasing in strong augmentation.
         mixing: probability that a batch is mixed by MixUp or CutMix in strong augmentation.
         repeats: repeated augmentation: how many times each image appears in an epoch (3 in the published runs).
         clean_flip: mirror half of the denoising mini-batch, which has no other augmentation.
         held_out: share of the training images that are held out, to calibrate the probabilities on; in 0..0.5.
+        bits: depth of grayscale images that are stored with 16 or 32 bits but use fewer, such as 12; None takes the full range.
+            It is one for all images, and a file that declares fewer than 16 keeps its own.
         unlabelled: denoise the data set's unlabeled images too (STL-10, Tiny-ImageNet).
         max_bad_files: unreadable image files that are skipped, each with a warning, before the run stops.
         memory_gib: image files are decoded once and kept if they fit into this much memory, else decoded whenever needed.
@@ -145,6 +148,7 @@ class DataConfig:
     repeats: int = 1
     clean_flip: bool = False
     held_out: float = 0.0
+    bits: int | None = None
     unlabelled: bool = False
     max_bad_files: int = 0
     memory_gib: float = 4.0
@@ -258,7 +262,7 @@ OF_IMAGES = ("image_size", "channels", "num_classes")  # the fields of ``model``
 AT_LEAST = {
     "diffusion.steps": 2, "objective.alpha": 0, "objective.noisy_labels": 0, "objective.guidance": 0,
     "data.crop_padding": 0, "data.repeats": 1, "data.max_bad_files": 0, "data.memory_gib": 0, "data.shuffle_buffer": 1,
-    "data.workers": 0, "data.erasing": 0, "data.mixing": 0, "optim.lr": 0, "optim.weight_decay": 0,
+    "data.bits": 8, "data.workers": 0, "data.erasing": 0, "data.mixing": 0, "optim.lr": 0, "optim.weight_decay": 0,
     "optim.warmup_steps": 0, "optim.min_lr": 0, "optim.clip": 0, "optim.drop": 0, "train.steps": 1, "train.batch_size": 1,
     "train.labelled_batch_size": 1, "train.log_every": 1, "train.preview_every": 0, "train.checkpoint_every": 1,
     "train.keep_checkpoints": 1, "train.snapshot_every": 0, "network.width": 1, "network.layers": 1, "network.dropout": 0,
@@ -269,8 +273,9 @@ AT_LEAST = {
 
 AT_MOST = {  # more than any machine has memory or time for: a configuration may come from an untrusted source
     "diffusion.steps": 1_000_000, "data.crop_padding": 4096, "data.repeats": 1000, "data.shuffle_buffer": 10**9,
-    "data.memory_gib": 2**20, "data.workers": 1024, "train.batch_size": 2**20, "train.labelled_batch_size": 2**20,
-    "train.steps": 10**12, "network.depth": 1024, "network.width": 1024, "network.channels": 65_536, "network.layers": 1024,
+    "data.memory_gib": 2**20, "data.bits": 16, "data.workers": 1024, "train.batch_size": 2**20,
+    "train.labelled_batch_size": 2**20, "train.steps": 10**12,
+    "network.depth": 1024, "network.width": 1024, "network.channels": 65_536, "network.layers": 1024,
     "jem.steps": 100_000, "jem.replay": 10**8,
 }  # fmt: skip
 

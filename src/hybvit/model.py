@@ -167,7 +167,7 @@ class HybridModel:
     def predict_x0(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The predicted clean image x_0, [B, C, H, W], not clipped; samplers and the bound use it. Differentiable.
 
-        Arguments and errors are those of :meth:`denoise`, but t is not checked, since that would wait for the GPU at every step.
+        Arguments and errors are those of :meth:`denoise`, but t is not checked: that would stop a GPU at every step.
         """
         x_t, t = x_t.to(self.device), t.to(self.device)
         return self.diffusion.to_x0(self.cfg.objective.target, self._prediction(x_t, t, y), x_t, t)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..catalog import CATALOG, DatasetInfo
 from ..data.datasets import download_hint, find
+from ..data.readers import missing_files
 from ..errors import ConfigError
 from .arguments import ArgumentParser, location
 
@@ -19,10 +20,11 @@ OWN = """your own images, given with --data to any preset:
 
 
 def record(name: str, root: str | None) -> dict[str, Any]:
-    """All facts about one data set, and where it was found."""
+    """All facts about one data set, where it was found, and which of its files are missing there."""
     info = CATALOG[name]
     found = find(name, root)
     where = None if found is None else "in scikit-learn" if found == Path() else str(found)
+    missing = [] if found is None else [str(file) for file in missing_files(name, found)]
     return {
         "name": name,
         "title": info.title,
@@ -38,7 +40,8 @@ def record(name: str, root: str | None) -> dict[str, Any]:
         "policy": info.policy,
         "out_of_distribution": list(info.out_of_distribution),
         "found": where,
-        "to_do": None if where else download_hint(name),
+        "missing": missing,
+        "to_do": None if where and not missing else download_hint(name),
         "download": info.download,
     }
 
@@ -51,6 +54,9 @@ def describe_images(info: DatasetInfo) -> str:
 
 
 def describe_state(facts: dict[str, Any]) -> str:
+    if missing := facts["missing"]:
+        more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
+        return f"incomplete: {facts['found']} is here, but not {missing[0]}{more}; {facts['to_do']}"
     if facts["found"]:
         return f"present: {facts['found']}"
     if facts["download"]:

@@ -43,7 +43,7 @@ def augmentation_rows(train: ImageSet, classes: tuple[str, ...], cfg: Config, co
     keys = torch.stack((torch.zeros_like(index), index, torch.zeros_like(index)), dim=1)
     u = uniforms(cfg.train.seed, "augmentation", keys)
     weakly = augment_weakly(pixels, u, cfg.data.crop_padding, cfg.data.flip)
-    strongly = to_x(auto_augment(policy_of(cfg.data)).apply(weakly, u))
+    strongly = to_x(auto_augment(policy_of(replace(cfg.data, classes=classes))).apply(weakly, u))
     strongly = erase(strongly, u, cfg.data.erasing, mean_color(train))
     names = [classes[k] for k in labels.tolist()] if labels is not None else [""] * len(pixels)
     rows = [Row("raw", pixels, names), Row("weak", weakly, names), Row("strong", to_pixels(strongly), names)]

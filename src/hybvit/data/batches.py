@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import AutoAugment, AutoAugmentPolicy, InterpolationMode
 
-from ..catalog import CATALOG, Policy
+from ..catalog import CATALOG, Policy, has_classes
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
 from ..method.objective import Batch
@@ -112,10 +112,14 @@ def mean_color(images: ImageSet) -> Tensor:
 
 
 def policy_of(data: DataConfig) -> Policy:
-    """The AutoAugment policy: the configured one, else that of the data set, else ImageNet's."""
+    """The AutoAugment policy: the configured one, else that of the data set of this name, or with these class names, else
+    ImageNet's."""
     if data.policy != "auto":
         return data.policy
-    return CATALOG[data.name].policy if data.name in CATALOG else "imagenet"
+    if data.name in CATALOG:
+        return CATALOG[data.name].policy
+    alike = {info.policy for info in CATALOG.values() if has_classes(info, data.classes)}
+    return alike.pop() if len(alike) == 1 else "imagenet"  # several sets have the classes 0 to 9
 
 
 def random_batch(model: ViTConfig, sizes: tuple[int, int], x0_labels: bool, device: torch.device | str) -> Batch:

@@ -21,7 +21,7 @@ from ..data import own_images, shards
 from ..errors import ConfigError, DataError
 from .image_set import BadFiles, Dataset, Decoding, ImageSet, reorder_classes, select_per_class
 from .images import MODES, WideValues, fit, with_channels
-from .readers import READERS, class_names
+from .readers import class_names, is_as_distributed, lies_in_class_folders, parts_of, read
 
 INTERPOLATION_BATCH = 100  # test batch size for the interpolations of Tables 3 and 11
 
@@ -43,7 +43,8 @@ def open_dataset(
     channels, size, _ = image_shape
     if channels not in MODES:
         raise ConfigError(f"model.channels is {channels}: it must be 1 (grayscale) or 3 (color)")
-    decoding = Decoding(channels, size, BadFiles(data.max_bad_files), int(data.memory_gib * 2**30), WideValues())
+    wide = WideValues(data.bits)
+    decoding = Decoding(channels, size, BadFiles(data.max_bad_files), int(data.memory_gib * 2**30), wide)
     if data.name in CATALOG:
         found = _named(data, decoding)
     elif data.name == "shards":
@@ -51,8 +52,7 @@ def open_dataset(
     else:
         found = own_images.READERS[data.name](data, decoding)
     _check(found, data.root or data.name, labeled)
-    if decoding.wide is not None:
-        decoding.wide.warn(data.root or data.name)
+    wide.warn(data.root or data.name)
     found = reorder_classes(found, data.classes)
     return _hold_out(found, data.held_out) if data.held_out else found
 
@@ -99,7 +99,7 @@ def read_split(name: str, split: str, root: str | None, decoding: Decoding, resi
     """
     info = CATALOG[name]
     source = find(name, root) or download(name, root)
-    images = READERS[name](source, split, decoding)
+    images = read(name, source, split, decoding)
     _check_published(info, name, split, source, images, decoding.bad_files)
     if isinstance(images.pixels, Tensor):
         pixels = fit(with_channels(images.pixels, decoding.channels), decoding.size, resize)
@@ -134,7 +134,8 @@ def cache_folder() -> Path:
 
 
 def find(name: str, root: str | None = None) -> Path | None:
-    """The path of a data set's files: in ``root`` (a folder, or the archive itself) if given, else in the default places.
+    """The path of a data set's files: in ``root`` (a folder, or the archive itself) if given, else in the default places. It is
+    a place itself where the set lies in class folders.
 
     Returns None if they are not found, and an empty path for scikit-learn's digits, which have no file of their own.
 
@@ -153,7 +154,8 @@ def find(name: str, root: str | None = None) -> Path | None:
     candidates = [place / file for place in places for file in info.files]
     if root is not None and any(Path(file).name == places[0].name for file in info.files):
         candidates.append(places[0])
-    return next((path for path in candidates if path.is_file() or (path.is_dir() and any(path.iterdir()))), None)
+    found = next((path for path in candidates if path.is_file() or (path.is_dir() and any(path.iterdir()))), None)
+    return found or next((place for place in places if lies_in_class_folders(name, place)), None)
 
 
 def download_hint(name: str) -> str:
@@ -207,14 +209,15 @@ def download(name: str, root: str | None) -> Path:
 
 
 def _check_published(info: DatasetInfo, name: str, split: str, source: Path, images: ImageSet, bad: BadFiles) -> None:
+    if is_as_distributed(name, source) and len(parts := parts_of(name, source, split)) in (1, 2):
+        source = parts[-1]
     expected, got = info.splits[split], len(images)
     if not expected - bad.count <= got <= expected:
         hint = "; for a subset of it, use --data.name folder" if name == "imagenet" else ""
         raise DataError(f"{source}: {got:,} images where the {split} split of {info.title} has {expected:,}{hint}")
     if images.labels is None or split not in info.balance or bad.count:
         return
-    if len(images) and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < info.num_classes:
-        raise DataError(f"{source}: its labels are not in 0..{info.num_classes - 1}; download the data set again")
+    cure = "download the data set again" if is_as_distributed(name, source) else "for other images, use --data.name folder"
     balance = info.balance[split]
     published = [balance] * info.num_classes if isinstance(balance, int) else list(balance)
     counts = images.labels.bincount(minlength=info.num_classes).tolist()
@@ -222,7 +225,7 @@ def _check_published(info: DatasetInfo, name: str, split: str, source: Path, ima
         k = next((k for k, (a, b) in enumerate(zip(counts, published, strict=False)) if a != b), len(published))
         raise DataError(
             f"{source}: label {k} occurs {counts[k]:,} times in the {split} split, which is not its number in {info.title}; "
-            "download the data set again"
+            f"{cure}"
         )
 
 

@@ -17,8 +17,8 @@ import sys
 import tarfile
 import threading
 import zipfile
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -133,10 +133,10 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 class ArraysOnly(pickle.Unpickler):
-    """An unpickler for numpy arrays and plain containers only; anything else in a pickle raises an error that names it."""
+    """An unpickler for numpy arrays of numbers and plain containers only; an error names anything else in a pickle."""
 
     ALLOWED = {
-        ("numpy", "ndarray"), ("numpy", "dtype"),
+        ("numpy", "ndarray"),
         ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
         ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
         ("numpy.core.numeric", "_frombuffer"), ("numpy._core.numeric", "_frombuffer"),
@@ -145,6 +145,8 @@ class ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):  # Python 3 stores bytes this way in old pickle protocols
             return _latin1
+        if (module, name) == ("numpy", "dtype"):
+            return _number_type
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it refers to {module}.{name}; only numpy arrays and plain containers are read")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
@@ -154,6 +156,12 @@ def _latin1(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it refers to the codec {encoding}; only latin1 is read")
     return text.encode("latin1")
+
+
+def _number_type(*arguments: Any) -> np.dtype[Any]:
+    if (kind := np.dtype(*arguments)).kind not in "biufc":
+        raise pickle.UnpicklingError(f"it holds an array of {kind}; only arrays of numbers are read")
+    return kind
 
 
 def unpickle(raw: bytes, path: Path) -> Any:
@@ -169,12 +177,21 @@ def unpickle(raw: bytes, path: Path) -> Any:
             raise DataError(f"{path}: unsupported or damaged pickle: {error}") from None
 
 
+def as_text(value: object) -> object:
+    """Bytes as text: what Python 2 wrote and Python 3 wrote again may have become either."""
+    return value.decode("latin1") if isinstance(value, bytes) else value
+
+
 def field(content: Any, name: str, path: Path) -> Any:
-    """An entry of a pickled or saved mapping."""
-    try:
-        return content[name]
-    except (KeyError, TypeError, IndexError):
-        raise DataError(f"{path}: has no entry {name!r}") from None
+    """An entry of a pickled or saved mapping, whose keys are text or bytes."""
+    if not isinstance(content, Mapping):
+        raise DataError(f"{path}: holds a {type(content).__name__}, not a mapping with an entry {name!r}")
+    entries = {as_text(key): value for key, value in content.items()}
+    if name not in entries:
+        raise DataError(
+            f"{path}: has no entry {name!r}, only {', '.join(repr(key)[:40] for key in list(entries)[:8]) or 'none at all'}"
+        )
+    return entries[name]
 
 
 def read_npz(raw: bytes, path: Path) -> dict[str, np.ndarray]:
@@ -309,6 +326,17 @@ class Files:
         if self.zipped:
             return self._archive().getinfo(self._members[self.prefix + name]).file_size
         return size_of(self.source / name)
+
+    def start(self, name: str) -> bytes:
+        """The first bytes of a file, enough to tell its format; none if it cannot be read."""
+        with suppress(Exception):
+            if self.zipped:
+                with self._archive().open(self._members[self.prefix + name]) as member:
+                    return member.read(16)
+            refuse_special(path := self.source / name)
+            with open(path, "rb", buffering=0) as file:
+                return file.read(16)
+        return b""
 
     def text(self, name: str) -> str:
         with data_errors(self.source / name), self.open(name) as file:

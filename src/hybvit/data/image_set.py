@@ -72,8 +72,8 @@ class BadFiles:
 
 
 class Decoding(NamedTuple):
-    """Settings for decoding images: the model's channels and size, the count of bad files, the memory limit in bytes, and where
-    values of more than 8 bits are noted."""
+    """Settings for decoding images: the model's channels and size, the count of bad files, the memory limit in bytes, and how
+    values of more than 8 bits are scaled."""
 
     channels: int
     size: int

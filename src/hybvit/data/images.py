@@ -8,6 +8,8 @@ import importlib
 import math
 import os
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,13 +23,14 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from ..errors import ConfigError, DataError
 from ..storage import atomic_write, make_folder
-from .files import refuse_special
+from .files import Files, refuse_special
 
 MODES = {1: "L", 3: "RGB"}
 FORMATS = (  # Pillow's names; none of them starts another program, and the content decides, not the suffix
     "PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "JPEG2000", "PPM", "TGA", "ICO", "PCX", "QOI", "SGI",
 )  # fmt: skip
 MAX_IMAGE_PIXELS = 64_000_000  # larger images are rejected before they are decoded
+SMALL_PIXELS = 1_000_000  # images up to this size are decoded whatever else is
 
 
 def fit(pixels: Tensor, size: int, resize: bool = False) -> Tensor:
@@ -57,47 +60,86 @@ def with_channels(pixels: Tensor, channels: int) -> Tensor:
     return rgb_to_grayscale(pixels)
 
 
-class WideValues:
-    """The largest values of the images of a set that have more than 8 bits per channel."""
+class PixelBudget:
+    """A bound on the pixels of large images that the threads of a process decode at the same time: with its copies, each takes
+    about ten bytes. An image that does not fit waits until others are done."""
 
-    def __init__(self) -> None:
+    def __init__(self, pixels: int) -> None:
+        self.pixels, self.used, self.changed = pixels, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def hold(self, pixels: int) -> Iterator[None]:
+        pixels = 0 if pixels <= SMALL_PIXELS else min(pixels, self.pixels)
+        with self.changed:
+            self.changed.wait_for(lambda: not pixels or self.used + pixels <= self.pixels)
+            self.used += pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= pixels
+                self.changed.notify_all()
+
+
+DECODING = PixelBudget(2 * MAX_IMAGE_PIXELS)
+
+
+class WideValues:
+    """How the images of a set that have more than 8 bits per channel are scaled, and their largest values.
+
+    Args:
+        bits: ``data.bits``, the depth of files that do not declare one below 16 themselves; None means 16.
+    """
+
+    def __init__(self, bits: int | None = None) -> None:
+        self.bits = bits
         self.largest = set[int]()  # a set, because threads may add to it
+        self.color = False
 
     def warn(self, where: str) -> None:
         """Say so if all values would fit into 8 or 12 bits: read as 16 bits, such images are nearly black."""
         top = max(self.largest, default=0)
-        if 0 < top <= 4095:
+        if 0 < top <= 4095 and self.bits is None:
             bits = 8 if top <= 255 else 12
+            cure = "save them with values up to 65,535" if self.color else f"give --data.bits {bits}"
             print(
                 f"warning: {where}: no value of its images of 16 or 32 bits is above {top:,}: they look like {bits} bits and "
-                f"are read as nearly black; save them with values up to 65,535",
+                f"are read as nearly black; {cure}",
                 file=sys.stderr,
             )
 
 
-def white_of(image: Image.Image) -> int:
-    """The value of white in an image of more than 8 bits per channel: by the depth that a TIFF file declares, else 16 bits.
+def white_of(image: Image.Image, wide: WideValues) -> int:
+    """The value of white in an image of more than 8 bits per channel: by the depth that a TIFF file declares, else by
+    ``data.bits``, else 16 bits.
 
     Integers of 32 bits have no range of their own, and are read as 16 bits.
     """
-    bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]
-    return 2 ** min(int(bits), 16) - 1
+    if any(tile[0] == "ppm" for tile in getattr(image, "tile", ())):  # Pillow scales by what a PGM file declares
+        return 65535
+    declared = min(int(getattr(image, "tag_v2", {}).get(258, (16,))[0]), 16)
+    return 2 ** (declared if declared < 16 else wide.bits or 16) - 1
 
 
 def as_pixels(image: Image.Image, channels: int, size: int, wide: WideValues | None = None) -> Tensor:
     """Any PIL image -> uint8 [channels, size, size]: EXIF orientation applied, short side resized to ``size``, center crop."""
+    wide = wide or WideValues()
     if channels not in MODES:
         raise DataError(f"images can be read with 1 or 3 channels, not model.channels = {channels}")
-    white = white_of(image)
+    white = white_of(image, wide)
     reduced = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # Pillow keeps the upper half of color values
     image = ImageOps.exif_transpose(image)
-    if wide is not None and reduced and image.mode.startswith("RGB"):
+    if reduced and image.mode.startswith("RGB"):
+        if white < 65535:
+            raise DataError("color of 16 bits is read by its upper 8 bits, which data.bits cannot scale: convert it to 8 bits")
         wide.largest.add(int(np.asarray(image).max()) * 256 + 255)
+        wide.color = True
     if image.mode.startswith("I"):  # PIL would clip 16-bit values at 255 instead of scaling them
         values = np.array(image.convert("F"))
         if values.min() < 0 or values.max() > white:
-            raise DataError(f"values from {values.min():g} to {values.max():g}: convert it to 8 or 16 bits per channel")
-        if wide is not None and white == 65535:
+            cure = "raise data.bits" if wide.bits and white < 65535 else "convert it to 8 or 16 bits per channel"
+            raise DataError(f"values from {values.min():g} to {values.max():g}, not 0 to {white}: {cure}")
+        if white == 65535:
             wide.largest.add(int(values.max()))
         image = Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
     if image.mode == "F":
@@ -124,7 +166,7 @@ def read_image(
 
     Args:
         file: its content, if it is not a file on disk; ``path`` is then only used in messages.
-        wide: where to note the values of images with more than 8 bits per channel.
+        wide: how to scale images with more than 8 bits per channel, and where to note their values.
 
     Raises:
         DataError: the file is missing, is not an image, is cut short, or is too large to be decoded safely. Whatever a decoder
@@ -136,7 +178,8 @@ def read_image(
         with Image.open(path if file is None else file, formats=formats()) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise DataError(f"{image.width} x {image.height} is more than {MAX_IMAGE_PIXELS:,} pixels: reduce its size")
-            return as_pixels(image, channels, size, wide)
+            with DECODING.hold(image.width * image.height):
+                return as_pixels(image, channels, size, wide)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except FileNotFoundError:
@@ -149,6 +192,13 @@ def read_image(
         raise DataError(f"{path}: not an image of a format that is read (PNG, JPEG, WebP, TIFF ...): convert it") from None
     except Exception as error:
         raise DataError(f"{path}: damaged image ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def size_of(files: Files, name: str) -> tuple[int, int] | None:
+    """Width and height that the header of an image file says; None if it cannot be read."""
+    with contextlib.suppress(Exception), files.open(name) as file, Image.open(file, formats=formats()) as image:
+        return image.size
+    return None
 
 
 def readable_suffixes() -> set[str]:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,11 +76,25 @@ def existing_root(data: DataConfig, what: str) -> Path:
 
 
 def image_names(files: Files) -> list[str]:
-    """All files with the suffix of an image format, except hidden ones."""
-    suffixes = readable_suffixes()
-    names = (name for name in files.names() if Path(name).suffix.lower() in suffixes)
-    return [name for name in names if not is_hidden(name)]
+    """All image files, except hidden ones: by the suffix of an image format, and with a suffix that is unknown, or none, by the
+    first bytes."""
+    suffixes, other = readable_suffixes(), SIDE_FILES - {""}
 
+    def is_image(name: str) -> bool:
+        suffix = Path(name).suffix.lower()
+        if suffix in suffixes or suffix in other:
+            return suffix in suffixes
+        start = files.start(name)
+        return bool(STARTS.match(start) or (not suffix and TIFF.match(start)))
+
+    return [name for name in files.names() if not is_hidden(name) and is_image(name)]
+
+
+# first bytes of image formats, long enough that no text begins with them
+STARTS = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|BM....\0{4}|....ftypavif|\0\0\0\x0cjP  |qoif", re.DOTALL
+)
+TIFF = re.compile(rb"II\*\0|MM\0\*")  # raw photographs begin like it too, but those have a suffix
 
 # what is left out, and why
 SIDE_FILES = {  # what is expected beside images, and not worth a word
@@ -88,18 +104,19 @@ SIDE_FILES = {  # what is expected beside images, and not worth a word
 NEEDS = {".heic": " needs pillow-heif", ".heif": " needs pillow-heif", ".avif": " needs a Pillow with AVIF"}
 
 
-def left_out(files: Files, read: int) -> str | None:
-    """Which files beside the ``read`` images cannot be read, by suffix; None if there are only :data:`SIDE_FILES`.
+def left_out(files: Files, read: Collection[str]) -> str | None:
+    """Which files beside the images that are ``read`` cannot be read, by suffix; None if there are only :data:`SIDE_FILES`.
 
     For example "12 of 24 files left out: .heic (12) needs pillow-heif".
     """
     expected = readable_suffixes() | (SIDE_FILES if read else SIDE_FILES - {""})
-    others = Counter(Path(name).suffix.lower() for name in files.names() if not is_hidden(name))
+    taken = set(read)
+    others = Counter(Path(name).suffix.lower() for name in files.names() if name not in taken and not is_hidden(name))
     others = Counter({suffix: n for suffix, n in others.items() if suffix not in expected})
     if not others:
         return None
     listed = ", ".join(f"{suffix or 'no suffix'} ({n:,}){NEEDS.get(suffix, '')}" for suffix, n in sorted(others.items()))
-    return f"{others.total():,} of {read + others.total():,} files left out: {listed}"
+    return f"{others.total():,} of {len(read) + others.total():,} files left out: {listed}"
 
 
 # a folder
@@ -124,7 +141,20 @@ def folder(data: DataConfig, decoding: Decoding) -> Dataset:
     extra = sorted(set(class_folders(test)) - set(classes))
     if extra:
         raise DataError(f"{test.where}: class folder {extra[0]!r} has no counterpart in {files.where}")
-    return read_splits(data, classes, train, list_files(test, classes, decoding))
+    of_test = list_files(test, classes, decoding)
+    warn_of_leak(*((part.where / image.name for image in listed.images) for part, listed in ((files, train), (test, of_test))))
+    return read_splits(data, classes, train, of_test)
+
+
+def warn_of_leak(train: Iterable[Path], test: Iterable[Path]) -> None:
+    """Say how many of the files of the test images are those of training images."""
+    trained, tested = ({os.path.abspath(path) for path in paths} for paths in (train, test))
+    if both := trained & tested:
+        print(
+            f"warning: {len(both):,} of {len(tested):,} test images are training images too, such as {min(both)}: "
+            "remove them from one of the splits, since a model knows them by heart",
+            file=sys.stderr,
+        )
 
 
 def without_wrapping(files: Files) -> Files:
@@ -164,10 +194,10 @@ def split_folders(files: Files) -> tuple[Files, Files | None]:
     if left_out:
         print(f"warning: {files.where}: left out: {', '.join(left_out)} (only {train} and {test} are used)", file=sys.stderr)
     assert train is not None
-    return _below(files, train), None if test is None else _below(files, test)
+    return below_split(files, train), None if test is None else below_split(files, test)
 
 
-def _below(files: Files, top: str) -> Files:
+def below_split(files: Files, top: str) -> Files:
     """The files of a split; some archives hold them in a folder of the same name once more (seg_train/seg_train/CLASS)."""
     files = files.subfolder(top)
     while len(tops := files.folders()) == 1 and split_of(tops[0]) == split_of(top):
@@ -205,7 +235,7 @@ def list_files(files: Files, classes: tuple[str, ...], decoding: Decoding) -> Li
     names = image_names(files)
     if not names:
         raise DataError(f"{files.where}: no image files in its class folders{_because(files)}")
-    if skipped := left_out(files, len(names)):
+    if skipped := left_out(files, names):
         print(f"warning: {files.where}: {skipped}", file=sys.stderr)
     loose = next((name for name in names if classes and "/" not in name), None)
     if loose is not None:
@@ -220,7 +250,7 @@ def list_files(files: Files, classes: tuple[str, ...], decoding: Decoding) -> Li
 
 
 def _because(files: Files) -> str:
-    skipped = left_out(files, 0)
+    skipped = left_out(files, ())
     return f" ({skipped})" if skipped else ""
 
 
@@ -243,6 +273,8 @@ def manifest(data: DataConfig, decoding: Decoding) -> Dataset:
     else:
         parts = [(root, rows)]
     classes = natural_order([row["label"] for row in parts[0][1] if "label" in row])
+    if len(parts) > 1:
+        warn_of_leak(*((source.parent / row["path"] for row in part) for source, part in parts))
     return read_splits(data, classes, *(list_rows(*part, classes, decoding) for part in parts), *[None] * (2 - len(parts)))
 
 
@@ -286,6 +318,7 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
         DataError: the file cannot be read, or a row is invalid; the message names its line.
     """
     rows: list[dict[str, str]] = []
+    seen: dict[str, tuple[str | None, int]] = {}  # file -> its class, and the line that says so
     for number, entry in read_table(path):
         name = next((entry[key] for key in PATH_COLUMNS if key in entry), None)
         if name is None:
@@ -301,6 +334,11 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
             found = "has a label, but earlier lines have none" if label else "has no label, but earlier lines have one"
             raise DataError(
                 f"{path}, line {number}: {found}: label all images, or none (an empty cell, None and NaN are no label)"
+            )
+        first, line = seen.setdefault(os.path.abspath(path.parent / name), (label, number))
+        if first != label:
+            raise DataError(
+                f"{path}, line {number}: {name} has the class {label!r}, but {first!r} in line {line}: remove one of them"
             )
     if not rows:
         raise DataError(f"{path}: lists no images")

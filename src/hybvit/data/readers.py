@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,50 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..catalog import CATALOG, DEBIAN, IDX_FILES
+from ..catalog import CATALOG, DEBIAN, IDX_FILES, has_classes, plain
 from ..errors import DataError
-from .files import Files, check_md5, data_errors, field, read_idx, read_mat, read_members, read_npz, unpickle
+from .files import Files, as_text, check_md5, data_errors, field, read_idx, read_mat, read_members, read_npz, unpickle
 from .image_set import Decoding, ImageSet, every_fifth, load_image_files
-from .own_images import image_names
+from .images import size_of
+from .own_images import below_split, image_names, list_files, without_wrapping
+from .splits import by_split, evaluation_split
+
+
+def parts_of(name: str, source: Path, split: str) -> list[Path]:
+    """The files that a split of a set is read from, those of labels last, beside or below what was found (also in an archive);
+    not the image files."""
+    beside, train = source.parent, split == "train"
+    below: list[str] = []
+    if name in ("mnist", "fashion_mnist"):
+        pair = IDX_FILES[:2] if train else IDX_FILES[2:]
+        packed = [beside / f"{file}.gz" for file in pair]
+        return [path.with_suffix("") if not path.exists() and path.with_suffix("").exists() else path for path in packed]
+    if name in ("svhn", "imagenet", "celeba"):
+        other = {"svhn": f"{split}_32x32.mat", "imagenet": "train" if train else "val", "celeba": "list_eval_partition.txt"}
+        return [beside / other[name]]
+    if name in ("cifar10", "cifar100"):
+        ten, binary = name == "cifar10", "-bin" in source.name
+        batches = [split] if not ten else [f"data_batch_{i}" for i in range(1, 6)] if train else ["test_batch"]
+        meta = ("batches.meta.txt" if ten else "fine_label_names.txt") if binary else "batches.meta" if ten else "meta"
+        below = [meta, *(f"{batch}.bin" if binary else batch for batch in batches)]
+    elif name == "stl10":
+        below = ["unlabeled_X.bin"] if split == "unlabelled" else [f"{split}_X.bin", f"{split}_y.bin"]
+    elif name == "tiny_imagenet":
+        below = ["words.txt", "wnids.txt", "val/val_annotations.txt"]
+    elif name == "imagenet32":
+        zipped, npz = source.suffix == ".zip", source.name.endswith(("npz", "npz.zip"))
+        source = source.with_name(source.name.replace("_val", "_train")) if zipped and train else source if zipped else beside
+        below = [f"train_data_batch_{i}" for i in range(1, 11)] if train else ["val_data"]
+        below = [f"{batch}.npz" if npz else batch for batch in below]
+    return [source / file for file in below]
+
+
+def missing_files(name: str, source: Path) -> list[Path]:
+    """Which files of the training and test images are not there, although others are; archives are not looked into."""
+    splits = ("train", "test") if is_as_distributed(name, source) else ()
+    paths = [path for split in splits for path in parts_of(name, source, split)]
+    files = dict.fromkeys(path.parent if path.parent.suffix == ".zip" else path for path in paths)
+    return [file for file in files if not file.exists() and not (source.is_file() and file.is_relative_to(source))]
 
 
 def digits(source: Path, split: str, decoding: Decoding) -> ImageSet:
@@ -31,11 +71,10 @@ def digits(source: Path, split: str, decoding: Decoding) -> ImageSet:
 def idx(name: str) -> Callable[[Path, str, Decoding], ImageSet]:
     def read(source: Path, split: str, decoding: Decoding) -> ImageSet:
         folder, published = source.parent, CATALOG[name]
-        arrays = []
-        for file in IDX_FILES[:2] if split == "train" else IDX_FILES[2:]:
-            path = next((folder / f for f in (f"{file}.gz", file) if (folder / f).is_file()), None)
-            if path is None:
-                raise DataError(f"{folder / file}: missing, and so is {file}.gz")
+        arrays, files = [], parts_of(name, source, split)
+        for path in files:
+            if not path.is_file():
+                raise DataError(f"{path.with_suffix('')}: missing, and so is {path.name}")
             if not folder.is_relative_to(DEBIAN):  # Debian recompresses the same content, so its .gz has another checksum
                 check_md5(path, published.md5.get(path.name))
             arrays.append(read_idx(path))
@@ -44,27 +83,39 @@ def idx(name: str) -> Callable[[Path, str, Decoding], ImageSet]:
             raise DataError(
                 f"{folder}: {split} images {list(images.shape)}, labels {list(labels.shape)}: not {published.title}"
             )
-        return ImageSet(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long())
+        check_count(name, split, len(images), files[0])
+        return ImageSet(torch.from_numpy(images)[:, None], label_row(labels, len(images), files[1], name))
 
     return read
 
 
 def cifar(name: str) -> Callable[[Path, str, Decoding], ImageSet]:
+    """The version of pickles, or the binary one: a byte per label (of CIFAR-100 a coarse and a fine one), then the image."""
+    ten = name == "cifar10"
+    key, names = ("labels", "label_names") if ten else ("fine_labels", "fine_label_names")
+    label_bytes = 1 if ten else 2
+
     def read(source: Path, split: str, decoding: Decoding) -> ImageSet:
         check_md5_of_archive(name, source)
-        if name == "cifar10":
-            batches, key, meta, names = [f"data_batch_{i}" for i in range(1, 6)], "labels", "batches.meta", "label_names"
-        else:
-            batches, key, meta, names = ["train"], "fine_labels", "meta", "fine_label_names"
-        batches = batches if split == "train" else ["test_batch" if name == "cifar10" else "test"]
-        members = read_members(source, [*batches, meta])
-        if tuple(field(unpickle(members[meta], source / meta), names, source / meta)) != CATALOG[name].classes:
-            raise DataError(f"{source / meta}: its class names differ from those of {CATALOG[name].title}")
-        contents = [(unpickle(members[batch], source / batch), source / batch) for batch in batches]
-        pixels = [rows_of_planes(field(content, "data", path), path) for content, path in contents]
-        labels = [
-            label_row(field(content, key, path), len(p), path) for (content, path), p in zip(contents, pixels, strict=True)
-        ]
+        meta, *batches = parts_of(name, source, split)
+        binary = meta.suffix == ".txt"
+        members = read_members(source, [path.name for path in (meta, *batches)])
+        raw = members[meta.name]
+        found = raw.split() if binary else field(unpickle(raw, meta), names, meta)
+        if not isinstance(found, (list, tuple)) or tuple(str(as_text(word)) for word in found) != CATALOG[name].classes:
+            raise DataError(f"{meta}: its class names differ from those of {CATALOG[name].title}")
+        pixels, labels = [], []
+        for batch, path in enumerate(batches):
+            raw = members[path.name]
+            if binary:
+                rows = rows_of_bytes(raw, label_bytes + 3 * 32 * 32, path)
+                data, row = rows[:, label_bytes:], rows[:, label_bytes - 1]
+            else:
+                content = unpickle(raw, path)
+                data, row = field(content, "data", path), field(content, key, path)
+            pixels.append(rows_of_planes(data, path))
+            check_count(name, split, len(pixels[-1]), path, batch, len(batches))
+            labels.append(label_row(row, len(pixels[-1]), path, name))
         return ImageSet(torch.cat(pixels), torch.cat(labels))
 
     return read
@@ -75,51 +126,80 @@ def check_md5_of_archive(name: str, source: Path) -> None:
         check_md5(source, CATALOG[name].md5.get(source.name))
 
 
+def rows_of_bytes(raw: bytes, size: int, path: Path) -> np.ndarray:
+    """uint8 [N, size]."""
+    if len(raw) % size:
+        raise DataError(f"{path}: {len(raw):,} bytes are not a whole number of images of {size:,} bytes: cut short")
+    return np.frombuffer(raw, dtype=np.uint8).reshape(-1, size)
+
+
 def rows_of_planes(data: object, path: Path, size: int = 32) -> Tensor:
-    """uint8 [N, 3 * size * size], a red, a green and a blue plane per row -> [N, 3, size, size]."""
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * size * size:
-        shown = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__
-        raise DataError(f"{path}: its images are {shown}, not uint8 [N, {3 * size * size}]")
-    return torch.from_numpy(np.ascontiguousarray(data)).reshape(-1, 3, size, size)
+    """Whole numbers 0..255 [N, 3 * size * size], a red, a green and a blue plane per row -> uint8 [N, 3, size, size]."""
+    array = whole_numbers(data, "images", path)
+    if array.ndim != 2 or array.shape[1] != 3 * size * size:
+        raise DataError(f"{path}: its images are {array.dtype} {list(array.shape)}, not uint8 [N, {3 * size * size}]")
+    if array.size and array.dtype != np.uint8 and not 0 <= array.min() <= array.max() <= 255:
+        raise DataError(f"{path}: the values of its images are {array.min()} to {array.max()}, not 0 to 255")
+    return torch.from_numpy(np.require(array, np.uint8, ["C", "W"])).reshape(-1, 3, size, size)
 
 
-def label_row(values: object, n: int, path: Path) -> Tensor:
-    labels = torch.as_tensor(np.asarray(values, dtype=np.int64))
+def label_row(values: object, n: int, path: Path, name: str, first: int = 0) -> Tensor:
+    """The labels of n images, counted from ``first`` in the file -> int64 [n] in 0..K-1."""
+    labels, last = whole_numbers(values, "labels", path), first + CATALOG[name].num_classes - 1
     if labels.shape != (n,):
         raise DataError(f"{path}: {list(labels.shape)} labels for {n} images")
-    return labels
+    if n and not first <= labels.min() <= labels.max() <= last:
+        raise DataError(f"{path}: labels from {labels.min()} to {labels.max()}: they must be in {first}..{last}")
+    return torch.from_numpy(labels.astype(np.int64) - first)
+
+
+def check_count(name: str, split: str, got: int, path: Path, batch: int = 0, batches: int = 1) -> None:
+    """Raises DataError if a file does not hold its share of a split: batches are equal, and the last has the remainder too."""
+    total = CATALOG[name].splits[split]
+    expected = total // batches + (total % batches if batch == batches - 1 else 0)
+    if got != expected:
+        what = "this file" if batches > 1 else f"the {split} split"
+        raise DataError(f"{path}: {got:,} images where {what} of {CATALOG[name].title} has {expected:,}: download it again")
+
+
+def whole_numbers(values: object, what: str, path: Path) -> np.ndarray:
+    """An array, or lists in lists, of integers."""
+    if not isinstance(values, (np.ndarray, list, tuple)):
+        raise DataError(f"{path}: its {what} are a {type(values).__name__}, not an array or a list")
+    try:
+        array = np.asarray(values)
+    except (ValueError, OverflowError):
+        raise DataError(f"{path}: its {what} are lists of unequal lengths, not an array") from None
+    if array.dtype.kind not in "iu":
+        raise DataError(f"{path}: its {what} are {array.dtype} {list(array.shape)}, not whole numbers")
+    return array
 
 
 def svhn(source: Path, split: str, decoding: Decoding) -> ImageSet:
     """MATLAB files with X [32, 32, 3, N] and y [N, 1] in 1..10, where 10 is the digit 0."""
-    path = source.parent / f"{split}_32x32.mat"
+    (path,) = parts_of("svhn", source, split)
     check_md5(path, CATALOG["svhn"].md5.get(path.name))
     content = read_mat(path)
     pixels, labels = np.asarray(field(content, "X", path)), np.asarray(field(content, "y", path)).reshape(-1)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[:3] != (32, 32, 3):
         raise DataError(f"{path}: its images are {pixels.dtype} {list(pixels.shape)}, not uint8 [32, 32, 3, N]")
     images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)))
-    return ImageSet(images, label_row(labels.astype(np.int64) % 10, len(images), path))
+    check_count("svhn", split, len(images), path)
+    return ImageSet(images, (label_row(labels.astype(np.int64), len(images), path, "svhn", 1) + 1) % 10)
 
 
 def stl10(source: Path, split: str, decoding: Decoding) -> ImageSet:
     """Raw bytes, image after image: three planes of 96 x 96 in column order; labels are bytes in 1..10."""
     check_md5_of_archive("stl10", source)
-    images, labels = {
-        "train": ("train_X.bin", "train_y.bin"),
-        "test": ("test_X.bin", "test_y.bin"),
-        "unlabelled": ("unlabeled_X.bin", None),
-    }[split]
-    members = read_members(source, [file for file in (images, labels) if file])
-    raw = np.frombuffer(members[images], dtype=np.uint8)
-    if raw.size % (3 * 96 * 96):
-        raise DataError(f"{source / images}: {raw.size:,} bytes are not a whole number of 96 x 96 images: cut short")
-    pixels = torch.from_numpy(raw.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2).copy())
-    if labels is None:
+    images, *labels = parts_of("stl10", source, split)
+    members = read_members(source, [path.name for path in (images, *labels)])
+    rows = rows_of_bytes(members[images.name], 3 * 96 * 96, images)
+    check_count("stl10", split, len(rows), images)
+    pixels = torch.from_numpy(rows.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2).copy())
+    if not labels:
         return ImageSet(pixels)
-    return ImageSet(
-        pixels, label_row(np.frombuffer(members[labels], dtype=np.uint8).astype(np.int64) - 1, len(pixels), source / labels)
-    )
+    row = np.frombuffer(members[labels[0].name], dtype=np.uint8)
+    return ImageSet(pixels, label_row(row, len(pixels), labels[0], "stl10", 1))
 
 
 def tiny_imagenet(source: Path, split: str, decoding: Decoding) -> ImageSet:
@@ -152,29 +232,20 @@ def _tiny_imagenet_ids(files: Files, top: str) -> dict[str, int]:
 
 def imagenet32(source: Path, split: str, decoding: Decoding) -> ImageSet:
     """npz or pickled batches, as files or in the zip archives; labels are 1..1000 in the order of map_clsloc.txt."""
-    batches = [f"train_data_batch_{i}" for i in range(1, 11)] if split == "train" else ["val_data"]
-    npz = source.name.endswith(("npz", "npz.zip"))
-    names = [f"{batch}.npz" if npz else batch for batch in batches]
-    if source.suffix == ".zip":
-        source = source.with_name(source.name.replace("_val", "_train")) if split == "train" else source
-    else:
-        source = source.parent
-    pixels, labels = [], []
-    for name in names:
-        path, raw = source / name, read_members(source, [name])[name]
-        content = read_npz(raw, path) if npz else unpickle(raw, path)
+    pixels, labels, batches = [], [], parts_of("imagenet32", source, split)
+    for batch, path in enumerate(batches):
+        raw = read_members(path.parent, [path.name])[path.name]
+        content = read_npz(raw, path) if path.suffix == ".npz" else unpickle(raw, path)
         pixels.append(rows_of_planes(field(content, "data", path), path))
-        row = label_row(field(content, "labels", path), len(pixels[-1]), path)
-        if len(row) and not 1 <= int(row.min()) <= int(row.max()) <= 1000:
-            raise DataError(f"{path}: labels from {int(row.min())} to {int(row.max())}: they must be in 1..1000")
-        labels.append(row - 1)
+        check_count("imagenet32", split, len(pixels[-1]), path, batch, len(batches))
+        labels.append(label_row(field(content, "labels", path), len(pixels[-1]), path, "imagenet32", 1))
     return ImageSet(torch.cat(pixels), torch.cat(labels))
 
 
 def imagenet(source: Path, split: str, decoding: Decoding) -> ImageSet:
     """train/ and val/ with one folder per WordNet id; labels are in the order of the sorted ids."""
     ids = {wnid: k for k, wnid in enumerate(Files(source).folders())}
-    folder = source if split == "train" else source.parent / "val"
+    (folder,) = parts_of("imagenet", source, split)
     if not folder.is_dir():
         raise DataError(f"{folder}: missing")
     files = Files(folder)
@@ -191,7 +262,7 @@ def imagenet(source: Path, split: str, decoding: Decoding) -> ImageSet:
 def celeba(source: Path, split: str, decoding: Decoding) -> ImageSet:
     """The aligned images as a folder or zip, with list_eval_partition.txt in the same folder. There are no classes."""
     check_md5_of_archive("celeba", source)
-    partition = source.parent / "list_eval_partition.txt"
+    (partition,) = parts_of("celeba", source, split)
     check_md5(partition, CATALOG["celeba"].md5[partition.name])
     code = {"train": "0", "validation": "1", "test": "2"}[split]
     rows = [line.split() for line in Files(source.parent).text(partition.name).splitlines() if line.strip()]
@@ -234,6 +305,50 @@ READERS: dict[str, Callable[[Path, str, Decoding], ImageSet]] = {
     "celeba": celeba,
     "celeba_hq": celeba_hq,
 }
+
+
+def read(name: str, source: Path, split: str, decoding: Decoding) -> ImageSet:
+    """A split of a named set at its native size and channels, from its own files or from class folders."""
+    if is_as_distributed(name, source):
+        return READERS[name](source, split, decoding)
+    info = CATALOG[name]
+    part = class_folders(name, source).get(split)
+    if part is None or info.size is None:
+        raise DataError(f"{source}: its class folders hold no {split} images; give {info.needs}")
+    published = [plain(label) for label in info.classes]
+    folders = sorted(part.folders(), key=lambda folder: published.index(plain(folder)))
+    native = decoding._replace(channels=info.channels, size=info.size, memory=sys.maxsize)  # an array, as in the other forms
+    listed = list_files(part, tuple(folders), native)
+    return listed.load(range(len(listed.images)))
+
+
+def is_as_distributed(name: str, source: Path) -> bool:
+    """Whether ``source`` is what :data:`READERS` read; a place of another name holds class folders."""
+    files = CATALOG[name].files
+    return not files or source.name in {Path(file).name for file in files}
+
+
+def class_folders(name: str, source: Path) -> dict[str, Files]:
+    """Split -> class folders, if ``source`` is a folder or a zip archive that holds train and test images of a named set as
+    files, in one folder per published class name; else empty."""
+    info = CATALOG[name]
+    if not info.classes or not (source.is_dir() or source.suffix.lower() == ".zip"):
+        return {}
+    files = without_wrapping(Files(source))
+    found = by_split(files.folders())
+    of_split = {"train": found.get("train", []), "test": found.get(evaluation_split(found) or "test", [])}
+    parts = {split: below_split(files, tops[0]) for split, tops in of_split.items() if len(tops) == 1}
+    complete = len(parts) == 2 and all(has_classes(info, part.folders()) for part in parts.values())
+    return parts if complete else {}
+
+
+def lies_in_class_folders(name: str, source: Path) -> bool:
+    """Whether class folders hold as many images as the named set, of its size. Fewer or larger ones are the user's own."""
+    info, parts = CATALOG[name], class_folders(name, source)
+    names = {split: image_names(part) for split, part in parts.items()}
+    if not names or any(len(listed) != info.splits[split] for split, listed in names.items()):
+        return False
+    return all(size_of(part, names[split][0]) in (None, (info.size, info.size)) for split, part in parts.items())
 
 
 def class_names(name: str, source: Path) -> tuple[str, ...]:
