@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,18 @@ def test_a_user_without_a_home_has_data_sets(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     done = command("datasets")
     assert done.returncode == 0, done.stderr
+
+
+# messages
+
+
+def test_a_warning_is_one_line_of_text(monkeypatch):
+    def warns(arguments: list[str]) -> None:  # pytest keeps what is warned of, so this asks for its text
+        sys.stderr.write(warnings.formatwarning("half of\n it is  damaged", UserWarning, "f.py", 1))
+
+    monkeypatch.setattr("hybvit.cli.presets.main", warns)
+    assert command("presets").stderr == "warning: half of it is damaged\n"
+    assert "UserWarning" in warnings.formatwarning("x", UserWarning, "f.py", 1)
 
 
 # names
