@@ -137,6 +137,23 @@ def test_a_warning_is_one_line_of_text(monkeypatch):
     assert "UserWarning" in warnings.formatwarning("x", UserWarning, "f.py", 1)
 
 
+def test_a_file_that_the_system_refuses_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = command("evaluate", "x" * 5000)
+    assert done.returncode == 3
+    assert done.stderr.startswith("hybvit: xxxx")
+    assert done.stderr.endswith(": File name too long\n")
+    Path("loop").symlink_to("loop")
+    for words in (
+        ["classify", "loop", "1.png"],
+        ["train", "digits", "--data", "loop"],
+        ["train", "digits", "--data", "x" * 5000],
+    ):
+        done = command(*words)
+        assert done.returncode in (2, 3), words
+        assert "internal" not in done.stderr, words
+
+
 # names
 
 
