@@ -57,6 +57,7 @@ BAD = {
     "root for the digits": (["train", "digits", "--data.root", "{tmp}", "--out", "{tmp}/r"], 2, "data.root"),
     "group that is no mapping": (["evaluate", "{tmp}/flatrun"], 2, "model is 3: it must be a mapping"),
     "negative deviation": (["train", "digits", "--model.position_std", "-1"], 2, "position_std"),
+    "two dashes as a value": (["classify", "{run}", "{tmp}/text.png", "--top=--"], 2, "--top: '--' is no value"),
     "unknown label": (["sample", "{run}", "--label", "cat", "--guidance", "1"], 2, "cat"),
     "missing data folder": (["train", "digits", "--data", "{tmp}/none", "--out", "{tmp}/r"], 3, "none: no such folder"),
     "missing model": (["classify", "{tmp}/none", "x.png"], 3, "none"),

@@ -20,6 +20,11 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:  # --top=--: argparse makes it a list
+            self.error(f"argument {action.option_strings[-1]}: '--' is no value of it")
+        return super()._get_values(action, arg_strings)
+
 
 def path(text: str) -> Path:
     """An argparse type: a path, where ~ is the user's home; a shell does not expand it in ``--out=~/x``."""
