@@ -257,6 +257,21 @@ def test_hugging_face_sets_that_cannot_be_read_are_named(tmp_path, monkeypatch):
         opened(own("hf://nobody/nothing", "huggingface"))
 
 
+def test_the_library_of_hugging_face_adds_no_lines(tmp_path, capfd):
+    import datasets
+
+    (tmp_path / "bad.parquet").write_bytes(b"")
+    made = datasets.Dataset.from_dict({"image": [{"bytes": png(i), "path": None} for i in range(12)]})
+    made.to_parquet(tmp_path / "good.parquet")
+    capfd.readouterr()
+    before = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    with pytest.raises(DataError):
+        opened(own(tmp_path / "bad.parquet", "huggingface"))
+    assert len(opened(own(tmp_path / "good.parquet", "huggingface", kind="genvit")).classes) == 0
+    assert capfd.readouterr().err == ""
+    assert before == (datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled())
+
+
 def test_data_option_detects_the_format(tmp_path):
     save(tmp_path / "a" / "0.png")
     assert locate(preset("fashion_mnist_pocket").data, str(tmp_path)).name == "folder"

@@ -5,11 +5,13 @@ Without a given split, a hash of its name makes one image in five a test image; 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -343,6 +345,23 @@ def image_digests(table: Any, image_column: str) -> list[str]:
     return [entry["path"] if entry["bytes"] is None else hashlib.sha256(entry["bytes"]).hexdigest() for entry in entries]
 
 
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Let the library datasets log nothing, and draw its progress only on a terminal: what is wrong, our own errors say."""
+    import datasets
+
+    level, hidden = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    if not hidden and not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not hidden:
+            datasets.enable_progress_bars()
+
+
 def load_huggingface(root: str) -> dict[str, Any]:
     """Split -> table, with undecoded images."""
     try:
@@ -356,8 +375,10 @@ def load_huggingface(root: str) -> dict[str, Any]:
             found = sorted(path.glob("**/*.parquet")) if path.is_dir() else [path]
             if not found:
                 raise DataError(f"{path}: contains no .parquet file")
-            return dict(datasets.load_dataset("parquet", data_files=parquet_splits(path, found)))
-        return dict(datasets.load_dataset(root.removeprefix("hf://").removeprefix("datasets/")))
+            with quietly():
+                return dict(datasets.load_dataset("parquet", data_files=parquet_splits(path, found)))
+        with quietly():
+            return dict(datasets.load_dataset(root.removeprefix("hf://").removeprefix("datasets/")))
     except DataError:
         raise
     except Exception as error:  # the library passes on the exceptions of its back ends
