@@ -282,7 +282,7 @@ def test_a_folder_of_images_trains_classifies_and_samples(tiny_run, tmp_path, ca
     assert cli.main(["sample", str(out), "-n", "1", "--steps", "2", "--out", str(tmp_path / "g.png")]) == 0
     assert Image.open(tmp_path / "g.png").mode == "RGB"
     assert cli.main(["evaluate", str(tiny_run), "--data", str(tmp_path / "photos"), "--out", str(tmp_path)]) == 2
-    assert "the data have 2 classes, the model has 10" in capsys.readouterr().err
+    assert f"{tmp_path / 'photos'}: the data have 2 classes, the model has 10" in capsys.readouterr().err
 
 
 def test_bench_measures_the_same_computation(capsys, tmp_path):
