@@ -257,6 +257,19 @@ def test_hugging_face_sets_that_cannot_be_read_are_named(tmp_path, monkeypatch):
         opened(own("hf://nobody/nothing", "huggingface"))
 
 
+@pytest.mark.parametrize("empty", [None, {"bytes": None, "path": None}])
+def test_an_empty_cell_is_a_bad_image(tmp_path, empty):
+    import pyarrow
+    import pyarrow.parquet
+
+    images = [empty, *({"bytes": png(i), "path": None} for i in range(12))]
+    pyarrow.parquet.write_table(pyarrow.table({"image": images}), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"train\.parquet, image 0: the cell is empty"):
+        opened(own(tmp_path / "train.parquet", "huggingface", kind="genvit"))
+    data = opened(own(tmp_path / "train.parquet", "huggingface", kind="genvit", max_bad_files=1))
+    assert len(data.train) + len(data.test) == 12
+
+
 def test_the_library_of_hugging_face_adds_no_lines(tmp_path, capfd):
     import datasets
 

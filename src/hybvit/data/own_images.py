@@ -300,6 +300,8 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
 
 # Hugging Face
 
+NO_IMAGE: dict[str, Any] = {"bytes": None, "path": None}  # an empty cell
+
 
 def huggingface(data: DataConfig, decoding: Decoding) -> Dataset:
     """A data set from the Hugging Face hub (hf://OWNER/NAME), a parquet file, or a folder of them (train*.parquet,
@@ -341,8 +343,8 @@ def image_digests(table: Any, image_column: str) -> list[str]:
     import datasets
 
     raw = table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-    entries = (row[image_column] for row in raw)
-    return [entry["path"] if entry["bytes"] is None else hashlib.sha256(entry["bytes"]).hexdigest() for entry in entries]
+    entries = (row[image_column] or NO_IMAGE for row in raw)
+    return [entry["path"] or "" if entry["bytes"] is None else hashlib.sha256(entry["bytes"]).hexdigest() for entry in entries]
 
 
 @contextlib.contextmanager
@@ -450,7 +452,9 @@ def as_image_set(
     labels = as_labels(table, label_column, classes, root)
 
     def decode(i: int) -> Tensor:
-        entry = raw[i][image_column]
+        entry = raw[i][image_column] or NO_IMAGE
+        if entry["bytes"] is None and not entry["path"]:
+            raise DataError(f"{root}, image {i}: the cell is empty")
         name = f"{root}, image {i}" if entry["bytes"] is not None else entry["path"]
         file = None if entry["bytes"] is None else io.BytesIO(entry["bytes"])
         return read_image(name, decoding.channels, decoding.size, file, decoding.wide)
