@@ -50,7 +50,11 @@ class BadFiles:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._seen = torch.zeros(1 << 16, dtype=torch.bool).share_memory_()  # indexed by a hash of the message
+        self._seen = torch.zeros(1 << 16, dtype=torch.bool)  # indexed by a hash of the message
+        try:
+            self._seen.share_memory_()
+        except RuntimeError as error:  # /dev/shm is full
+            raise DataError(f"shared memory: cannot be written ({error})") from None
 
     @property
     def count(self) -> int:
