@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import hybvit
 from hybvit import checkpoint, config
@@ -152,6 +153,28 @@ def test_a_file_that_the_system_refuses_is_named(tmp_path, monkeypatch):
         done = command(*words)
         assert done.returncode in (2, 3), words
         assert "internal" not in done.stderr, words
+
+
+@pytest.mark.parametrize("error", [DivergedError, config.ConfigError])
+def test_a_model_that_cannot_be_used_is_named(tiny_run, tmp_path, monkeypatch, error):
+    def diverged(*args: object, **kwargs: object) -> None:
+        raise error("the logits are not finite")
+
+    monkeypatch.setattr(hybvit.HybridModel, "predict", diverged)
+    monkeypatch.setattr(hybvit.HybridModel, "sample", diverged)
+    Image.new("L", (8, 8)).save(tmp_path / "1.png")
+    for words in (["classify", tiny_run, tmp_path / "1.png"], ["sample", tiny_run, "-n", "1", "--out", tmp_path / "grid.png"]):
+        assert command(*words).stderr == f"hybvit: {tiny_run}: the logits are not finite\n"
+
+
+def test_full_shared_memory_is_said(monkeypatch):
+    def full(tensor: torch.Tensor) -> None:
+        raise RuntimeError("unable to resize file </torch_1> to the right size: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    done = command("show-data", "digits", "--columns=1")
+    assert done.returncode == 3
+    assert done.stderr.startswith("hybvit: shared memory: cannot be written (unable to resize")
 
 
 # names
