@@ -270,6 +270,17 @@ def test_an_empty_cell_is_a_bad_image(tmp_path, empty):
     assert len(data.train) + len(data.test) == 12
 
 
+@pytest.mark.parametrize("labels", [[], ["a"]])
+def test_a_table_of_one_row_has_no_test_image(tmp_path, labels):
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {"image": [{"bytes": png(0), "path": None}]} | ({"label": labels} if labels else {})
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"train\.parquet: the (test|training) split has no images"):
+        opened(own(tmp_path / "train.parquet", "huggingface", kind="genvit"))
+
+
 def test_the_library_of_hugging_face_adds_no_lines(tmp_path, capfd):
     import datasets
 

@@ -448,8 +448,9 @@ def as_image_set(
 ) -> ImageSet:
     import datasets
 
-    raw = table.cast_column(image_column, datasets.Image(decode=False))
-    labels = as_labels(table, label_column, classes, root)
+    whole = len(table) > 0  # the library cannot cast a table without rows
+    raw = table.cast_column(image_column, datasets.Image(decode=False)) if whole else table
+    labels = as_labels(table, label_column, classes, root) if whole or label_column is None else []
 
     def decode(i: int) -> Tensor:
         entry = raw[i][image_column] or NO_IMAGE
