@@ -57,6 +57,7 @@ BAD = {
     "root for the digits": (["train", "digits", "--data.root", "{tmp}", "--out", "{tmp}/r"], 2, "data.root"),
     "group that is no mapping": (["evaluate", "{tmp}/flatrun"], 2, "model is 3: it must be a mapping"),
     "negative deviation": (["train", "digits", "--model.position_std", "-1"], 2, "position_std"),
+    "two dashes as a value": (["classify", "{run}", "{tmp}/text.png", "--top=--"], 2, "--top: '--' is no value"),
     "unknown label": (["sample", "{run}", "--label", "cat", "--guidance", "1"], 2, "cat"),
     "missing data folder": (["train", "digits", "--data", "{tmp}/none", "--out", "{tmp}/r"], 3, "none: no such folder"),
     "missing model": (["classify", "{tmp}/none", "x.png"], 3, "none"),
@@ -286,7 +287,7 @@ def test_a_folder_of_images_trains_classifies_and_samples(tiny_run, tmp_path, ca
     assert cli.main(["sample", str(out), "-n", "1", "--steps", "2", "--out", str(tmp_path / "g.png")]) == 0
     assert Image.open(tmp_path / "g.png").mode == "RGB"
     assert cli.main(["evaluate", str(tiny_run), "--data", str(tmp_path / "photos"), "--out", str(tmp_path)]) == 2
-    assert "the data have 2 classes, the model has 10" in capsys.readouterr().err
+    assert f"{tmp_path / 'photos'}: the data have 2 classes, the model has 10" in capsys.readouterr().err
 
 
 def test_bench_measures_the_same_computation(capsys, tmp_path):

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import hybvit
 from hybvit import checkpoint, config
@@ -125,6 +127,47 @@ def test_a_user_without_a_home_has_data_sets(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     done = command("datasets")
     assert done.returncode == 0, done.stderr
+
+
+# messages
+
+
+def test_a_warning_is_one_line_of_text(monkeypatch):
+    def warns(arguments: list[str]) -> None:  # pytest keeps what is warned of, so this asks for its text
+        sys.stderr.write(warnings.formatwarning("half of\n it is  damaged", UserWarning, "f.py", 1))
+
+    monkeypatch.setattr("hybvit.cli.presets.main", warns)
+    assert command("presets").stderr == "warning: half of it is damaged\n"
+    assert "UserWarning" in warnings.formatwarning("x", UserWarning, "f.py", 1)
+
+
+def test_a_file_that_the_system_refuses_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = command("evaluate", "x" * 5000)
+    assert done.returncode == 3
+    assert done.stderr.startswith("hybvit: xxxx")
+    assert done.stderr.endswith(": File name too long\n")
+    Path("loop").symlink_to("loop")
+    for words in (
+        ["classify", "loop", "1.png"],
+        ["train", "digits", "--data", "loop"],
+        ["train", "digits", "--data", "x" * 5000],
+    ):
+        done = command(*words)
+        assert done.returncode in (2, 3), words
+        assert "internal" not in done.stderr, words
+
+
+@pytest.mark.parametrize("error", [DivergedError, config.ConfigError])
+def test_a_model_that_cannot_be_used_is_named(tiny_run, tmp_path, monkeypatch, error):
+    def diverged(*args: object, **kwargs: object) -> None:
+        raise error("the logits are not finite")
+
+    monkeypatch.setattr(hybvit.HybridModel, "predict", diverged)
+    monkeypatch.setattr(hybvit.HybridModel, "sample", diverged)
+    Image.new("L", (8, 8)).save(tmp_path / "1.png")
+    for words in (["classify", tiny_run, tmp_path / "1.png"], ["sample", tiny_run, "-n", "1", "--out", tmp_path / "grid.png"]):
+        assert command(*words).stderr == f"hybvit: {tiny_run}: the logits are not finite\n"
 
 
 # names

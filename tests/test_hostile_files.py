@@ -6,6 +6,8 @@ import contextlib
 import io
 import os
 import random
+import re
+import shutil
 import socket
 import struct
 import tarfile
@@ -25,7 +27,8 @@ from PIL import Image
 from hybvit.data import files, images, shards
 from hybvit.data.files import Files
 from hybvit.data.images import formats, read_image
-from hybvit.errors import ConfigError, DataError
+from hybvit.errors import CheckpointError, ConfigError, DataError
+from hybvit.loading import load
 
 from .conftest import opened
 from .test_own_images import own, save, table
@@ -124,6 +127,17 @@ def test_pipes_sockets_and_devices_are_not_opened(tmp_path, kind):
     special(tmp_path / "train.tar", kind)
     with pytest.raises((DataError, ConfigError), match=r"train\.tar: (a pipe|no such shard)"):
         opened(config(tmp_path / "train.tar", test_root=str(tmp_path / "train.tar")))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("name", ["config.yaml", "run.id", "checkpoints/*/manifest.json", "checkpoints/*/ema.safetensors"])
+def test_a_run_with_a_pipe_in_it_does_not_wait(tiny_run, tmp_path, kind, name):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    for path in run.glob(name):  # in every checkpoint, since an older one would do
+        path.unlink()
+        special(path, kind)
+    with pytest.raises((ConfigError, CheckpointError, DataError), match=re.escape(Path(name).name)):
+        load(run)
 
 
 def zip_with(path: Path, method: int, member: bytes) -> Path:

@@ -300,6 +300,45 @@ def test_hugging_face_sets_that_cannot_be_read_are_named(tmp_path, monkeypatch):
         opened(own("hf://nobody/nothing", "huggingface"))
 
 
+@pytest.mark.parametrize("empty", [None, {"bytes": None, "path": None}])
+def test_an_empty_cell_is_a_bad_image(tmp_path, empty):
+    import pyarrow
+    import pyarrow.parquet
+
+    images = [empty, *({"bytes": png(i), "path": None} for i in range(12))]
+    pyarrow.parquet.write_table(pyarrow.table({"image": images}), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"train\.parquet, image 0: the cell is empty"):
+        opened(own(tmp_path / "train.parquet", "huggingface", kind="genvit"))
+    data = opened(own(tmp_path / "train.parquet", "huggingface", kind="genvit", max_bad_files=1))
+    assert len(data.train) + len(data.test) == 12
+
+
+@pytest.mark.parametrize("labels", [[], ["a"]])
+def test_a_table_of_one_row_has_no_test_image(tmp_path, labels):
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {"image": [{"bytes": png(0), "path": None}]} | ({"label": labels} if labels else {})
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"train\.parquet: the (test|training) split has no images"):
+        opened(own(tmp_path / "train.parquet", "huggingface", kind="genvit"))
+
+
+def test_the_library_of_hugging_face_adds_no_lines(tmp_path, capfd):
+    import datasets
+
+    (tmp_path / "bad.parquet").write_bytes(b"")
+    made = datasets.Dataset.from_dict({"image": [{"bytes": png(i), "path": None} for i in range(12)]})
+    made.to_parquet(tmp_path / "good.parquet")
+    capfd.readouterr()
+    before = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    with pytest.raises(DataError):
+        opened(own(tmp_path / "bad.parquet", "huggingface"))
+    assert len(opened(own(tmp_path / "good.parquet", "huggingface", kind="genvit")).classes) == 0
+    assert capfd.readouterr().err == ""
+    assert before == (datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled())
+
+
 def test_data_option_detects_the_format(tmp_path):
     save(tmp_path / "a" / "0.png")
     assert locate(preset("fashion_mnist_pocket").data, str(tmp_path)).name == "folder"

@@ -165,6 +165,14 @@ def test_damage_is_named(tmp_path):
         shards([name])
 
 
+@pytest.mark.parametrize("number", ["1e999", "-4", "0", "1.5", "true", "null", '"30"', "[30]", "NaN"])
+def test_a_number_of_samples_is_a_number(tmp_path, number):
+    (name,) = write_shards(tmp_path, [4])
+    (tmp_path / "sizes.json").write_text(f'{{"train-000.tar": {number}}}')
+    with pytest.raises(DataError, match=r"sizes\.json: missing, damaged or without train-000\.tar"):
+        shards([name])
+
+
 def test_remote_shards_need_their_sizes():
     with pytest.raises(DataError, match=r"sizes\.json: missing, damaged or without a\.tar"):
         shards(["http://127.0.0.1:9/a.tar"])

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import CheckpointError, DataError
-from .storage import flush, temporary_name
+from .storage import flush, read_bytes, temporary_name
 
 CONFIG, WEIGHTS, EMA = "config.yaml", "model", "ema"
 
@@ -116,7 +116,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_bytes(path).decode())
         sums = dict(manifest["sha256"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{path}: missing or damaged") from None
@@ -176,7 +176,7 @@ def read_verified(folder: Path, *names: str) -> tuple[dict[str, Any], dict[str, 
     for name in names:
         if name in manifest["sha256"]:
             try:
-                contents[name] = (folder / name).read_bytes()
+                contents[name] = read_bytes(folder / name)
             except OSError as error:
                 raise CheckpointError(f"{folder / name}: unreadable ({error.strerror})") from None
     for name, content in contents.items():
@@ -259,7 +259,7 @@ def newest(checkpoints: Path, needed: Collection[str] = ()) -> tuple[Path | None
 def run_id_of(run: Path) -> str | None:
     """The name of a run, kept in its folder; None for a run that 0.1.0 started."""
     try:
-        return (run / RUN_ID).read_text(encoding="utf-8").strip()
+        return read_bytes(run / RUN_ID).decode().strip()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError):

@@ -23,6 +23,7 @@ from .errors import ConfigError, did_you_mean
 from .method.diffusion import SCHEDULES, Diffusion
 from .method.objective import Objective
 from .method.vit import ViTConfig
+from .storage import read_bytes
 
 
 @dataclass(frozen=True)
@@ -504,7 +505,7 @@ def load_config(path: Path) -> Config:
             fit.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except OSError as error:

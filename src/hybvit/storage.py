@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
+import stat
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +110,17 @@ def lock_folder(path: Path, name: str = ".lock") -> IO[str] | None:
     return file
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        OSError: it cannot be read; or it is a pipe, a socket or a device, which may wait forever, or never end.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
+        raise OSError(errno.EINVAL, "a pipe, a socket or a device: give a file", str(path))
+    return path.read_bytes()
+
+
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
     """The content of a JSON file, an object with these keys.
 
@@ -115,7 +128,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         DataError: the file is damaged or cannot be read.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(path).decode())
         if not isinstance(content, dict):
             raise ValueError(f"an object is expected, not {json.dumps(content)[:40]}")
         for key in keys:

@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 from .. import __version__, errors
-from .output import guarded
+from .output import guarded, plain_warnings
 
 VERBS = {
     "train": "train a preset, or resume an interrupted run",
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
     goes_on = bool(arguments) and arguments[0] in WRITES_FILES and not {"-h", "--help"} & {*arguments}
-    with guarded(goes_on) as out:
+    with guarded(goes_on) as out, plain_warnings():
         code, leaving = 0, None
         try:
             code = run(arguments, debug)
@@ -104,6 +104,8 @@ def report(error: Exception, debug: bool) -> int:
     """Say in one line what went wrong -> the exit code."""
     if debug:
         traceback.print_exception(error)
+    if isinstance(error, OSError) and error.filename:  # what the system refuses: a name too long, a folder without permission
+        error = errors.DataError(f"{error.filename}: {error.strerror}")
     for kind, code in EXIT_CODES:
         if isinstance(error, kind) and (kind is not ValueError or raised_by_us(error)):
             print(f"hybvit: {' '.join(str(error).split())}", file=sys.stderr)

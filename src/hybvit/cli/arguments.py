@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DivergedError
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -19,6 +21,20 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:  # --top=--: argparse makes it a list
+            self.error(f"argument {action.option_strings[-1]}: '--' is no value of it")
+        return super()._get_values(action, arg_strings)
+
+
+@contextlib.contextmanager
+def naming(model: str) -> Iterator[None]:
+    """Begin the message of a model that cannot do what is asked, or whose outputs are not finite, with its name."""
+    try:
+        yield
+    except (ConfigError, DivergedError) as error:
+        raise type(error)(f"{model}: {error}") from None
 
 
 def path(text: str) -> Path:

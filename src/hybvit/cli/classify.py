@@ -12,7 +12,7 @@ from ..data.images import WideValues, read_image
 from ..errors import DataError
 from ..loading import load
 from ..model import HybridModel
-from .arguments import ArgumentParser, positive_int
+from .arguments import ArgumentParser, naming, positive_int
 
 
 def main(arguments: list[str]) -> None:
@@ -35,7 +35,8 @@ def main(arguments: list[str]) -> None:
         except DataError as error:
             bad.append(error)
     if pixels:
-        answer(model, named, torch.stack(pixels), args.top, args.json)
+        with naming(args.model):
+            answer(model, named, torch.stack(pixels), args.top, args.json)
     for other in bad[:-1]:
         print(f"hybvit: {other}", file=sys.stderr)
     if bad:

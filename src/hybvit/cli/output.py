@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -61,6 +62,17 @@ class Stream:
     def message(self) -> str:
         assert self.lost is not None
         return f"{self.name}: cannot be written ({self.lost.strerror or self.lost}); not all of it was"
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Let a warning of Python, ours or a library's, be one line of standard error like any other: "warning: ..."."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *place, **line: f"warning: {' '.join(str(message).split())}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from ..data.images import check_image_suffix, grid, save_image
 from ..errors import DataError
 from ..loading import load
 from ..method.samplers import SAMPLERS
-from .arguments import ArgumentParser, path, positive_int
+from .arguments import ArgumentParser, naming, path, positive_int
 
 
 def main(arguments: list[str]) -> None:
@@ -54,16 +54,17 @@ def main(arguments: list[str]) -> None:
         check_image_suffix(args.out)
     else:
         check_others(args.folder, files)
-    pixels = model.sample(
-        args.n,
-        sampler=args.sampler,
-        steps=args.steps,
-        labels=label,
-        guidance=args.guidance,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        progress=True,
-    )
+    with naming(args.model):
+        pixels = model.sample(
+            args.n,
+            sampler=args.sampler,
+            steps=args.steps,
+            labels=label,
+            guidance=args.guidance,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            progress=True,
+        )
     if args.folder is None:
         save_image(grid(pixels, scale=max(1, 64 // pixels.shape[-1])), args.out)
         print(f"{args.out}: {args.n} images{of_class}")

@@ -215,7 +215,11 @@ def _check_published(info: DatasetInfo, name: str, split: str, source: Path, ima
     if not expected - bad.count <= got <= expected:
         hint = "; for a subset of it, use --data.name folder" if name == "imagenet" else ""
         raise DataError(f"{source}: {got:,} images where the {split} split of {info.title} has {expected:,}{hint}")
-    if images.labels is None or split not in info.balance or bad.count:
+    if images.labels is None:
+        return
+    if len(images) and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < info.num_classes:
+        raise DataError(f"{source}: its labels are not in 0..{info.num_classes - 1}; download the data set again")
+    if split not in info.balance or bad.count:
         return
     cure = "download the data set again" if is_as_distributed(name, source) else "for other images, use --data.name folder"
     balance = info.balance[split]

@@ -26,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import ConfigError, DataError
+from ..storage import read_bytes
 
 MAX_MEMBER = 512 << 20  # bytes of an image file in an archive
 METHODS = {9: "Deflate64 (Windows, above 2 GB)", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "XZ"}
@@ -220,7 +221,7 @@ def read_members(source: Path, names: Collection[str]) -> dict[str, bytes]:
     if source.is_dir():
         for name in names:
             with data_errors(source / name):
-                found[name] = (source / name).read_bytes()
+                found[name] = read_bytes(source / name)
         return found
     with data_errors(source):
         if source.suffix.lower() == ".zip":

@@ -5,13 +5,15 @@ Without a given split, a hash of its name makes one image in five a test image; 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import logging
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -347,6 +349,8 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
 
 # Hugging Face
 
+NO_IMAGE: dict[str, Any] = {"bytes": None, "path": None}  # an empty cell
+
 
 def huggingface(data: DataConfig, decoding: Decoding) -> Dataset:
     """A data set from the Hugging Face hub (hf://OWNER/NAME), a parquet file, or a folder of them (train*.parquet,
@@ -390,8 +394,25 @@ def stored_images(raw: Any, image_column: str) -> list[ListedImage]:
 
 def image_digests(raw: Any, image_column: str) -> list[str]:
     """The paths of a table's images, or digests of those that are stored in it: such images have no reliable name."""
-    entries = (row[image_column] for row in raw.select_columns([image_column]))
-    return [entry["path"] if entry["bytes"] is None else hashlib.sha256(entry["bytes"]).hexdigest() for entry in entries]
+    entries = (row[image_column] or NO_IMAGE for row in raw.select_columns([image_column]))
+    return [entry["path"] or "" if entry["bytes"] is None else hashlib.sha256(entry["bytes"]).hexdigest() for entry in entries]
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Let the library datasets log nothing, and draw its progress only on a terminal: what is wrong, our own errors say."""
+    import datasets
+
+    level, hidden = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    if not hidden and not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not hidden:
+            datasets.enable_progress_bars()
 
 
 def load_huggingface(root: str) -> dict[str, Any]:
@@ -407,8 +428,10 @@ def load_huggingface(root: str) -> dict[str, Any]:
             found = sorted(path.glob("**/*.parquet")) if path.is_dir() else [path]
             if not found:
                 raise DataError(f"{path}: contains no .parquet file")
-            return dict(datasets.load_dataset("parquet", data_files=parquet_splits(path, found)))
-        return dict(datasets.load_dataset(root.removeprefix("hf://").removeprefix("datasets/")))
+            with quietly():
+                return dict(datasets.load_dataset("parquet", data_files=parquet_splits(path, found)))
+        with quietly():
+            return dict(datasets.load_dataset(root.removeprefix("hf://").removeprefix("datasets/")))
     except DataError:
         raise
     except Exception as error:  # the library passes on the exceptions of its back ends
@@ -483,19 +506,22 @@ def list_table(
     """The images of a table, decoded from its image column. If it is to be ``divided``, their contents are the keys."""
     import datasets
 
-    raw = table.cast_column(image_column, datasets.Image(decode=False))
-    labels = as_labels(table, label_column, classes, where)
+    whole = len(table) > 0  # the library cannot cast a table without rows
+    raw = table.cast_column(image_column, datasets.Image(decode=False)) if whole else table
+    labels = as_labels(table, label_column, classes, where) if whole or label_column is None else []
 
     def load(index: Sequence[int]) -> ImageSet:
         def decode(i: int) -> Tensor:
-            entry = raw[index[i]][image_column]
+            entry = raw[index[i]][image_column] or NO_IMAGE
+            if entry["bytes"] is None and not entry["path"]:
+                raise DataError(f"{where}, image {index[i]}: the cell is empty")
             name = f"{where}, image {index[i]}" if entry["bytes"] is not None else entry["path"]
             file = None if entry["bytes"] is None else io.BytesIO(entry["bytes"])
             return read_image(name, decoding.channels, decoding.size, file, decoding.wide)
 
         return load_images(len(index), decode, labels and [labels[i] for i in index], decoding, Path(where).name)
 
-    images = stored_images(raw, image_column)
+    images = stored_images(raw, image_column) if whole else []
     if labels is not None:
         images = [image._replace(class_name=classes[label]) for image, label in zip(images, labels, strict=True)]
     return Listing(images, labels, load, image_digests(raw, image_column) if divided else None)

@@ -193,8 +193,11 @@ class Shards:
         if is_url(shard) or Path(listing).is_file():
             try:
                 with open_shard(listing) as file:
-                    return int(json.load(file)[name])
-            except (DataError, OSError, ValueError, KeyError, TypeError):
+                    number = json.load(file)[name]
+                if type(number) is not int or number < 1:
+                    raise ValueError
+                return number
+            except (DataError, OSError, ValueError, KeyError, TypeError, RecursionError):
                 raise DataError(f"{listing}: missing, damaged or without {name} (shard name -> number of samples)") from None
         with data_errors(Path(shard)), tarfile.open(shard) as archive:
             keys = {webdataset().tariterators.base_plus_ext(entry.name)[0] for entry in archive if entry.isfile()} - {None}

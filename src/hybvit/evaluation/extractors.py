@@ -29,7 +29,7 @@ from ..errors import ConfigError, DataError
 from ..loading import load as load_run
 from ..loading import read_published
 from ..model import HybridModel
-from ..storage import ASSETS
+from ..storage import ASSETS, read_bytes
 
 RECORD = "extractors.json"  # facts about the bundled weights, including their SHA-256
 SHIPPED = {"digits": 8, "fashion_mnist": 32}  # data set -> input height and width of its CNN; one channel
@@ -335,7 +335,7 @@ def _read(path: Path, sha256: str) -> bytes:
         DataError: the file is missing or has another checksum.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     found = hashlib.sha256(content).hexdigest()

@@ -105,10 +105,10 @@ def with_own_data(model: HybridModel, dataset: str | None, root: str | None) -> 
     if root:
         group = replace(locate(group, root), test_root=None)
     if group.name != own.name:
-        group = replace(group, split="none")  # none of these images was trained on
+        group = replace(group, split="none", bits=None)  # none of these images was trained on
     labeled = model.cfg.objective.kind != "genvit"
     data = open_dataset(group, model.image_shape, model.cfg.model.num_classes, labeled=labeled)
-    check_classes(model.cfg, data)
+    check_classes(model.cfg, data, group.root or group.name)
     if own.fingerprint not in ("", data.fingerprint):
         trained_on = f"not the images that the model was trained on ({numbers(own.fingerprint)})"
         which = "all are test images" if data.all_test else f"now {numbers(data.fingerprint)}"
@@ -148,13 +148,16 @@ def digest_of_source(spec: str) -> str:
     return f"{spec} {hashlib.sha256(source.read_bytes()).hexdigest()}" if (source := source_of(spec)) else ""
 
 
-def check_classes(cfg: Config, data: Dataset) -> None:
+def check_classes(cfg: Config, data: Dataset, place: str = "") -> None:
+    where = place and f"{place}: "
     if cfg.objective.kind == "genvit" or not data.classes:
         return
     if len(data.classes) != cfg.model.num_classes:
-        raise ConfigError(f"the data have {len(data.classes)} classes, the model has {cfg.model.num_classes}")
+        raise ConfigError(f"{where}the data have {len(data.classes)} classes, the model has {cfg.model.num_classes}")
     if cfg.data.classes and data.classes != cfg.data.classes:
-        raise ConfigError(f"the data's classes ({', '.join(data.classes)}) are not the model's ({', '.join(cfg.data.classes)})")
+        raise ConfigError(
+            f"{where}the data's classes ({', '.join(data.classes)}) are not the model's ({', '.join(cfg.data.classes)})"
+        )
 
 
 def open_external(spec: str, dataset: str | None, root: str | None) -> tuple[Evaluable, Config, Dataset]:

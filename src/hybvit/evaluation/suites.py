@@ -18,7 +18,7 @@ from ..devices import environment
 from ..distributed import all_gather, rank
 from ..errors import ConfigError, DataError
 from ..evaluation import accuracy, calibration, fidelity, likelihood, ood, quality, robustness, speed
-from ..storage import make_folder, write_text
+from ..storage import make_folder, read_bytes, write_text
 from ..versions import FIRST
 from .context import Context, Metric, Picture, Result, Suite, missing_requirement
 
@@ -186,7 +186,7 @@ def read_stored(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The stored record of a suite, complete and with its pictures; None where there is none, or a damaged one."""
     try:
-        stored = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        stored = json.loads(read_bytes(folder / "result.json").decode())
         written = stored.pop(DIGEST, None)
         complete = (
             (written == digest(stored) or (written is None and stored["settings"]["version"] == FIRST))
