@@ -84,3 +84,33 @@ def test_a_folder_with_files_is_no_download_target(tmp_path, name):
         download("cifar10", str(tmp_path))
     (tmp_path / "empty").mkdir()
     assert locate(preset("cifar10").data, str(tmp_path / "empty")).name == "cifar10"
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "colors", "said"),
+    [
+        ((90, 40), 3, "color", "reduced from 40 to 8 pixels"),
+        (
+            (90, 40),
+            1,
+            "color",
+            "reduced from 40 to 8 pixels a side and turned gray; a larger --model.image_size and --model.chan",
+        ),
+        ((12, 9), 1, "color", "are turned gray; --model.channels 3 keeps"),
+        ((12, 9), 1, "gray", ""),
+        ((12, 9), 3, "color", ""),
+        ((40, 90), 1, "gray stored as color", "reduced from 40 to 8 pixels a side; a larger"),
+    ],
+)
+def test_what_most_images_lose_is_said(tmp_path, capfd, size, channels, colors, said):
+    for i in range(6):
+        save(
+            tmp_path / "ab"[i % 2] / f"{i}.png",
+            (200, 30, 90) if colors == "color" else (90, 90, 90),
+            "L" if colors == "gray" else "RGB",
+            size,
+        )
+    opened(own(tmp_path, channels=channels))
+    warned = capfd.readouterr().err
+    assert said in warned
+    assert warned.count("\n") == bool(said)

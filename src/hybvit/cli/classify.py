@@ -8,7 +8,7 @@ import sys
 import torch
 from torch import Tensor
 
-from ..data.images import WideValues, read_image
+from ..data.images import Originals, read_image
 from ..errors import DataError
 from ..loading import load
 from ..model import HybridModel
@@ -27,10 +27,10 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     model = load(args.model)
     named, pixels, bad = list[str](), list[Tensor](), list[DataError]()
-    shape, wide = model.cfg.model, WideValues(model.cfg.data.bits)
+    shape, originals = model.cfg.model, Originals(model.cfg.data.bits)
     for image in args.images:
         try:
-            pixels.append(read_image(image, shape.channels, shape.image_size, wide=wide))
+            pixels.append(read_image(image, shape.channels, shape.image_size, originals=originals))
             named.append(image)
         except DataError as error:
             bad.append(error)

@@ -20,7 +20,7 @@ from ..config import DataConfig
 from ..data import own_images, shards
 from ..errors import ConfigError, DataError
 from .image_set import BadFiles, Dataset, Decoding, ImageSet, reorder_classes, select_per_class
-from .images import MODES, WideValues, fit, with_channels
+from .images import MODES, Originals, fit, with_channels
 from .readers import class_names, is_as_distributed, lies_in_class_folders, parts_of, read
 
 INTERPOLATION_BATCH = 100  # test batch size for the interpolations of Tables 3 and 11
@@ -43,8 +43,8 @@ def open_dataset(
     channels, size, _ = image_shape
     if channels not in MODES:
         raise ConfigError(f"model.channels is {channels}: it must be 1 (grayscale) or 3 (color)")
-    wide = WideValues(data.bits)
-    decoding = Decoding(channels, size, BadFiles(data.max_bad_files), int(data.memory_gib * 2**30), wide)
+    originals = Originals(data.bits)
+    decoding = Decoding(channels, size, BadFiles(data.max_bad_files), int(data.memory_gib * 2**30), originals)
     if data.name in CATALOG:
         found = _named(data, decoding)
     elif data.name == "shards":
@@ -52,7 +52,7 @@ def open_dataset(
     else:
         found = own_images.READERS[data.name](data, decoding)
     _check(found, data.root or data.name, labeled)
-    wide.warn(data.root or data.name)
+    originals.warn(data.root or data.name, size)
     found = reorder_classes(found, data.classes)
     return _hold_out(found, data.held_out) if data.held_out else found
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from .files import Files
-from .images import WideValues, read_image
+from .images import Originals, read_image
 
 Decode = Callable[[int], Tensor]  # index -> uint8 [C, H, W]; raises DataError
 
@@ -72,14 +72,14 @@ class BadFiles:
 
 
 class Decoding(NamedTuple):
-    """Settings for decoding images: the model's channels and size, the count of bad files, the memory limit in bytes, and how
-    values of more than 8 bits are scaled."""
+    """Settings for decoding images: the model's channels and size, the count of bad files, the memory limit in bytes, and a
+    record of what the images were before."""
 
     channels: int
     size: int
     bad_files: BadFiles
     memory: int
-    wide: WideValues | None = None
+    originals: Originals | None = None
 
 
 class Stream(Protocol):
@@ -233,7 +233,7 @@ def load_images(n: int, decode: Decode, labels: Sequence[int] | Tensor | None, d
     """
     labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
     if n * decoding.channels * decoding.size**2 > decoding.memory:
-        for i in evenly_spaced(n, 16 if decoding.wide else 0).tolist():  # a look at a few, for their values
+        for i in evenly_spaced(n, 16 if decoding.originals else 0).tolist():  # a look at a few, for their values
             with suppress(DataError):
                 decode(i)
         return ImageSet(LazyImages(n, decode, decoding), labels)
@@ -264,6 +264,6 @@ def load_image_files(files: Files, names: list[str], labels: Sequence[int] | Non
     def decode(i: int) -> Tensor:
         name = str(listed[i])
         with files.open(name) as file:
-            return read_image(files.source / name, decoding.channels, decoding.size, file, decoding.wide)
+            return read_image(files.source / name, decoding.channels, decoding.size, file, decoding.originals)
 
     return load_images(len(names), decode, labels, decoding, files.source.name)

@@ -7,6 +7,7 @@ import functools
 import importlib
 import math
 import os
+import statistics
 import sys
 import threading
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ MODES = {1: "L", 3: "RGB"}
 FORMATS = (  # Pillow's names; none of them starts another program, and the content decides, not the suffix
     "PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "JPEG2000", "PPM", "TGA", "ICO", "PCX", "QOI", "SGI",
 )  # fmt: skip
+MUCH_LARGER = 4  # as a multiple of the model's size
+VISIBLE_COLOR = 16  # levels between the channels of a pixel; below, a gray image was stored as color
 MAX_IMAGE_PIXELS = 64_000_000  # larger images are rejected before they are decoded
 SMALL_PIXELS = 1_000_000  # images up to this size are decoded whatever else is
 
@@ -84,8 +87,8 @@ class PixelBudget:
 DECODING = PixelBudget(2 * MAX_IMAGE_PIXELS)
 
 
-class WideValues:
-    """How the images of a set that have more than 8 bits per channel are scaled, and their largest values.
+class Originals:
+    """What the images of a set were before they were brought to the model's size, channels and 8 bits.
 
     Args:
         bits: ``data.bits``, the depth of files that do not declare one below 16 themselves; None means 16.
@@ -93,23 +96,42 @@ class WideValues:
 
     def __init__(self, bits: int | None = None) -> None:
         self.bits = bits
-        self.largest = set[int]()  # a set, because threads may add to it
-        self.color = False
+        self.largest = set[int]()  # values of more than 8 bits; sets and lists, because threads may add to them
+        self.wide_color = False
+        self.short_sides = list[int]()
+        self.colorful = list[bool]()  # of those that become gray
 
-    def warn(self, where: str) -> None:
-        """Say so if all values would fit into 8 or 12 bits: read as 16 bits, such images are nearly black."""
+    def note(self, image: Image.Image, channels: int) -> None:
+        self.short_sides.append(min(image.size))
+        if channels == 1:
+            few = np.asarray(image.resize((16, 16), Image.Resampling.NEAREST).convert("RGB"), dtype=np.int16)
+            self.colorful.append(bool(np.ptp(few, axis=2).max() > VISIBLE_COLOR))
+
+    def warn(self, where: str, size: int) -> None:
+        """Say on standard error what most of the images lose, and which setting keeps it."""
         top = max(self.largest, default=0)
         if 0 < top <= 4095 and self.bits is None:
             bits = 8 if top <= 255 else 12
-            cure = "save them with values up to 65,535" if self.color else f"give --data.bits {bits}"
+            cure = "save them with values up to 65,535" if self.wide_color else f"give --data.bits {bits}"
             print(
                 f"warning: {where}: no value of its images of 16 or 32 bits is above {top:,}: they look like {bits} bits and "
                 f"are read as nearly black; {cure}",
                 file=sys.stderr,
             )
+        lost, cures = [], []
+        middle = statistics.median(self.short_sides or [0])
+        if middle > MUCH_LARGER * size:
+            lost.append(f"reduced from {middle:g} to {size} pixels a side")
+            cures.append("model.image_size")
+        if sum(self.colorful) > len(self.colorful) / 2:
+            lost.append("turned gray")
+            cures.append("--model.channels 3")
+        if lost:
+            cure = " and ".join(cures).replace("model.image_size", "a larger --model.image_size", 1)
+            print(f"warning: {where}: its images are {' and '.join(lost)}; {cure} keeps more of them", file=sys.stderr)
 
 
-def white_of(image: Image.Image, wide: WideValues) -> int:
+def white_of(image: Image.Image, originals: Originals) -> int:
     """The value of white in an image of more than 8 bits per channel: by the depth that a TIFF file declares, else by
     ``data.bits``, else 16 bits.
 
@@ -118,29 +140,30 @@ def white_of(image: Image.Image, wide: WideValues) -> int:
     if any(tile[0] == "ppm" for tile in getattr(image, "tile", ())):  # Pillow scales by what a PGM file declares
         return 65535
     declared = min(int(getattr(image, "tag_v2", {}).get(258, (16,))[0]), 16)
-    return 2 ** (declared if declared < 16 else wide.bits or 16) - 1
+    return 2 ** (declared if declared < 16 else originals.bits or 16) - 1
 
 
-def as_pixels(image: Image.Image, channels: int, size: int, wide: WideValues | None = None) -> Tensor:
+def as_pixels(image: Image.Image, channels: int, size: int, originals: Originals | None = None) -> Tensor:
     """Any PIL image -> uint8 [channels, size, size]: EXIF orientation applied, short side resized to ``size``, center crop."""
-    wide = wide or WideValues()
+    originals = originals or Originals()
     if channels not in MODES:
         raise DataError(f"images can be read with 1 or 3 channels, not model.channels = {channels}")
-    white = white_of(image, wide)
+    white = white_of(image, originals)
     reduced = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # Pillow keeps the upper half of color values
     image = ImageOps.exif_transpose(image)
+    originals.note(image, channels)
     if reduced and image.mode.startswith("RGB"):
         if white < 65535:
             raise DataError("color of 16 bits is read by its upper 8 bits, which data.bits cannot scale: convert it to 8 bits")
-        wide.largest.add(int(np.asarray(image).max()) * 256 + 255)
-        wide.color = True
+        originals.largest.add(int(np.asarray(image).max()) * 256 + 255)
+        originals.wide_color = True
     if image.mode.startswith("I"):  # PIL would clip 16-bit values at 255 instead of scaling them
         values = np.array(image.convert("F"))
         if values.min() < 0 or values.max() > white:
-            cure = "raise data.bits" if wide.bits and white < 65535 else "convert it to 8 or 16 bits per channel"
+            cure = "raise data.bits" if originals.bits and white < 65535 else "convert it to 8 or 16 bits per channel"
             raise DataError(f"values from {values.min():g} to {values.max():g}, not 0 to {white}: {cure}")
         if white == 65535:
-            wide.largest.add(int(values.max()))
+            originals.largest.add(int(values.max()))
         image = Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
     if image.mode == "F":
         raise DataError("32-bit float values have no standard range: convert it to 8 or 16 bits per channel")
@@ -160,13 +183,13 @@ def formats() -> tuple[str, ...]:
 
 
 def read_image(
-    path: str | os.PathLike[str], channels: int, size: int, file: BinaryIO | None = None, wide: WideValues | None = None
+    path: str | os.PathLike[str], channels: int, size: int, file: BinaryIO | None = None, originals: Originals | None = None
 ) -> Tensor:
     """An image file of any of the :func:`formats` -> uint8 [channels, size, size].
 
     Args:
         file: its content, if it is not a file on disk; ``path`` is then only used in messages.
-        wide: how to scale images with more than 8 bits per channel, and where to note their values.
+        originals: how to scale images with more than 8 bits per channel, and where to note what the images were.
 
     Raises:
         DataError: the file is missing, is not an image, is cut short, or is too large to be decoded safely. Whatever a decoder
@@ -179,7 +202,7 @@ def read_image(
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise DataError(f"{image.width} x {image.height} is more than {MAX_IMAGE_PIXELS:,} pixels: reduce its size")
             with DECODING.hold(image.width * image.height):
-                return as_pixels(image, channels, size, wide)
+                return as_pixels(image, channels, size, originals)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except FileNotFoundError:

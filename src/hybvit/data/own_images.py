@@ -310,7 +310,7 @@ def split_rows(path: Path, rows: list[dict[str, str]]) -> list[list[dict[str, st
 
 
 def decoder(folder: Path, names: list[str], decoding: Decoding) -> Callable[[int], Tensor]:
-    return lambda i: read_image(folder / names[i], decoding.channels, decoding.size, wide=decoding.wide)
+    return lambda i: read_image(folder / names[i], decoding.channels, decoding.size, originals=decoding.originals)
 
 
 def read_manifest(path: Path) -> list[dict[str, str]]:
@@ -517,7 +517,7 @@ def list_table(
                 raise DataError(f"{where}, image {index[i]}: the cell is empty")
             name = f"{where}, image {index[i]}" if entry["bytes"] is not None else entry["path"]
             file = None if entry["bytes"] is None else io.BytesIO(entry["bytes"])
-            return read_image(name, decoding.channels, decoding.size, file, decoding.wide)
+            return read_image(name, decoding.channels, decoding.size, file, decoding.originals)
 
         return load_images(len(index), decode, labels and [labels[i] for i in index], decoding, Path(where).name)
 

@@ -226,7 +226,7 @@ class Shards:
     def decode(self, sample: Encoded) -> tuple[Tensor, int]:
         """The pixels and the label of a sample; the label is -1 if it has none."""
         pixels = read_image(
-            sample.name, self.decoding.channels, self.decoding.size, io.BytesIO(sample.image), self.decoding.wide
+            sample.name, self.decoding.channels, self.decoding.size, io.BytesIO(sample.image), self.decoding.originals
         )
         return pixels, self.label(sample)
 
