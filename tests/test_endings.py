@@ -170,6 +170,16 @@ def test_a_model_that_cannot_be_used_is_named(tiny_run, tmp_path, monkeypatch, e
         assert command(*words).stderr == f"hybvit: {tiny_run}: the logits are not finite\n"
 
 
+def test_a_deleted_folder_is_said(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    done = command("presets")
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert done.stderr.startswith("hybvit: the current folder: No such file")
+    assert command("--version").returncode == 0
+
+
 # names
 
 

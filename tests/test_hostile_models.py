@@ -126,20 +126,20 @@ def test_a_size_that_no_machine_has_is_refused_at_once(tmp_path, name):
         inside = line == f"{group}:" if not line.startswith(" ") else inside
         lines.append(f"  {leaf}: 10000000000000" if inside and line.startswith(f"  {leaf}:") else line)
     (tmp_path / "config.yaml").write_text("\n".join(lines), encoding="utf-8")
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ConfigError, match=rf"{name} is 1.*at most"):
         load_config(tmp_path / "config.yaml")
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [{"depth": 1024, "dim": 4096}, {"num_classes": 2**24}, {"image_size": 4096}])
 def test_a_network_larger_than_its_weights_is_not_built(tmp_path, model):
     """1024 layers of 4096 would be 137 GiB; the file has some kilobytes."""
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(CheckpointError, match=r"is missing|has shape"):
         hybvit.load(exported(tmp_path / "huge", override(CFG, model=model)))
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_a_manifest_names_files_of_its_own_folder_alone(tmp_path):

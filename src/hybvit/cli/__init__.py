@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -91,6 +92,7 @@ def run(arguments: list[str], debug: bool) -> int:
         if arguments[0] not in VERBS:
             hint = errors.did_you_mean(arguments[0], VERBS) or f": it is one of {', '.join(VERBS)}"
             raise errors.ConfigError(f"unknown verb {arguments[0]!r}{hint}")
+        check_folder()
         importlib.import_module(f".{arguments[0].replace('-', '_')}", __name__).main(arguments[1:])
         return 0
     except KeyboardInterrupt:
@@ -98,6 +100,14 @@ def run(arguments: list[str], debug: bool) -> int:
         return 130
     except Exception as error:
         return report(error, debug)
+
+
+def check_folder() -> None:
+    """Raises DataError where the current folder was deleted: nothing can be written to it, and torch's MKL ends the process."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise errors.DataError(f"the current folder: {error.strerror}: change to one that exists") from None
 
 
 def report(error: Exception, debug: bool) -> int:
