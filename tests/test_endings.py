@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -168,6 +169,15 @@ def test_a_model_that_cannot_be_used_is_named(tiny_run, tmp_path, monkeypatch, e
     Image.new("L", (8, 8)).save(tmp_path / "1.png")
     for words in (["classify", tiny_run, tmp_path / "1.png"], ["sample", tiny_run, "-n", "1", "--out", tmp_path / "grid.png"]):
         assert command(*words).stderr == f"hybvit: {tiny_run}: the logits are not finite\n"
+
+
+def test_a_system_without_a_folder_for_temporary_files_is_said(monkeypatch):
+    def full(arguments: list[str]) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("hybvit.cli.presets.main", full)
+    done = command("presets")
+    assert (done.returncode, done.stderr) == (3, "hybvit: the system says: No usable temporary directory found in ['/tmp']\n")
 
 
 def test_a_deleted_folder_is_said(tmp_path, monkeypatch):

@@ -114,8 +114,8 @@ def report(error: Exception, debug: bool) -> int:
     """Say in one line what went wrong -> the exit code."""
     if debug:
         traceback.print_exception(error)
-    if isinstance(error, OSError) and error.filename:  # what the system refuses: a name too long, a folder without permission
-        error = errors.DataError(f"{error.filename}: {error.strerror}")
+    if isinstance(error, OSError) and error.strerror:  # what the system refuses: a name too long, a folder without permission
+        error = errors.DataError(f"{error.filename or 'the system says'}: {error.strerror}")
     for kind, code in EXIT_CODES:
         if isinstance(error, kind) and (kind is not ValueError or raised_by_us(error)):
             print(f"hybvit: {' '.join(str(error).split())}", file=sys.stderr)
