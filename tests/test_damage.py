@@ -255,3 +255,33 @@ def test_a_full_disk_is_named_and_leaves_nothing_that_passes_for_a_result(tiny_r
     assert not (out / "results.json").exists()
     again = command("evaluate", tiny_run, "--suites", "accuracy,calibration,fidelity", "--out", out, *QUICK, "--report")
     assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("network", "positions", torch.zeros(3)),
+        ("ema", "more", torch.zeros(3)),
+        ("optimizer", "0/exp_avg", torch.zeros(2, 7)),
+        ("optimizer", "x/exp_avg", torch.zeros(1)),
+        ("optimizer", "99999/exp_avg", torch.zeros(1)),
+        ("optimizer", "7/0/exp_avg", torch.zeros(1)),
+        ("random", "cpu", torch.zeros(3)),
+    ],
+)
+def test_a_checkpoint_whose_checksums_are_right_may_still_not_fit(tiny_run, tmp_path, file, key, value):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    folder = checkpoint.step_folders(run / "checkpoints")[0]
+    manifest = checkpoint.verify(folder)
+    tensors = {path.stem: checkpoint.read_tensors(path) for path in folder.glob("*.safetensors")}
+    tensors[file][key] = value
+    texts = {"config.yaml": (folder / "config.yaml").read_text()}
+    facts = {name: fact for name, fact in manifest.items() if name not in ("sha256", checkpoint.DIGEST)}
+    checkpoint.write_folder(folder, tensors, texts, **facts)
+    for other in checkpoint.step_folders(run / "checkpoints"):
+        if other != folder:
+            shutil.rmtree(other)
+    refused = command("train", "digits", "--out", run, "--train.steps=20", *TINY)
+    assert refused.returncode == 5, refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert folder.name in refused.stderr

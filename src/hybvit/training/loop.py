@@ -82,10 +82,7 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
     average = Average(ema.net, net)
     optimizers = build_optimizers(net, cfg.optim)
     if done:
-        net.load_state_dict(tensors["network"])
-        ema.net.load_state_dict(tensors["ema"])
-        restore_optimizers(optimizers, tensors.get("optimizer", {}))
-        restore_random_state(tensors.get("random", {}), device)
+        restore(checkpoint.step_folder(out / "checkpoints", done), tensors, (net, ema.net), optimizers, device)
     run.forget_metrics_after(done)
     batches = TrainingBatches(data, cfg.data, minibatches(cfg), cfg.train.seed, x0_labels=needs_x0_labels(cfg))
     workers = resolve_workers(cfg.data.workers, device)
@@ -223,6 +220,31 @@ def prepare(net: JEM, cfg: Config, data: Dataset) -> None:
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """The state of torch's own generators, which only dropout draws from: every other draw has a generator of its own."""
     return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def restore(
+    folder: Path,
+    tensors: dict[str, dict[str, Tensor]],
+    networks: tuple[Network, Network],
+    optimizers: list[torch.optim.Optimizer],
+    device: torch.device,
+) -> None:
+    """Set networks, optimizers and generators to the state in a checkpoint.
+
+    Args:
+        networks: the one that is trained, and its average.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, or of another shape.
+    """
+    for net, name in zip(networks, ("network", "ema"), strict=True):
+        checkpoint.load_strictly(net, tensors[name], folder / f"{name}.safetensors")
+    try:
+        restore_optimizers(optimizers, tensors.get("optimizer", {}))
+        restore_random_state(tensors.get("random", {}), device)
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:  # of a name or a tensor that is not ours
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: its optimizer or random state does not fit this run ({reason})") from None
 
 
 def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None:

@@ -69,11 +69,21 @@ def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tens
 
 
 def restore_optimizers(optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Load the state that :func:`optimizer_tensors` gave."""
+    """Load the state that :func:`optimizer_tensors` gave.
+
+    Raises:
+        ValueError, LookupError: a tensor is not of such a state.
+    """
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for key, value in tensors.items():
         *number, index, name = key.split("/")
         states[int(number[0]) if number else 0].setdefault(int(index), {})[name] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        for place, entry in state.items():
+            for name, value in entry.items():
+                if value.shape not in ((), weights[place].shape):
+                    raise ValueError(f"{name} of weight {place} has shape {list(value.shape)}")
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
