@@ -25,7 +25,7 @@ NARROW, WIDE = 108, 144
 
 # Floors from the top to the bottom. A floor is rows; a row is (room, words below its name, middle, width).
 FLOORS: list[tuple[str, list[list[tuple[str, str, int, int]]]]] = [
-    ("command line", [[("cli", "a file for each verb", TRUNK, WIDE)]]),
+    ("command line", [[("cli", "a file for each command", TRUNK, WIDE)]]),
     (
         "work",
         [

@@ -240,7 +240,7 @@ def shipped() -> str:
 
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "parameters": lambda r: f"{r['parameters']:,}",
-        "training": lambda r: ", ".join(
+        "training": lambda r: ", then ".join(
             f"{place['seconds'] / 60:,.0f} minutes on {machine(place)}" for leg in r["legs"] for place in leg["places"]
         ),
         "test accuracy": lambda r: value(r, "test/accuracy"),
@@ -255,7 +255,7 @@ def shipped() -> str:
     drawn = " and ".join(dict.fromkeys(f"{o['samples']:,} samples by {o['sampler']} in {o['steps']} steps" for o in options))
     notes = (
         f"95 % intervals in parentheses; {drawn}. Each column has its own small extractor: compare its distances at the "
-        "same n with each other, not with the other column and not with an FID. A distance falls with n."
+        "same n with each other, not with the other column and not with an FID. More images, even real ones, are closer."
     )
     return "\n".join([*lines, "", notes])
 

@@ -22,14 +22,14 @@ def test_help_answers_at_once():
         helped = hybvit_process("--help")
         seconds.append(time.monotonic() - started)
     assert helped.returncode == 0
-    assert all(verb in helped.stdout for verb in cli.VERBS)
+    assert all(command in helped.stdout for command in cli.COMMANDS)
     assert min(seconds) < 1
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_every_verb_explains_itself(verb, capsys):
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main([verb, "--help"])
+        cli.main([command, "--help"])
     assert stop.value.code == 0
     assert "usage: hybvit" in capsys.readouterr().out
 
@@ -41,7 +41,7 @@ def picture(tmp_path) -> Path:
 
 
 BAD = {
-    "unknown verb": (["trian", "digits"], 2, "did you mean train"),
+    "unknown command": (["trian", "digits"], 2, "did you mean train"),
     "unknown preset": (["train", "digit"], 2, "did you mean digits"),
     "misspelt field": (["train", "digits", "--optim.lrr", "3"], 2, "did you mean --optim.lr"),
     "value of another type": (["train", "digits", "--optim.lr", "fast"], 2, "optim.lr"),

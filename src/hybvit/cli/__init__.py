@@ -1,4 +1,4 @@
-"""The command line: `hybvit VERB ...`. A verb is a module with ``main(arguments)``, imported on demand."""
+"""The command line: `hybvit COMMAND ...`. A command is a module with ``main(arguments)``, imported on demand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from .. import __version__, errors
 from .output import guarded, plain_warnings
 
-VERBS = {
+COMMANDS = {
     "train": "train a preset, or resume an interrupted run",
     "sample": "generate images, as one grid or as single files",
     "classify": "classify image files, with an in-distribution score",
@@ -38,14 +38,14 @@ EXIT_LEGEND = """exit codes: 0 done, 1 internal error, 2 usage or configuration,
 
 
 def usage() -> str:
-    verbs = "\n".join(f"  {verb:<11}{words}" for verb, words in VERBS.items())
-    return f"""usage: hybvit VERB ... [--debug]
+    commands = "\n".join(f"  {command:<11}{words}" for command, words in COMMANDS.items())
+    return f"""usage: hybvit COMMAND ... [--debug]
 
 One Vision Transformer that classifies images, generates them, and estimates their likelihood.
 
-{verbs}
+{commands}
 
-`hybvit VERB --help` lists the options of a verb; --debug shows tracebacks; --version prints the version.
+`hybvit COMMAND --help` lists the options of a command; --debug shows tracebacks; --version prints the version.
 {EXIT_LEGEND}"""
 
 
@@ -56,7 +56,7 @@ def raised_by_us(error: Exception) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb -> the exit code."""
+    """Run one command -> the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(arguments: list[str], debug: bool) -> int:
-    """Run one verb -> the exit code, before it is known whether its output arrived."""
+    """Run one command -> the exit code, before it is known whether its output arrived."""
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(usage())
@@ -89,9 +89,9 @@ def run(arguments: list[str], debug: bool) -> int:
         if arguments[0] == "--version":
             print(f"hybvit {__version__}")
             return 0
-        if arguments[0] not in VERBS:
-            hint = errors.did_you_mean(arguments[0], VERBS) or f": it is one of {', '.join(VERBS)}"
-            raise errors.ConfigError(f"unknown verb {arguments[0]!r}{hint}")
+        if arguments[0] not in COMMANDS:
+            hint = errors.did_you_mean(arguments[0], COMMANDS) or f": it is one of {', '.join(COMMANDS)}"
+            raise errors.ConfigError(f"unknown command {arguments[0]!r}{hint}")
         check_folder()
         importlib.import_module(f".{arguments[0].replace('-', '_')}", __name__).main(arguments[1:])
         return 0
