@@ -36,7 +36,7 @@ def test_zips_as_other_programs_write_them(tmp_path, capsys, name, members):
     data = opened(own(root))
     assert data.classes == ("cat", "dog")
     assert len(data.train) + len(data.test) == 12
-    assert capsys.readouterr().err == ""
+    assert "left out" not in capsys.readouterr().err
 
 
 def patched(path: Path, field: int, value: bytes) -> Path:

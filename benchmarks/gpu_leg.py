@@ -1,0 +1,232 @@
+"""Train in legs on a machine that is lent for minutes: each goes on where the last one stopped, and measures what it has.
+
+    python benchmarks/gpu_leg.py run --out DIR --seconds 480 [--state DIR] [--data DIR] [--preset NAME] [--any.field V ...]
+    python benchmarks/gpu_leg.py curve STATE
+
+`run` leaves a state in --out that is small enough to be carried: files of at most 15 MiB, the weights in bfloat16 where they
+would not fit otherwise, and no momentum that some steps restore. It is replaced every minute, so that a killed leg is not lost.
+With other fields than the state's, a leg starts a new run from its averaged weights, such as one whose learning rate ends at 0.
+--data may be an archive of the images. `curve` collects what was reached after how much time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import hybvit
+from hybvit import checkpoint
+from hybvit.checkpoint import CONFIG
+from hybvit.config import (
+    FREE_TO_CHANGE,
+    Config,
+    differences,
+    load_config,
+    minibatches,
+    override,
+    parse,
+    to_yaml,
+    without_addresses,
+)
+from hybvit.data.locate import locate
+from hybvit.devices import environment
+from hybvit.errors import CheckpointError, Interrupted
+from hybvit.presets import preset
+from hybvit.storage import read_json, write_text
+from hybvit.training.cost import cost
+from hybvit.training.loop import train
+from hybvit.training.run_folder import read_metrics, training_summary
+
+ROOT = Path(__file__).resolve().parent.parent
+LEG, PART, LARGEST = "leg.json", 15 << 20, 42 << 20  # the record; bytes of a file, and of all files of a state
+SAME = "run"  # the run folder of a leg that goes on with the recipe of the last
+GRACE = 60  # seconds that a training may take to stop
+
+
+# the state
+
+
+def small(tensors: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What the next leg needs, by ``file/name``: exact if it fits, else bfloat16 weights without the momentum of matrices."""
+    everything = {f"{file}/{name}": value for file, group in tensors.items() for name, value in group.items()}
+    if size_of(everything) <= LARGEST:
+        return everything
+    kept = {name: value for name, value in everything.items() if "momentum_buffer" not in name}
+    half = {name: value.bfloat16() if is_weight(name, value) else value for name, value in kept.items()}
+    if size_of(half) > LARGEST:
+        sys.exit(f"the state takes {size_of(half) / 2**20:.0f} MiB, at most {LARGEST / 2**20:.0f} are carried")
+    return half
+
+
+def is_weight(name: str, value: Tensor) -> bool:
+    return name.split("/")[0] in ("network", "ema") and value.dtype == torch.float32
+
+
+def size_of(tensors: dict[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in tensors.values())
+
+
+def parts_of(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Groups of tensors that each fit into a file."""
+    parts: list[dict[str, Tensor]] = [{}]
+    for name, value in tensors.items():
+        if size_of(parts[-1] | {name: value}) > PART:
+            parts.append({})
+        parts[-1][name] = value
+    return parts
+
+
+def pack(run: Path, out: Path, earlier: list[Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """Write the newest checkpoint of a run to ``out`` -> the record of its leg; leg.json, which names the files, comes last.
+
+    Args:
+        earlier: the records of the legs before.
+        measured: what this leg measured, if it has come to that.
+    """
+    folder, manifest, _ = checkpoint.newest(run / "checkpoints")
+    if folder is None:
+        return {}
+    cfg = without_addresses(load_config(run / CONFIG))
+    lines = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
+    training, step = training_summary(lines), manifest["step"]
+    done = step - (earlier[-1]["step"] if earlier and run.name == SAME else 0)
+    leg = {
+        "leg": len(earlier) + 1, "step": step, "steps": done, "images": done * sum(minibatches(cfg)),
+        "seconds": training.get("seconds", 0.0), "images_per_second": training.get("images_per_second"),
+        "gflop_per_step": cost(cfg).train_gflop_per_step, "seed": cfg.train.seed, "environment": environment(), **measured,
+    }  # fmt: skip
+    names = [name for name in manifest["sha256"] if name.endswith(".safetensors")]  # of which a newer checkpoint may delete some
+    tensors = {Path(name).stem: checkpoint.read_tensors(folder / name) for name in names}
+    files, before = {}, set(out.glob("state-*.safetensors"))
+    for number, part in enumerate(parts_of(small(tensors))):
+        path = out / f"state-{step}-{number}.safetensors"
+        save_file({name: value.contiguous() for name, value in part.items()}, path)
+        files[path.name] = checkpoint.sha256(path)
+    found = {"step": step, "config": to_yaml(cfg), "files": files, "legs": [*earlier, leg]}
+    write_text(out / LEG, json.dumps(found, indent=1) + "\n")
+    for path in before - {out / name for name in files}:
+        path.unlink()
+    return leg
+
+
+def unpack(state: Path, run: Path) -> list[Any]:
+    """Make a run folder of a state -> the records of the legs so far."""
+    record = read_json(state / LEG, "step", "config", "files", "legs")
+    tensors: dict[str, dict[str, Tensor]] = {"optimizer": {}}
+    for name, digest in record["files"].items():
+        if checkpoint.sha256(state / name) != digest:
+            sys.exit(f"{state / name}: damaged: its checksum is not that of {LEG}")
+        for key, value in checkpoint.read_tensors(state / name).items():
+            file, _, weight = key.partition("/")
+            tensors.setdefault(file, {})[weight] = value.float() if value.dtype == torch.bfloat16 else value
+    folder = checkpoint.step_folder(run / "checkpoints", record["step"])
+    folder.parent.mkdir(parents=True)
+    checkpoint.write_folder(folder, tensors, {CONFIG: record["config"]}, step=record["step"], **environment())
+    write_text(run / CONFIG, record["config"])
+    return record["legs"]
+
+
+# a leg
+
+
+def prepared(args: argparse.Namespace, fields: list[str], work: Path) -> tuple[Config, Path, list[Any]]:
+    """The recipe of this leg, its run folder, and the records of the legs before. The run folder holds the state if the recipe
+    is the same; otherwise the recipe starts from its averaged weights."""
+    changes = {"checkpoint_every": args.checkpoint_every, "keep_checkpoints": 1, "preview_every": 0}
+    if args.state is None:
+        return parse(fields, override(preset(args.preset), train={"steps": 10**6, **changes})), work / SAME, []
+    legs = unpack(args.state, work / SAME)
+    before = load_config(work / SAME / CONFIG)
+    cfg = override(parse(fields, before), train=changes)
+    if all(name in FREE_TO_CHANGE for name in differences(before, cfg)):
+        return cfg, work / SAME, legs
+    hybvit.load(work / SAME, "cpu").save_pretrained(work / "start")
+    return override(cfg, train={"init": str(work / "start")}), work / "other", legs
+
+
+def train_for(args: argparse.Namespace, cfg: Config, run: Path, legs: list[Any]) -> None:
+    """Train in a process of its own, and keep its state in ``args.out``."""
+    stored = run.with_name("leg.yaml")
+    write_text(stored, to_yaml(cfg))
+    process = subprocess.Popen([sys.executable, __file__, "train", str(stored), str(run)])
+    while process.poll() is None and not (run / ".lock").exists():  # imports and data do not count
+        time.sleep(0.2)
+    started = saved = time.monotonic()
+    while process.poll() is None and time.monotonic() < started + args.seconds:
+        time.sleep(0.2)
+        if time.monotonic() > saved + args.save_every:
+            with contextlib.suppress(CheckpointError):  # deleted while it was read, since a newer one is there
+                pack(run, args.out, legs, {})
+            saved = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    if process.wait(timeout=GRACE) != 0:
+        sys.exit("the training failed; the last state is kept")
+
+
+def leg(args: argparse.Namespace, fields: list[str]) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        work, data = Path(folder), args.data
+        if data is not None and data.is_file():
+            subprocess.run(["tar", "-xf", str(data.resolve()), "-C", folder], check=True)
+            data = next(path.parent for path in work.rglob("train"))
+        cfg, run, legs = prepared(args, fields, work)
+        if data is not None:
+            cfg = replace(cfg, data=locate(cfg.data, str(data)))
+        train_for(args, cfg, run, legs)
+        pack(run, args.out, legs, {"fields": fields})
+        suites = ["accuracy", "fidelity"] if cfg.objective.kind == "hybvit" else ["fidelity"]
+        options = hybvit.EvaluationOptions(samples=args.samples, sampler="dpmpp_2m", steps=20, extractor=args.extractor)
+        metrics = hybvit.evaluate(run, data, suites=suites, options=options, say=print).metrics
+        done = pack(run, args.out, legs, {"fields": fields, "metrics": {n: m._asdict() for n, m in metrics.items()}})
+    print(f"leg {done['leg']}: step {done['step']}, {done['images']:,} images in {done['seconds']:,.0f} s; {args.out / LEG}")
+
+
+def curve(state: Path) -> None:
+    target = ROOT / "results" / "cifar10_legs.json"
+    write_text(target, json.dumps({"legs": read_json(state / LEG, "legs")["legs"]}, indent=1) + "\n")
+    print(target)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["train"]:  # the process that train_for starts
+        stored = load_config(Path(sys.argv[2]))
+        with contextlib.suppress(Interrupted):
+            train(stored, sys.argv[3])
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train, measure, and leave a state")
+    run.add_argument("--out", type=Path, required=True, help="folder for the state and the record")
+    run.add_argument("--seconds", type=float, required=True, help="time for training; unpacking and measuring come on top")
+    run.add_argument("--state", type=Path, help="folder that the last leg left; without one the training starts")
+    run.add_argument("--data", type=Path, help="the images: a folder, or an archive of one with train/ and test/")
+    run.add_argument("--preset", default="cifar10_v2")
+    run.add_argument("--checkpoint-every", type=int, default=1000, help="steps")
+    run.add_argument("--save-every", type=float, default=60, help="seconds between two states, so that a kill costs no more")
+    run.add_argument("--samples", type=int, default=10_000)
+    run.add_argument("--extractor")
+    collect = commands.add_parser("curve", help="put the records of all legs into results/cifar10_legs.json")
+    collect.add_argument("state", type=Path, help="folder that the last leg left")
+    args, fields = parser.parse_known_args()
+    if args.command == "curve":
+        curve(args.state)
+    else:
+        leg(args, fields)
+
+
+if __name__ == "__main__":
+    main()

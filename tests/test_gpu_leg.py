@@ -1,0 +1,109 @@
+"""benchmarks/gpu_leg.py: a leg goes on where the last one stopped, whatever happened to it. Rehearsed with small networks."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybvit import checkpoint
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu_leg.py"
+SMALL = ("--samples", "20", "--save-every", "0.2", "--checkpoint-every", "5")
+TINY = ("--preset", "digits", "--model.dim=16", "--model.depth=2", "--model.heads=2", "--train.batch_size=8")
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("gpu_leg", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def leg(*words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, SCRIPT, "run", *SMALL, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def finished(*words: str) -> None:
+    process = leg(*words)
+    said, wrong = process.communicate(timeout=300)
+    assert process.returncode == 0, (said + wrong).decode()
+
+
+@pytest.mark.slow
+def test_a_killed_leg_is_gone_on_with_and_another_recipe_starts_from_its_average(tmp_path):
+    state = tmp_path / "first" / "leg.json"
+    killed = leg("--out", str(tmp_path / "first"), "--seconds", "300", *TINY)
+    while not state.is_file():
+        assert killed.poll() is None
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    first = json.loads(state.read_text())
+    assert "metrics" not in first["legs"][0]
+    assert "/" not in "".join(first["files"])
+
+    finished("--state", str(tmp_path / "first"), "--out", str(tmp_path / "second"), "--seconds", "3")
+    second = json.loads((tmp_path / "second" / "leg.json").read_text())
+    one, two = second["legs"]
+    assert one == first["legs"][0]
+    assert two["step"] == one["step"] + two["steps"] > one["step"]
+    assert two["images"] == two["steps"] * 16
+    assert {"test/accuracy", "fidelity/fd_cnn-digits_20"} <= two["metrics"].keys()
+    assert str(tmp_path) not in (tmp_path / "second" / "leg.json").read_text()
+
+    last = tmp_path / "third"
+    finished("--state", str(tmp_path / "second"), "--out", str(last), "--seconds", "60", "--train.steps=4")
+    third = json.loads((last / "leg.json").read_text())["legs"]
+    assert (len(third), third[-1]["step"], third[-1]["steps"]) == (3, 4, 4)
+
+
+def test_a_state_is_exact_if_it_fits_and_else_rounded_without_momentum(script, monkeypatch):
+    torch.manual_seed(0)
+    weights = {"w": torch.randn(8, 8), "n": torch.arange(3)}
+    tensors = {
+        "network": weights,
+        "ema": weights,
+        "optimizer": {"0/momentum_buffer": torch.randn(8, 8), "1/0/exp_avg": torch.ones(2)},
+    }
+    exact = script.small(tensors)
+    assert torch.equal(exact["network/w"], weights["w"])
+    monkeypatch.setattr(script, "LARGEST", 600)
+    rounded = script.small(tensors)
+    assert "optimizer/0/momentum_buffer" not in rounded
+    assert (rounded["ema/w"].dtype, rounded["ema/n"].dtype) == (torch.bfloat16, torch.int64)
+    assert rounded["optimizer/1/0/exp_avg"].dtype == torch.float32
+    torch.testing.assert_close(rounded["ema/w"].float(), weights["w"], rtol=2**-8, atol=0)
+    monkeypatch.setattr(script, "LARGEST", 100)
+    with pytest.raises(SystemExit, match="are carried"):
+        script.small(tensors)
+
+
+def test_no_file_of_a_state_is_larger_than_what_is_carried(script, monkeypatch):
+    monkeypatch.setattr(script, "PART", 1000)
+    tensors = {f"network/{i}": torch.zeros(n) for i, n in enumerate((100, 100, 100, 300, 1))}
+    parts = script.parts_of(tensors)
+    assert [len(part) for part in parts] == [2, 1, 1, 1]
+    assert dict(pair for part in parts for pair in part.items()).keys() == tensors.keys()
+
+
+def test_a_damaged_state_is_refused(script, tmp_path):
+    (tmp_path / "state-1-0.safetensors").write_bytes(b"rubbish")
+    found = {"step": 1, "config": "", "legs": [], "files": {"state-1-0.safetensors": "0" * 64}}
+    (tmp_path / "leg.json").write_text(json.dumps(found))
+    with pytest.raises(SystemExit, match="damaged"):
+        script.unpack(tmp_path, tmp_path / "run")
+    assert not checkpoint.step_folders(tmp_path / "run" / "checkpoints")
