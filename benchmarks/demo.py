@@ -18,12 +18,12 @@ BARS = {
 }
 LONGEST_SECONDS = 150
 LIMITS = (  # of the evaluation, so that it takes less than a minute on two cores
-    "--samples=300", "--attack-images=48", "--autoattack-images=8", "--bound-images=64", "--bound-draws=16",
+    "--samples=300", "--attack-images=32", "--autoattack-images=8", "--bound-images=64", "--bound-draws=16",
 )  # fmt: skip
 
 
 def hybvit(*arguments: str) -> None:
-    """One verb, as on a command line; its failure is ours."""
+    """One command, as a user types it; its failure is ours."""
     print(f"$ hybvit {' '.join(arguments)}", flush=True)
     code = subprocess.run([sys.executable, "-m", "hybvit.cli", *arguments]).returncode
     if code:
