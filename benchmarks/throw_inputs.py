@@ -263,7 +263,7 @@ def values(draw: Draw) -> Case:
     verb = draw.choice(("train", "train", "train", "evaluate", "sample", "classify", "show-data", "bare"))
     value = draw.choice(VALUES) if draw.maybe(0.8) else str(draw.choice(sorted(draw.shared.rglob("*"))))
     if verb == "bare":  # bench and reproduce start work of many minutes
-        first = draw.choice((*(verb for verb in cli.VERBS if verb not in ("bench", "reproduce")), value, ""))
+        first = draw.choice((*(verb for verb in cli.COMMANDS if verb not in ("bench", "reproduce")), value, ""))
         return Case([first, *draw.choice(([], [value], ["--help"], [value] * 2))], lines=0)
     if verb in OPTIONS:
         case = use(draw, verb, str(draw.shared / "run"), draw.folder / "out")
