@@ -178,6 +178,18 @@ def test_every_variant_is_v2_with_what_its_name_says():
     assert set(COMPARISON.costs) <= set(COMPARISON.variants)
 
 
+def test_the_studies_of_cifar10_change_the_same_of_its_v2():
+    wanted = {name: set(fields.split()) for fields, names in CHANGED.items() for name in names.split()} | {
+        "v2": set(), "wide_heads": {"model.heads"}, "large_batches": {"train.batch_size", "train.labelled_batch_size"},
+        "small_patches": {"model.patch_size", "model.stem_width", "model.readout_width"},
+    }  # fmt: skip
+    v2 = preset("cifar10_pocket_v2")
+    for study in (STUDIES["cifar10"], STUDIES["cifar10_trials"]):
+        for name, variant in study.variants.items():
+            if not variant.fixed:
+                assert set(differences(v2, variant.config)) == wanted[name], name
+
+
 def test_a_table_has_means_over_seeds_and_differences_to_the_base():
     def record(variant, seed, accuracy, distance):
         return {

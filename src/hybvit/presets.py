@@ -188,6 +188,18 @@ FASHION_MNIST_V2 = _v2(
     tap=4,
 )
 
+CIFAR10_POCKET = Config(
+    model=replace(_images("cifar10"), dim=128, depth=6, heads=4),
+    data=replace(WEAK, name="cifar10"),
+    optim=OptimConfig(warmup_steps=250),
+    train=TrainConfig(steps=12_000, checkpoint_every=500),
+)
+CIFAR10_POCKET_V2 = override(
+    _v2(CIFAR10_POCKET, tokens_per_side=8, tap=4, stem_width=24, readout_width=24),
+    objective={"alpha": 10.0, "alpha_end": 1.0},
+    data={"clean_flip": True},
+)
+
 PRESETS: dict[str, Preset] = {
     "digits": Preset(
         Config(
@@ -234,6 +246,10 @@ PRESETS: dict[str, Preset] = {
         FASHION_MNIST_V2,
         "Fashion-MNIST with our recipe at pocket size, half an hour on two CPU cores with --train.compile true",
     ),
+    "cifar10_pocket": Preset(
+        CIFAR10_POCKET, "CIFAR-10 with the paper's network at pocket size and weak augmentation, for two CPU cores"
+    ),
+    "cifar10_pocket_v2": Preset(CIFAR10_POCKET_V2, "CIFAR-10 with our recipe at pocket size, for two CPU cores"),
     "cifar10_v2": Preset(_v2_natural(CIFAR10), "CIFAR-10 with our recipe"),
     "cifar100_v2": Preset(_v2_natural(CIFAR100), "CIFAR-100 with our recipe"),
     "tiny_imagenet_v2": Preset(_v2_natural(TINY_IMAGENET), "Tiny-ImageNet with our recipe"),

@@ -62,7 +62,8 @@ def build_parser() -> ArgumentParser:
         nargs="+",
         metavar="NAME",
         help="table1 to table13, figure1, figure4 to figure24, or all; or one study: ablation (what each choice of the "
-        "v2 recipe contributes) or v2 (v2 against the paper's recipe, and the cost of being hybrid)",
+        "v2 recipe contributes), v2 (v2 against the paper's recipe, and the cost of being hybrid), cifar10 (the same on "
+        "CIFAR-10) or cifar10_trials (the choices of v2 on CIFAR-10)",
     )
     scales = "; ".join(f"{scale.name}: {scale.description}" for scale in SCALES.values())
     minutes = ", ".join(f"{name}: {study.minutes:.3g}" for name, study in studies.STUDIES.items())
@@ -94,7 +95,7 @@ def main(arguments: list[str]) -> None:
         return
     if args.budget is not None or args.seeds is not None:
         raise ConfigError(
-            f"--budget and --seeds are for {' and '.join(studies.STUDIES)}: leave them out for tables and figures"
+            f"--budget and --seeds are for {', '.join(studies.STUDIES)}: leave them out for tables and figures"
         )
     scale, names = SCALES[args.scale], names_of(args.names)
     only = set(filter(None, (args.runs or "").split(",")))
@@ -141,7 +142,7 @@ def run_study(args: argparse.Namespace, fields: list[str], overrides: dict[str, 
     name, *others = args.names
     if others or args.scale != "pocket":
         what = f"--scale {args.scale}" if args.scale != "pocket" else " ".join(others)
-        raise ConfigError(f"{' and '.join(studies.STUDIES)} run one at a time and at pocket scale: leave out {what}")
+        raise ConfigError(f"{', '.join(studies.STUDIES)} run one at a time and at pocket scale: leave out {what}")
     seeds = (args.seeds or "0").split(",")
     if not all(seed.isdecimal() for seed in seeds):
         raise ConfigError(f"--seeds {args.seeds}: it must be comma-separated integers, such as 0,1")
