@@ -261,7 +261,7 @@ def test_seeds_and_names_of_runs():
         (["v2", "--runs", "pap"], "did you mean paper"),
         (["v2", "--seeds", "a"], "--seeds a"),
         (["v2", "--budget", "0"], "--budget 0"),
-        (["table1", "--budget", "3"], "--budget and --seeds are for ablation and v2"),
+        (["table1", "--budget", "3"], "--budget and --seeds are for ablation, v2, cifar10"),
         (["ablatoin"], "did you mean ablation"),
     ],
 )
