@@ -285,3 +285,21 @@ def test_a_checkpoint_whose_checksums_are_right_may_still_not_fit(tiny_run, tmp_
     assert refused.returncode == 5, refused.stderr
     assert refused.stderr.count("\n") == 1
     assert folder.name in refused.stderr
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"earlier": 3}', '{"earlier": [1, {}, {"until_step": "x"}]}', "\x00", ""])
+def test_a_damaged_record_of_environments_costs_nothing_else(tiny_run, tmp_path, text):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / "environment.json").write_text(text)
+    assert command("train", "digits", "--out", run, "--train.steps=20", *TINY).returncode == 0
+    assert "earlier" not in read_json(run / "environment.json")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "manifest.json"])
+def test_a_file_that_is_far_too_large_is_not_read(tiny_run, tmp_path, name):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    for path in run.rglob(name):
+        os.truncate(path, 8 << 30)  # it takes no space on the disk
+    refused = command("sample", run, "-n", "1", "--steps", "1", "--out", tmp_path / "a.png")
+    assert refused.returncode in (2, 5), refused.stderr
+    assert name in refused.stderr

@@ -16,7 +16,7 @@ from hybvit.data import datasets
 from hybvit.data.files import ArraysOnly, Files, read_idx, unpickle
 from hybvit.data.image_set import BadFiles, Dataset, Decoding, ImageSet, LazyImages
 from hybvit.data.locate import locate
-from hybvit.data.readers import READERS, check_count
+from hybvit.data.readers import READERS, check_count, class_names
 from hybvit.errors import ConfigError, DataError
 from hybvit.method.vit import HybViT, ViTConfig
 from hybvit.networks import number_of_parameters
@@ -775,3 +775,10 @@ def test_held_out_images_are_not_trained_on():
     assert few.held_out.labels.tolist() == [0, 1]
     images = sorted(image.numpy().tobytes() for part in (data.train, data.held_out) for image in part.pixels)
     assert images == sorted(image.numpy().tobytes() for image in whole.train.pixels)
+
+
+@pytest.mark.parametrize("text", ["n01 x a\n", "n01\n", "\n".join(f"n{k:02} {k} a" for k in range(1, 1000)), "n01 1\n"])
+def test_a_damaged_table_of_classes_is_named(tmp_path, text):
+    (tmp_path / "map_clsloc.txt").write_text(text)
+    with pytest.raises(DataError, match="map_clsloc"):
+        class_names("imagenet32", tmp_path / "train_data_batch_1")

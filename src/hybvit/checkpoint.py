@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import CheckpointError, DataError
-from .storage import flush, read_bytes, temporary_name
+from .storage import MAX_TEXT, flush, read_bytes, temporary_name
 
 CONFIG, WEIGHTS, EMA = "config.yaml", "model", "ema"
 
@@ -176,7 +176,7 @@ def read_verified(folder: Path, *names: str) -> tuple[dict[str, Any], dict[str, 
     for name in names:
         if name in manifest["sha256"]:
             try:
-                contents[name] = read_bytes(folder / name)
+                contents[name] = read_bytes(folder / name, None if name.endswith(".safetensors") else MAX_TEXT)
             except OSError as error:
                 raise CheckpointError(f"{folder / name}: unreadable ({error.strerror})") from None
     for name, content in contents.items():

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from .errors import ConfigError, DataError
 
+MAX_TEXT = 256 << 20  # bytes of a configuration, a manifest or a record
 ASSETS = Path(__file__).parent / "assets"  # files that ship with the package
 
 
@@ -110,15 +111,24 @@ def lock_folder(path: Path, name: str = ".lock") -> IO[str] | None:
     return file
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, limit: int | None = MAX_TEXT) -> bytes:
     """The content of a file.
 
+    Args:
+        limit: bytes beyond which it is not read; None for weights and data, which may be as large as the memory.
+
     Raises:
-        OSError: it cannot be read; or it is a pipe, a socket or a device, which may wait forever, or never end.
+        OSError: it cannot be read, or is too large; or it is a pipe, a socket or a device, which may wait forever or never end.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode) and not path.is_dir():
         raise OSError(errno.EINVAL, "a pipe, a socket or a device: give a file", str(path))
-    return path.read_bytes()
+    if limit is not None and found.st_size > limit:
+        raise OSError(errno.EFBIG, f"{found.st_size:,} bytes, more than any such file has", str(path))
+    try:
+        return path.read_bytes()
+    except MemoryError:
+        raise OSError(errno.ENOMEM, f"{found.st_size:,} bytes, more than fit into memory", str(path)) from None
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:

@@ -94,9 +94,7 @@ def main(arguments: list[str]) -> None:
         run_study(args, fields, overrides)
         return
     if args.budget is not None or args.seeds is not None:
-        raise ConfigError(
-            f"--budget and --seeds are for {', '.join(studies.STUDIES)}: leave them out for tables and figures"
-        )
+        raise ConfigError(f"--budget and --seeds are for {', '.join(studies.STUDIES)}: leave them out for tables and figures")
     scale, names = SCALES[args.scale], names_of(args.names)
     only = set(filter(None, (args.runs or "").split(",")))
     for run in only - set(PRESETS):

@@ -19,6 +19,7 @@ from ..catalog import CATALOG, DEBIAN, DatasetInfo
 from ..config import DataConfig
 from ..data import own_images, shards
 from ..errors import ConfigError, DataError
+from .files import data_errors
 from .image_set import BadFiles, Dataset, Decoding, ImageSet, reorder_classes, select_per_class
 from .images import MODES, Originals, fit, with_channels
 from .readers import class_names, is_as_distributed, lies_in_class_folders, parts_of, read
@@ -50,7 +51,8 @@ def open_dataset(
     elif data.name == "shards":
         found = shards.open_shards(data, decoding, num_classes)
     else:
-        found = own_images.READERS[data.name](data, decoding)
+        with data_errors(Path(data.root or ".")):  # whatever the files make a reader raise
+            found = own_images.READERS[data.name](data, decoding)
     _check(found, data.root or data.name, labeled)
     originals.warn(data.root or data.name, size)
     found = reorder_classes(found, data.classes)
@@ -87,7 +89,8 @@ def _named(data: DataConfig, decoding: Decoding) -> Dataset:
     unlabelled = read_split(data.name, "unlabelled", data.root, decoding, data.resize) if data.unlabelled else None
     source = find(data.name, data.root)
     assert source is not None  # read_split found it
-    names = class_names(data.name, source)
+    with data_errors(source):
+        names = class_names(data.name, source)
     return Dataset(train, test, names, unlabelled)
 
 

@@ -221,7 +221,7 @@ def read_members(source: Path, names: Collection[str]) -> dict[str, bytes]:
     if source.is_dir():
         for name in names:
             with data_errors(source / name):
-                found[name] = read_bytes(source / name)
+                found[name] = read_bytes(source / name, limit=None)
         return found
     with data_errors(source):
         if source.suffix.lower() == ".zip":

@@ -185,7 +185,7 @@ def svhn(source: Path, split: str, decoding: Decoding) -> ImageSet:
         raise DataError(f"{path}: its images are {pixels.dtype} {list(pixels.shape)}, not uint8 [32, 32, 3, N]")
     images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)))
     check_count("svhn", split, len(images), path)
-    return ImageSet(images, (label_row(labels.astype(np.int64), len(images), path, "svhn", 1) + 1) % 10)
+    return ImageSet(images, (label_row(labels, len(images), path, "svhn", 1) + 1) % 10)
 
 
 def stl10(source: Path, split: str, decoding: Decoding) -> ImageSet:
@@ -308,9 +308,14 @@ READERS: dict[str, Callable[[Path, str, Decoding], ImageSet]] = {
 
 
 def read(name: str, source: Path, split: str, decoding: Decoding) -> ImageSet:
-    """A split of a named set at its native size and channels, from its own files or from class folders."""
+    """A split of a named set at its native size and channels, from its own files or from class folders.
+
+    Raises:
+        DataError: its files are missing or damaged; whatever they make a reader raise becomes one.
+    """
     if is_as_distributed(name, source):
-        return READERS[name](source, split, decoding)
+        with data_errors(source):
+            return READERS[name](source, split, decoding)
     info = CATALOG[name]
     part = class_folders(name, source).get(split)
     if part is None or info.size is None:
@@ -367,10 +372,11 @@ def class_names(name: str, source: Path) -> tuple[str, ...]:
         return tuple(readable_name(wnid, words) for wnid in Files(source).folders())
     mapping = source.parent / "map_clsloc.txt"  # "n02119789 1 kit_fox"
     if mapping.is_file():
-        rows = [line.split() for line in read_lines(mapping) if line.strip()]
-        if sorted(int(row[1]) for row in rows) != list(range(1, 1001)):
-            raise DataError(f"{mapping}: does not number the classes from 1 to 1000")
-        return tuple(f"{row[2]} ({row[0]})" for row in sorted(rows, key=lambda row: int(row[1])))
+        with data_errors(mapping):
+            rows = [line.split() for line in read_lines(mapping) if line.strip()]
+            if sorted(int(row[1]) for row in rows) != list(range(1, 1001)):
+                raise DataError(f"{mapping}: does not number the classes from 1 to 1000")
+            return tuple(f"{row[2]} ({row[0]})" for row in sorted(rows, key=lambda row: int(row[1])))
     return tuple(str(k) for k in range(1, 1001))
 
 

@@ -335,7 +335,7 @@ def _read(path: Path, sha256: str) -> bytes:
         DataError: the file is missing or has another checksum.
     """
     try:
-        content = read_bytes(path)
+        content = read_bytes(path, limit=None)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     found = hashlib.sha256(content).hexdigest()

@@ -188,8 +188,8 @@ def record_of(run: str, folder: Path, cfg: Config, base: Config | None = None) -
         record["kept_step"] = state.done
     history = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
     record["training"] = training_summary(history) | {"of_steps": cfg.train.steps, "batch_size": cfg.train.batch_size}
-    with contextlib.suppress(OSError, ValueError):
-        record["environment"] = json.loads((folder / "environment.json").read_text())
+    with contextlib.suppress(DataError):
+        record["environment"] = read_json(folder / "environment.json")
     record["metrics"] = found.get("metrics", {})
     record["tables"] = {name: value for name, value in found.get("tables", {}).items() if name in KEPT_TABLES}
     record["options"] = {name: suite["settings"] for name, suite in found.get("suites", {}).items()}

@@ -19,7 +19,7 @@ from ..data.fingerprint import numbers
 from ..devices import environment
 from ..errors import CheckpointError, ConfigError, DataError
 from ..networks import check_config
-from ..storage import lock_folder, make_folder, write_text
+from ..storage import lock_folder, make_folder, read_json, write_text
 
 NEEDED = ("network.safetensors", "ema.safetensors", "optimizer.safetensors")  # to resume
 
@@ -87,11 +87,12 @@ class RunFolder:
 
     def earlier_environments(self) -> list[dict[str, Any]]:
         """The environments in which the run was before it was resumed elsewhere, each with ``until_step``."""
-        file = self.path / "environment.json"
         try:
-            return json.loads(file.read_text()).get("earlier", []) if file.is_file() else []
-        except (OSError, ValueError):
+            earlier = read_json(self.path / "environment.json").get("earlier", [])
+        except DataError:  # there is none yet, or it is damaged, which costs nothing else
             return []
+        places = earlier if isinstance(earlier, list) else []
+        return [place for place in places if isinstance(place, dict) and isinstance(place.get("until_step"), int)]
 
     def write_environment(self, earlier: list[dict[str, Any]]) -> None:
         facts = {**environment(), "seed": self.seed, **({"earlier": earlier} if earlier else {})}
