@@ -311,3 +311,12 @@ def test_bench_measures_the_same_computation(capsys, tmp_path):
     torch.testing.assert_close(results[0][0], results[1][0])
     for a, b in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_name_with_a_line_break_stays_on_its_line(tiny_run, tmp_path, capsys):
+    good, *bad = (tmp_path / f"a\n{name}.png" for name in ("good", "bad", "worse"))
+    Image.new("L", (8, 8), 90).save(good)
+    assert cli.main(["classify", str(tiny_run), str(good), *map(str, bad)]) == 3
+    said = capsys.readouterr()
+    assert (said.out.count("\n"), said.err.count("\n")) == (1, 2)
+    assert all(line.startswith("hybvit: ") for line in said.err.splitlines())

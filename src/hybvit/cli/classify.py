@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
         with naming(args.model):
             answer(model, named, torch.stack(pixels), args.top, args.json)
     for other in bad[:-1]:
-        print(f"hybvit: {other}", file=sys.stderr)
+        print(f"hybvit: {' '.join(str(other).split())}", file=sys.stderr)  # a name may have line breaks
     if bad:
         raise bad[-1]
 
@@ -54,4 +54,4 @@ def answer(model: HybridModel, images: list[str], pixels: Tensor, top_classes: i
             print(json.dumps({"image": path, "label": model.classes[label], "probabilities": named, "log_density": score}))
         else:
             shown = "  ".join(f"{name} {100 * p:.1f} %" for name, p in named.items())
-            print(f"{path:<{width}}  {shown}  log density {score:.2f}")
+            print(f"{' '.join(path.split()):<{width}}  {shown}  log density {score:.2f}")
