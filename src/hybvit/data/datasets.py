@@ -83,12 +83,10 @@ def _named(data: DataConfig, decoding: Decoding) -> Dataset:
         raise ConfigError(f"data.root is {data.root}, but {data.name} ships with scikit-learn: leave it out")
     if data.test_root is not None:
         raise ConfigError(f"data.test_root is {data.test_root}, but {data.name} has its own test images: leave it out")
-    train, test = (read_split(data.name, split, data.root, decoding, data.resize) for split in ("train", "test"))
-    unlabelled = read_split(data.name, "unlabelled", data.root, decoding, data.resize) if data.unlabelled else None
-    source = find(data.name, data.root)
-    assert source is not None  # read_split found it
-    names = class_names(data.name, source)
-    return Dataset(train, test, names, unlabelled)
+    source = find(data.name, data.root) or download(data.name, data.root)
+    train, test = (_read_split(data.name, split, source, decoding, data.resize) for split in ("train", "test"))
+    unlabelled = _read_split(data.name, "unlabelled", source, decoding, data.resize) if data.unlabelled else None
+    return Dataset(train, test, class_names(data.name, source), unlabelled)
 
 
 def read_split(name: str, split: str, root: str | None, decoding: Decoding, resize: bool) -> ImageSet:
@@ -97,8 +95,12 @@ def read_split(name: str, split: str, root: str | None, decoding: Decoding, resi
     Raises:
         DataError: its files are missing or damaged, or do not hold the data set that they are named after.
     """
+    return _read_split(name, split, find(name, root) or download(name, root), decoding, resize)
+
+
+def _read_split(name: str, split: str, source: Path, decoding: Decoding, resize: bool) -> ImageSet:
+    """:func:`read_split` of a data set that was found: to find one in class folders takes as long as to list its images."""
     info = CATALOG[name]
-    source = find(name, root) or download(name, root)
     images = read(name, source, split, decoding)
     _check_published(info, name, split, source, images, decoding.bad_files)
     if isinstance(images.pixels, Tensor):

@@ -34,7 +34,7 @@ MAX_ARRAYS = 3 << 30  # bytes of an array file in an archive; STL-10 has one of 
 
 
 @contextmanager
-def data_errors(path: Path) -> Iterator[None]:
+def data_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """Convert whatever a library raises for an unreadable file into a DataError that names the file."""
     try:
         yield
@@ -50,7 +50,7 @@ def data_errors(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: damaged or cut short ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
-def refuse_special(path: Path) -> None:
+def refuse_special(path: str | os.PathLike[str]) -> None:
     """Raises DataError for a pipe, a socket or a device: reading one may wait forever, or never end."""
     try:
         mode = os.stat(path).st_mode
@@ -60,10 +60,10 @@ def refuse_special(path: Path) -> None:
         raise DataError(f"{path}: a pipe, a socket or a device: give a file")
 
 
-def size_of(path: Path) -> int:
+def size_of(path: str | os.PathLike[str]) -> int:
     """The size of a file in bytes; -1 where it cannot be found out, which whoever opens it will explain."""
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size
     except (OSError, ValueError):
         return -1
 
@@ -292,8 +292,8 @@ class Files:
                 continue
             seen.add(real)
             folders.sort()
-            relative = Path(folder).relative_to(self.source)
-            found += [(relative / name).as_posix() for name in names]
+            below = "".join(f"{part}/" for part in Path(folder).relative_to(self.source).parts)
+            found += [f"{below}{name}" for name in names]
         return sorted(found)
 
     @staticmethod
@@ -318,15 +318,16 @@ class Files:
                 return io.BytesIO(
                     read_member(self._archive(), self._members[self.prefix + name], MAX_MEMBER, self.where / name)
                 )
-        refuse_special(self.source / name)
-        with data_errors(self.source / name):
-            return (self.source / name).open("rb")
+        path = os.path.join(self.source, name)  # pathlib takes longer than to open the file
+        refuse_special(path)
+        with data_errors(path):
+            return open(path, "rb")
 
     def size(self, name: str) -> int:
         """The size of a file in bytes, as the folder or the archive's index gives it."""
         if self.zipped:
             return self._archive().getinfo(self._members[self.prefix + name]).file_size
-        return size_of(self.source / name)
+        return size_of(os.path.join(self.source, name))
 
     def start(self, name: str) -> bytes:
         """The first bytes of a file, enough to tell its format; none if it cannot be read."""

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize as resampled
@@ -150,7 +150,9 @@ def as_pixels(image: Image.Image, channels: int, size: int, originals: Originals
         raise DataError(f"images can be read with 1 or 3 channels, not model.channels = {channels}")
     white = white_of(image, originals)
     reduced = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # Pillow keeps the upper half of color values
-    image = ImageOps.exif_transpose(image)
+    image.load()  # EXIF data may follow the pixels
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     originals.note(image, channels)
     if reduced and image.mode.startswith("RGB"):
         if white < 65535:
@@ -169,7 +171,10 @@ def as_pixels(image: Image.Image, channels: int, size: int, originals: Originals
         raise DataError("32-bit float values have no standard range: convert it to 8 or 16 bits per channel")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = ImageOps.fit(image.convert(MODES[channels]), (size, size), Image.Resampling.BICUBIC)
+    if image.mode != MODES[channels]:
+        image = image.convert(MODES[channels])
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(size, size, channels).permute(2, 0, 1)
 
 

@@ -83,7 +83,7 @@ def image_names(files: Files) -> list[str]:
     suffixes, other = readable_suffixes(), SIDE_FILES - {""}
 
     def is_image(name: str) -> bool:
-        suffix = Path(name).suffix.lower()
+        suffix = os.path.splitext(name)[1].lower()
         if suffix in suffixes or suffix in other:
             return suffix in suffixes
         start = files.start(name)
@@ -113,7 +113,7 @@ def left_out(files: Files, read: Collection[str]) -> str | None:
     """
     expected = readable_suffixes() | (SIDE_FILES if read else SIDE_FILES - {""})
     taken = set(read)
-    others = Counter(Path(name).suffix.lower() for name in files.names() if name not in taken and not is_hidden(name))
+    others = Counter(os.path.splitext(name)[1].lower() for name in files.names() if name not in taken and not is_hidden(name))
     others = Counter({suffix: n for suffix, n in others.items() if suffix not in expected})
     if not others:
         return None
