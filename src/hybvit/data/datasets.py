@@ -6,8 +6,6 @@ user's own images.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from ..catalog import CATALOG, DEBIAN, DatasetInfo
 from ..config import DataConfig
 from ..data import own_images, shards
 from ..errors import ConfigError, DataError
+from ..storage import cache_folder
 from .image_set import BadFiles, Dataset, Decoding, ImageSet, reorder_classes, select_per_class
 from .images import MODES, Originals, fit, with_channels
 from .readers import class_names, is_as_distributed, lies_in_class_folders, parts_of, read
@@ -126,13 +125,6 @@ def out_of_distribution(name: str, root: str | None, test: ImageSet, decoding: D
     index = torch.arange(len(test) - batch)
     first, second = test.take(index)[0], test.take(index + batch)[0]
     return ImageSet(((first.int() + second.int() + 1) // 2).to(torch.uint8))
-
-
-def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/hybvit or ~/.cache/hybvit; in the folder for temporary files where the user has no home."""
-    home = os.path.expanduser("~")
-    caches = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home != "~" else tempfile.gettempdir())
-    return Path(caches) / "hybvit"
 
 
 def find(name: str, root: str | None = None) -> Path | None:

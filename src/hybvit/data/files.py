@@ -11,13 +11,14 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import stat
 import struct
 import sys
 import tarfile
 import threading
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -66,6 +67,12 @@ def size_of(path: str | os.PathLike[str]) -> int:
         return os.stat(path).st_size
     except (OSError, ValueError):
         return -1
+
+
+def stamp(path: str) -> str:
+    """Path, size and times of a file. The system sets the last one, even where a program restores the time of the content."""
+    found = os.stat(path)
+    return f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}"
 
 
 def check_size(size: int, limit: int, where: object) -> None:
@@ -250,9 +257,12 @@ def _below_top(member: str, names: Collection[str]) -> str | None:
     return next((name for name in ("/".join(parts), "/".join(parts[1:])) if name in names), None)
 
 
+HIDDEN = re.compile(r"(^|/)(\.|(__MACOSX|__pycache__|@eaDir)(/|\Z))")
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file lies in, or is, what other programs leave behind: .ipynb_checkpoints, __MACOSX, .DS_Store ..."""
-    return any(part.startswith(".") or part in ("__MACOSX", "__pycache__", "@eaDir") for part in name.split("/"))
+    return HIDDEN.search(name) is not None
 
 
 class Files:
@@ -327,7 +337,19 @@ class Files:
         """The size of a file in bytes, as the folder or the archive's index gives it."""
         if self.zipped:
             return self._archive().getinfo(self._members[self.prefix + name]).file_size
-        return size_of(os.path.join(self.source, name))
+        return size_of(f"{self.source}/{name}")
+
+    def stamps(self, names: Iterable[str]) -> Iterator[str]:
+        """Text that changes when the content of one of these files may have: where it is, its size, and when it was changed.
+
+        Raises:
+            OSError: a file cannot be found.
+        """
+        source = os.path.abspath(self.source)
+        if self.zipped:
+            yield stamp(source)
+        for name in names:
+            yield f"{self.prefix}{name}\0{self.size(name)}" if self.zipped else stamp(os.path.join(source, name))
 
     def start(self, name: str) -> bytes:
         """The first bytes of a file, enough to tell its format; none if it cannot be read."""

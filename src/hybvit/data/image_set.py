@@ -10,7 +10,7 @@ import mmap
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import DataError
+from . import decoded
 from .files import Files
 from .images import Originals, read_image
 
@@ -226,10 +227,19 @@ def every_fifth(images: ImageSet) -> Tensor:
     return select_per_class(images, lambda members: members[::5])
 
 
-def load_images(n: int, decode: Decode, labels: Sequence[int] | Tensor | None, decoding: Decoding, what: str) -> ImageSet:
+def load_images(
+    n: int,
+    decode: Decode,
+    labels: Sequence[int] | Tensor | None,
+    decoding: Decoding,
+    what: str,
+    stamps: Callable[[], Iterable[str]] | None = None,
+) -> ImageSet:
     """An image set of n images, decoded now if they fit into ``decoding.memory``, else on access.
 
-    ``what`` is the label of the progress bar.
+    Args:
+        what: the label of the progress bar.
+        stamps: text that changes with the images, if decoded ones are to be kept for the next time.
     """
     labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
     if n * decoding.channels * decoding.size**2 > decoding.memory:
@@ -237,7 +247,17 @@ def load_images(n: int, decode: Decode, labels: Sequence[int] | Tensor | None, d
             with suppress(DataError):
                 decode(i)
         return ImageSet(LazyImages(n, decode, decoding), labels)
+    originals = decoding.originals or Originals()
+    place = None
+    if stamps and decoding.originals and n >= decoded.FEWEST:
+        place = decoded.place_of(stamps, decoding.channels, decoding.size, originals.bits)
+    if place and (found := decoded.read(place, (n, decoding.channels, decoding.size, decoding.size))):
+        originals.add(*found[1])
+        return ImageSet(found[0], labels)
+    before = len(originals.notes)
     pixels, good = decode_all(n, decode, decoding, what)
+    if place and len(notes := originals.notes[before:]) == n:  # else there is a bad file, to be reported the next time too
+        decoded.write(place, pixels, notes)
     return ImageSet(pixels, labels) if bool(good.all()) else ImageSet(pixels, labels).where(good)
 
 
@@ -277,4 +297,4 @@ def load_image_files(files: Files, names: list[str], labels: Sequence[int] | Non
         with files.open(name) as file:
             return read_image(os.path.join(files.source, name), decoding.channels, decoding.size, file, decoding.originals)
 
-    return load_images(len(names), decode, labels, decoding, files.source.name)
+    return load_images(len(names), decode, labels, decoding, files.source.name, lambda: files.stamps(names))

@@ -106,15 +106,16 @@ class Originals:
 
     def __init__(self, bits: int | None = None) -> None:
         self.bits = bits
-        self.notes: list[Note] | None = []  # a list, because threads may add to it; None once they have been read
+        self.notes: list[Note] = []  # a list, because threads may add to it
+        self.closed = False
 
     def add(self, *notes: Note) -> None:
-        if self.notes is not None:
+        if not self.closed:
             self.notes.extend(notes)
 
     def warn(self, where: str, size: int) -> None:
         """Say on standard error what most of the images lose, and which setting keeps it; later ones are not kept."""
-        notes, self.notes = self.notes or [Note(0)], None
+        notes, self.notes, self.closed = self.notes or [Note(0)], [], True
         top = max(note.largest for note in notes)
         if 0 < top <= 4095 and self.bits is None:
             bits = 8 if top <= 255 else 12
