@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,22 @@ from hybvit.method.vit import ViTConfig
 
 DATA = Path(__file__).parent / "data"
 torch.set_num_threads(1)
+
+
+def leave_the_cache_alone() -> None:
+    """Let the cache, here and in child processes, be a new folder with links to what is in the user's: some tests read the real
+    Fashion-MNIST there, and decoded images are to be kept elsewhere."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    made = Path(tempfile.mkdtemp(prefix="hybvit-tests-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    (made / "hybvit").mkdir()
+    for entry in (*caches.glob("*"), *caches.glob("hybvit/*")):
+        if entry not in (caches / "hybvit", caches / "hybvit" / "decoded"):
+            (made / entry.relative_to(caches)).symlink_to(entry)
+    os.environ["XDG_CACHE_HOME"] = str(made)
+
+
+leave_the_cache_alone()
 
 
 @pytest.fixture(autouse=True)

@@ -314,7 +314,7 @@ def test_color_of_16_bits_is_looked_at_too(capsys):
     wide = images.Originals()
     pixels = read_image("color.png", 3, 8, io.BytesIO(raw), wide)
     assert torch.equal(pixels, torch.full((3, 8, 8), 3000 // 256, dtype=torch.uint8))
-    assert 3000 <= max(wide.largest) <= 4095
+    assert 3000 <= wide.notes[0].largest <= 4095
     wide.warn("color", 8)
     assert "save them with values up to 65,535" in capsys.readouterr().err  # Pillow has cut off their lower bits
     with pytest.raises(DataError, match=r"which data\.bits cannot scale"):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hybvit.data.image_set import to_pixels, to_x
 from hybvit.data.images import as_pixels, fit, grid, read_image, with_channels
@@ -60,6 +60,35 @@ def test_orientation_is_applied(tmp_path):
     pixels = read_image(tmp_path / "turned.jpg", 1, 8)
     assert pixels[0, :4].float().mean() < 20
     assert pixels[0, 4:].float().mean() > 235
+
+
+def plainly(image: Image.Image, channels: int, size: int) -> torch.Tensor:
+    """What as_pixels does to 8-bit images, without leaving out the steps that change nothing."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA") or "transparency" in image.info:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    image = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image).reshape(size, size, channels)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 9])
+@pytest.mark.parametrize("size", [(8, 8), (9, 8), (20, 13)])
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("RGB", "jpg"), ("L", "jpg"), ("CMYK", "jpg"), ("RGB", "png"), ("RGBA", "png"), ("P", "png"), ("L", "tif")],
+)
+def test_the_short_ways_give_the_same_pixels(tmp_path, mode, suffix, size, orientation):
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    image = Image.fromarray(noise, "RGBA")
+    image = image if mode == "RGBA" else image.convert("RGB").convert(mode)
+    image.save(path := tmp_path / f"a.{suffix}", exif=exif, **({"transparency": 3} if mode == "P" else {}))
+    for channels in (1, 3):
+        with Image.open(path) as file:
+            expected = plainly(file, channels, 8)
+        assert torch.equal(read_image(path, channels, 8), expected)
 
 
 def test_unreadable_files_are_named(tmp_path):

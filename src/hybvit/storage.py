@@ -1,4 +1,4 @@
-"""Atomic file writes, and locks on folders."""
+"""Atomic file writes, locks on folders, and where the cache is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import stat
+import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,13 @@ from .errors import ConfigError, DataError
 
 MAX_TEXT = 256 << 20  # bytes of a configuration, a manifest or a record
 ASSETS = Path(__file__).parent / "assets"  # files that ship with the package
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/hybvit or ~/.cache/hybvit; in the folder for temporary files where the user has no home."""
+    home = os.path.expanduser("~")
+    caches = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home != "~" else tempfile.gettempdir())
+    return Path(caches) / "hybvit"
 
 
 def temporary_name(path: Path) -> Path:
@@ -59,14 +67,14 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def make_folder(path: Path) -> None:
-    """Create a folder unless it exists, and check that it is writable.
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Create a folder unless it exists, with these permissions, and check that it is writable.
 
     Raises:
         DataError: it cannot be created, or is not writable.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode, parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
     if not os.access(path, os.W_OK):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..catalog import CATALOG, DatasetInfo
+from ..data import decoded
 from ..data.datasets import download_hint, find
 from ..data.readers import missing_files
 from ..errors import ConfigError
@@ -69,7 +70,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", help="show all details of these")
     parser.add_argument("--data", type=location, metavar="DIR", help="search this folder instead of the usual places")
     parser.add_argument("--json", action="store_true", help="print one JSON object per data set")
+    parser.add_argument("--clear-cache", action="store_true", help="delete the decoded images that are kept")
     args = parser.parse_args(arguments)
+    if args.clear_cache:
+        if args.names or args.data or args.json:
+            raise ConfigError("--clear-cache deletes all decoded images: give it alone")
+        print(f"deleted {decoded.clear() / 1e6:,.1f} MB of decoded images in {decoded.folder()}")
+        return
     unknown = [name for name in args.names if name not in CATALOG]
     if unknown:
         raise ConfigError(f"unknown data set {unknown[0]!r}: it must be one of {', '.join(CATALOG)}")
@@ -95,3 +102,6 @@ def main(arguments: list[str]) -> None:
                     print(f"{'':<15}{label}: {text}")
     if not args.names and not args.json:
         print(f"\n{OWN}")
+        if kept := decoded.kept():
+            size = sum(size for _, size, _ in kept) / 1e6
+            print(f"\ndecoded images of {len(kept)} sets are kept in {decoded.folder()}: {size:,.1f} MB (--clear-cache)")

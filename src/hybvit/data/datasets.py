@@ -6,8 +6,6 @@ user's own images.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from ..catalog import CATALOG, DEBIAN, DatasetInfo
 from ..config import DataConfig
 from ..data import own_images, shards
 from ..errors import ConfigError, DataError
+from ..storage import cache_folder
 from .files import data_errors
 from .image_set import BadFiles, Dataset, Decoding, ImageSet, reorder_classes, select_per_class
 from .images import MODES, Originals, fit, with_channels
@@ -85,10 +84,9 @@ def _named(data: DataConfig, decoding: Decoding) -> Dataset:
         raise ConfigError(f"data.root is {data.root}, but {data.name} ships with scikit-learn: leave it out")
     if data.test_root is not None:
         raise ConfigError(f"data.test_root is {data.test_root}, but {data.name} has its own test images: leave it out")
-    train, test = (read_split(data.name, split, data.root, decoding, data.resize) for split in ("train", "test"))
-    unlabelled = read_split(data.name, "unlabelled", data.root, decoding, data.resize) if data.unlabelled else None
-    source = find(data.name, data.root)
-    assert source is not None  # read_split found it
+    source = find(data.name, data.root) or download(data.name, data.root)
+    train, test = (_read_split(data.name, split, source, decoding, data.resize) for split in ("train", "test"))
+    unlabelled = _read_split(data.name, "unlabelled", source, decoding, data.resize) if data.unlabelled else None
     with data_errors(source):
         names = class_names(data.name, source)
     return Dataset(train, test, names, unlabelled)
@@ -100,8 +98,12 @@ def read_split(name: str, split: str, root: str | None, decoding: Decoding, resi
     Raises:
         DataError: its files are missing or damaged, or do not hold the data set that they are named after.
     """
+    return _read_split(name, split, find(name, root) or download(name, root), decoding, resize)
+
+
+def _read_split(name: str, split: str, source: Path, decoding: Decoding, resize: bool) -> ImageSet:
+    """:func:`read_split` of a data set that was found: to find one in class folders takes as long as to list its images."""
     info = CATALOG[name]
-    source = find(name, root) or download(name, root)
     images = read(name, source, split, decoding)
     _check_published(info, name, split, source, images, decoding.bad_files)
     if isinstance(images.pixels, Tensor):
@@ -127,13 +129,6 @@ def out_of_distribution(name: str, root: str | None, test: ImageSet, decoding: D
     index = torch.arange(len(test) - batch)
     first, second = test.take(index)[0], test.take(index + batch)[0]
     return ImageSet(((first.int() + second.int() + 1) // 2).to(torch.uint8))
-
-
-def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/hybvit or ~/.cache/hybvit; in the folder for temporary files where the user has no home."""
-    home = os.path.expanduser("~")
-    caches = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home != "~" else tempfile.gettempdir())
-    return Path(caches) / "hybvit"
 
 
 def find(name: str, root: str | None = None) -> Path | None:

@@ -11,13 +11,14 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import stat
 import struct
 import sys
 import tarfile
 import threading
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,7 +35,7 @@ MAX_ARRAYS = 3 << 30  # bytes of an array file in an archive; STL-10 has one of 
 
 
 @contextmanager
-def data_errors(path: Path) -> Iterator[None]:
+def data_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """Convert whatever a library raises for an unreadable file into a DataError that names the file."""
     try:
         yield
@@ -50,7 +51,7 @@ def data_errors(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: damaged or cut short ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
-def refuse_special(path: Path) -> None:
+def refuse_special(path: str | os.PathLike[str]) -> None:
     """Raises DataError for a pipe, a socket or a device: reading one may wait forever, or never end."""
     try:
         mode = os.stat(path).st_mode
@@ -60,12 +61,18 @@ def refuse_special(path: Path) -> None:
         raise DataError(f"{path}: a pipe, a socket or a device: give a file")
 
 
-def size_of(path: Path) -> int:
+def size_of(path: str | os.PathLike[str]) -> int:
     """The size of a file in bytes; -1 where it cannot be found out, which whoever opens it will explain."""
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size
     except (OSError, ValueError):
         return -1
+
+
+def stamp(path: str) -> str:
+    """Path, size and times of a file. The system sets the last one, even where a program restores the time of the content."""
+    found = os.stat(path)
+    return f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}"
 
 
 def check_size(size: int, limit: int, where: object) -> None:
@@ -250,9 +257,12 @@ def _below_top(member: str, names: Collection[str]) -> str | None:
     return next((name for name in ("/".join(parts), "/".join(parts[1:])) if name in names), None)
 
 
+HIDDEN = re.compile(r"(^|/)(\.|(__MACOSX|__pycache__|@eaDir)(/|\Z))")
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file lies in, or is, what other programs leave behind: .ipynb_checkpoints, __MACOSX, .DS_Store ..."""
-    return any(part.startswith(".") or part in ("__MACOSX", "__pycache__", "@eaDir") for part in name.split("/"))
+    return HIDDEN.search(name) is not None
 
 
 class Files:
@@ -292,8 +302,8 @@ class Files:
                 continue
             seen.add(real)
             folders.sort()
-            relative = Path(folder).relative_to(self.source)
-            found += [(relative / name).as_posix() for name in names]
+            below = "".join(f"{part}/" for part in Path(folder).relative_to(self.source).parts)
+            found += [f"{below}{name}" for name in names]
         return sorted(found)
 
     @staticmethod
@@ -318,15 +328,28 @@ class Files:
                 return io.BytesIO(
                     read_member(self._archive(), self._members[self.prefix + name], MAX_MEMBER, self.where / name)
                 )
-        refuse_special(self.source / name)
-        with data_errors(self.source / name):
-            return (self.source / name).open("rb")
+        path = os.path.join(self.source, name)  # pathlib takes longer than to open the file
+        refuse_special(path)
+        with data_errors(path):
+            return open(path, "rb")
 
     def size(self, name: str) -> int:
         """The size of a file in bytes, as the folder or the archive's index gives it."""
         if self.zipped:
             return self._archive().getinfo(self._members[self.prefix + name]).file_size
-        return size_of(self.source / name)
+        return size_of(f"{self.source}/{name}")
+
+    def stamps(self, names: Iterable[str]) -> Iterator[str]:
+        """Text that changes when the content of one of these files may have: where it is, its size, and when it was changed.
+
+        Raises:
+            OSError: a file cannot be found.
+        """
+        source = os.path.abspath(self.source)
+        if self.zipped:
+            yield stamp(source)
+        for name in names:
+            yield f"{self.prefix}{name}\0{self.size(name)}" if self.zipped else stamp(os.path.join(source, name))
 
     def start(self, name: str) -> bytes:
         """The first bytes of a file, enough to tell its format; none if it cannot be read."""

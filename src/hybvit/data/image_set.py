@@ -10,7 +10,7 @@ import mmap
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import DataError
+from . import decoded
 from .files import Files
 from .images import Originals, read_image
 
@@ -226,10 +227,19 @@ def every_fifth(images: ImageSet) -> Tensor:
     return select_per_class(images, lambda members: members[::5])
 
 
-def load_images(n: int, decode: Decode, labels: Sequence[int] | Tensor | None, decoding: Decoding, what: str) -> ImageSet:
+def load_images(
+    n: int,
+    decode: Decode,
+    labels: Sequence[int] | Tensor | None,
+    decoding: Decoding,
+    what: str,
+    stamps: Callable[[], Iterable[str]] | None = None,
+) -> ImageSet:
     """An image set of n images, decoded now if they fit into ``decoding.memory``, else on access.
 
-    ``what`` is the label of the progress bar.
+    Args:
+        what: the label of the progress bar.
+        stamps: text that changes with the images, if decoded ones are to be kept for the next time.
     """
     labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
     if n * decoding.channels * decoding.size**2 > decoding.memory:
@@ -237,24 +247,45 @@ def load_images(n: int, decode: Decode, labels: Sequence[int] | Tensor | None, d
             with suppress(DataError):
                 decode(i)
         return ImageSet(LazyImages(n, decode, decoding), labels)
+    originals = decoding.originals or Originals()
+    place = None
+    if stamps and decoding.originals and n >= decoded.FEWEST:
+        place = decoded.place_of(stamps, decoding.channels, decoding.size, originals.bits)
+    if place and (found := decoded.read(place, (n, decoding.channels, decoding.size, decoding.size))):
+        originals.add(*found[1])
+        return ImageSet(found[0], labels)
+    before = len(originals.notes)
+    pixels, good = decode_all(n, decode, decoding, what)
+    if place and len(notes := originals.notes[before:]) == n:  # else there is a bad file, to be reported the next time too
+        decoded.write(place, pixels, notes)
+    return ImageSet(pixels, labels) if bool(good.all()) else ImageSet(pixels, labels).where(good)
+
+
+def decode_all(n: int, decode: Decode, decoding: Decoding, what: str) -> tuple[Tensor, Tensor]:
+    """Decode n images -> their pixels, and a mask bool [n] of those that could be read."""
     pixels = torch.empty(n, decoding.channels, decoding.size, decoding.size, dtype=torch.uint8)
     good = torch.ones(n, dtype=torch.bool)
 
-    def read(i: int) -> DataError | None:
-        try:
-            pixels[i] = decode(i)
-        except DataError as error:
-            return error
-        return None
+    def read(chunk: range) -> list[tuple[int, DataError]]:
+        bad = []
+        for i in chunk:
+            try:
+                pixels[i] = decode(i)
+            except DataError as error:
+                bad.append((i, error))
+        return bad
 
     bar = tqdm(total=n, unit="image", desc=f"reading {what}", disable=n < 2000 or not sys.stderr.isatty(), leave=False)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
-        for i, error in enumerate(pool.map(read, range(n))):
-            bar.update()
-            if error is not None:
+    threads = os.cpu_count() or 1
+    step = max(1, min(16, n // (8 * threads)))  # with a task for each image, threads would mostly wait for each other
+    chunks = [range(start, min(start + step, n)) for start in range(0, n, step)]
+    with ThreadPoolExecutor(threads) as pool, bar:
+        for chunk, bad in zip(chunks, pool.map(read, chunks), strict=True):
+            bar.update(len(chunk))
+            for i, error in bad:
                 decoding.bad_files.add(error)
                 good[i] = False
-    return ImageSet(pixels, labels) if bool(good.all()) else ImageSet(pixels, labels).where(good)
+    return pixels, good
 
 
 def load_image_files(files: Files, names: list[str], labels: Sequence[int] | None, decoding: Decoding) -> ImageSet:
@@ -264,6 +295,6 @@ def load_image_files(files: Files, names: list[str], labels: Sequence[int] | Non
     def decode(i: int) -> Tensor:
         name = str(listed[i])
         with files.open(name) as file:
-            return read_image(files.source / name, decoding.channels, decoding.size, file, decoding.originals)
+            return read_image(os.path.join(files.source, name), decoding.channels, decoding.size, file, decoding.originals)
 
-    return load_images(len(names), decode, labels, decoding, files.source.name)
+    return load_images(len(names), decode, labels, decoding, files.source.name, lambda: files.stamps(names))

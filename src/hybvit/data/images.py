@@ -12,11 +12,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize as resampled
@@ -87,6 +87,16 @@ class PixelBudget:
 DECODING = PixelBudget(2 * MAX_IMAGE_PIXELS)
 
 
+class Note(NamedTuple):
+    """What an image was: its short side; whether it was colorful and becomes gray; its largest value if it has more than 8 bits
+    per channel, else 0; and whether those were of color."""
+
+    short_side: int
+    colorful: bool = False
+    largest: int = 0
+    wide_color: bool = False
+
+
 class Originals:
     """What the images of a set were before they were brought to the model's size, channels and 8 bits.
 
@@ -96,39 +106,43 @@ class Originals:
 
     def __init__(self, bits: int | None = None) -> None:
         self.bits = bits
-        self.largest = set[int]()  # values of more than 8 bits; sets and lists, because threads may add to them
-        self.wide_color = False
-        self.short_sides = list[int]()
-        self.colorful = list[bool]()  # of those that become gray
+        self.notes: list[Note] = []  # a list, because threads may add to it
+        self.closed = False
 
-    def note(self, image: Image.Image, channels: int) -> None:
-        self.short_sides.append(min(image.size))
-        if channels == 1:
-            few = np.asarray(image.resize((16, 16), Image.Resampling.NEAREST).convert("RGB"), dtype=np.int16)
-            self.colorful.append(bool(np.ptp(few, axis=2).max() > VISIBLE_COLOR))
+    def add(self, *notes: Note) -> None:
+        if not self.closed:
+            self.notes.extend(notes)
 
     def warn(self, where: str, size: int) -> None:
-        """Say on standard error what most of the images lose, and which setting keeps it."""
-        top = max(self.largest, default=0)
+        """Say on standard error what most of the images lose, and which setting keeps it; later ones are not kept."""
+        notes, self.notes, self.closed = self.notes or [Note(0)], [], True
+        top = max(note.largest for note in notes)
         if 0 < top <= 4095 and self.bits is None:
             bits = 8 if top <= 255 else 12
-            cure = "save them with values up to 65,535" if self.wide_color else f"give --data.bits {bits}"
+            wide_color = any(note.wide_color for note in notes)
+            cure = "save them with values up to 65,535" if wide_color else f"give --data.bits {bits}"
             print(
                 f"warning: {where}: no value of its images of 16 or 32 bits is above {top:,}: they look like {bits} bits and "
                 f"are read as nearly black; {cure}",
                 file=sys.stderr,
             )
         lost, cures = [], []
-        middle = statistics.median(self.short_sides or [0])
+        middle = statistics.median(note.short_side for note in notes)
         if middle > MUCH_LARGER * size:
             lost.append(f"reduced from {middle:g} to {size} pixels a side")
             cures.append("model.image_size")
-        if sum(self.colorful) > len(self.colorful) / 2:
+        if sum(note.colorful for note in notes) > len(notes) / 2:
             lost.append("turned gray")
             cures.append("--model.channels 3")
         if lost:
             cure = " and ".join(cures).replace("model.image_size", "a larger --model.image_size", 1)
             print(f"warning: {where}: its images are {' and '.join(lost)}; {cure} keeps more of them", file=sys.stderr)
+
+
+def is_colorful(image: Image.Image) -> bool:
+    """Whether a few of its pixels are far from gray."""
+    few = np.asarray(image.resize((16, 16), Image.Resampling.NEAREST).convert("RGB"), dtype=np.int16)
+    return bool(np.ptp(few, axis=2).max() > VISIBLE_COLOR)
 
 
 def white_of(image: Image.Image, originals: Originals) -> int:
@@ -150,26 +164,31 @@ def as_pixels(image: Image.Image, channels: int, size: int, originals: Originals
         raise DataError(f"images can be read with 1 or 3 channels, not model.channels = {channels}")
     white = white_of(image, originals)
     reduced = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # Pillow keeps the upper half of color values
-    image = ImageOps.exif_transpose(image)
-    originals.note(image, channels)
+    image.load()  # EXIF data may follow the pixels
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    note = Note(min(image.size), channels == 1 and is_colorful(image))
     if reduced and image.mode.startswith("RGB"):
         if white < 65535:
             raise DataError("color of 16 bits is read by its upper 8 bits, which data.bits cannot scale: convert it to 8 bits")
-        originals.largest.add(int(np.asarray(image).max()) * 256 + 255)
-        originals.wide_color = True
+        note = note._replace(largest=int(np.asarray(image).max()) * 256 + 255, wide_color=True)
     if image.mode.startswith("I"):  # PIL would clip 16-bit values at 255 instead of scaling them
         values = np.array(image.convert("F"))
         if values.min() < 0 or values.max() > white:
             cure = "raise data.bits" if originals.bits and white < 65535 else "convert it to 8 or 16 bits per channel"
             raise DataError(f"values from {values.min():g} to {values.max():g}, not 0 to {white}: {cure}")
         if white == 65535:
-            originals.largest.add(int(values.max()))
+            note = note._replace(largest=int(values.max()))
         image = Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
     if image.mode == "F":
         raise DataError("32-bit float values have no standard range: convert it to 8 or 16 bits per channel")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = ImageOps.fit(image.convert(MODES[channels]), (size, size), Image.Resampling.BICUBIC)
+    if image.mode != MODES[channels]:
+        image = image.convert(MODES[channels])
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    originals.add(note)
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(size, size, channels).permute(2, 0, 1)
 
 

@@ -83,7 +83,9 @@ def image_names(files: Files) -> list[str]:
     suffixes, other = readable_suffixes(), SIDE_FILES - {""}
 
     def is_image(name: str) -> bool:
-        suffix = Path(name).suffix.lower()
+        if name[name.rfind(".") :].lower() in suffixes:  # nearly all
+            return True
+        suffix = os.path.splitext(name)[1].lower()
         if suffix in suffixes or suffix in other:
             return suffix in suffixes
         start = files.start(name)
@@ -113,7 +115,7 @@ def left_out(files: Files, read: Collection[str]) -> str | None:
     """
     expected = readable_suffixes() | (SIDE_FILES if read else SIDE_FILES - {""})
     taken = set(read)
-    others = Counter(Path(name).suffix.lower() for name in files.names() if name not in taken and not is_hidden(name))
+    others = Counter(os.path.splitext(name)[1].lower() for name in files.names() if name not in taken and not is_hidden(name))
     others = Counter({suffix: n for suffix, n in others.items() if suffix not in expected})
     if not others:
         return None
@@ -291,7 +293,8 @@ def list_rows(source: Path, rows: list[dict[str, str]], classes: tuple[str, ...]
     def load(index: Sequence[int]) -> ImageSet:
         names = [rows[i]["path"] for i in index]
         decode = decoder(source.parent, names, decoding)
-        return load_images(len(names), decode, labels and [labels[i] for i in index], decoding, source.name)
+        of_classes, stamps = labels and [labels[i] for i in index], Files(source.parent).stamps
+        return load_images(len(names), decode, of_classes, decoding, source.name, lambda: stamps(names))
 
     images = [ListedImage(row["path"], size_of(source.parent / row["path"]), row.get("label", "")) for row in rows]
     return Listing(images, labels, load)

@@ -17,7 +17,7 @@ from ..config import DataConfig
 from ..data.datasets import INTERPOLATION_BATCH, open_dataset, out_of_distribution
 from ..data.files import Files
 from ..data.image_set import BadFiles, Decoding, ImageSet, evenly_spaced, load_image_files
-from ..data.images import grid
+from ..data.images import Originals, grid
 from ..data.locate import detect_format
 from ..data.own_images import image_names
 from ..errors import DataError
@@ -188,7 +188,7 @@ def ood_sets(ctx: Context, result: Result) -> dict[str, ImageSet]:
     """The out-of-distribution sets at the model's size; a default set that cannot be read is named in a note."""
     names = ctx.options.out_of_distribution or (*default_sets(ctx.data_name), NOISE)
     channels, size, _ = ctx.model.image_shape
-    decoding = Decoding(channels, size, BadFiles(0), MEMORY)
+    decoding = Decoding(channels, size, BadFiles(0), MEMORY, Originals())
     found = {}
     for label, name in labeled(names).items():
         try:
