@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hybvit.data.own_images import parquet_splits
+from hybvit.data.huggingface import parquet_splits
 from hybvit.data.shards import shard_names
 from hybvit.data.splits import hash_split, split_of
 from hybvit.errors import DataError

@@ -5,76 +5,25 @@ Without a given split, a hash of its name makes one image in five a test image; 
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
-import logging
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..config import DataConfig
-from ..errors import ConfigError, DataError
-from .cells import is_line, natural_order, read_table, text_of
-from .files import Files, is_hidden, refuse_special, size_of
-from .fingerprint import ListedImage, fingerprint, shares_training_images
-from .image_set import Dataset, Decoding, ImageSet, every_fifth, load_image_files, load_images
+from ..errors import DataError
+from .cells import is_line, natural_order, read_table
+from .files import Files, is_hidden, size_of
+from .fingerprint import ListedImage
+from .huggingface import huggingface
+from .image_set import Dataset, Decoding, ImageSet, load_image_files, load_images
 from .images import read_image, readable_suffixes
-from .splits import KNOWN, by_split, evaluation_split, hash_split, split_of, train_and_test
-
-
-class Listing(NamedTuple):
-    """Images that are known, but not read yet.
-
-    Attributes:
-        labels: the numbers of their classes; None without classes.
-        load: reads the images at some indices.
-        keys: what the split depends on, if not on their names.
-    """
-
-    images: list[ListedImage]
-    labels: list[int] | None
-    load: Callable[[Sequence[int]], ImageSet]
-    keys: Sequence[str] | None = None
-
-
-def read_splits(data: DataConfig, classes: tuple[str, ...], train: Listing, test: Listing | None) -> Dataset:
-    """Read the listed images; without test images, ``data.split`` says which of the others are test images.
-
-    All are, if the model that ``data.fingerprint`` belongs to was trained on none of them.
-    """
-    everything = range(len(train.images))
-    if test is not None:
-        kept = fingerprint(train.images, test.images)
-        return Dataset(train.load(everything), test.load(range(len(test.images))), classes, fingerprint=kept)
-    kept = fingerprint(train.images, [])
-    if data.split == "none" or not shares_training_images(data.fingerprint, train.images):
-        images = train.load(everything)
-        return Dataset(images, images, classes, fingerprint=kept, all_test=True)
-    if data.split == "every_fifth":
-        images = train.load(everything)
-        held_out = every_fifth(images)
-        return Dataset(images.where(~held_out), images.where(held_out), classes, fingerprint=kept)
-    is_test = hash_split(train.keys or [image.name for image in train.images], train.labels)
-    learned, judged = ([i for i in everything if is_test[i] is chosen] for chosen in (False, True))
-    kept = fingerprint([train.images[i] for i in learned], [train.images[i] for i in judged])
-    return Dataset(train.load(learned), train.load(judged), classes, fingerprint=kept)
-
-
-def existing_root(data: DataConfig, what: str) -> Path:
-    """``data.root``, which must exist; ``what`` describes it in the message."""
-    if data.root is None:
-        raise ConfigError(f"data.root is not set: give --data {what}")
-    root = Path(data.root)
-    if not root.exists():
-        raise DataError(f"{root}: no such folder" + ("" if root.suffix == "" else " or file"))
-    return root
+from .listing import LABEL_COLUMNS, Listing, existing_root, read_splits, warn_of_leak
+from .splits import KNOWN, by_split, evaluation_split, split_of, train_and_test
 
 
 def image_names(files: Files) -> list[str]:
@@ -148,17 +97,6 @@ def folder(data: DataConfig, decoding: Decoding) -> Dataset:
     of_test = list_files(test, classes, decoding)
     warn_of_leak(*((part.where / image.name for image in listed.images) for part, listed in ((files, train), (test, of_test))))
     return read_splits(data, classes, train, of_test)
-
-
-def warn_of_leak(train: Iterable[Path], test: Iterable[Path]) -> None:
-    """Say how many of the files of the test images are those of training images."""
-    trained, tested = ({os.path.abspath(path) for path in paths} for paths in (train, test))
-    if both := trained & tested:
-        print(
-            f"warning: {len(both):,} of {len(tested):,} test images are training images too, such as {min(both)}: "
-            "remove them from one of the splits, since a model knows them by heart",
-            file=sys.stderr,
-        )
 
 
 def without_wrapping(files: Files) -> Files:
@@ -260,7 +198,7 @@ def _because(files: Files) -> str:
 
 # a manifest
 
-PATH_COLUMNS, LABEL_COLUMNS = ("path", "file", "filename", "image"), ("label", "class")
+PATH_COLUMNS = ("path", "file", "filename", "image")
 
 
 def manifest(data: DataConfig, decoding: Decoding) -> Dataset:
@@ -348,186 +286,6 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
     if not rows:
         raise DataError(f"{path}: lists no images")
     return rows
-
-
-# Hugging Face
-
-NO_IMAGE: dict[str, Any] = {"bytes": None, "path": None}  # an empty cell
-
-
-def huggingface(data: DataConfig, decoding: Decoding) -> Dataset:
-    """A data set from the Hugging Face hub (hf://OWNER/NAME), a parquet file, or a folder of them (train*.parquet,
-    test*.parquet)."""
-    if data.root is None:
-        raise ConfigError("data.root is not set: give --data hf://OWNER/NAME, a parquet file or a folder of them")
-    splits = load_huggingface(data.root)
-    name, other = next(iter(splits)), None  # a data set with a single split is divided in two
-    if len(splits) > 1:
-        chosen, other = train_and_test(splits, data.root)
-        if chosen is None:
-            raise DataError(f"{data.root}: none of its splits {', '.join(splits)} is named train")
-        name = chosen
-    train, test = splits[name], None if other is None else splits[other]
-    if data.test_root is not None:
-        elsewhere = load_huggingface(data.test_root)
-        split = evaluation_split(found := by_split(elsewhere))
-        test = elsewhere[found[split][0] if split else next(iter(elsewhere))]
-    image_column, label_column = columns(train, data.root)
-    names = train.features[label_column].names if hasattr(train.features.get(label_column), "names") else None
-    if label_column and names is None:
-        names = natural_order(label_texts(train[label_column], data.root))
-    classes = tuple(names or ())
-    divided = test is None and data.split == "hash"
-
-    def listed(table: Any) -> Listing:
-        return list_table(table, image_column, label_column, classes, str(data.root), decoding, divided)
-
-    return read_splits(data, classes, listed(train), None if test is None else listed(test))
-
-
-def stored_images(raw: Any, image_column: str) -> list[ListedImage]:
-    """The images of a table by their paths, or else their rows, with the sizes of those that it stores."""
-    import pyarrow.compute as pc
-
-    column = raw.select_columns([image_column]).with_format("arrow")[:][image_column]
-    sizes = pc.fill_null(pc.binary_length(pc.struct_field(column, "bytes")), 0).to_pylist()
-    paths = pc.struct_field(column, "path").to_pylist()
-    return [ListedImage(path or str(row), size) for row, (path, size) in enumerate(zip(paths, sizes, strict=True))]
-
-
-def image_digests(raw: Any, image_column: str) -> list[str]:
-    """The paths of a table's images, or digests of those that are stored in it: such images have no reliable name."""
-    entries = (row[image_column] or NO_IMAGE for row in raw.select_columns([image_column]))
-    return [entry["path"] or "" if entry["bytes"] is None else hashlib.sha256(entry["bytes"]).hexdigest() for entry in entries]
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Let the library datasets log nothing, and draw its progress only on a terminal: what is wrong, our own errors say."""
-    import datasets
-
-    level, hidden = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
-    datasets.logging.set_verbosity(logging.CRITICAL)
-    if not hidden and not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(level)
-        if not hidden:
-            datasets.enable_progress_bars()
-
-
-def load_huggingface(root: str) -> dict[str, Any]:
-    """Split -> table, with undecoded images."""
-    try:
-        import datasets
-    except ImportError:
-        raise ConfigError("Hugging Face data sets need the package datasets: pip install 'hybvit[stream]'") from None
-    path = Path(root)
-    refuse_special(path)
-    try:
-        if path.exists():
-            found = sorted(path.glob("**/*.parquet")) if path.is_dir() else [path]
-            if not found:
-                raise DataError(f"{path}: contains no .parquet file")
-            with quietly():
-                return dict(datasets.load_dataset("parquet", data_files=parquet_splits(path, found)))
-        with quietly():
-            return dict(datasets.load_dataset(root.removeprefix("hf://").removeprefix("datasets/")))
-    except DataError:
-        raise
-    except Exception as error:  # the library passes on the exceptions of its back ends
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{root}: not readable as a Hugging Face data set ({reason})") from None
-
-
-def parquet_splits(root: Path, found: list[Path]) -> dict[str, list[str]]:
-    """Split -> files. A file's name or that of its folder says the split; if none does, all files are "train"."""
-    files: dict[str, list[str]] = {}
-    for file in found:
-        names = [file.stem, *(part.name for part in file.parents if part != root and part.is_relative_to(root))]
-        split = next((split for name in names if (split := split_of(name, anywhere=True))), None)
-        files.setdefault(split or "", []).append(str(file))
-    if "" in files and len(files) > 1:
-        raise DataError(f"{files[''][0]}: neither its name nor its folder says {KNOWN}, unlike those of other files")
-    return files if "" not in files else {"train": files[""]}
-
-
-def columns(table: Any, root: str) -> tuple[str, str | None]:
-    """The names of the image column, and of the label column or None."""
-    import datasets
-
-    images = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
-    images += [name for name, kind in table.features.items() if isinstance(kind, dict) and "bytes" in kind]
-    if not images:
-        raise DataError(f"{root}: no column of images among {', '.join(table.features)}")
-    labels = [name for name, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]
-    labels += [name for name in LABEL_COLUMNS if name in table.features]
-    return images[0], labels[0] if labels else None
-
-
-def label_texts(values: Iterable[object], root: str) -> list[str]:
-    """The labels of a column; a missing one is an error, unless all are."""
-    texts = []
-    for i, value in enumerate(values):
-        try:
-            text = text_of(value)
-        except ValueError as error:
-            raise DataError(f"{root}, image {i}: label: {error}") from None
-        if text is None:
-            raise DataError(f"{root}, image {i}: has no label: leave out the images without label, or the column")
-        texts.append(text)
-    return texts
-
-
-def as_labels(table: Any, label_column: str | None, classes: Sequence[str], root: str) -> list[int] | None:
-    """The labels of a table as numbers of classes; None without a column of labels."""
-    if label_column is None:
-        return None
-    texts = label_texts(table[label_column], root)
-    number = {name: k for k, name in enumerate(classes)}
-    try:
-        named = hasattr(table.features[label_column], "names")
-        labels = [int(text) for text in texts] if named else [number[text] for text in texts]
-    except KeyError as error:
-        raise DataError(f"{root}: class {error} has no training image") from None
-    if labels and not 0 <= min(labels) <= max(labels) < len(classes):
-        raise DataError(f"{root}: labels from {min(labels)} to {max(labels)}: they must be in 0..{len(classes) - 1}")
-    return labels
-
-
-def list_table(
-    table: Any,
-    image_column: str,
-    label_column: str | None,
-    classes: Sequence[str],
-    where: str,
-    decoding: Decoding,
-    divided: bool,
-) -> Listing:
-    """The images of a table, decoded from its image column. If it is to be ``divided``, their contents are the keys."""
-    import datasets
-
-    whole = len(table) > 0  # the library cannot cast a table without rows
-    raw = table.cast_column(image_column, datasets.Image(decode=False)) if whole else table
-    labels = as_labels(table, label_column, classes, where) if whole or label_column is None else []
-
-    def load(index: Sequence[int]) -> ImageSet:
-        def decode(i: int) -> Tensor:
-            entry = raw[index[i]][image_column] or NO_IMAGE
-            if entry["bytes"] is None and not entry["path"]:
-                raise DataError(f"{where}, image {index[i]}: the cell is empty")
-            name = f"{where}, image {index[i]}" if entry["bytes"] is not None else entry["path"]
-            file = None if entry["bytes"] is None else io.BytesIO(entry["bytes"])
-            return read_image(name, decoding.channels, decoding.size, file, decoding.originals)
-
-        return load_images(len(index), decode, labels and [labels[i] for i in index], decoding, Path(where).name)
-
-    images = stored_images(raw, image_column) if whole else []
-    if labels is not None:
-        images = [image._replace(class_name=classes[label]) for image, label in zip(images, labels, strict=True)]
-    return Listing(images, labels, load, image_digests(raw, image_column) if divided else None)
 
 
 READERS: dict[str, Callable[[DataConfig, Decoding], Dataset]] = {

@@ -1,0 +1,201 @@
+"""Data sets of the Hugging Face hub, parquet files, and folders of them: tables with a column of images."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..config import DataConfig
+from ..errors import ConfigError, DataError
+from .cells import natural_order, text_of
+from .files import refuse_special
+from .fingerprint import ListedImage
+from .image_set import Dataset, Decoding, ImageSet, load_images
+from .images import read_image
+from .listing import LABEL_COLUMNS, Listing, read_splits
+from .splits import KNOWN, by_split, evaluation_split, split_of, train_and_test
+
+NO_IMAGE: dict[str, Any] = {"bytes": None, "path": None}  # an empty cell
+
+
+def huggingface(data: DataConfig, decoding: Decoding) -> Dataset:
+    """A data set from the Hugging Face hub (hf://OWNER/NAME), a parquet file, or a folder of them (train*.parquet,
+    test*.parquet)."""
+    if data.root is None:
+        raise ConfigError("data.root is not set: give --data hf://OWNER/NAME, a parquet file or a folder of them")
+    splits = load_huggingface(data.root)
+    name, other = next(iter(splits)), None  # a data set with a single split is divided in two
+    if len(splits) > 1:
+        chosen, other = train_and_test(splits, data.root)
+        if chosen is None:
+            raise DataError(f"{data.root}: none of its splits {', '.join(splits)} is named train")
+        name = chosen
+    train, test = splits[name], None if other is None else splits[other]
+    if data.test_root is not None:
+        elsewhere = load_huggingface(data.test_root)
+        split = evaluation_split(found := by_split(elsewhere))
+        test = elsewhere[found[split][0] if split else next(iter(elsewhere))]
+    image_column, label_column = columns(train, data.root)
+    names = train.features[label_column].names if hasattr(train.features.get(label_column), "names") else None
+    if label_column and names is None:
+        names = natural_order(label_texts(train[label_column], data.root))
+    classes = tuple(names or ())
+    divided = test is None and data.split == "hash"
+
+    def listed(table: Any) -> Listing:
+        return list_table(table, image_column, label_column, classes, str(data.root), decoding, divided)
+
+    return read_splits(data, classes, listed(train), None if test is None else listed(test))
+
+
+def stored_images(raw: Any, image_column: str) -> list[ListedImage]:
+    """The images of a table by their paths, or else their rows, with the sizes of those that it stores."""
+    import pyarrow.compute as pc
+
+    column = raw.select_columns([image_column]).with_format("arrow")[:][image_column]
+    sizes = pc.fill_null(pc.binary_length(pc.struct_field(column, "bytes")), 0).to_pylist()
+    paths = pc.struct_field(column, "path").to_pylist()
+    return [ListedImage(path or str(row), size) for row, (path, size) in enumerate(zip(paths, sizes, strict=True))]
+
+
+def image_digests(raw: Any, image_column: str) -> list[str]:
+    """The paths of a table's images, or digests of those that are stored in it: such images have no reliable name."""
+    entries = (row[image_column] or NO_IMAGE for row in raw.select_columns([image_column]))
+    return [entry["path"] or "" if entry["bytes"] is None else hashlib.sha256(entry["bytes"]).hexdigest() for entry in entries]
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Let the library datasets log nothing, and draw its progress only on a terminal: what is wrong, our own errors say."""
+    import datasets
+
+    level, hidden = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    if not hidden and not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not hidden:
+            datasets.enable_progress_bars()
+
+
+def load_huggingface(root: str) -> dict[str, Any]:
+    """Split -> table, with undecoded images."""
+    try:
+        import datasets
+    except ImportError:
+        raise ConfigError("Hugging Face data sets need the package datasets: pip install 'hybvit[stream]'") from None
+    path = Path(root)
+    refuse_special(path)
+    try:
+        if path.exists():
+            found = sorted(path.glob("**/*.parquet")) if path.is_dir() else [path]
+            if not found:
+                raise DataError(f"{path}: contains no .parquet file")
+            with quietly():
+                return dict(datasets.load_dataset("parquet", data_files=parquet_splits(path, found)))
+        with quietly():
+            return dict(datasets.load_dataset(root.removeprefix("hf://").removeprefix("datasets/")))
+    except DataError:
+        raise
+    except Exception as error:  # the library passes on the exceptions of its back ends
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{root}: not readable as a Hugging Face data set ({reason})") from None
+
+
+def parquet_splits(root: Path, found: list[Path]) -> dict[str, list[str]]:
+    """Split -> files. A file's name or that of its folder says the split; if none does, all files are "train"."""
+    files: dict[str, list[str]] = {}
+    for file in found:
+        names = [file.stem, *(part.name for part in file.parents if part != root and part.is_relative_to(root))]
+        split = next((split for name in names if (split := split_of(name, anywhere=True))), None)
+        files.setdefault(split or "", []).append(str(file))
+    if "" in files and len(files) > 1:
+        raise DataError(f"{files[''][0]}: neither its name nor its folder says {KNOWN}, unlike those of other files")
+    return files if "" not in files else {"train": files[""]}
+
+
+def columns(table: Any, root: str) -> tuple[str, str | None]:
+    """The names of the image column, and of the label column or None."""
+    import datasets
+
+    images = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
+    images += [name for name, kind in table.features.items() if isinstance(kind, dict) and "bytes" in kind]
+    if not images:
+        raise DataError(f"{root}: no column of images among {', '.join(table.features)}")
+    labels = [name for name, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]
+    labels += [name for name in LABEL_COLUMNS if name in table.features]
+    return images[0], labels[0] if labels else None
+
+
+def label_texts(values: Iterable[object], root: str) -> list[str]:
+    """The labels of a column; a missing one is an error, unless all are."""
+    texts = []
+    for i, value in enumerate(values):
+        try:
+            text = text_of(value)
+        except ValueError as error:
+            raise DataError(f"{root}, image {i}: label: {error}") from None
+        if text is None:
+            raise DataError(f"{root}, image {i}: has no label: leave out the images without label, or the column")
+        texts.append(text)
+    return texts
+
+
+def as_labels(table: Any, label_column: str | None, classes: Sequence[str], root: str) -> list[int] | None:
+    """The labels of a table as numbers of classes; None without a column of labels."""
+    if label_column is None:
+        return None
+    texts = label_texts(table[label_column], root)
+    number = {name: k for k, name in enumerate(classes)}
+    try:
+        named = hasattr(table.features[label_column], "names")
+        labels = [int(text) for text in texts] if named else [number[text] for text in texts]
+    except KeyError as error:
+        raise DataError(f"{root}: class {error} has no training image") from None
+    if labels and not 0 <= min(labels) <= max(labels) < len(classes):
+        raise DataError(f"{root}: labels from {min(labels)} to {max(labels)}: they must be in 0..{len(classes) - 1}")
+    return labels
+
+
+def list_table(
+    table: Any,
+    image_column: str,
+    label_column: str | None,
+    classes: Sequence[str],
+    where: str,
+    decoding: Decoding,
+    divided: bool,
+) -> Listing:
+    """The images of a table, decoded from its image column. If it is to be ``divided``, their contents are the keys."""
+    import datasets
+
+    whole = len(table) > 0  # the library cannot cast a table without rows
+    raw = table.cast_column(image_column, datasets.Image(decode=False)) if whole else table
+    labels = as_labels(table, label_column, classes, where) if whole or label_column is None else []
+
+    def load(index: Sequence[int]) -> ImageSet:
+        def decode(i: int) -> Tensor:
+            entry = raw[index[i]][image_column] or NO_IMAGE
+            if entry["bytes"] is None and not entry["path"]:
+                raise DataError(f"{where}, image {index[i]}: the cell is empty")
+            name = f"{where}, image {index[i]}" if entry["bytes"] is not None else entry["path"]
+            file = None if entry["bytes"] is None else io.BytesIO(entry["bytes"])
+            return read_image(name, decoding.channels, decoding.size, file, decoding.originals)
+
+        return load_images(len(index), decode, labels and [labels[i] for i in index], decoding, Path(where).name)
+
+    images = stored_images(raw, image_column) if whole else []
+    if labels is not None:
+        images = [image._replace(class_name=classes[label]) for image, label in zip(images, labels, strict=True)]
+    return Listing(images, labels, load, image_digests(raw, image_column) if divided else None)
