@@ -108,7 +108,7 @@ def pack(run: Path, out: Path, earlier: list[Any], measured: dict[str, Any]) -> 
         "seconds": training.get("seconds", 0.0), "images_per_second": training.get("images_per_second"),
         "gflop_per_step": cost(cfg).train_gflop_per_step, "seed": cfg.train.seed, "environment": environment(), **measured,
     }  # fmt: skip
-    names = [name for name in manifest["sha256"] if name.endswith(".safetensors")]  # of which a newer checkpoint may delete some
+    names = [name for name in manifest["sha256"] if name.endswith(".safetensors")]  # the training may delete some meanwhile
     tensors = {Path(name).stem: checkpoint.read_tensors(folder / name) for name in names}
     files, before = {}, set(out.glob("state-*.safetensors"))
     for number, part in enumerate(parts_of(small(tensors))):
