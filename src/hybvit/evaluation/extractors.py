@@ -1,8 +1,8 @@
 """Fixed networks whose features are used to compare sets of images (hybvit.metrics.fidelity).
 
-Only the Inception network of Szegedy et al. 2016 in torch-fidelity's conversion gives what the literature calls FID. The two
-small CNNs bundled with hybvit are for images that Inception was not made for; they need no download and are fast on a CPU.
-Distances measured with one of them are comparable only with each other.
+Only the Inception network of Szegedy et al. 2016 in torch-fidelity's conversion gives what the literature calls FID. The small
+CNNs bundled with hybvit need no download and are fast on a CPU. Distances measured with one network are comparable
+only with each other.
 """
 
 from __future__ import annotations
@@ -32,14 +32,27 @@ from ..model import HybridModel
 from ..storage import ASSETS, read_bytes
 
 RECORD = "extractors.json"  # facts about the bundled weights, including their SHA-256
-SHIPPED = {"digits": 8, "fashion_mnist": 32}  # data set -> input height and width of its CNN; one channel
+
+
+class Shipped(NamedTuple):
+    """The shape of a bundled CNN: input height and width, channels, and the widths of its convolutions."""
+
+    size: int
+    channels: int = 1
+    widths: tuple[int, ...] = (32, 32, 64, 64, 128, 128)
+
+
+SHIPPED = {  # data set -> its CNN
+    "digits": Shipped(8),
+    "fashion_mnist": Shipped(32),
+    "cifar10": Shipped(32, 3, (32, 48, 64, 96, 128, 192)),  # more to see in natural images, and in color
+}
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d"  # its first digits, as published in the file name
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 
-WIDTHS = (32, 32, 64, 64, 128, 128)  # of the shipped CNNs
-POOLED = (1, 3)  # convolutions followed by a 2x2 max-pooling
+POOLED = (1, 3)  # convolutions of the bundled CNNs that are followed by a 2x2 max-pooling
 
 
 class Extracted(NamedTuple):
@@ -125,24 +138,24 @@ class Extractor:
 
 
 class SmallCNN(nn.Module):
-    """Six 3x3 convolutions with batch norm, two max-poolings, global average pooling (128 features), a linear read-out."""
+    """Six 3x3 convolutions with batch norm, two max-poolings, global average pooling, a linear read-out for ten classes."""
 
-    def __init__(self, channels: int = 1, num_classes: int = 10) -> None:
+    def __init__(self, shape: Shipped) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for i, (before, width) in enumerate(zip((channels, *WIDTHS), WIDTHS, strict=False)):
+        for i, (before, width) in enumerate(zip((shape.channels, *shape.widths), shape.widths, strict=False)):
             layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             if i in POOLED:
                 layers.append(nn.MaxPool2d(2))
         self.body = nn.Sequential(*layers)
-        self.readout = nn.Linear(WIDTHS[-1], num_classes)
+        self.readout = nn.Linear(shape.widths[-1], 10)
 
     def features(self, x: Tensor) -> Tensor:
-        """x float [B, C, H, W] in [-1, 1] -> [B, 128]."""
+        """x float [B, C, H, W] in [-1, 1] -> [B, last width]."""
         return self.body(x).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x float [B, C, H, W] in [-1, 1] -> logits [B, K]."""
+        """x float [B, C, H, W] in [-1, 1] -> logits [B, 10]."""
         return self.readout(self.features(x))
 
 
@@ -152,27 +165,31 @@ def open_extractor(
     """Open an extractor by its specification.
 
     Args:
-        spec: ``inception``; ``cnn-digits`` or ``cnn-fashion_mnist`` (bundled); ``timm:MODEL`` with the weights that timm
-            fetches, or ``timm:MODEL@FILE``; a run folder or an exported folder of hybvit. None: the bundled one of the data
-            set, else Inception if ``inception`` is given or the file is in torch hub's cache.
+        spec: ``inception``; ``cnn-digits``, ``cnn-fashion_mnist`` or ``cnn-cifar10`` (bundled);
+            ``timm:MODEL`` with the weights that timm fetches, or ``timm:MODEL@FILE``; a run folder or an exported folder of
+            hybvit. None: for gray images the bundled one of the data set; else Inception if ``inception`` is given or the file
+            is in torch hub's cache; else the bundled one.
         data_name: name of the data set, as in data.name.
         inception: the file ``weights-inception-2015-12-05-6726825d.pth``; None: torch hub's cache, downloaded if missing.
 
     Raises:
-        ConfigError: the extractor is unknown, there is no default for the data, or torch-fidelity is not installed.
+        ConfigError: the extractor is unknown, there is no default for the data, or the package it needs is not installed.
         DataError: its weights are missing, damaged or cannot be fetched.
         CheckpointError: the weights of a run or of timm do not fit.
     """
     device = torch.device(device)
     if spec is None:
-        if data_name in SHIPPED:
+        # Whoever has Inception's weights wants FID, but not for gray images, for which Inception was not made.
+        has_inception = inception is not None or cached_inception().is_file()
+        if data_name in SHIPPED and (SHIPPED[data_name].channels == 1 or not has_inception):
             return shipped(data_name, device)
-        if inception is None and not cached_inception().is_file():
-            raise ConfigError(
-                f"hybvit has no bundled feature extractor for {data_name}: give --extractor inception (fetches its weights), "
-                f"--inception FILE ({INCEPTION_FILE}), --extractor timm:MODEL, or --extractor with a run folder"
-            )
-        return inception_extractor(inception, device)
+        if has_inception:
+            return inception_extractor(inception, device)
+        raise ConfigError(
+            f"hybvit has no bundled feature extractor for {data_name}: give "
+            f"--extractor inception (fetches its weights), --inception FILE ({INCEPTION_FILE}), --extractor timm:MODEL, or "
+            "--extractor with a run folder"
+        )
     if spec == "inception":
         return inception_extractor(inception, device)
     if spec.startswith("cnn-") and spec.removeprefix("cnn-") in SHIPPED:
@@ -196,7 +213,8 @@ def shipped(data_name: str, device: torch.device) -> Extractor:
         expected = json.loads((ASSETS / RECORD).read_text())[path.name]["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{ASSETS / RECORD}: missing, damaged or without {path.name}; install hybvit again") from None
-    net = SmallCNN()
+    shape = SHIPPED[data_name]
+    net = SmallCNN(shape)
     checkpoint.load_strictly(net, {key: value.float() for key, value in load(_read(path, expected)).items()}, path)
     net = net.to(device).eval()
 
@@ -204,7 +222,7 @@ def shipped(data_name: str, device: torch.device) -> Extractor:
         features = net.features(to_x(pixels))
         return features, net.readout(features)
 
-    return Extractor(f"cnn-{data_name}", network, 1, SHIPPED[data_name], device)
+    return Extractor(f"cnn-{data_name}", network, shape.channels, shape.size, device)
 
 
 def cached_inception() -> Path:
