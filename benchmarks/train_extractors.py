@@ -1,6 +1,9 @@
 """Train the small CNNs in whose features images are compared -> src/hybvit/assets (hybvit.evaluation.extractors).
 
     python benchmarks/train_extractors.py [digits] [fashion_mnist]
+    python benchmarks/train_extractors.py cifar10 --data DIR
+
+DIR has train/CLASS/*.jpg and test/CLASS/*.jpg, the images of CIFAR-10 as JPEG files.
 
 One thread, so that the same machine and torch version give the same weights. Nothing is chosen by the test images: they are
 read once, at the end, with the weights as they are stored.
@@ -8,10 +11,11 @@ read once, at the end, with the weights as they are stored.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-import sys
 import time
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -19,10 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hybvit.checkpoint import sha256
-from hybvit.data.batches import Order, draws, weak
+from hybvit.data.batches import Order, augment_weakly, uniforms
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import ImageSet, to_x
-from hybvit.evaluation.extractors import ASSETS, RECORD, SmallCNN
+from hybvit.evaluation.extractors import ASSETS, RECORD, SHIPPED, SmallCNN
 from hybvit.method.seeds import derive_seed
 from hybvit.presets import preset
 
@@ -30,18 +34,29 @@ SEED = 0
 
 
 class Recipe(NamedTuple):
-    preset: str
+    preset: str  # whose data it takes
     epochs: int
     batch_size: int
     lr: float
     padding: int  # pixels on each side before the random crop
     flip: bool
     bf16: bool
+    images: str = "images"  # what they are, for the record
 
 
 RECIPES = {
     "digits": Recipe("digits", epochs=60, batch_size=64, lr=3e-3, padding=1, flip=False, bf16=False),
     "fashion_mnist": Recipe("fashion_mnist_pocket", epochs=5, batch_size=128, lr=5e-3, padding=2, flip=True, bf16=True),
+    "cifar10": Recipe(
+        "cifar10",
+        epochs=5,
+        batch_size=128,
+        lr=5e-3,
+        padding=2,
+        flip=True,
+        bf16=True,
+        images="images, in a JPEG copy (quality 75)",
+    ),
 }
 WEIGHT_DECAY, LABEL_SMOOTHING, WARMUP = 0.05, 0.05, 0.2  # WARMUP: share of the steps in which the rate rises
 
@@ -56,16 +71,15 @@ def rate(step: int, steps: int, peak: float) -> float:
     )
 
 
-def fit(pixels: Tensor, labels: Tensor, recipe: Recipe) -> SmallCNN:
-    torch.manual_seed(derive_seed(SEED, "weights"))
-    net = SmallCNN(pixels.shape[1], int(labels.max()) + 1).to(memory_format=torch.channels_last)
+def fit(net: SmallCNN, pixels: Tensor, labels: Tensor, recipe: Recipe) -> SmallCNN:
+    net = net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=WEIGHT_DECAY)
-    order = Order(len(pixels), SEED, "order of labelled images")
+    order = Order(len(pixels), SEED, "order of labeled images")
     per_epoch = len(pixels) // recipe.batch_size
     steps, started = recipe.epochs * per_epoch, time.perf_counter()
     for step in range(steps):
         keys = order.at(torch.arange(step * recipe.batch_size, (step + 1) * recipe.batch_size))
-        x = to_x(weak(pixels[keys[:, 1]], draws(SEED, "augmentation", keys), recipe.padding, recipe.flip))
+        x = to_x(augment_weakly(pixels[keys[:, 1]], uniforms(SEED, "augmentation", keys), recipe.padding, recipe.flip))
         for group in optimizer.param_groups:
             group["lr"] = rate(step, steps, recipe.lr)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
@@ -91,13 +105,13 @@ def in_memory(images: ImageSet) -> tuple[Tensor, Tensor]:
     return pixels, labels
 
 
-def make(name: str) -> None:
-    recipe = RECIPES[name]
-    cfg = preset(recipe.preset)
-    data = open_dataset(cfg.data, cfg.model.image_shape)
+def make(name: str, folder: str | None) -> None:
+    recipe, shape = RECIPES[name], SHIPPED[name]
+    data = open_dataset(replace(preset(recipe.preset).data, root=folder), (shape.channels, shape.size, shape.size))
     (train, labels), (test, test_labels) = (in_memory(images) for images in (data.train, data.test))
     started = time.perf_counter()
-    net = fit(train, labels, recipe)
+    torch.manual_seed(derive_seed(SEED, "weights"))
+    net = fit(SmallCNN(shape), train, labels, recipe)
     seconds = time.perf_counter() - started
     trained = net.state_dict()
     stored = {key: value.half() if value.is_floating_point() else value for key, value in trained.items()}
@@ -110,12 +124,12 @@ def make(name: str) -> None:
     known = json.loads((ASSETS / RECORD).read_text()) if (ASSETS / RECORD).exists() else {}
     known[path.name] = {
         "data": name,
-        "trained_on": f"the {len(data.train):,} training images",
+        "trained_on": f"the {len(data.train):,} training {recipe.images}",
         "test_accuracy": accuracy(net, test, test_labels),
         "test_accuracy_before_rounding_to_float16": before,
         "n": len(data.test),
         "seed": SEED,
-        **{key: value for key, value in recipe._asdict().items() if key != "preset"},
+        **{key: value for key, value in recipe._asdict().items() if key not in ("preset", "images")},
         "weight_decay": WEIGHT_DECAY,
         "label_smoothing": LABEL_SMOOTHING,
         "seconds": round(seconds, 1),
@@ -127,9 +141,16 @@ def make(name: str) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(RECIPES)}; none: all that need no --data")
+    parser.add_argument("--data", help="folder of the images of cifar10")
+    args = parser.parse_args()
+    names = args.names or [name for name in RECIPES if name != "cifar10"]
+    if "cifar10" in names and args.data is None:
+        parser.error("cifar10 needs --data DIR")
     torch.set_num_threads(1)
-    for name in sys.argv[1:] or RECIPES:
-        make(name)
+    for name in names:
+        make(name, args.data if name == "cifar10" else None)
 
 
 if __name__ == "__main__":

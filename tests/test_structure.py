@@ -6,6 +6,7 @@ A room is a module of the package, or a sub-package.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -106,6 +107,15 @@ def test_no_function_is_longer_than_a_reader_can_hold():
             if isinstance(node, ast.FunctionDef):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 assert lines <= LONGEST.get(node.name, LONGEST_FUNCTION), f"{path.name}: {node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE.parents[1] / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_a_script_imports_what_there_is(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hybvit"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}"), alias.name
 
 
 def test_a_public_name_is_never_taken_by_a_module_of_that_name():

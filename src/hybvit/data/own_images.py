@@ -95,7 +95,7 @@ def folder(data: DataConfig, decoding: Decoding) -> Dataset:
     if extra:
         raise DataError(f"{test.where}: class folder {extra[0]!r} has no counterpart in {files.where}")
     of_test = list_files(test, classes, decoding)
-    warn_of_leak(*((part.where / image.name for image in listed.images) for part, listed in ((files, train), (test, of_test))))
+    warn_of_leak(*([part.where / image.name for image in listed.images] for part, listed in ((files, train), (test, of_test))))
     return read_splits(data, classes, train, of_test)
 
 
@@ -216,7 +216,7 @@ def manifest(data: DataConfig, decoding: Decoding) -> Dataset:
         parts = [(root, rows)]
     classes = natural_order([row["label"] for row in parts[0][1] if "label" in row])
     if len(parts) > 1:
-        warn_of_leak(*((source.parent / row["path"] for row in part) for source, part in parts))
+        warn_of_leak(*([source.parent / row["path"] for row in part] for source, part in parts))
     return read_splits(data, classes, *(list_rows(*part, classes, decoding) for part in parts), *[None] * (2 - len(parts)))
 
 

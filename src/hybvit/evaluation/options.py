@@ -71,7 +71,9 @@ class Options:
         0.0, "strength of classifier-free guidance; needs model.label_conditioning (0)", "fidelity quality", type=float
     )
     extractor: str | None = option(
-        None, "feature network of the Frechet distance: inception, cnn-..., timm:NAME, or a hybvit run folder", "fidelity"
+        None,
+        "feature network of the Frechet distance: inception, efficientnet-lite0, cnn-..., timm:NAME, or a hybvit run folder",
+        "fidelity",
     )
     inception: str | None = option(None, "file with the canonical Inception weights, for FID", "fidelity", metavar="PATH")
 
