@@ -190,6 +190,17 @@ def test_a_deleted_folder_is_said(tmp_path, monkeypatch):
     assert command("--version").returncode == 0
 
 
+@pytest.mark.slow
+def test_an_answer_that_the_terminal_cannot_show_is_still_an_answer(tmp_path):
+    """Names of files and classes in an encoding that lacks their letters; text in files is UTF-8 whatever the locale."""
+    Image.new("L", (8, 8), 90).save(tmp_path / "caf\u00e9.png")
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-m", "hybvit", "classify", "digits", "caf\u00e9.png"]
+    done = subprocess.run(words, cwd=tmp_path, env=ascii_only, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert b"caf" in done.stdout
+
+
 # names
 
 

@@ -142,6 +142,15 @@ def test_a_network_larger_than_its_weights_is_not_built(tmp_path, model):
     assert time.process_time() - started < 20
 
 
+@pytest.mark.parametrize(
+    "classes", [("a",), ("a", "a", *"bcdefghi"), ("\x1b[31mred", *"bcdefghij"), ("b\nhybvit: ok", *"cdefghijk")]
+)
+def test_the_names_of_a_stored_model_s_classes_are_complete_and_plain(tmp_path, classes):
+    folder = exported(tmp_path / "model", override(CFG, model={"num_classes": 10}, data={"classes": classes}))
+    with pytest.raises(CheckpointError, match=r"data\.classes"):
+        hybvit.load(folder)
+
+
 def test_a_manifest_names_files_of_its_own_folder_alone(tmp_path):
     folder = exported(tmp_path / "model", CFG)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))

@@ -80,6 +80,7 @@ def fill_network(cfg: Config, tensors: dict[str, Tensor], weights: Path) -> tupl
         CheckpointError: a weight is missing, unexpected, or has the wrong shape. This is checked before any memory is
             allocated, so a configuration cannot request more memory than its weights take.
     """
+    check_classes(cfg, weights.parent)
     with torch.device("meta"):
         checkpoint.check_fits(build_network(cfg), tensors, weights.parent)
     for name, tensor in tensors.items():
@@ -88,6 +89,18 @@ def fill_network(cfg: Config, tensors: dict[str, Tensor], weights: Path) -> tupl
     net = build_network(cfg)
     checkpoint.load_strictly(net, tensors, weights.parent)
     return net, without_addresses(cfg)
+
+
+def check_classes(cfg: Config, folder: Path) -> None:
+    """Raise CheckpointError if the names of a stored model's classes are not one printable line each, unique and complete."""
+    names = cfg.data.classes
+    if names and len(names) != cfg.model.num_classes:
+        raise CheckpointError(
+            f"{folder}: data.classes has {len(names)} names, but model.num_classes is {cfg.model.num_classes}"
+        )
+    odd = next((name for k, name in enumerate(names) if not name.isprintable() or name in names[:k]), None)
+    if odd is not None:
+        raise CheckpointError(f"{folder}: data.classes: {odd!r} occurs twice, or cannot be printed on one line")
 
 
 def check_config(folder: Path, kept: bytes | None, cfg: Config) -> None:

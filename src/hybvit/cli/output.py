@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import warnings
@@ -84,6 +85,9 @@ def guarded(goes_on: bool) -> Iterator[Stream]:
     """
     for descriptor in (0, 1, 2):
         _occupy(descriptor)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an answer with a name that this encoding lacks is still an answer
     out, before = Stream(sys.stdout, "standard output", goes_on), (sys.stdout, sys.stderr)
     sys.stdout, sys.stderr = out, Stream(sys.stderr, "standard error", True)
     try:

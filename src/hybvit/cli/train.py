@@ -45,4 +45,5 @@ def main(arguments: list[str]) -> None:
     out = args.out or Path("runs") / (args.preset + (f"-{args.objective}" if args.objective else ""))
     train(cfg, out)
     own = f" --data {shlex.quote(args.data)}" if args.data else ""  # a run does not record where its data are
-    print(f"{out}: done; next: hybvit evaluate {out}{own} --report, hybvit sample {out}")
+    run = shlex.quote(str(out))
+    print(f"{out}: done; next: hybvit evaluate {run}{own} --report, hybvit sample {run}")

@@ -50,7 +50,7 @@ def run(ctx: Context) -> Result:
 def fitted(ctx: Context, result: Result) -> float | None:
     """The temperature, fitted on images held out of training; None, with a note, if there are none or it is not finite."""
     part = ctx.data.held_out
-    if part is None:
+    if part is None or len(part) == 0:  # few images have no tenth
         result.notes.append(NOT_FITTED)
         return None
     assert part.labels is not None

@@ -221,7 +221,7 @@ def shipped(data_name: str, device: torch.device) -> Extractor:
     """
     path = ASSETS / f"extractor-{data_name}.safetensors"
     try:
-        expected = json.loads((ASSETS / RECORD).read_text())[path.name]["sha256"]
+        expected = json.loads((ASSETS / RECORD).read_text(encoding="utf-8"))[path.name]["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{ASSETS / RECORD}: missing, damaged or without {path.name}; install hybvit again") from None
     shape = SHIPPED[data_name]

@@ -134,7 +134,7 @@ def write_report(
 
 def stored_pictures(folder: Path) -> dict[Path, str]:
     """File -> caption, in the order in which the suite produced them."""
-    captions = json.loads((folder / "result.json").read_text())["pictures"]
+    captions = json.loads((folder / "result.json").read_text(encoding="utf-8"))["pictures"]
     files = {
         name: next(folder / f"{name}{end}" for end in (".png", ".svg") if (folder / f"{name}{end}").is_file())
         for name in captions
@@ -186,7 +186,7 @@ def heading(record: dict[str, Any], cfg: Config | None) -> tuple[str, str]:
 
 
 def of_suite(record: dict[str, Any], name: str, out: Path) -> dict[str, dict[str, float]]:
-    names = json.loads((out / "evaluation" / name / "result.json").read_text())["metrics"]
+    names = json.loads((out / "evaluation" / name / "result.json").read_text(encoding="utf-8"))["metrics"]
     return {metric: record["metrics"][metric] for metric in names}
 
 
@@ -231,7 +231,7 @@ def figure(path: Path, caption: str) -> str:
 
 def embedded(path: Path) -> str:
     if path.suffix == ".svg":
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
 
 
@@ -260,7 +260,7 @@ def markdown(out: Path, record: dict[str, Any], suites: Mapping[str, Suite], pic
         lines += ["| metric | value | 95 % interval | n | meaning |", "|---|---|---|---|---|"]
         for metric, entry in of_suite(record, name, out).items():
             value, interval = shown(entry["value"]), interval_of(entry)
-            lines.append(f"| {plain(metric)} | {value} | {interval} | {entry['n']:,} | {meaning(metric)} |")
+            lines.append(f"| {plain(metric)} | {value} | {interval} | {entry['n']:,} | {plain(meaning(metric))} |")
         lines.append("")
     lines += [f"Left out: {name}, {plain(reason)}." for name, reason in record["left_out"].items()]
     facts = ", ".join(f"{name} {value}" for name, value in record["environment"].items())

@@ -147,7 +147,7 @@ def stored(run: Path, suite: str, name: str) -> Drawn | None:
         return None
     if (folder / f"{name}.png").is_file():
         return Image.open(folder / f"{name}.png").copy()
-    return (folder / f"{name}.svg").read_text() if (folder / f"{name}.svg").is_file() else None
+    return (folder / f"{name}.svg").read_text(encoding="utf-8") if (folder / f"{name}.svg").is_file() else None
 
 
 def view_of_samples(name: str, run: Path, score: str) -> dict[str, Drawn]:

@@ -149,7 +149,7 @@ class RunFolder:
 
     def log(self, metrics: dict[str, Any]) -> None:
         try:
-            with self.metrics_file.open("a") as file:
+            with self.metrics_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
         except OSError as error:
             raise DataError(f"{self.metrics_file}: cannot be written ({error.strerror})") from None
