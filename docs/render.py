@@ -350,6 +350,36 @@ def gpu_steps() -> str:
     )
 
 
+def floors() -> str:
+    """What real, copied, blurred and random images are worth on two extractors (benchmarks/floors.py)."""
+    record = result("floors_cifar10")
+    found, facts = record["extractors"], record["environment"]
+    words = {
+        "test": "real test images",
+        "jpeg_train": "training images, from the JPEG copy",
+        "lossless_train": "the same ones, lossless",
+        "blur_1": "test images, blurred (Gaussian, sigma 1 pixel)",
+        "blur_2": "test images, blurred (sigma 2)",
+        "noise": "uniform noise",
+    }
+    lines = ["| images | n | " + " | ".join(f"`{name}`" for name in found) + " |", f"|---|---|{'---|' * len(found)}"]
+    for row in next(iter(found.values()))["distances"]:
+        kind, n = row.rsplit("_", 1)
+        cells = (f"{of['distances'][row]:.3f}" for of in found.values())
+        lines.append(f"| {words[kind]} | {int(n):,} | {' | '.join(cells)} |")
+    references = " and ".join(f"{of['reference_images']:,} (`{name}`)" for name, of in found.items())
+    speeds = " and ".join(f"{of['cpu_ms_per_image']:.1f} ms" for of in found.values())
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Distances from {references} evenly spaced training images of CIFAR-10, both from a JPEG copy (quality 75; "
+            f"{record['jpeg_mean_error_in_gray_levels']:.1f} gray levels off on average). An image takes {speeds} of one CPU "
+            f"thread ({facts['device']}). Seed {record['seed']}, torch {facts['torch']} (`python benchmarks/floors.py`).",
+        ]
+    )
+
+
 def paper_records() -> dict[str, Any]:
     return result("paper_pocket")["runs"]
 
@@ -417,13 +447,14 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "comparison": comparison,
     "v2_costs": v2_costs,
     "gpu_steps": gpu_steps,
+    "floors": floors,
     **{f"study_{name}": partial(study, name) for name in ("ablation_first", "ablation", "ablation_third", "v2")},
     "shipped": shipped,
     **{f"card_{name}": partial(card, name) for name in MODELS},
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
 }
 PAGES = (
-    "README.md", "docs/ablation.md", "docs/data.md", "docs/reproduction.md", "docs/v2.md",
+    "README.md", "docs/ablation.md", "docs/data.md", "docs/evaluation.md", "docs/reproduction.md", "docs/v2.md",
     *(f"src/hybvit/assets/models/{name}/README.md" for name in MODELS),
 )  # fmt: skip
 
