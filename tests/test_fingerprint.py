@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -166,6 +167,25 @@ def test_an_evaluation_of_a_named_set_s_model_judges_all_of_a_folder(tiny_run, t
     for i in range(30):
         save(tmp_path / f"{i % 10}" / f"{i}.png", mode="L")
     assert len(opened_for(tiny_run, tmp_path).test) == 30
+
+
+def test_an_evaluation_takes_test_images_from_elsewhere(trained, tmp_path):
+    for i in range(5):
+        save(tmp_path / "tests" / ["cat", "dog"][i % 2] / f"t{i}.png")
+    words = [
+        "evaluate",
+        trained / "run",
+        "--suites",
+        "accuracy",
+        "--out",
+        tmp_path / "out",
+        "--data.test_root",
+        tmp_path / "tests",
+    ]
+    done = hybvit(*words, "--data", trained / "images")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]["test/accuracy"]["n"] == 5
+    assert "give --data too" in hybvit(*words).stderr
 
 
 def test_training_needs_training_images(tmp_path):

@@ -31,6 +31,7 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--suites", default=",".join(SUITES), help=f"comma-separated list of {', '.join(SUITES)} (all)")
     parser.add_argument("--data", type=location, help="location of the data, if they have moved since training")
+    parser.add_argument("--data.test_root", dest="test_root", type=location, help="test images that lie outside of --data")
     parser.add_argument("--dataset", metavar="NAME", help="data set for an external model")
     add_options(parser)
     parser.add_argument("--out", type=path, help="folder for the results (the run folder, or ./evaluated/NAME)")
@@ -55,7 +56,8 @@ def main(arguments: list[str]) -> None:
             if rank == 0:
                 print(line, flush=True)
 
-        subject = open_subject(args.model, args.dataset if is_adapter(args.model) else None, args.data)
+        dataset = args.dataset if is_adapter(args.model) else None
+        subject = open_subject(args.model, dataset, args.data, args.test_root)
         out = args.out or subject.run or Path("evaluated") / Path(args.model.partition("@")[0].replace(":", "/")).resolve().name
         results = measure(subject, suites, options, out, args.again, say)
         say(f"{results.save(out)} written")

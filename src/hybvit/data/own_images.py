@@ -262,6 +262,7 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
     """
     rows: list[dict[str, str]] = []
     seen: dict[str, tuple[str | None, int]] = {}  # file -> its class, and the line that says so
+    doubtful = list[str]()
     for number, entry in read_table(path):
         name = next((entry[key] for key in PATH_COLUMNS if key in entry), None)
         if name is None:
@@ -280,11 +281,12 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
             )
         first, line = seen.setdefault(os.path.abspath(path.parent / name), (label, number))
         if first != label:
-            raise DataError(
-                f"{path}, line {number}: {name} has the class {label!r}, but {first!r} in line {line}: remove one of them"
-            )
+            doubtful.append(f"line {number}: {name} has the class {label!r}, but {first!r} in line {line}")
     if not rows:
         raise DataError(f"{path}: lists no images")
+    if doubtful:
+        others = f" (and {len(doubtful) - 1:,} more such lines)" if len(doubtful) > 1 else ""
+        print(f"warning: {path}, {doubtful[0]}{others}: one of them is wrong", file=sys.stderr)
     return rows
 
 

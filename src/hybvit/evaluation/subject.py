@@ -64,17 +64,20 @@ def subject_of(model: Evaluable | str | os.PathLike[str], data: Dataset | str | 
     return with_own_data(model, dataset, root) if isinstance(model, HybridModel) else external_on(model, dataset, root)
 
 
-def open_subject(spec: str, dataset: str | None, root: str | None) -> Subject:
+def open_subject(spec: str, dataset: str | None, root: str | None, test_root: str | None = None) -> Subject:
     """Open a model by its path or name.
 
     Args:
         dataset: name of the data set; None uses the model's own.
         root: location of the data; None uses the location in training.
+        test_root: location of the test images, if it is not inside ``root``.
     """
     if is_adapter(spec):
+        if test_root is not None:
+            raise ConfigError(f"--data.test_root {test_root}: for an external model all are test images: give them with --data")
         model, cfg, data = open_external(spec, dataset, root)
         return Subject(Path(spec).name, model, data, None, cfg.data.name, digest_of_source(spec))
-    return replace(with_own_data(load(spec), dataset, root), name=Path(spec).name, run=run_folder_of(spec))
+    return replace(with_own_data(load(spec), dataset, root, test_root), name=Path(spec).name, run=run_folder_of(spec))
 
 
 def with_open_data(spec: str, data: Dataset) -> Subject:
@@ -97,13 +100,15 @@ def from_objects(model: Evaluable, data: Dataset) -> Subject:
     return Subject(type(model).__name__, model, data, None, "images")
 
 
-def with_own_data(model: HybridModel, dataset: str | None, root: str | None) -> Subject:
+def with_own_data(model: HybridModel, dataset: str | None, root: str | None, test_root: str | None = None) -> Subject:
     """A hybvit model on its own training data set, or on another with as many classes."""
     group = own = model.cfg.data
     if dataset is not None and dataset != group.name:
         group = replace(group, name=dataset, root=None, test_root=None)
     if root:
-        group = replace(locate(group, root), test_root=None)
+        group = replace(locate(group, root), test_root=None if test_root is None else os.path.abspath(test_root))
+    elif test_root is not None:
+        raise ConfigError(f"--data.test_root {test_root}: give --data too, the images that the model was trained on")
     if group.name != own.name:
         group = replace(group, split="none", bits=None)  # none of these images was trained on
     labeled = model.cfg.objective.kind != "genvit"
