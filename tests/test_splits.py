@@ -207,3 +207,22 @@ def test_one_more_file_moves_no_other(tmp_path, form):
     assert set(test) <= set(more_test)
     counted = everything(opened(own(build(list(range(60))), name, kind=kind)))[1]
     assert len(counted) == 12
+
+
+@pytest.mark.parametrize(
+    "names", [("birds_train", "birds_test"), ("trainA", "testA"), ("train.v2", "valid.v2"), ("cropped train", "cropped test")]
+)
+def test_folders_that_differ_in_their_split_alone_are_no_classes(tmp_path, names):
+    for name in names:
+        for i in range(3):
+            save(tmp_path / name / f"{i}.png")
+    with pytest.raises(DataError, match="splits of one set"):
+        opened(own(tmp_path))
+
+
+@pytest.mark.parametrize("names", [("train_station", "test_tube"), ("express train", "freight train"), ("trainers", "testers")])
+def test_classes_with_a_word_of_a_split_stay_classes(tmp_path, names):
+    for name in names:
+        for i in range(3):
+            save(tmp_path / name / f"{i}.png")
+    assert opened(own(tmp_path)).classes == tuple(sorted(names))

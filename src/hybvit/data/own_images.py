@@ -23,7 +23,7 @@ from .huggingface import huggingface
 from .image_set import Dataset, Decoding, ImageSet, load_image_files, load_images
 from .images import read_image, readable_suffixes
 from .listing import LABEL_COLUMNS, Listing, existing_root, read_splits, warn_of_leak
-from .splits import KNOWN, by_split, evaluation_split, split_of, train_and_test
+from .splits import KNOWN, by_split, evaluation_split, split_of, splits_of_one_set, train_and_test
 
 
 def image_names(files: Files) -> list[str]:
@@ -124,6 +124,8 @@ def split_folders(files: Files) -> tuple[Files, Files | None]:
     others = [top for top in tops if top not in splits]
     divided = "train" in splits.values() and len(set(splits.values())) > 1
     nested = any(name.count("/") > 1 and name.split("/")[0] in splits for name in names)
+    if not splits and splits_of_one_set(tops):
+        raise DataError(f"{files.where}: {' and '.join(tops)} look like the splits of one set: name them train and test")
     if not splits or (others and not divided and not nested):
         return files, None
     if others and not divided:

@@ -13,9 +13,10 @@ from ..errors import DataError
 Split = Literal["train", "validation", "test"]
 
 WORDS: dict[str, Split] = {
-    **dict.fromkeys(("train", "training", "trainset", "trainval", "trn"), "train"),
-    **dict.fromkeys(("validation", "valid", "validset", "val", "valset", "dev", "devset", "development"), "validation"),
-    **dict.fromkeys(("test", "testing", "tests", "testset", "tst", "eval", "evaluation", "evalset"), "test"),
+    **dict.fromkeys(("train", "training", "trainset", "trainingset", "trainval", "trn"), "train"),
+    **dict.fromkeys(("validation", "valid", "validset", "val", "valset", "validationset",
+                    "dev", "devset", "development"), "validation"),
+    **dict.fromkeys(("test", "testing", "tests", "testset", "testingset", "tst", "eval", "evaluation", "evalset"), "test"),
 }  # fmt: skip
 FILLERS = {
     "seg",
@@ -43,14 +44,24 @@ def split_of(name: str, *, anywhere: bool = False) -> Split | None:
         anywhere: whether the word may stand among others, as in the name of a file (``birds-train-0001.tar``). Otherwise only
             numbers and words without meaning of their own may join it: ``seg_train``, ``Test-Images``, ``train2017``.
     """
-    words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
-    words = [word.casefold() for word in words]
+    words = words_of(name)
     found = [WORDS[word] for word in words if word in WORDS]
     if anywhere and words and words[0] in WORDS:
         return WORDS[words[0]]
     if len(set(found)) != 1 or not (anywhere or all(word in WORDS or word in FILLERS for word in words)):
         return None
     return found[0]
+
+
+def words_of(name: str) -> list[str]:
+    return [word.casefold() for word in re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))]
+
+
+def splits_of_one_set(names: Sequence[str]) -> bool:
+    """Whether the names differ in their split alone, such as ``birds_train`` and ``birds_test``; then they are no classes."""
+    found = {split_of(name, anywhere=True) for name in names}
+    rest = {tuple(word for word in words_of(name) if word not in WORDS) for name in names}
+    return len(names) > 1 and None not in found and "train" in found and len(found) == len(names) and len(rest) == 1
 
 
 def by_split(names: Iterable[str], *, anywhere: bool = False) -> dict[Split | None, list[str]]:
