@@ -135,3 +135,17 @@ def test_a_class_folder_whose_name_is_not_utf8_is_refused(tmp_path):
     photos(tmp_path / "caf\udce9")
     with pytest.raises(DataError, match=r"'caf\\udce9' is not one line of UTF-8 text: rename it"):
         opened(own(tmp_path))
+
+
+def test_labels_that_look_the_same_are_the_same(tmp_path):
+    for i in range(6):
+        save(tmp_path / f"{i}.png")
+    same = ("caf\u00e9", "cafe\u0301", "\u200bcaf\u00e9", "caf\u00e9\ufeff")
+    rows = [f"{i}.png,{same[i] if i < 4 else 'tea'}" for i in range(6)]
+    (tmp_path / "images.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+    assert opened(own(tmp_path / "images.csv", "manifest")).classes == ("caf\u00e9", "tea")
+    for name in (*same[:2], "tea"):
+        save(tmp_path / "folder" / name / "0.png")
+        save(tmp_path / "folder" / name / "1.png")
+    with pytest.raises(DataError, match="look the same"):
+        opened(own(tmp_path / "folder"))

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import DataError
 from .files import data_errors, refuse_special
 
-MISSING = {"", "none", "nan", "null", "<na>", "n/a"}
+MISSING = {"", "none", "nan", "null", "<na>", "na", "n/a", "#n/a"}
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -33,6 +33,12 @@ def text_of(value: object) -> str | None:
     if not is_line(text):
         raise ValueError(f"{text[:40]!r} holds a line break, or a character that is no text")
     return None if text.casefold() in MISSING else text
+
+
+def class_name(text: str) -> str:
+    """A label as the name of a class: what looks the same is the same, however its letters are composed (NFC), and without
+    invisible characters around it. Paths stay as they are."""
+    return unicodedata.normalize("NFC", text.strip("\u200b\u2060\ufeff"))
 
 
 def is_line(text: str) -> bool:

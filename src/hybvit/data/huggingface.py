@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
-from .cells import natural_order, text_of
+from .cells import class_name, natural_order, text_of
 from .files import refuse_special
 from .fingerprint import ListedImage
 from .image_set import Dataset, Decoding, ImageSet, load_images
@@ -148,7 +148,7 @@ def label_texts(values: Iterable[object], root: str) -> list[str]:
             raise DataError(f"{root}, image {i}: label: {error}") from None
         if text is None:
             raise DataError(f"{root}, image {i}: has no label: leave out the images without label, or the column")
-        texts.append(text)
+        texts.append(class_name(text))
     return texts
 
 

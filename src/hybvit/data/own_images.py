@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import DataError
-from .cells import is_line, natural_order, read_table
+from .cells import class_name, is_line, natural_order, read_table
 from .files import Files, is_hidden, size_of
 from .fingerprint import ListedImage
 from .huggingface import huggingface
@@ -166,8 +166,12 @@ def checked_names(folders: list[str], where: Path) -> tuple[str, ...]:
     """The names of class folders in natural order.
 
     Raises:
-        DataError: a name is not one line of UTF-8 text.
+        DataError: a name is not one line of UTF-8 text, or two look the same.
     """
+    seen: dict[str, str] = {}
+    for name in folders:
+        if (other := seen.setdefault(class_name(name.strip()), name)) != name:
+            raise DataError(f"{where}: the names of the class folders {other!r} and {name!r} look the same: merge them")
     for name in folders:
         if not is_line(name):
             raise DataError(f"{where}: the name of the class folder {name!r} is not one line of UTF-8 text: rename it")
@@ -271,7 +275,7 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
             raise DataError(
                 f"{path}, line {number}: no image path (in a column {', '.join(PATH_COLUMNS[:-1])} or {PATH_COLUMNS[-1]})"
             )
-        label = next((entry[key] for key in LABEL_COLUMNS if key in entry), None)
+        label = next((class_name(entry[key]) for key in LABEL_COLUMNS if key in entry), None)
         if "\\" in name and not (path.parent / name).exists():
             name = name.replace("\\", "/")  # written on Windows
         split = {"split": entry["split"]} if "split" in entry else {}
