@@ -81,6 +81,8 @@ def test_every_suite_measures_what_it_says(tiny_run, tmp_path):
     assert any(re.fullmatch(r"fidelity/fd_cnn-digits_20", name) for name in record["metrics"])
     assert not any("fid_" in name for name in record["metrics"])  # no Inception, no FID
     page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    assert "Options: " in text
+    assert "seed 0" in text
     for name in record["metrics"]:
         assert name in page
         assert f"| {name} |" in text
@@ -334,6 +336,16 @@ def test_interpolations_are_not_taken_as_independent_of_their_sources(linear, tm
     found = run_suites(context(linear, tmp_path / "b", few), ("ood",), quiet)["metrics"]
     assert "low" not in found["ood/interpolation/auroc_logpx"]
     assert "low" in found["ood/noise/auroc_logpx"]
+
+
+def test_sets_that_do_not_overlap_get_no_interval_of_width_0(linear, tmp_path):
+    result, inside = Result(), torch.linspace(1, 2, 20)
+    for name, outside in (("apart", inside - 5), ("above", inside + 5), ("over", inside - 0.5)):
+        compare(context(linear, tmp_path), "logpx", inside, {name: outside}, result)
+    found = {name: result.metrics[f"ood/{name}/auroc_logpx"] for name in ("apart", "above", "over")}
+    assert (found["apart"].value, found["above"].value) == (1, 0)
+    assert (found["apart"].low, found["above"].low) == (None, None)
+    assert found["over"].low < found["over"].value < found["over"].high
 
 
 def test_the_draws_of_noise_are_in_the_interval_of_a_score_made_of_them(linear, tmp_path):

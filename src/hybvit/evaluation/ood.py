@@ -112,7 +112,8 @@ def interval(ctx: Context, name: str, id_scores: Tensor, of_set: Tensor) -> tupl
     multiple of b thus form a chain, and only chains are independent of each other.
     """
     if name != INTERPOLATION:
-        return auroc_interval(id_scores, of_set)
+        low, high = auroc_interval(id_scores, of_set)
+        return (low, high) if low < high else ()  # sets that do not overlap leave no variance to estimate
     apart = min(INTERPOLATION_BATCH, len(ctx.test) // 2)
     id_chain = evenly_spaced(len(ctx.test), len(id_scores)) % apart  # slow scores are of a part of the images
     ood_chain = evenly_spaced(len(ctx.test) - apart, len(of_set)) % apart

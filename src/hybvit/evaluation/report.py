@@ -264,7 +264,8 @@ def markdown(out: Path, record: dict[str, Any], suites: Mapping[str, Suite], pic
         lines.append("")
     lines += [f"Left out: {name}, {plain(reason)}." for name, reason in record["left_out"].items()]
     facts = ", ".join(f"{name} {value}" for name, value in record["environment"].items())
-    return "\n".join([*lines, "", f"Environment: {plain(facts)}.", ""])
+    asked = ", ".join(f"{name} {value}" for name, value in record["options"].items() if value not in (None, [], ()))
+    return "\n".join([*lines, "", f"Options: {plain(asked)}.", "", f"Environment: {plain(facts)}.", ""])
 
 
 def plain(text: str) -> str:
