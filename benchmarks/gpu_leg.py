@@ -43,7 +43,7 @@ from hybvit.config import (
 )
 from hybvit.data.locate import locate
 from hybvit.devices import environment
-from hybvit.errors import CheckpointError, Interrupted
+from hybvit.errors import CheckpointError, ConfigError, DataError, Interrupted
 from hybvit.presets import preset
 from hybvit.storage import read_json, write_text
 from hybvit.training.cost import cost
@@ -222,10 +222,13 @@ def main() -> None:
     collect = commands.add_parser("curve", help="put the records of all legs into results/cifar10_legs.json")
     collect.add_argument("state", type=Path, help="folder that the last leg left")
     args, fields = parser.parse_known_args()
-    if args.command == "curve":
-        curve(args.state)
-    else:
-        leg(args, fields)
+    try:
+        if args.command == "curve":
+            curve(args.state)
+        else:
+            leg(args, fields)
+    except (ConfigError, DataError, CheckpointError, OSError) as error:  # a missing or cut state, say
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -107,3 +107,28 @@ def test_a_damaged_state_is_refused(script, tmp_path):
     with pytest.raises(SystemExit, match="damaged"):
         script.unpack(tmp_path, tmp_path / "run")
     assert not checkpoint.step_folders(tmp_path / "run" / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "[]", '{"legs": []}', '{"step": 1, "config": "", "legs": [], "files": {"gone": "0"}}']
+)
+def test_a_missing_or_cut_state_is_said_in_one_line(script, tmp_path, monkeypatch, text):
+    if text is not None:
+        (tmp_path / "leg.json").write_text(text)
+    words = [
+        "gpu_leg.py",
+        "run",
+        "--out",
+        str(tmp_path / "out"),
+        "--seconds",
+        "1",
+        "--state",
+        str(tmp_path),
+        "--preset",
+        "digits",
+    ]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stop:
+        script.main()
+    assert str(tmp_path) in str(stop.value)
+    assert "\n" not in str(stop.value)
