@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hybvit.config import override
-from hybvit.data.cells import natural_order, read_table, text_of
+from hybvit.data.cells import checked_classes, natural_order, read_table, says_split, text_of
 from hybvit.data.image_set import reorder_classes
 from hybvit.errors import DataError
 
@@ -49,6 +49,51 @@ def test_what_is_no_text_is_refused(value):
 )  # fmt: skip
 def test_one_natural_order(order):
     assert natural_order(reversed(order)) == order
+
+
+@pytest.mark.parametrize("same", [("1", "1.0"), ("07", "7"), ("-2", "-2.00"), ("+3", "3", "4")])
+def test_one_number_is_one_class(same):
+    with pytest.raises(DataError, match=r"m\.csv: the labels .* are the same number: write them alike"):
+        checked_classes(same, "m.csv")
+    assert checked_classes(["1", "1.5", "a1", "a01"], "m.csv")
+
+
+@pytest.mark.parametrize("name", ["is_test", "Usage", "fold", "subset", "train", "is_val", "Image Set", "data_split"])
+def test_a_column_that_may_say_the_split(name):
+    assert says_split(name)
+
+
+@pytest.mark.parametrize("name", ["training_notes", "is_animal", "moon_phase", "dataset", "image", "is", "caption"])
+def test_a_column_that_does_not(name):
+    assert not says_split(name)
+
+
+def test_columns_that_are_not_read_are_said(tmp_path, capsys):
+    names = photos(tmp_path)
+    save(tmp_path / "shared.png")
+    table = tmp_path / "m.csv"
+    table.write_text(
+        "\n".join(["File_Name,category,Usage,caption", *(f"{name},{i % 2},Training,x" for i, name in enumerate(names))])
+    )
+    assert opened(own(table, "manifest")).classes == ("0", "1")
+    said = capsys.readouterr().err
+    assert "the column 'usage' is not read" in said and "caption" not in said
+    table.write_text(
+        "\n".join(["path,species,split", *(f"{name},a,{'test' if i < 3 else 'train'}" for i, name in enumerate(names))])
+    )
+    opened(own(table, "manifest", kind="genvit"))
+    said = capsys.readouterr().err
+    assert "the images have no labels" in said and "species" in said and "is not read" not in said
+
+
+def test_a_row_listed_twice_counts_once(tmp_path, capsys):
+    names = photos(tmp_path, 10)
+    table = tmp_path / "m.csv"
+    table.write_text("\n".join(["path,label", *(f"{name},a" for name in names), "3.png,a", "./4.png,a"]))
+    data = opened(own(table, "manifest"))
+    assert len(data.train) + len(data.test) == 10
+    said = capsys.readouterr().err
+    assert "line 12: 3.png is listed in line 5 too (and 1 more such lines): it counts once" in said
 
 
 @pytest.mark.parametrize("form", ["folder", "csv", "jsonl"])
@@ -103,7 +148,7 @@ def test_damaged_tables_are_refused_with_line_and_cure(tmp_path, text, message):
 )
 def test_tables_as_other_programs_write_them(tmp_path, raw):
     (tmp_path / "m.csv").write_bytes(raw)
-    assert [row for _, row in read_table(tmp_path / "m.csv")] == [
+    assert [row for _, row in read_table(tmp_path / "m.csv").rows] == [
         {"path": "0.png", "label": "cat"},
         {"path": "1.png", "label": "dog"},
     ]

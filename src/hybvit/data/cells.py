@@ -10,12 +10,19 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import DataError
 from .files import data_errors, refuse_special
+from .splits import FILLERS, WORDS, words_of
 
 MISSING = {"", "none", "nan", "null", "<na>", "na", "n/a", "#n/a"}
+NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+# the columns that are read; of several for the same, the first
+PATHS = ("path", "file", "filename", "file_name", "image", "image_path")
+LABELS = ("label", "class", "labels", "category")
+SPLIT = "split"
+OTHER_SPLITS = {"subset", "usage", "partition", "set", "fold", "phase", "split", "is"}  # as people name such a column: is_test ...
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -46,10 +53,30 @@ def is_line(text: str) -> bool:
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
 
 
+def checked_classes(labels: Iterable[str], where: object, what: str = "labels") -> tuple[str, ...]:
+    """The distinct labels in natural order.
+
+    Raises:
+        DataError: one is not one line of UTF-8 text, or two look the same or are the same number, such as 1 and 1.0.
+    """
+    distinct = dict.fromkeys(labels)
+    same: dict[object, str] = {}
+    for label in distinct:
+        name = class_name(label.strip())
+        if (other := same.setdefault(name, label)) != label:
+            raise DataError(f"{where}: the {what} {other!r} and {label!r} look the same: merge them")
+        if NUMBER.fullmatch(name) and (other := same.setdefault(float(name), label)) != label:
+            raise DataError(f"{where}: the {what} {other!r} and {label!r} are the same number: write them alike")
+    for label in distinct:
+        if not is_line(label):
+            raise DataError(f"{where}: the name {label!r} is not one line of UTF-8 text: rename it")
+    return natural_order(distinct)
+
+
 def natural_order(labels: Iterable[str]) -> tuple[str, ...]:
     """The distinct labels as people sort them: 2 before 10, 2.0 before 10.0, img2 before img10; numbers by their value."""
     distinct = set(labels)
-    if all(re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", label) for label in distinct):
+    if all(NUMBER.fullmatch(label) for label in distinct):
         return tuple(sorted(distinct, key=lambda label: (float(label), label)))
     return tuple(sorted(distinct, key=lambda label: (_chunks(label), label)))
 
@@ -60,8 +87,20 @@ def _chunks(label: str) -> list[tuple[int, int, str]]:
     return [(0, len(number), number) if chunk[0] in "0123456789" else (1, 0, chunk) for chunk, number in numbers]
 
 
-def read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells of each row of a CSV or JSONL file; missing cells are left out, column names are in lower case.
+class Table(NamedTuple):
+    """A manifest.
+
+    Attributes:
+        rows: line number, and the cells of the columns that are read; missing cells are left out.
+        others: the names of all other columns, such as captions and boxes.
+    """
+
+    rows: list[tuple[int, dict[str, str]]]
+    others: list[str]
+
+
+def read_table(path: Path) -> Table:
+    """Read a CSV or JSONL file. Column names are in lower case.
 
     Raises:
         DataError: the file cannot be read, or a row is damaged; the message names its line.
@@ -72,12 +111,13 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise DataError(f"{path}, line {line}: a NUL byte: save it as UTF-8 text")
-    rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _json_rows(path, text)
-    for number, row in rows:
+    rows, others = list[tuple[int, dict[str, str]]](), dict[str, None]()
+    for number, row in _csv_rows(path, text) if path.suffix.lower() == ".csv" else _json_rows(path, text):
         cells: dict[str, str] = {}
         for name, value in row:
-            if name not in ("path", "file", "filename", "image", "label", "class", "split"):
-                continue  # captions and boxes are not looked at
+            if name not in (*PATHS, *LABELS, SPLIT):
+                others[name] = None
+                continue
             try:
                 cell = text_of(value)
             except ValueError as error:
@@ -86,7 +126,15 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 raise DataError(
                     f"{path}, line {number}: two columns named {name}, with {cells[name]!r} and {cell!r}: remove one"
                 )
-        yield number, cells
+        rows.append((number, cells))
+    return Table(rows, list(others))
+
+
+def says_split(column: str) -> bool:
+    """Whether a column probably says which images are test images: is_test, subset, Usage, fold ..."""
+    words = words_of(column)
+    telling = {word for word in words if word in WORDS or word in OTHER_SPLITS}
+    return bool(telling - {"is"}) and all(word in telling or word in FILLERS for word in words)
 
 
 def _unclosed(value: object) -> str:
@@ -118,13 +166,12 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[tuple[str, Any]
 
 
 def _check_header(path: Path, names: list[str]) -> None:
-    known = ("path", "file", "filename", "image")
-    if set(known) & set(names):
+    if set(PATHS) & set(names):
         return
     for separator, plural in SEPARATORS.items():
-        if any(set(known) & {cell.strip() for cell in name.split(separator)} for name in names):
+        if any(set(PATHS) & {cell.strip() for cell in name.split(separator)} for name in names):
             raise DataError(f"{path}: its columns are separated by {plural}: save it with commas")
-    raise DataError(f"{path}: its header has no column named {', '.join(known[:-1])} or {known[-1]}")
+    raise DataError(f"{path}: its header has no column named {', '.join(PATHS[:-1])} or {PATHS[-1]}")
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, list[tuple[str, Any]]]]:

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
-from .cells import class_name, natural_order, text_of
+from .cells import LABELS, checked_classes, class_name, text_of
 from .files import refuse_special
 from .fingerprint import ListedImage
 from .image_set import Dataset, Decoding, ImageSet, load_images
 from .images import read_image
-from .listing import LABEL_COLUMNS, Listing, read_splits
+from .listing import Listing, read_splits
 from .splits import KNOWN, by_split, evaluation_split, split_of, train_and_test
 
 NO_IMAGE: dict[str, Any] = {"bytes": None, "path": None}  # an empty cell
@@ -46,7 +46,7 @@ def huggingface(data: DataConfig, decoding: Decoding) -> Dataset:
     image_column, label_column = columns(train, data.root)
     names = train.features[label_column].names if hasattr(train.features.get(label_column), "names") else None
     if label_column and names is None:
-        names = natural_order(label_texts(train[label_column], data.root))
+        names = checked_classes(label_texts(train[label_column], data.root), data.root)
     classes = tuple(names or ())
     divided = test is None and data.split == "hash"
 
@@ -134,7 +134,7 @@ def columns(table: Any, root: str) -> tuple[str, str | None]:
     if not images:
         raise DataError(f"{root}: no column of images among {', '.join(table.features)}")
     labels = [name for name, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]
-    labels += [name for name in LABEL_COLUMNS if name in table.features]
+    labels += [name for name in LABELS if name in table.features]
     return images[0], labels[0] if labels else None
 
 

@@ -14,8 +14,6 @@ from .fingerprint import ListedImage, fingerprint, shares_training_images
 from .image_set import Dataset, ImageSet, every_fifth
 from .splits import hash_split
 
-LABEL_COLUMNS = ("label", "class")  # of manifests and tables
-
 
 class Listing(NamedTuple):
     """Images that are known, but not read yet.
@@ -67,7 +65,7 @@ def existing_root(data: DataConfig, what: str) -> Path:
 
 def warn_of_leak(train: Iterable[Path], test: Iterable[Path]) -> None:
     """Say how many of the files of the test images are those of training images."""
-    trained, tested = ({os.path.abspath(path) for path in paths} for paths in (train, test))
+    trained, tested = ({os.path.realpath(path) for path in paths} for paths in (train, test))
     if both := trained & tested:
         print(
             f"warning: {len(both):,} of {len(tested):,} test images are training images too, such as {min(both)}: "

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import DataError
-from .cells import class_name, is_line, natural_order, read_table
+from .cells import LABELS, PATHS, SPLIT, checked_classes, class_name, read_table, says_split
 from .files import Files, is_hidden, size_of
 from .fingerprint import ListedImage
 from .huggingface import huggingface
 from .image_set import Dataset, Decoding, ImageSet, load_image_files, load_images
 from .images import read_image, readable_suffixes
-from .listing import LABEL_COLUMNS, Listing, existing_root, read_splits, warn_of_leak
+from .listing import Listing, existing_root, read_splits, warn_of_leak
 from .splits import KNOWN, by_split, evaluation_split, split_of, splits_of_one_set, train_and_test
 
 
@@ -159,23 +159,7 @@ def class_folders(files: Files) -> tuple[str, ...]:
         )
     if not loose and not folders:
         raise DataError(f"{where}: contains no class subfolders and no images{_because(files)}")
-    return checked_names(folders, where)
-
-
-def checked_names(folders: list[str], where: Path) -> tuple[str, ...]:
-    """The names of class folders in natural order.
-
-    Raises:
-        DataError: a name is not one line of UTF-8 text, or two look the same.
-    """
-    seen: dict[str, str] = {}
-    for name in folders:
-        if (other := seen.setdefault(class_name(name.strip()), name)) != name:
-            raise DataError(f"{where}: the names of the class folders {other!r} and {name!r} look the same: merge them")
-    for name in folders:
-        if not is_line(name):
-            raise DataError(f"{where}: the name of the class folder {name!r} is not one line of UTF-8 text: rename it")
-    return natural_order(folders)
+    return checked_classes(folders, where, "names of class folders")
 
 
 def list_files(files: Files, classes: tuple[str, ...], decoding: Decoding) -> Listing:
@@ -204,8 +188,6 @@ def _because(files: Files) -> str:
 
 # a manifest
 
-PATH_COLUMNS = ("path", "file", "filename", "image")
-
 
 def manifest(data: DataConfig, decoding: Decoding) -> Dataset:
     """A CSV file with a header, or one JSON object per line: ``path`` (relative to the manifest), and optionally ``label`` and
@@ -220,7 +202,7 @@ def manifest(data: DataConfig, decoding: Decoding) -> Dataset:
         parts = [(root, part) for part in split_rows(root, rows)]
     else:
         parts = [(root, rows)]
-    classes = natural_order([row["label"] for row in parts[0][1] if "label" in row])
+    classes = checked_classes((row["label"] for row in parts[0][1] if "label" in row), root)
     if len(parts) > 1:
         warn_of_leak(*([source.parent / row["path"] for row in part] for source, part in parts))
     return read_splits(data, classes, *(list_rows(*part, classes, decoding) for part in parts), *[None] * (2 - len(parts)))
@@ -266,34 +248,58 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
     Raises:
         DataError: the file cannot be read, or a row is invalid; the message names its line.
     """
-    rows: list[dict[str, str]] = []
+    table, rows = read_table(path), list[dict[str, str]]()
     seen: dict[str, tuple[str | None, int]] = {}  # file -> its class, and the line that says so
-    doubtful = list[str]()
-    for number, entry in read_table(path):
-        name = next((entry[key] for key in PATH_COLUMNS if key in entry), None)
+    listed: dict[tuple[str, str], int] = {}  # file and split -> line
+    again, doubtful = list[str](), list[str]()
+    for number, entry in table.rows:
+        name = next((entry[key] for key in PATHS if key in entry), None)
         if name is None:
-            raise DataError(
-                f"{path}, line {number}: no image path (in a column {', '.join(PATH_COLUMNS[:-1])} or {PATH_COLUMNS[-1]})"
-            )
-        label = next((class_name(entry[key]) for key in LABEL_COLUMNS if key in entry), None)
+            raise DataError(f"{path}, line {number}: no image path (in a column {', '.join(PATHS[:-1])} or {PATHS[-1]})")
+        label = next((class_name(entry[key]) for key in LABELS if key in entry), None)
         if "\\" in name and not (path.parent / name).exists():
             name = name.replace("\\", "/")  # written on Windows
-        split = {"split": entry["split"]} if "split" in entry else {}
-        rows.append({"path": name, **split} | ({} if label is None else {"label": label}))
-        if ("label" in rows[-1]) != ("label" in rows[0]):
+        if rows and (label is not None) != ("label" in rows[0]):
             found = "has a label, but earlier lines have none" if label else "has no label, but earlier lines have one"
             raise DataError(
                 f"{path}, line {number}: {found}: label all images, or none (an empty cell, None and NaN are no label)"
             )
-        first, line = seen.setdefault(os.path.abspath(path.parent / name), (label, number))
+        split, place = entry.get(SPLIT, ""), os.path.abspath(path.parent / name)
+        first, line = seen.setdefault(place, (label, number))
         if first != label:
             doubtful.append(f"line {number}: {name} has the class {label!r}, but {first!r} in line {line}")
+        elif (line := listed.setdefault((place, split), number)) != number:
+            again.append(f"line {number}: {name} is listed in line {line} too")
+            continue
+        rows.append({"path": name} | ({"split": split} if split else {}) | ({} if label is None else {"label": label}))
     if not rows:
         raise DataError(f"{path}: lists no images")
-    if doubtful:
-        others = f" (and {len(doubtful) - 1:,} more such lines)" if len(doubtful) > 1 else ""
-        print(f"warning: {path}, {doubtful[0]}{others}: one of them is wrong", file=sys.stderr)
+    warn_of_lines(path, doubtful, "one of them is wrong")
+    warn_of_lines(path, again, "it counts once")
+    warn_of_columns(path, table.others, rows)
     return rows
+
+
+def warn_of_lines(path: Path, found: list[str], outcome: str) -> None:
+    if found:
+        others = f" (and {len(found) - 1:,} more such lines)" if len(found) > 1 else ""
+        print(f"warning: {path}, {found[0]}{others}: {outcome}", file=sys.stderr)
+
+
+def warn_of_columns(path: Path, others: list[str], rows: list[dict[str, str]]) -> None:
+    """Say which columns a user may believe to be read."""
+    for name in filter(says_split, [] if any("split" in row for row in rows) else others):
+        print(
+            f"warning: {path}: the column {name!r} is not read: to say which images are test images, name it split, with "
+            f"{KNOWN} in its cells",
+            file=sys.stderr,
+        )
+    if others and not any("label" in row for row in rows):
+        print(
+            f"warning: {path}: the images have no labels: no column is named {', '.join(LABELS[:-1])} or {LABELS[-1]} (others: "
+            f"{', '.join(others[:8])})",
+            file=sys.stderr,
+        )
 
 
 READERS: dict[str, Callable[[DataConfig, Decoding], Dataset]] = {
