@@ -104,6 +104,16 @@ BAD = {
         2,
         "network with model.label_conditioning",
     ),
+    "a table of tabs": (
+        ["train", "digits", "--data", "{tmp}/a.tsv"],
+        3,
+        "a.tsv: a file of a kind that --data does not read: save",
+    ),
+    "one JSON document": (["train", "digits", "--data", "{tmp}/a.json"], 3, "to a .jsonl file"),
+    "an archive of another kind": (["train", "digits", "--data", "{tmp}/a.tar.gz"], 3, "unpack it"),
+    "an empty path": (["sample", "{run}", "--out", ""], 2, "--out: an empty path"),
+    "an empty data path": (["train", "digits", "--data", " "], 2, "--data: an empty path"),
+    "a label that is too large": (["sample", "{run}", "--label", "99", "--guidance", "1"], 2, "0 to 9"),
     "broken config": (["evaluate", "{tmp}/badrun"], 2, "model.dimm: did you mean dim"),
 }
 
@@ -111,7 +121,8 @@ BAD = {
 @pytest.mark.parametrize("case", BAD.values(), ids=BAD)
 def test_bad_input_is_one_line_with_the_right_code(case, tmp_path, tiny_run, capsys):
     arguments, code, named = case
-    (tmp_path / "text.png").write_text("no picture")
+    for name in ("text.png", "a.tsv", "a.json", "a.tar.gz"):
+        (tmp_path / name).write_text("no picture")
     (tmp_path / "badrun").mkdir()
     (tmp_path / "badrun" / "config.yaml").write_text("model: {dimm: 3}")
     (tmp_path / "flatrun").mkdir()
@@ -191,7 +202,7 @@ def test_sample_writes_a_grid_or_single_files(tiny_run, tmp_path, capsys):
     assert cli.main(["sample", str(tiny_run), "-n", "9", "--steps", "2", "--out", str(tmp_path / "g.png")]) == 0
     assert Image.open(tmp_path / "g.png").size == (3 * 66 + 2, 3 * 66 + 2)
     assert cli.main(["sample", str(tiny_run), "-n", "2", "--steps", "2", "--folder", str(tmp_path / "many")]) == 0
-    assert [p.name for p in sorted((tmp_path / "many").iterdir())] == ["000000.png", "000001.png"]
+    assert [p.name for p in sorted((tmp_path / "many").glob("[!.]*"))] == ["000000.png", "000001.png"]
     assert Image.open(tmp_path / "many" / "000000.png").size == (8, 8)
     again = ["sample", str(tiny_run), "--steps", "2", "--folder", str(tmp_path / "many"), "-n"]
     assert cli.main([*again, "3"]) == 0  # replaces both

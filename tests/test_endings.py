@@ -18,11 +18,12 @@ import torch
 from PIL import Image
 
 import hybvit
-from hybvit import checkpoint, config
+from hybvit import checkpoint, cli, config
 from hybvit.errors import DivergedError
 from hybvit.evaluation import plots
 from hybvit.evaluation.report import plain
 from hybvit.method.vit import HybViT
+from hybvit.storage import lock_folder
 
 from .conftest import QUICK, TINY
 from .conftest import hybvit as command
@@ -85,6 +86,33 @@ def test_a_hangup_saves_like_a_termination(tmp_path):
     _, said = training.communicate(timeout=60)
     assert training.returncode == 75
     assert b"SIGHUP" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize("words", ["sample digits -n 100000 --folder drawn", "evaluate digits --suites fidelity --out results"])
+def test_a_signal_ends_any_command_with_a_line(tmp_path, number, words):
+    command = [sys.executable, "-m", "hybvit", *words.split()]
+    with_hangup = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+    going = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=tmp_path, preexec_fn=with_hangup)
+    while not any(tmp_path.iterdir()):
+        time.sleep(0.05)
+    time.sleep(1)
+    going.send_signal(number)
+    _, said = going.communicate(timeout=60)
+    assert going.returncode in (75, 130)
+    assert b"interrupted" in said.splitlines()[-1]
+    assert not list(tmp_path.glob("**/*.part"))
+
+
+def test_two_calls_do_not_draw_into_one_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "drawn").mkdir()
+    lock = lock_folder(tmp_path / "drawn")
+    words = ["sample", "digits", "-n", "1", "--steps", "1", "--folder", "drawn"]
+    assert cli.main(words) == 2
+    lock.close()
+    assert cli.main(words) == 0
 
 
 @pytest.mark.parametrize("arguments", [["sample", "-n", "1", "--steps", "2"], ["classify", "a.png"]])

@@ -207,6 +207,8 @@ def test_a_bundled_model_is_loaded_by_its_name(tmp_path, monkeypatch):
     assert torch.equal(hybvit.load("tiny", "cpu").logits(x), m.logits(x))
     with pytest.raises(DataError, match=r"none of the bundled models \(tiny: did you mean tiny\?\)"):
         hybvit.load("tyny")
+    with pytest.raises(DataError, match=r"^assets/tyni: no such folder: did you mean assets/tiny\?$"):  # the hub is not asked
+        hybvit.load("assets/tyni")
     other = model(override(CFG, model={"depth": 1}))
     other.save_pretrained(tmp_path / "tiny")  # a folder of that name goes first
     assert torch.equal(hybvit.load("tiny", "cpu").logits(x), other.logits(x))

@@ -17,6 +17,7 @@ from hybvit.metrics.ood import (
     aupr_out,
     auroc,
     auroc_interval,
+    bootstrap_intervals,
     clustered_auroc_interval,
     fpr_at_95_tpr,
     gradient_norm_score,
@@ -104,6 +105,24 @@ def test_the_interval_holds_the_truth_in_95_percent_of_trials():
     intervals = [auroc_interval(*gaussians(1.0, 80, 120, seed)) for seed in range(trials)]
     held = np.mean([low <= truth <= high for low, high in intervals])
     assert 0.91 <= held <= 0.985
+
+
+@pytest.mark.slow
+def test_bootstrap_intervals_have_the_spread_of_repeated_trials():
+    measures = {"aupr": aupr, "fpr_at_95_tpr": fpr_at_95_tpr}
+    spreads = {name: 2 * 1.96 * np.std([f(*gaussians(1.0, 300, 200, s)) for s in range(400)]) for name, f in measures.items()}
+    found = [bootstrap_intervals(*gaussians(1.0, 300, 200, seed), seed=0) for seed in range(30)]
+    for name, spread in spreads.items():
+        assert np.mean([np.diff(bounds[name]).item() for bounds in found]) == pytest.approx(spread, rel=0.15)
+
+
+def test_bootstrap_intervals_treat_ties_as_the_measures_do(monkeypatch):
+    inside, outside = torch.tensor([2.0, 2.0, 1.0, 0.0]), torch.tensor([2.0, 1.0, 1.0, 0.0, 0.0])
+    once = lambda self, n, p: np.ones(n, dtype=int)  # noqa: E731  every image once: the sets themselves
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: type("Rng", (), {"multinomial": once})())
+    bounds = bootstrap_intervals(inside, outside, seed=0, repeats=2)
+    assert bounds["aupr"] == pytest.approx((aupr(inside, outside),) * 2)
+    assert bounds["fpr_at_95_tpr"] == pytest.approx((fpr_at_95_tpr(inside, outside),) * 2)
 
 
 def test_the_interval_stays_in_0_to_1_and_needs_two_scores():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hybvit.errors import ConfigError
-from hybvit.evaluation.robustness import STRONG_EPS
+from hybvit.evaluation.robustness import STRONG
 from hybvit.metrics import robustness
 from hybvit.metrics.robustness import (
     L2_EPS,
@@ -119,7 +119,7 @@ def test_the_strong_pgd_of_a_linear_classifier_in_closed_form(norm):
         assert (~found.broken == closed_form(eps, norm)).double().mean() > 0.98
 
 
-@pytest.mark.parametrize("eps", STRONG_EPS)
+@pytest.mark.parametrize("eps", STRONG["linf"])
 def test_the_papers_step_jumps_over_what_the_strong_pgd_finds(eps):
     """A classifier that errs only near one point inside the ball."""
     x, labels = torch.zeros(8, 1, 6, 6), torch.zeros(8, dtype=torch.int64)

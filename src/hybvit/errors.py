@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Collection
+
+HANGUP = getattr(signal, "SIGHUP", None)  # the terminal is gone; not on Windows
+STOPPING = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None]  # signals that stop a command
 
 
 class ConfigError(ValueError):
@@ -32,6 +36,9 @@ def nearest(name: str, known: Collection[str], cutoff: float = 0.6) -> str | Non
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
-    """The end of a message about an unknown name: ": did you mean X?", or empty where no known name is similar."""
-    close = nearest(name, known)
+    """The end of a message about an unknown name: ": did you mean X?", or empty where no known name is similar.
+
+    A number is not a misspelled number.
+    """
+    close = None if name.lstrip("+-").isdecimal() else nearest(name, known)
     return f": did you mean {close}?" if close else ""

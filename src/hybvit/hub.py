@@ -21,6 +21,9 @@ def download(hub_id: str) -> Path:
         known = bundled()
         not_bundled = f"none of the bundled models ({', '.join(known)}{did_you_mean(hub_id, known)})"
         raise DataError(f"{hub_id}: no such folder, {not_bundled}, and not a hub id (OWNER/NAME)")
+    if models := neighbors(Path(hub_id)):
+        others = f"; beside it: {', '.join(models[:5])}"
+        raise DataError(f"{hub_id}: no such folder{did_you_mean(hub_id, models) or others}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -31,6 +34,11 @@ def download(hub_id: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"{hub_id}: no such folder, and the download from the hub failed ({reason})") from None
+
+
+def neighbors(path: Path) -> list[str]:
+    """The models in the folder that a missing ``path`` would lie in: then it is a misspelled path, and not a hub id."""
+    return sorted(str(config.parent) for config in path.parent.glob(f"*/{checkpoint.CONFIG}"))
 
 
 def bundled() -> list[str]:

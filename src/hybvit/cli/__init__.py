@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 from .. import __version__, errors
 from .output import guarded, plain_warnings
@@ -61,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
     goes_on = bool(arguments) and arguments[0] in WRITES_FILES and not {"-h", "--help"} & {*arguments}
-    with guarded(goes_on) as out, plain_warnings():
+    with guarded(goes_on) as out, plain_warnings(), stopped_by_signals():
         code, leaving = 0, None
         try:
             code = run(arguments, debug)
@@ -78,6 +83,29 @@ def main(arguments: list[str] | None = None) -> int:
         done = isinstance(out.lost, BrokenPipeError) and arguments[0] == "train"
         print(f"hybvit: {out.message()}; the work went on without it", file=sys.stderr)
         return code if code or done else 3
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, with its files closed and a line that says so.
+
+    Training has a handler of its own. A signal that is ignored stays so: nohup ignores SIGHUP.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in errors.STOPPING if number != signal.SIGINT}
+    before = {number: handler for number, handler in before.items() if handler == signal.SIG_DFL}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run(arguments: list[str], debug: bool) -> int:

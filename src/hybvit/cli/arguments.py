@@ -39,11 +39,13 @@ def naming(model: str) -> Iterator[None]:
 
 def path(text: str) -> Path:
     """An argparse type: a path, where ~ is the user's home; a shell does not expand it in ``--out=~/x``."""
-    return Path(os.path.expanduser(text))
+    return Path(location(text))
 
 
 def location(text: str) -> str:
     """An argparse type: a path as in :func:`path`, an address or a name, as text."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty path: leave the option out, or name a place")
     return os.path.expanduser(text)
 
 

@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> None:
             named.append(image)
         except DataError as error:
             bad.append(error)
+    originals.warn_of_depth(f"{args.images[0]}{' and others' if args.images[1:] else ''}", "save them with values up to 65,535")
     if pixels:
         with naming(args.model):
             answer(model, named, torch.stack(pixels), args.top, args.json)

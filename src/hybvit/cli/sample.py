@@ -9,6 +9,7 @@ from ..data.images import check_image_suffix, grid, save_image
 from ..errors import DataError
 from ..loading import load
 from ..method.samplers import SAMPLERS
+from ..storage import lock_folder, make_folder
 from .arguments import ArgumentParser, naming, path, positive_int
 
 
@@ -53,6 +54,8 @@ def main(arguments: list[str]) -> None:
     if args.folder is None:
         check_image_suffix(args.out)
     else:
+        make_folder(args.folder)
+        lock = lock_folder(args.folder)  # noqa: F841  held to the end, so that no other call mixes its images with these
         check_others(args.folder, files)
     with naming(args.model):
         pixels = model.sample(

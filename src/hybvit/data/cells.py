@@ -22,7 +22,16 @@ NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 PATHS = ("path", "file", "filename", "file_name", "image", "image_path")
 LABELS = ("label", "class", "labels", "category")
 SPLIT = "split"
-OTHER_SPLITS = {"subset", "usage", "partition", "set", "fold", "phase", "split", "is"}  # as people name such a column: is_test ...
+OTHER_SPLITS = {
+    "subset",
+    "usage",
+    "partition",
+    "set",
+    "fold",
+    "phase",
+    "split",
+    "is",
+}  # as people name such a column: is_test ...
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 

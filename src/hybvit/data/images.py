@@ -7,6 +7,7 @@ import functools
 import importlib
 import math
 import os
+import re
 import statistics
 import sys
 import threading
@@ -113,19 +114,23 @@ class Originals:
         if not self.closed:
             self.notes.extend(notes)
 
-    def warn(self, where: str, size: int) -> None:
-        """Say on standard error what most of the images lose, and which setting keeps it; later ones are not kept."""
-        notes, self.notes, self.closed = self.notes or [Note(0)], [], True
-        top = max(note.largest for note in notes)
+    def warn_of_depth(self, where: str, cure: str = "give --data.bits {bits}") -> None:
+        """Say on standard error if the images are probably of fewer bits than their files say, and so read as nearly black."""
+        top = max((note.largest for note in self.notes), default=0)
         if 0 < top <= 4095 and self.bits is None:
             bits = 8 if top <= 255 else 12
-            wide_color = any(note.wide_color for note in notes)
-            cure = "save them with values up to 65,535" if wide_color else f"give --data.bits {bits}"
+            wide_color = any(note.wide_color for note in self.notes)
+            cure = "save them with values up to 65,535" if wide_color else cure.format(bits=bits)
             print(
                 f"warning: {where}: no value of its images of 16 or 32 bits is above {top:,}: they look like {bits} bits and "
                 f"are read as nearly black; {cure}",
                 file=sys.stderr,
             )
+
+    def warn(self, where: str, size: int) -> None:
+        """Say on standard error what most of the images lose, and which setting keeps it; later ones are not kept."""
+        self.warn_of_depth(where)
+        notes, self.notes, self.closed = self.notes or [Note(0)], [], True
         lost, cures = [], []
         middle = statistics.median(note.short_side for note in notes)
         if middle > MUCH_LARGER * size:
@@ -225,15 +230,36 @@ def read_image(
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise DataError(f"{path}: {'a link to a file that is gone' if os.path.islink(path) else 'no such file'}") from None
     except IsADirectoryError:
         raise DataError(f"{path}: a folder, not an image; name the files in it, as in {path}/*.png") from None
     except PermissionError:
         raise DataError(f"{path}: no permission to read it") from None
     except (UnidentifiedImageError, Image.DecompressionBombError):
-        raise DataError(f"{path}: not an image of a format that is read (PNG, JPEG, WebP, TIFF ...): convert it") from None
+        raise DataError(f"{path}: {what_it_is(path, file)}") from None
     except Exception as error:
         raise DataError(f"{path}: damaged image ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+NOT_IMAGES = (  # how files begin that often lie in an image's place, and what they are
+    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer, not the image itself: git lfs pull"),
+    (re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE), "a web page, not an image: the download failed; repeat it"),
+    (re.compile(rb"\Z"), "empty: copy or download it again"),
+)
+
+
+def what_it_is(path: str | os.PathLike[str], file: BinaryIO | None) -> str:
+    """What a file is that no decoder knows, and the cure."""
+    start = b"?"
+    with contextlib.suppress(OSError):
+        if file is not None:
+            file.seek(0)
+            start = file.read(64)
+        else:
+            with open(path, "rb") as content:
+                start = content.read(64)
+    known = (words for pattern, words in NOT_IMAGES if pattern.match(start))
+    return next(known, "not an image of a format that is read (PNG, JPEG, WebP, TIFF ...): convert it")
 
 
 def size_of(files: Files, name: str) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader
 
+from ..errors import STOPPING
 from ..method.objective import Batch
 from .batches import TrainingBatches
 
@@ -59,6 +60,5 @@ def resolve_workers(workers: int | None, device: torch.device) -> int:
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    hangup = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # not on Windows
-    for number in (signal.SIGINT, signal.SIGTERM, *hangup):  # these are often sent to the whole process group
+    for number in STOPPING:  # these are often sent to the whole process group
         signal.signal(number, signal.SIG_IGN)  # the training process decides when to stop

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..catalog import CATALOG, OWN_IMAGES
 from ..config import DataConfig
+from ..errors import DataError
 from .datasets import find, foreign_files
 from .files import Files
 from .own_images import image_names
@@ -19,9 +20,20 @@ def locate(data: DataConfig, root: str) -> DataConfig:
     return replace(data, root=absolute, name=detect_format(root, data.name))
 
 
+CURES = {  # files that cannot be read as they are
+    **dict.fromkeys((".tsv", ".txt", ".xls", ".xlsx", ".ods"), "save the table as .csv, with commas"),
+    ".json": "write one object a line, to a .jsonl file",
+    **dict.fromkeys((".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"), "unpack it, and give the folder"),
+}
+
+
 def detect_format(root: str, named: str = "folder") -> str:
     """The ``named`` data set if ``root`` holds its files, or is the folder to download it to; else a format of the user's own
-    images."""
+    images.
+
+    Raises:
+        DataError: ``root`` is a file of another kind.
+    """
     path = Path(root)
     if named not in (*OWN_IMAGES, "digits") and path.exists() and find(named, root) is not None:
         return named
@@ -42,4 +54,7 @@ def detect_format(root: str, named: str = "folder") -> str:
             return "folder"
         downloadable = named in CATALOG and CATALOG[named].download and not foreign_files(named, path)  # to this folder
         return "folder" if named == "digits" or not downloadable else named
+    if path.is_file() and path.suffix.lower() != ".zip":
+        cure = CURES.get(path.suffix.lower(), "give a folder of images, or a .csv that lists them")
+        raise DataError(f"{path}: a file of a kind that --data does not read: {cure}")
     return "folder" if named == "digits" or path.suffix.lower() == ".zip" else named

@@ -27,6 +27,7 @@ from ..metrics.ood import (
     aupr,
     auroc,
     auroc_interval,
+    bootstrap_intervals,
     clustered_auroc_interval,
     fpr_at_95_tpr,
     gradient_norm_score,
@@ -89,10 +90,17 @@ def compare(ctx: Context, score: str, id_draws: Tensor, ood_draws: dict[str, Ten
             of_draws = [auroc(*pair) for pair in zip(id_draws.unbind(1), ood_draws[name].unbind(1), strict=True)]
             bounds = widened(area, bounds, torch.tensor(of_draws).std().item() / len(of_draws) ** 0.5)
         result.metrics[f"{key}/auroc_{score}"] = Metric(area, n, *bounds)
-        result.metrics[f"{key}/aupr_{score}"] = Metric(aupr(id_scores, of_set), n)
-        result.metrics[f"{key}/fpr95_{score}"] = Metric(fpr_at_95_tpr(id_scores, of_set), n)
+        drawn = {} if name == INTERPOLATION else bootstrap_intervals(id_scores, of_set, ctx.options.seed)
+        accepted = fpr_at_95_tpr(id_scores, of_set)
+        result.metrics[f"{key}/aupr_{score}"] = Metric(aupr(id_scores, of_set), n, *wide(drawn.get("aupr", ())))
+        result.metrics[f"{key}/fpr95_{score}"] = Metric(accepted, len(of_set), *wide(drawn.get("fpr_at_95_tpr", ())))
     plotted = {TEST: id_scores.tolist()} | {name: of_set.tolist() for name, of_set in ood_scores.items()}
     result.pictures[score] = Picture(plots.histograms(plotted, SCORE_LABELS[score]), f"{SCORE_LABELS[score]}, by data set")
+
+
+def wide(bounds: tuple[float, float] | tuple[()]) -> tuple[float, float] | tuple[()]:
+    """The interval, unless its width is 0: sets that do not overlap leave no variance to estimate."""
+    return bounds if bounds and bounds[0] < bounds[1] else ()
 
 
 def mean_of_draws(scores: Tensor) -> Tensor:
@@ -112,8 +120,7 @@ def interval(ctx: Context, name: str, id_scores: Tensor, of_set: Tensor) -> tupl
     multiple of b thus form a chain, and only chains are independent of each other.
     """
     if name != INTERPOLATION:
-        low, high = auroc_interval(id_scores, of_set)
-        return (low, high) if low < high else ()  # sets that do not overlap leave no variance to estimate
+        return wide(auroc_interval(id_scores, of_set))
     apart = min(INTERPOLATION_BATCH, len(ctx.test) // 2)
     id_chain = evenly_spaced(len(ctx.test), len(id_scores)) % apart  # slow scores are of a part of the images
     ood_chain = evenly_spaced(len(ctx.test) - apart, len(of_set)) % apart

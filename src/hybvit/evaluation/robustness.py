@@ -29,7 +29,7 @@ from .context import Context, Metric, Picture, Result
 
 ATTACK_BATCH = 64
 RADII: dict[Norm, tuple[float, ...]] = {"linf": LINF_EPS, "l2": L2_EPS}
-STRONG_EPS = (4 / 255, 8 / 255)  # of the strong PGD, linf
+STRONG: dict[Norm, tuple[float, ...]] = {"linf": (4 / 255, 8 / 255), "l2": (128 / 255,)}  # radii of the strong PGD
 AUTOATTACK_EPS: dict[Norm, float] = {"linf": 8 / 255, "l2": 128 / 255}  # on the [0, 1] pixel scale
 RELIABILITY_IMAGES = 64
 SHOWN = 8
@@ -60,21 +60,22 @@ Curve = list[tuple[float, float]]  # (radius in 1/255, accuracy)
 
 
 def run_strong_pgd(ctx: Context, images: ImageSet, result: Result) -> dict[Norm, Curve]:
-    """The strong PGD at the radii of STRONG_EPS -> its accuracies by norm."""
-    broken: list[Tensor] = []
-    for eps in STRONG_EPS:
+    curves: dict[Norm, Curve] = {}
+    for norm, radii in STRONG.items():
+        broken = list[Tensor]()
+        for eps in radii:
 
-        def attack(index: Tensor, eps: float = eps) -> Tensor:
-            x, labels = batch_of(ctx, images, index)
-            seed = ctx.generator((1 << 18) + int(index[0]))
-            return strong_pgd(ctx.model.logits, x, labels, eps, "linf", seed, ctx.options.attack_steps).broken
+            def attack(index: Tensor, eps: float = eps, norm: Norm = norm) -> Tensor:
+                x, labels = batch_of(ctx, images, index)
+                seed = ctx.generator((1 << 18) + int(index[0]))
+                return strong_pgd(ctx.model.logits, x, labels, eps, norm, seed, ctx.options.attack_steps).broken
 
-        broken += share_batches(len(images), ATTACK_BATCH, attack, f"strong PGD linf {255 * eps:.0f}/255")
-    curve = [(255 * eps, accuracy) for eps, accuracy in zip(STRONG_EPS, robust_curve(broken), strict=True)]
-    for eps, accuracy in curve:
-        bounds = wilson_interval(accuracy, len(images))
-        result.metrics[f"robustness/pgd_strong_linf_{eps:.0f}"] = Metric(accuracy, len(images), *bounds)
-    return {"linf": curve, "l2": []}
+            broken += share_batches(len(images), ATTACK_BATCH, attack, f"strong PGD {norm} {255 * eps:.0f}/255")
+        curves[norm] = [(255 * eps, accuracy) for eps, accuracy in zip(radii, robust_curve(broken), strict=True)]
+        for eps, accuracy in curves[norm]:
+            bounds = wilson_interval(accuracy, len(images))
+            result.metrics[f"robustness/pgd_strong_{norm}_{eps:.0f}"] = Metric(accuracy, len(images), *bounds)
+    return curves
 
 
 def run_pgd(ctx: Context, images: ImageSet, norm: Norm, radii: tuple[float, ...], result: Result, strong: Curve) -> list[str]:

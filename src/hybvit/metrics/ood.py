@@ -95,6 +95,29 @@ def fpr_at_95_tpr(id_scores: Tensor, ood_scores: Tensor) -> float:
     return float(false_positives[np.argmax(true_positives >= 0.95)])
 
 
+def bootstrap_intervals(id_scores: Tensor, ood_scores: Tensor, seed: int, repeats: int = 200) -> dict[str, tuple[float, float]]:
+    """95 % percentile bootstrap intervals of :func:`aupr` and :func:`fpr_at_95_tpr`, under these names.
+
+    Both sets are drawn anew, with replacement and at their sizes, since the threshold of the rate depends on ID images.
+    """
+    labels, scores = _labels_and_scores(id_scores, ood_scores)
+    order = np.argsort(-scores, kind="stable")
+    labels, scores = labels[order], scores[order]
+    last = np.append(scores[1:] != scores[:-1], True)  # of those with the same score: a threshold takes all of them
+    rng = np.random.default_rng(seed)
+    found: dict[str, list[float]] = {"aupr": [], "fpr_at_95_tpr": []}
+    for _ in range(repeats):
+        id_counts, ood_counts = (rng.multinomial(n, np.full(n, 1 / n)) for n in (len(id_scores), len(ood_scores)))
+        accepted = np.zeros((2, len(scores)))
+        accepted[0, ~labels], accepted[1, labels] = ood_counts, id_counts
+        false, true = accepted.cumsum(axis=1)[:, last]
+        precision = true / np.maximum(false + true, 1)
+        found["aupr"].append(float(np.diff(true, prepend=0) @ precision / len(id_scores)))
+        found["fpr_at_95_tpr"].append(float(false[np.argmax(true >= 0.95 * len(id_scores))] / len(ood_scores)))
+    bounds = {name: np.quantile(values, (0.025, 0.975)) for name, values in found.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
+
+
 def max_probability(logits: Tensor) -> Tensor:
     """The largest softmax probability, in 1/K..1 (Hendrycks & Gimpel 2017); logits [N, K] -> float64 [N]."""
     return logits.cpu().double().softmax(dim=1).amax(dim=1)

@@ -19,18 +19,12 @@ from ..config import Config, minibatches
 from ..data.image_set import Dataset, to_x
 from ..data.images import grid, save_image
 from ..devices import autocast
-from ..errors import ConfigError, DivergedError
+from ..errors import HANGUP, STOPPING, ConfigError, DivergedError
 from ..metrics.classification import topk_accuracy
 from ..model import HybridModel
 from .run_folder import RunFolder
 
 PREVIEW_IMAGES, PREVIEW_STEPS = 64, 20
-
-
-HANGUP = getattr(signal, "SIGHUP", None)  # not on Windows
-
-
-STOPPING = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None]
 
 
 LINE_SECONDS = 10.0  # between two lines of a log
@@ -39,7 +33,7 @@ LINE_SECONDS = 10.0  # between two lines of a log
 def diverged(out: Path, step: int, what: str) -> DivergedError:
     """The error to raise where ``what`` is not finite."""
     return DivergedError(
-        f"{out}: {what} is not finite near step {step}; nothing of it was saved. "
+        f"{out}: {what} is not finite near step {step}; those steps are not saved. "
         "Try a lower --optim.lr or --train.precision fp32, in another --out"
     )
 
