@@ -30,8 +30,8 @@ MEANINGS: tuple[tuple[str, str], ...] = (
     (r"calibration/ece_(\d+)", "mean gap between confidence and accuracy over equal-width bins; lower is better"),
     (
         r"calibration/mce",
-        "largest such gap of any bin (with min30 of those with at least 30 images, which n counts); lower is better; "
-        "noisy where bins are nearly empty",
+        "largest gap between confidence and accuracy of any bin (min30: of any bin of at least 30 images, which n counts); "
+        "lower is better",
     ),
     (r"calibration/nll", "mean of -log p(label | image), in nats; lower is better"),
     (r"ood/.*/auroc", "probability that a test image scores above an image of this set; 0.5 is chance, higher is better"),
@@ -48,7 +48,7 @@ MEANINGS: tuple[tuple[str, str], ...] = (
     (r"likelihood/bits_per_dim", "upper bound on the bits per pixel value under the model; lower is better"),
     (
         r"likelihood/time_sampling_error",
-        "standard error of that mean from drawing diffusion times instead of using all of them",
+        "standard error of the bits per dimension that comes from drawing diffusion times instead of using all of them",
     ),
     (r"likelihood/", "part of the bound; the parts add up to it where their n is the same"),
     (
@@ -166,8 +166,7 @@ def page(
     facts = ", ".join(f"{name} {value}" for name, value in record["environment"].items())
     taken = ", ".join(f"{name} {suite['seconds']} s" for name, suite in record["suites"].items())
     parts.append(f"<h2>Record</h2><p class=sub>{html.escape(facts)}. Time per suite: {html.escape(taken)}.</p>")
-    settings = "\n".join(f"{key}: {value}" for key, value in record["options"].items())
-    parts.append(f"<details><summary>Settings of the evaluation</summary><pre>{html.escape(settings)}</pre></details>")
+    parts.append(f"<p class=sub>Options: {html.escape(options_of(record))}.</p>")
     if cfg is not None:
         parts.append(f"<details><summary>Configuration of the model</summary><pre>{html.escape(to_yaml(cfg))}</pre></details>")
     head = '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
@@ -196,11 +195,11 @@ def tiles(metrics: dict[str, dict[str, float]]) -> str:
     for pattern, label, scale, unit in HEADLINES:
         name = next((name for name in metrics if re.fullmatch(pattern, name)), None)
         if name is not None:
-            value = scale * metrics[name]["value"]
-            found.append(
-                f"<div class=tile><b>{value:,.{1 if value > 5 else 2}f}{unit}</b>"
-                f"<span>{label}, n {metrics[name]['n']:,}</span></div>"
-            )
+            metric = metrics[name]
+            digits = 1 if scale * metric["value"] > 5 else 2
+            value, *bounds = (f"{scale * metric[key]:,.{digits}f}" for key in ("value", "low", "high") if key in metric)
+            between = f"95 % interval {bounds[0]} to {bounds[1]}, " if bounds else ""
+            found.append(f"<div class=tile><b>{value}{unit}</b><span>{label}<br>{between}n {metric['n']:,}</span></div>")
     return f"<div class=tiles>{''.join(found)}</div>"
 
 
@@ -264,8 +263,11 @@ def markdown(out: Path, record: dict[str, Any], suites: Mapping[str, Suite], pic
         lines.append("")
     lines += [f"Left out: {name}, {plain(reason)}." for name, reason in record["left_out"].items()]
     facts = ", ".join(f"{name} {value}" for name, value in record["environment"].items())
-    asked = ", ".join(f"{name} {value}" for name, value in record["options"].items() if value not in (None, [], ()))
-    return "\n".join([*lines, "", f"Options: {plain(asked)}.", "", f"Environment: {plain(facts)}.", ""])
+    return "\n".join([*lines, "", f"Options: {plain(options_of(record))}.", "", f"Environment: {plain(facts)}.", ""])
+
+
+def options_of(record: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in record["options"].items() if value not in (None, [], ()))
 
 
 def plain(text: str) -> str:
