@@ -1,8 +1,9 @@
 """Bundle a trained run with the package: its averaged weights, all results of `hybvit evaluate`, its card and its picture.
 
     python benchmarks/ship.py NAME RUN [options of `hybvit evaluate`]
+    python benchmarks/ship.py NAME [options of `hybvit evaluate`]
 
-Then `make readme` renders the card. The results are measured on the exported model. A run that was initialized from the
+The second measures a bundled model again, after the protocols have changed. Then `make readme` renders the card. The results are measured on the exported model. A run that was initialized from the
 bundled model of that name (`--train.init NAME`), or from such a run, is a further stage of its training. The card lists all
 stages (`legs` in the record).
 """
@@ -115,27 +116,31 @@ def answers(model: HybridModel) -> dict[str, list[list[float]]]:
         return {"logits": model.logits(x).tolist(), "noise": noise.tolist()}
 
 
-def ship(name: str, run: Path, options: list[str]) -> None:
+def export_run(run: Path, export: Path) -> None:
     model = load(run)
     # Local paths of images and initial weights are private.
     model.cfg = override(model.cfg, data={"root": None, "test_root": None}, train={"init": None})
-    out = Path("runs/shipped") / name
-    export = out / "model"
     model.save_pretrained(export)
+
+
+def ship(name: str, run: Path | None, options: list[str]) -> None:
+    """Measure a run, or the bundled model again, and replace what the package and results/ say of it."""
+    out, stored = Path("runs/shipped") / name, ROOT / "results" / f"model_{name}.json"
+    known = json.loads(stored.read_text())["legs"] if stored.is_file() else []
+    export, legs = (BUNDLED / name, known) if run is None else (out / "model", legs_of(run, name, known))
+    if run is not None:
+        export_run(run, export)
     others = [path for path in BUNDLED.rglob("*.safetensors") if path.parent.name != name]
     size = sum(path.stat().st_size for path in (*others, *export.glob("*.safetensors"))) / 1e6
     if size > LARGEST_MB:
         sys.exit(f"{name}: {size:.1f} MB of weights with the other models; at most {LARGEST_MB} MB fit")
 
-    stored = ROOT / "results" / f"model_{name}.json"
-    legs = legs_of(run, name, json.loads(stored.read_text())["legs"] if stored.is_file() else [])
-
     call = [sys.executable, "-m", "hybvit.cli", "evaluate", str(export), "--out", str(out), "--report", *options]
     code = subprocess.run(call).returncode
     if code:
         sys.exit(code)
-    record = json.loads((out / "results.json").read_text())
-    record |= {"model": name, "training": legs[-1], "legs": legs, "answers": answers(load(export, "cpu"))}
+    model, record = load(export, "cpu"), json.loads((out / "results.json").read_text())
+    record |= {"model": name, "training": legs[-1], "legs": legs, "answers": answers(model)}
     for suite, notes in record["notes"].items():  # the reason why a set was left out concerns this machine only
         record["notes"][suite] = [note.partition(":")[0] + "." if "left out" in note else note for note in notes]
     record["sha256"] = checkpoint.verify(export)["sha256"]
@@ -152,7 +157,8 @@ def ship(name: str, run: Path, options: list[str]) -> None:
         size=info.size,
     )
     # Files are replaced only now, so that a failed evaluation leaves the old model and its results in place.
-    shutil.copytree(export, BUNDLED / name, dirs_exist_ok=True)
+    if run is not None:
+        shutil.copytree(export, BUNDLED / name, dirs_exist_ok=True)
     (BUNDLED / name / "README.md").write_text(card)
     stored.write_text(json.dumps(record, indent=1) + "\n")
     shutil.copy(out / "evaluation" / "fidelity" / "samples.png", BUNDLED / name / "samples.png")
@@ -160,6 +166,6 @@ def ship(name: str, run: Path, options: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        sys.exit(__doc__)
-    ship(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    name, *rest = sys.argv[1:] or sys.exit(__doc__)
+    run = Path(rest.pop(0)) if rest and not rest[0].startswith("--") else None
+    ship(name, run, rest)
