@@ -3,9 +3,9 @@
     python benchmarks/ship.py NAME RUN [options of `hybvit evaluate`]
     python benchmarks/ship.py NAME [options of `hybvit evaluate`]
 
-The second measures a bundled model again, after the protocols have changed. Then `make readme` renders the card. The results are measured on the exported model. A run that was initialized from the
-bundled model of that name (`--train.init NAME`), or from such a run, is a further stage of its training. The card lists all
-stages (`legs` in the record).
+The second measures a bundled model again, after the protocols have changed. Then `make readme` renders the card. The results
+are measured on the exported model. A run that was initialized from the bundled model of that name (`--train.init NAME`), or
+from such a run, is a further stage of its training. The card lists all stages (`legs` in the record).
 """
 
 from __future__ import annotations
