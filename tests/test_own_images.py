@@ -46,6 +46,17 @@ def test_a_folder_of_classes(tmp_path):
     assert opened(own(tmp_path, channels=1)).train.pixels.shape == (8, 1, 8, 8)
 
 
+@pytest.mark.parametrize("folder", ["images/", ""])
+def test_a_table_beside_images_without_classes_is_named(tmp_path, capsys, folder):
+    for i in range(5):
+        save(tmp_path / f"{folder}{i}.png")
+    opened(own(tmp_path, kind="genvit"))
+    assert not capsys.readouterr().err
+    (tmp_path / "train.csv").write_text("id,label\n")
+    opened(own(tmp_path, kind="genvit"))
+    assert f"beside train.csv: if that table names the classes, give --data {tmp_path / 'train.csv'}" in capsys.readouterr().err
+
+
 def test_a_folder_with_its_own_split(tmp_path):
     for split, n in (("train", 3), ("val", 2)):
         for i in range(n):

@@ -88,6 +88,7 @@ def folder(data: DataConfig, decoding: Decoding) -> Dataset:
         if split is not None and found[split][0] not in files.folders():
             test = test.subfolder(found[split][0])
     classes = class_folders(files)
+    warn_of_table(files, classes)
     train = list_files(files, classes, decoding)
     if test is None:
         return read_splits(data, classes, train, None)
@@ -97,6 +98,18 @@ def folder(data: DataConfig, decoding: Decoding) -> Dataset:
     of_test = list_files(test, classes, decoding)
     warn_of_leak(*([part.where / image.name for image in listed.images] for part, listed in ((files, train), (test, of_test))))
     return read_splits(data, classes, train, of_test)
+
+
+def warn_of_table(files: Files, classes: tuple[str, ...]) -> None:
+    """Say that there is a table, where the folders tell no classes apart."""
+    tables = [name for name in files.names() if "/" not in name and name.lower().endswith((".csv", ".jsonl"))]
+    if len(classes) < 2 and tables:
+        found = f"a single class folder, {classes[0]!r}," if classes else "no class folders"
+        print(
+            f"warning: {files.where}: {found} beside {tables[0]}: if that table names the classes, give --data "
+            f"{files.where / tables[0]}",
+            file=sys.stderr,
+        )
 
 
 def without_wrapping(files: Files) -> Files:
