@@ -151,6 +151,7 @@ def test_dropout_is_inside_the_blocks():
 # The U-Net
 
 
+@pytest.mark.slow
 def test_unet_has_ddpms_size_and_its_published_settings():
     with torch.device("meta"):
         net = DenoisingUNet((3, 32, 32))

@@ -51,11 +51,40 @@ def test_one_natural_order(order):
     assert natural_order(reversed(order)) == order
 
 
-@pytest.mark.parametrize("same", [("1", "1.0"), ("07", "7"), ("-2", "-2.00"), ("+3", "3", "4")])
+@pytest.mark.parametrize(
+    "same", [("1", "1.0"), ("07", "7"), ("-2", "-2.00"), ("+3", "3", "4"), ("1", "1e0"), (".5", "0.5"), ("1.", "1")]
+)
 def test_one_number_is_one_class(same):
     with pytest.raises(DataError, match=r"m\.csv: the labels .* are the same number: write them alike"):
         checked_classes(same, "m.csv")
     assert checked_classes(["1", "1.5", "a1", "a01"], "m.csv")
+
+
+@pytest.mark.parametrize("same", [("1", "\uff11"), ("cat", "ca\u200bt"), ("\u00adcat", "cat"), ("\uff43at", "cat")])
+def test_what_looks_the_same_is_one_class(same):
+    with pytest.raises(DataError, match=r"m\.csv: the labels .* look the same: merge them"):
+        checked_classes(same, "m.csv")
+    assert checked_classes(["A", "a", "\u00e9", "e"], "m.csv")
+
+
+def test_json_as_json_means_it(tmp_path):
+    photos(tmp_path, 2)
+    for row, message in (
+        ('{"path": "0.png", "label": "cat", "label": "x"}', "two columns named label"),
+        ('{"path": "0.png", "label": 1e400}', "neither text nor a number"),
+        ('[["path", "0.png"]]', "not a JSON object"),
+        ('{"path": "http://x/0.png", "label": 1}', "is an address: download"),
+    ):
+        (tmp_path / "m.jsonl").write_text(row)
+        with pytest.raises(DataError, match=f"line 1.*{message}"):
+            opened(own(tmp_path / "m.jsonl", "manifest"))
+    assert (text_of(True), text_of(False)) == ("true", "false")
+
+
+def test_a_long_cell_that_is_not_read_is_no_damage(tmp_path):
+    names = photos(tmp_path)
+    (tmp_path / "m.csv").write_text("\n".join(["path,label,caption", *(f"{name},a,{'x' * 200_000}" for name in names)]))
+    assert opened(own(tmp_path / "m.csv", "manifest")).classes == ("a",)
 
 
 @pytest.mark.parametrize("name", ["is_test", "Usage", "fold", "subset", "train", "is_val", "Image Set", "data_split"])
@@ -125,7 +154,7 @@ def test_folders_and_manifests_have_the_same_order(tmp_path, form):
         ("id|image|label\n1|0.png|a\n", "separated by bars"),
         ('path,label\n0.png,a\n1.png,"b\n2.png,a\n', "line 3: damaged .*is a quote not closed"),
         ('path,label\n0.png,a\n1.png,"b\n2.png,"\n3.png,a\n', "line 3: label: .*a quote that is not closed"),
-        ("path,label\n0.png," + "x" * 200_000, "line 2: damaged .*field larger than field limit"),
+        ("path,label\n0.png," + "x" * 2_000_000, "line 2: damaged .*field larger than field limit"),
         ("path,label\n0.png,a\n1.p\0ng,b\n", "line 3: a NUL byte"),
         ("path,label\na,0.png,b\n", "line 2: 3 cells, but 2 columns"),
         ("path,label,Label\n0.png,a,b\n", "line 2: two columns named label"),

@@ -207,11 +207,11 @@ def test_strict_loading_names_the_key():
 def small_run(folder, seed=0, steps=(1,)):
     """A run folder with checkpoints, as training leaves it."""
     cfg = config.override(preset("digits"), model={"dim": 16, "depth": 1, "heads": 2, "readout_width": 4}, train={"seed": seed})
-    run = RunFolder(folder, cfg)
     torch.manual_seed(seed)
     weights = HybViT(cfg.model).state_dict()
-    for step in steps:
-        run.save(step, len(steps), network=weights, ema=weights, optimizer={"x": torch.zeros(1)})
+    with RunFolder(folder, cfg) as run:
+        for step in steps:
+            run.save(step, len(steps), network=weights, ema=weights, optimizer={"x": torch.zeros(1)})
     return cfg
 
 
@@ -219,6 +219,7 @@ def resume(folder, cfg):
     return RunFolder(folder, cfg).newest()
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_a_manifest_is_found_or_changes_nothing(tmp_path):
     write(tmp_path / "step-00000006", step=6)
     path = tmp_path / "step-00000006" / "manifest.json"
@@ -284,6 +285,7 @@ def test_a_checkpoint_of_another_run_is_refused_on_resume_and_load(tmp_path, how
         assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [("target: v", "target: eps"), ("seed: 0", "seed: 1"), ("- '3'", "- '8'")])
 def test_a_configuration_that_its_checkpoint_does_not_know_is_refused(tmp_path, change):
     small_run(tmp_path / "run")
@@ -299,6 +301,7 @@ def test_a_configuration_that_its_checkpoint_does_not_know_is_refused(tmp_path, 
         resume(tmp_path / "run", config.load_config(path))
 
 
+@pytest.mark.slow
 def test_what_a_resume_may_change_does_not_make_it_another_run(tmp_path):
     cfg = small_run(tmp_path / "run")
     cfg = config.override(cfg, train={"log_every": 3}, data={"root": "elsewhere"})

@@ -114,6 +114,9 @@ BAD = {
     "an empty path": (["sample", "{run}", "--out", ""], 2, "--out: an empty path"),
     "an empty data path": (["train", "digits", "--data", " "], 2, "--data: an empty path"),
     "a label that is too large": (["sample", "{run}", "--label", "99", "--guidance", "1"], 2, "0 to 9"),
+    "a number too small for arithmetic": (["train", "digits", "--data.held_out", "1e-320"], 2, "data.held_out is 9.99989e-321"),
+    "a number of many digits": (["train", "digits", "--optim.warmup_steps", "1" * 400], 2, "an integer of many digits"),
+    "a number too large for arithmetic": (["train", "digits", "--objective.alpha", "1e308"], 2, "objective.alpha is 1e+308"),
     "broken config": (["evaluate", "{tmp}/badrun"], 2, "model.dimm: did you mean dim"),
 }
 
@@ -173,6 +176,7 @@ def test_an_internal_error_exits_1_and_debug_shows_where(monkeypatch, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_presets_and_show(capsys):
     assert cli.main(["presets"]) == 0
     assert "fashion_mnist_pocket" in capsys.readouterr().out
@@ -186,6 +190,7 @@ def test_presets_and_show(capsys):
     assert "# --jem.steps does nothing with objective.kind hybvit\n" in said
 
 
+@pytest.mark.slow
 def test_classify(tiny_run, picture, capsys):
     assert cli.main(["classify", str(tiny_run), str(picture), str(picture), "--json"]) == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
@@ -198,6 +203,7 @@ def test_classify(tiny_run, picture, capsys):
     assert "log density" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_sample_writes_a_grid_or_single_files(tiny_run, tmp_path, capsys):
     assert cli.main(["sample", str(tiny_run), "-n", "9", "--steps", "2", "--out", str(tmp_path / "g.png")]) == 0
     assert Image.open(tmp_path / "g.png").size == (3 * 66 + 2, 3 * 66 + 2)

@@ -20,8 +20,9 @@ from hybvit import checkpoint
 from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.evaluation.context import read_shard, write_shard
 from hybvit.evaluation.suites import read_result
+from hybvit.presets import preset
 from hybvit.storage import lock_folder, read_json
-from hybvit.training.run_folder import read_metrics, training_summary
+from hybvit.training.run_folder import RunFolder, read_metrics, training_summary
 
 from .conftest import QUICK, TINY
 from .conftest import hybvit as command
@@ -43,6 +44,23 @@ def test_a_damaged_line_of_the_metrics_costs_no_other(tmp_path, bad):
         found = read_metrics(tmp_path / "metrics.jsonl")
     assert found == [LINES[0], LINES[2]]
     assert training_summary(found)["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    "change", [{"loss": int("1" * 400)}, {"seconds": 1e308}, {"seconds": -1.0}, {"step": -3}, {"loss": 1e200}]
+)
+def test_numbers_that_no_training_writes_are_damage(tmp_path, change):
+    texts = [json.dumps(LINES[0]), json.dumps({**LINES[1], **change}), json.dumps(LINES[2])]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(texts) + "\n")
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl: line 2 is damaged"):
+        assert read_metrics(tmp_path / "metrics.jsonl") == [LINES[0], LINES[2]]
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])
+def test_a_pipe_in_a_run_folder_is_no_wait(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match="a pipe"), RunFolder(tmp_path, preset("digits")) as run:
+        run.forget_metrics_after(0)
 
 
 def test_a_last_line_that_a_kill_cut_is_no_damage(tmp_path, recwarn):
@@ -191,6 +209,7 @@ def test_children_that_outlive_a_killed_process_do_not_keep_its_lock(tmp_path):
         os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_in_one_folder_is_refused_in_one_line(tiny_run, tmp_path):
     lock = lock_folder(tmp_path, ".evaluate.lock")
     second = command("evaluate", tiny_run, "--suites", "accuracy", "--out", tmp_path, *QUICK)

@@ -265,6 +265,7 @@ def opens_often(cfg: Config) -> list[int]:
     return sums
 
 
+@pytest.mark.slow
 def test_processes_may_write_at_once(tmp_path, capfd):
     cfg = own(images(tmp_path / "set"))
     with multiprocessing.get_context("fork").Pool(2) as pool:

@@ -53,6 +53,7 @@ def test_a_drawing_is_what_its_script_writes(name, page):
     assert f"{made.PATH.name})" in page
 
 
+@pytest.mark.slow
 def test_the_imports_that_are_drawn_are_those_that_the_floors_allow():
     made = script("docs/draw_imports.py")
     drawn = [{box[0] for row in rows for box in row} for _, rows in reversed(made.FLOORS)]
@@ -236,6 +237,7 @@ def run_folder(path: Path, steps: int, init: str | Path | None, **environment: o
     return path
 
 
+@pytest.mark.slow
 def test_only_legs_from_the_shipped_model_are_counted(tmp_path):
     ship, shipped = script("benchmarks/ship.py"), {"steps": 5, "command": "hybvit train digits"}
     first = run_folder(

@@ -142,15 +142,6 @@ def test_a_snapshot_of_a_diverged_step_is_not_kept(tmp_path):
             assert tensor.isfinite().all()
 
 
-@pytest.mark.parametrize("world", ["2", "64", "many"])
-def test_training_under_torchrun_is_refused_by_name(tmp_path, monkeypatch, world):
-    monkeypatch.setenv("WORLD_SIZE", world)
-    refused = command("train", "digits", "--out", tmp_path / "run", *TINY)
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert f"WORLD_SIZE is {world}" in refused.stderr
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_user_without_a_home_has_data_sets(tmp_path, monkeypatch):
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as with no HOME and an unknown user id
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -187,6 +178,7 @@ def test_a_file_that_the_system_refuses_is_named(tmp_path, monkeypatch):
         assert "internal" not in done.stderr, words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [DivergedError, config.ConfigError])
 def test_a_model_that_cannot_be_used_is_named(tiny_run, tmp_path, monkeypatch, error):
     def diverged(*args: object, **kwargs: object) -> None:
@@ -272,6 +264,7 @@ def test_processes_that_torchrun_did_not_start_are_refused(monkeypatch, variable
 # arguments
 
 
+@pytest.mark.slow
 def test_a_home_in_an_option_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)

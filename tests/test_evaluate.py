@@ -13,6 +13,7 @@ import torch
 from hybvit import cli
 from hybvit.config import override
 from hybvit.data.image_set import Dataset, ImageSet, to_x
+from hybvit.data.images import grid, save_image
 from hybvit.errors import ConfigError, DataError
 from hybvit.evaluation.adapters import Adapted, adapt
 from hybvit.evaluation.calibration import NOT_FITTED
@@ -127,6 +128,7 @@ def test_a_suite_measured_before_stays_in_the_record(linear, tmp_path):
     assert {"test/accuracy", "calibration/ece_20"} <= record["metrics"].keys()
 
 
+@pytest.mark.slow
 def test_functions_without_modules_are_never_taken_for_each_other(linear, tmp_path):
     one = Adapted((1, 8, 8), logits=lambda x: linear.logits(x), device="cpu")
     two = Adapted((1, 8, 8), logits=lambda x: -linear.logits(x), device="cpu")
@@ -140,8 +142,31 @@ def test_other_test_images_are_measured_again(linear, tmp_path):
     data = digits()
     turned = Dataset(data.train, ImageSet(data.test.in_memory.flip(3), data.test.labels), data.classes)
     run_suites(context(linear, tmp_path), ("accuracy",), quiet)
-    run_suites(context(linear, tmp_path, data=turned), ("accuracy",), said.append)
+    one = data.test.in_memory.clone()
+    one[123] = 255 - one[123]
+    for train, test in (
+        (data.train.in_memory, turned.test.in_memory),
+        (data.train.in_memory, one),
+        (turned.train.in_memory[:-1], one),
+    ):
+        labels = data.train.labels[: len(train)]
+        other = Dataset(ImageSet(train, labels), ImageSet(test, data.test.labels), data.classes)
+        run_suites(context(linear, tmp_path, data=other), ("accuracy",), said.append)
     assert not any("read from" in line for line in said)
+
+
+def test_a_folder_of_other_images_that_changed_is_measured_again(linear, tmp_path):
+    folder = tmp_path / "odd"
+    for i in range(3):
+        save_image(grid(torch.full((1, 1, 8, 8), 40 * i, dtype=torch.uint8), gap=0), folder / f"{i}.png")
+    said: list[str] = []
+    options = Options(**{**FAST.__dict__, "out_of_distribution": (str(folder),)})
+    for change in (0, 1):
+        run_suites(context(linear, tmp_path / "a", options), ("ood",), said.append)
+        assert sum("read from" in line for line in said) == change
+    save_image(grid(torch.full((1, 1, 8, 8), 250, dtype=torch.uint8), gap=0), folder / "1.png")
+    run_suites(context(linear, tmp_path / "a", options), ("ood",), said.append)
+    assert sum("read from" in line for line in said) == 1
 
 
 @pytest.mark.slow
@@ -154,6 +179,7 @@ def test_a_report_after_some_suites_holds_all_that_were_measured(tiny_run, tmp_p
     assert "test/accuracy" in page
 
 
+@pytest.mark.slow
 def test_one_image_is_enough_for_what_makes_sense_of_it(linear, tmp_path):
     options = Options(**{**FAST.__dict__, "limit": 1, "attack_images": 1, "bound_images": 1})
     record = run_suites(context(linear, tmp_path, options), ("accuracy", "ood", "robustness"), quiet)
@@ -340,6 +366,7 @@ def test_interpolations_are_not_taken_as_independent_of_their_sources(linear, tm
     assert all(("low" in metric) == (0 < metric["value"] < 1) for metric in noise)
 
 
+@pytest.mark.slow
 def test_sets_that_do_not_overlap_get_no_interval_of_width_0(linear, tmp_path):
     result, inside = Result(), torch.linspace(1, 2, 20)
     for name, outside in (("apart", inside - 5), ("above", inside + 5), ("over", inside - 0.5)):
@@ -347,9 +374,14 @@ def test_sets_that_do_not_overlap_get_no_interval_of_width_0(linear, tmp_path):
     found = {name: result.metrics[f"ood/{name}/auroc_logpx"] for name in ("apart", "above", "over")}
     assert (found["apart"].value, found["above"].value) == (1, 0)
     assert (found["apart"].low, found["above"].low) == (None, None)
+    rates = {name: result.metrics[f"ood/{name}/fpr95_logpx"] for name in ("apart", "above")}
+    assert (rates["apart"].value, rates["apart"].low, rates["above"].value, rates["above"].high) == (0, 0, 1, 1)
+    assert 0.1 < rates["apart"].high < 0.2  # Wilson's, of 0 of 20
+    assert rates["apart"].n == 20
     assert found["over"].low < found["over"].value < found["over"].high
 
 
+@pytest.mark.slow
 def test_the_draws_of_noise_are_in_the_interval_of_a_score_made_of_them(linear, tmp_path):
     g = torch.Generator().manual_seed(0)
     draws = [torch.randn(n, 1, generator=g) + shift + 0.3 * torch.randn(1, 4, generator=g) for n, shift in ((90, 1), (70, 0))]
@@ -375,6 +407,7 @@ def test_the_denoising_score_is_the_mean_of_several_draws_of_noise(tmp_path):
     assert len(found[0].unique()) == 4
 
 
+@pytest.mark.slow
 def test_a_folder_named_like_a_set_that_is_made_here_gets_another_name(linear, tmp_path):
     from PIL import Image
 
@@ -413,6 +446,7 @@ def drawing(model, monkeypatch):
     return model
 
 
+@pytest.mark.slow
 def test_real_images_are_measured_at_the_number_of_the_samples(tmp_path, monkeypatch):
     model, data = drawing(load("digits", "cpu"), monkeypatch), digits()
     options = Options(**{**FAST.__dict__, "limit": None, "samples": 200})
@@ -447,6 +481,7 @@ def test_where_real_images_are_few_as_many_samples_stand_beside_them(tmp_path, m
     assert record["metrics"][f"{stem}_{len(data.test)}_real_test"]["n"] == len(data.test)
 
 
+@pytest.mark.slow
 def test_a_set_that_is_not_here_is_left_out_with_a_line_or_refused_where_it_was_asked_for(linear, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("hybvit.evaluation.ood.default_sets", lambda name: ("celeba",))
@@ -538,6 +573,7 @@ def wrong():
 """
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_from_a_file(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(OWN_MODEL)
     spec = f"{tmp_path / 'mine.py'}:build"

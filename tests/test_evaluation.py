@@ -81,6 +81,7 @@ def test_results_are_a_mapping_of_names_to_values(model):
         results["test/acuracy"]
 
 
+@pytest.mark.slow
 def test_an_opened_data_set_is_what_is_judged_on(model):
     data = opened(preset("digits"))
     shuffled = Dataset(data.train, ImageSet(data.test.in_memory, data.test.labels.roll(1)), data.classes)
@@ -117,6 +118,7 @@ def test_a_folder_of_images_is_data_too(model, tmp_path):
     assert results.record["data"] == "folder"
 
 
+@pytest.mark.slow
 def test_a_stored_result_is_reused(tmp_path, model):
     said: list[str] = []
     first = hybvit.evaluate(model, suites="accuracy", options=FEW, out=tmp_path, say=said.append)
@@ -130,6 +132,7 @@ def test_a_stored_result_is_reused(tmp_path, model):
     assert "test/accuracy" in other  # of the earlier call, too
 
 
+@pytest.mark.slow
 def test_the_command_line_gives_the_same(tiny_run, tmp_path):
     results = hybvit.evaluate(tiny_run, suites="accuracy", options=FEW, out=tmp_path / "a")
     assert results.save(tmp_path / "a") == tmp_path / "a" / "results.json"
@@ -145,6 +148,7 @@ def test_the_command_line_gives_the_same(tiny_run, tmp_path):
     assert one["training"]["steps"] == 20
 
 
+@pytest.mark.slow
 def test_a_report_without_a_folder_of_ones_own_and_nothing_left_behind(model, tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))

@@ -245,6 +245,7 @@ def test_a_subset_has_1000_images_or_half_of_fewer():
         assert kernel_distance(a, b, subsets=2) == kernel_distance(a, b, subsets=2, subset_size=size)
 
 
+@pytest.mark.slow
 def test_the_error_of_the_kernel_distance_is_the_spread_of_repetitions():
     found = np.array(
         [kernel_distance(normal(100, 4, 2 * s), normal(100, 4, 2 * s + 1, mean=0.8), subsets=40) for s in range(100)]

@@ -109,6 +109,7 @@ def resumed(run: Path, images: Path, *more: str):
     return hybvit("train", "digits", "--data", images, "--out", run, "--train.steps=2", *TINY, *more)
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_on_other_images_unless_told(trained, tmp_path):
     run, images = (shutil.copytree(trained / name, tmp_path / name) for name in ("run", "images"))
     assert resumed(run, images).returncode == 0  # the same images in another place
@@ -125,6 +126,7 @@ def test_a_run_is_not_resumed_on_other_images_unless_told(trained, tmp_path):
     assert resumed(run, images).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_for_more_steps_and_says_so(trained, tmp_path):
     run = shutil.copytree(trained / "run", tmp_path / "run")
     longer = hybvit("train", "digits", "--data", trained / "images", "--out", run, "--train.steps=4", *TINY)
@@ -134,6 +136,7 @@ def test_a_run_is_resumed_for_more_steps_and_says_so(trained, tmp_path):
     assert "train.steps = 4, not 2" in resumed(run, trained / "images").stderr  # fewer are refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["none", "moved", "one more", "one fewer", "others"])
 def test_an_evaluation_knows_which_images_were_trained_on(trained, tmp_path, change, capfd):
     """Of the model's own images, those that it was not trained on are judged; of others, all are."""
@@ -169,6 +172,7 @@ def test_an_evaluation_of_a_named_set_s_model_judges_all_of_a_folder(tiny_run, t
     assert len(opened_for(tiny_run, tmp_path).test) == 30
 
 
+@pytest.mark.slow
 def test_an_evaluation_takes_test_images_from_elsewhere(trained, tmp_path):
     for i in range(5):
         save(tmp_path / "tests" / ["cat", "dog"][i % 2] / f"t{i}.png")

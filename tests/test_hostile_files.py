@@ -26,7 +26,7 @@ from PIL import Image
 
 from hybvit.data import files, images, shards
 from hybvit.data.files import Files
-from hybvit.data.images import formats, read_image
+from hybvit.data.images import Originals, formats, read_image
 from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.loading import load
 
@@ -94,6 +94,45 @@ def test_other_formats_are_refused_before_any_program_runs(tmp_path, monkeypatch
     for file in (None, io.BytesIO(FOREIGN[kind])):
         with pytest.raises(DataError, match=rf"photo\.jpg: {expected}"):
             read_image(tmp_path / "photo.jpg", 3, 8, file)
+
+
+def test_an_icon_cannot_claim_another_size_than_it_has(tmp_path):
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(picture, "PNG")
+    entry = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(picture.getvalue()), 22)
+    (tmp_path / "a.ico").write_bytes(entry + picture.getvalue())
+    with pytest.raises(DataError, match=r"a\.ico: not an image of a format that is read"):
+        read_image(tmp_path / "a.ico", 3, 8)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGBA", 6), ("LA", 4)])
+def test_an_opaque_alpha_channel_does_not_hide_a_depth_of_12_bits(tmp_path, capsys, mode, kind):
+    """Color types 4 and 6 of PNG with 16 bits per channel, which Pillow cannot write."""
+    values = np.full((9, 9, len(mode)), 4000, dtype=">u2")
+    values[..., -1] = 65535
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 9, 9, 16, kind, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    coded = (struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(coded))
+    originals = Originals()
+    read_image(tmp_path / "a.png", 1, 8, originals=originals)
+    originals.warn("here", 8)
+    assert "they look like 12 bits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_that_stores_darkness_is_read_as_it_looks(tmp_path, dtype):
+    white = np.iinfo(dtype).max
+    stored = np.full((8, 8), round(0.9 * white), dtype=dtype)
+    Image.fromarray(stored).save(tmp_path / "plain.tif")
+    Image.fromarray(stored).save(tmp_path / "dark.tif", tiffinfo={262: 0})
+    plain, dark = (int(read_image(tmp_path / name, 1, 8)[0, 0, 0]) for name in ("plain.tif", "dark.tif"))
+    assert plain == pytest.approx(230, abs=1)
+    assert dark in (25, 26, 230, 229)
+    with Image.open(tmp_path / "dark.tif") as image:
+        assert image.tag_v2[262] == 0
+    if dtype == np.uint16:
+        assert dark in (25, 26)
 
 
 def special(path: Path, kind: str) -> None:

@@ -100,6 +100,8 @@ def test_the_interval_of_a_mean():
     low, high = mean_interval(torch.tensor([1.0, 3.0]), z=1.0)
     assert (low, high) == pytest.approx((1, 3))
     assert all(math.isnan(end) for end in mean_interval(torch.tensor([1.0])))
+    assert mean_interval(torch.tensor([0.1, 1.5]))[0] == 0  # of values that cannot be negative
+    assert mean_interval(torch.tensor([-0.1, 1.5]))[0] < 0
 
 
 def test_class_shares():

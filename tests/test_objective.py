@@ -67,7 +67,7 @@ def test_golden_losses(golden, golden_config, golden_file, norm, monkeypatch):
 
 
 def test_hybvit_is_cross_entropy_plus_alpha_times_denoising():
-    net, (clean, images, labels, _) = HybViT(SMALL), batch()
+    net, (clean, images, labels, *_) = HybViT(SMALL), batch()
     t, noise = drawn(clean)
     losses = hybrid_loss(net, COSINE, Batch(clean, images, labels), plain(alpha=7.0), generator=seeded())
     logits, eps = net(images).logits, net(COSINE.q_sample(clean, t, noise), t).prediction
@@ -78,7 +78,7 @@ def test_hybvit_is_cross_entropy_plus_alpha_times_denoising():
 
 
 def test_vit_and_genvit_minimize_one_term():
-    net, (clean, images, labels, _) = HybViT(SMALL), batch()
+    net, (clean, images, labels, *_) = HybViT(SMALL), batch()
     vit = hybrid_loss(net, COSINE, Batch(None, images, labels), PLAIN)
     assert vit.denoising is None
     assert vit.total is vit.ce
@@ -114,7 +114,7 @@ def test_norms():
 
 
 def test_label_smoothing_and_soft_labels():
-    net, (_, images, labels, _) = HybViT(SMALL), batch()
+    net, (_, images, labels, *_) = HybViT(SMALL), batch()
     log_p = net(images).logits.log_softmax(1)
     smoothed = hybrid_loss(net, COSINE, Batch(None, images, labels), Objective(label_smoothing=0.1)).ce
     target = torch.nn.functional.one_hot(labels, 4) * 0.9 + 0.1 / 4
@@ -146,7 +146,7 @@ def test_random_numbers_follow_the_generator_and_cover_all_steps():
 
 
 def test_incomplete_batches_are_refused():
-    net, (clean, images, labels, _) = HybViT(SMALL), batch()
+    net, (clean, images, labels, *_) = HybViT(SMALL), batch()
     with pytest.raises(ValueError, match="empty"):
         hybrid_loss(net, COSINE, Batch(None, None, None), PLAIN)
     with pytest.raises(ValueError, match="belong together"):
@@ -201,7 +201,7 @@ class Stub(nn.Module):
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_without_options_only_the_papers_terms_are_computed(norm):
-    net, (clean, images, labels, _), g, reference = Stub(), batch(), seeded(), seeded()
+    net, (clean, images, labels, *_), g, reference = Stub(), batch(), seeded(), seeded()
     losses = hybrid_loss(net, COSINE, Batch(clean, images, labels), plain(norm=norm), generator=g)
     t = torch.randint(1, 1001, (6,), generator=reference)
     noise = torch.randn(clean.shape, generator=reference)
@@ -324,7 +324,7 @@ def test_labels_are_dropped_at_random_and_unknown_ones_always():
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_the_network_gets_the_labels_of_the_noisy_images(labelled):
-    clean, images, labels, _ = batch()
+    clean, images, labels, *_ = batch()
     known = Batch(clean, *((images, labels) if labelled else (None, None)), X0_LABELS)
     net, other = Stub(), Stub()
     net.null_label = 4
@@ -339,7 +339,7 @@ def test_the_network_gets_the_labels_of_the_noisy_images(labelled):
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_guidance_is_learned_from_the_effect_of_the_label(labelled):
-    clean, images, labels, _ = batch()
+    clean, images, labels, *_ = batch()
     known = Batch(clean, *((images, labels) if labelled else (None, None)), X0_LABELS)
     net, (t, noise) = Stub(), drawn(clean)
     net.null_label = 4
@@ -365,7 +365,7 @@ def test_learned_guidance_is_classifier_free_guidance():
 
 
 def test_the_loss_of_noisy_labels_is_weighted_by_the_signal():
-    net, (clean, images, labels, _) = Stub(), batch()
+    net, (clean, images, labels, *_) = Stub(), batch()
     t, _ = drawn(clean)
     both = Batch(clean, images, labels, X0_LABELS)
     with_it, without = (

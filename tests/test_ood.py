@@ -143,6 +143,7 @@ def chained(n: int, b: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torc
     return inside, outside, torch.arange(n) % b, torch.arange(n - b) % b
 
 
+@pytest.mark.slow
 def test_the_interval_of_images_made_of_others_has_their_spread():
     found = [auroc(*chained(400, 50, seed)[:2]) for seed in range(300)]
     spread = 2 * 1.96 * float(np.std(found))

@@ -46,6 +46,19 @@ def test_a_folder_of_classes(tmp_path):
     assert opened(own(tmp_path, channels=1)).train.pixels.shape == (8, 1, 8, 8)
 
 
+def test_copies_of_training_images_are_said(tmp_path, capsys):
+    for split in ("train", "test"):
+        for i in range(20):
+            save(tmp_path / split / "a" / f"{i}.bmp", (9 * i if split == "train" else 9 * i + 3, 0, 0))
+            save(tmp_path / split / "b" / f"{i}.bmp", (0, 9 * i if split == "train" else 9 * i + 3, 0))
+    opened(own(tmp_path))
+    assert not capsys.readouterr().err  # the names and sizes are equal, not the images
+    for i in range(20):
+        save(tmp_path / "test" / "b" / f"{i}.bmp", (0, 9 * i, 0))
+    opened(own(tmp_path))
+    assert "4 of 8 that were compared are copies, such as b/" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("folder", ["images/", ""])
 def test_a_table_beside_images_without_classes_is_named(tmp_path, capsys, folder):
     for i in range(5):
@@ -275,7 +288,7 @@ def test_a_test_folder_that_is_the_training_folder_is_said(tmp_path, capsys):
 def test_the_same_names_in_another_folder_are_other_images(tmp_path, capsys):
     for part in ("train", "test"):
         for i in range(4):
-            save(tmp_path / part / "ab"[i % 2] / f"{i}.png")
+            save(tmp_path / part / "ab"[i % 2] / f"{i}.png", (9 * i, 99 if part == "train" else 0, 0))
         rows = [{"path": f"{'ab'[i % 2]}/{i}.png", "label": "ab"[i % 2]} for i in range(4)]
         table(tmp_path / part, "csv", rows)
     opened(own(tmp_path))

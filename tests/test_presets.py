@@ -236,6 +236,7 @@ def test_a_misspelt_preset_is_named():
 # what it does
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_shrunk_it_trains_a_step_and_answers(name, tmp_path):
     cfg = shrunk(preset(name))

@@ -353,6 +353,7 @@ def test_without_the_library_it_says_what_to_install(net, held_out, monkeypatch)
     assert reliability(net, *held_out, generator(), queries=0) == []
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.parametrize(("classes", "norm"), [(2, "linf"), (2, "l2"), (3, "linf"), (4, "l2"), (12, "linf")])
 def test_autoattack_against_linear_classes_is_the_closed_form(norm, classes):

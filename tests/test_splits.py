@@ -61,6 +61,29 @@ def test_folders_of_splits(tmp_path, packed, train, test):
     assert (len(data.train), len(data.test)) == (6, 6 if packed else 8)
 
 
+@pytest.mark.parametrize(
+    "tops", ["trainA trainB testA testB", "train_cat train_dog test_cat test_dog", "cats_train dogs_train cats_test dogs_test"]
+)
+def test_splits_of_several_folders_are_no_classes(tmp_path, tops):
+    for top in tops.split():
+        save(tmp_path / top / "0.png")
+    with pytest.raises(DataError, match="look like the splits of one set"):
+        opened(own(tmp_path))
+
+
+@pytest.mark.parametrize("tops", ["tr te", "fold0 fold1 fold2", "a b"])
+def test_folders_that_hold_the_same_folders_are_said(tmp_path, capsys, tops):
+    for top in tops.split():
+        for name in ("cat", "dog"):
+            for i in range(2):
+                save(tmp_path / top / name / f"{i}.png")
+    opened(own(tmp_path))
+    assert "hold the same folders (cat, dog): if they are splits or folds" in capsys.readouterr().err
+    save(tmp_path / tops.split()[0] / "bird" / "0.png")
+    opened(own(tmp_path))
+    assert "hold the same folders" not in capsys.readouterr().err
+
+
 def test_validation_images_are_test_images_only_without_a_test_folder(tmp_path, capsys):
     root = layout(tmp_path, False, "train", "valid")
     save(root / "test" / "cat" / "only.png")

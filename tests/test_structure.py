@@ -44,7 +44,7 @@ BATCH_HELPERS = {  # called on the way from pixels to loss, and what for
     "training/optim.py": "the learning rate of the step",
     "method/vit_config.py": "where the tap is",
 }
-LONGEST_FUNCTION, LONGEST = 60, {"train": 100}  # lines, and what may be longer
+LONGEST_FUNCTION, LONGEST = 60, {"train_in": 100}  # lines, and what may be longer
 
 
 def room(path: Path) -> str:

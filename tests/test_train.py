@@ -204,6 +204,7 @@ def test_a_run_folder_holds_what_the_design_names(uninterrupted):
     assert len(step_folders(uninterrupted / "checkpoints")) == preset("digits").train.keep_checkpoints
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_elsewhere_tells_where_it_was(uninterrupted, tmp_path):
     out = tmp_path / "moved"
     shutil.copytree(uninterrupted, out)

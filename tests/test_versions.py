@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 import hybvit
 from hybvit.config import load_config, override, to_yaml
-from hybvit.errors import ConfigError
+from hybvit.errors import CheckpointError, ConfigError
+from hybvit.networks import check_classes
 from hybvit.presets import preset
 from hybvit.versions import RETIRED
 
@@ -51,6 +53,7 @@ def test_every_dropped_line_of_a_field_is_refused_by_name(version, tmp_path):
             assert f"{group}.{name} is missing" in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", TEXTS)
 def test_every_duplicated_line_of_a_field_is_refused(version, tmp_path):
     lines = TEXTS[version].splitlines(keepends=True)
@@ -83,7 +86,12 @@ def test_a_configuration_of_this_version_does_not_pass_for_an_older_one(tmp_path
     with pytest.raises(ConfigError, match=r"data\.split is missing"):
         load(older, tmp_path)
     with pytest.raises(ConfigError, match=r"model\.norm"):
-        load(older.replace("\ndata:\n", "\ndata:\n  split: hash\n  bits: null\n  fingerprint: ''\n"), tmp_path)
+        load(
+            older.replace("\ndata:\n", "\ndata:\n  split: hash\n  bits: null\n  fingerprint: ''\n").replace(
+                "\ntrain:\n", "\ntrain:\n  accumulate: 1\n  recompute: false\n  parallel: auto\n"
+            ),
+            tmp_path,
+        )
 
 
 def test_a_configuration_of_0_1_0_is_migrated(tmp_path):
@@ -93,6 +101,20 @@ def test_a_configuration_of_0_1_0_is_migrated(tmp_path):
     assert cfg.data.split == "hash"  # a named data set has a split of its own
     own = TEXTS["0.1.0"].replace(f"\n  name: {cfg.data.name}\n", "\n  name: folder\n")
     assert load(own, tmp_path).data.split == "every_fifth"
+
+
+def test_a_small_file_of_many_values_ends_at_once(tmp_path):
+    bomb = "model: &a [x, x]\n" + "".join(f"k{i}: &b{i} [*{'a' if not i else f'b{i - 1}'}, *a]\n" for i in range(40))
+    many = "".join(f"k{i}: 1\n" for i in range(60_000))
+    started = time.monotonic()
+    for text, said in ((bomb, "alias"), (many, "unknown group 'k0'")):
+        with pytest.raises(ConfigError, match=said):
+            load(text, tmp_path)
+    cfg = load(TEXTS["now"], tmp_path)
+    names = tuple(map(str, range(100_000)))
+    with pytest.raises(CheckpointError, match="99999"):
+        check_classes(override(cfg, model={"num_classes": 100_001}, data={"classes": (*names, "99999")}), tmp_path)
+    assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize(

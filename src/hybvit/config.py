@@ -214,6 +214,12 @@ class TrainConfig:
         snapshot_every: steps between two copies of the averaged weights that are kept permanently; 0 for none.
         init: a model (whatever `hybvit.load` takes) whose averaged weights the run starts from. It must have the same ``model``
             fields. With another number of classes, label read-out and label embedding are initialized at random.
+        accumulate: number of parts of a batch that are computed one after the other, to save memory. The gradient is that of
+            the whole batch.
+        recompute: compute the layers again in the backward pass instead of keeping what is inside them (activation
+            checkpointing): a third more time, much less memory.
+        parallel: how several processes (torchrun) share a network: ddp, each with all weights; fsdp, each with a part of them;
+            auto takes fsdp for a network of over a billion parameters.
         compile: use torch.compile: the start of a run takes a minute or more longer, then steps are faster. On a CPU it needs
             a C++ compiler; on a GPU it also uses CUDA graphs.
         tensorboard: also write TensorBoard events to the run folder (extra `track`).
@@ -232,6 +238,9 @@ class TrainConfig:
     keep_checkpoints: int = 2
     snapshot_every: int = 0
     init: str | None = None
+    accumulate: int = 1
+    recompute: bool = False
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     compile: bool = False
     tensorboard: bool = False
 
@@ -251,6 +260,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        _check_sizes(self)
         _check_bounds(self)
         _check_ranges(self)
         _check_network(self)
@@ -260,22 +270,25 @@ class Config:
 OF_IMAGES = ("image_size", "channels", "num_classes")  # the fields of ``model`` that every network uses
 
 
+SMALLEST, LARGEST = 1e-30, 1e30  # of the numbers in a configuration
+
+
 AT_LEAST = {
     "diffusion.steps": 2, "objective.alpha": 0, "objective.noisy_labels": 0, "objective.guidance": 0,
     "data.crop_padding": 0, "data.repeats": 1, "data.max_bad_files": 0, "data.memory_gib": 0, "data.shuffle_buffer": 1,
     "data.bits": 8, "data.workers": 0, "data.erasing": 0, "data.mixing": 0, "optim.lr": 0, "optim.weight_decay": 0,
     "optim.warmup_steps": 0, "optim.min_lr": 0, "optim.clip": 0, "optim.drop": 0, "train.steps": 1, "train.batch_size": 1,
-    "train.labelled_batch_size": 1, "train.log_every": 1, "train.preview_every": 0, "train.checkpoint_every": 1,
-    "train.keep_checkpoints": 1, "train.snapshot_every": 0, "network.width": 1, "network.layers": 1, "network.dropout": 0,
-    "jem.steps": 1, "jem.step_size": 0, "jem.noise": 0, "jem.replay": 1, "jem.restart": 0, "jem.input_noise": 0,
-    "jem.weight": 0, "jem.proximal": 0, "jem.limit": 0,
+    "train.labelled_batch_size": 1, "train.accumulate": 1, "train.log_every": 1, "train.preview_every": 0,
+    "train.checkpoint_every": 1, "train.keep_checkpoints": 1, "train.snapshot_every": 0, "network.width": 1,
+    "network.layers": 1, "network.dropout": 0, "jem.steps": 1, "jem.step_size": 0, "jem.noise": 0, "jem.replay": 1,
+    "jem.restart": 0, "jem.input_noise": 0, "jem.weight": 0, "jem.proximal": 0, "jem.limit": 0,
 }  # fmt: skip
 
 
 AT_MOST = {  # more than any machine has memory or time for: a configuration may come from an untrusted source
     "diffusion.steps": 1_000_000, "data.crop_padding": 4096, "data.repeats": 1000, "data.shuffle_buffer": 10**9,
     "data.memory_gib": 2**20, "data.bits": 16, "data.workers": 1024, "train.batch_size": 2**20,
-    "train.labelled_batch_size": 2**20, "train.steps": 10**12,
+    "train.labelled_batch_size": 2**20, "train.accumulate": 2**20, "train.steps": 10**12,
     "network.depth": 1024, "network.width": 1024, "network.channels": 65_536, "network.layers": 1024,
     "jem.steps": 100_000, "jem.replay": 10**8,
 }  # fmt: skip
@@ -376,6 +389,16 @@ def _check_bounds(cfg: Config) -> None:
             raise ConfigError(f"{name} is {value}: it must be at most {high:,}")
 
 
+def _check_sizes(cfg: Config) -> None:
+    """Numbers with which arithmetic stays finite."""
+    for group in GROUPS:
+        for name, value in vars(getattr(cfg, group)).items():
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, (int, float)) and number and not SMALLEST <= abs(number) <= LARGEST:
+                    shown = f"{number:g}" if isinstance(number, float) else "an integer of many digits"
+                    raise ConfigError(f"{group}.{name} is {shown}: it must be 0, or from {SMALLEST:g} to {LARGEST:g} in size")
+
+
 def _check_ranges(cfg: Config) -> None:
     """RANGES."""
     for names, fits, must_be in RANGES:
@@ -406,6 +429,12 @@ def _check_combinations(cfg: Config) -> None:
         )
     if cfg.train.compile and cfg.objective.kind == "jem":
         raise ConfigError("train.compile does not go with objective.kind jem, whose steps are Langevin chains")
+    if cfg.train.accumulate > 1:
+        if cfg.objective.kind == "jem":
+            raise ConfigError("train.accumulate does not go with objective.kind jem, whose replay buffer is of the whole batch")
+        for size in minibatches(cfg):
+            if size % cfg.train.accumulate:
+                raise ConfigError(f"train.accumulate is {cfg.train.accumulate}, which does not divide a batch of {size}")
 
 
 def minibatches(cfg: Config) -> tuple[int, int]:
@@ -427,7 +456,7 @@ def describe_batch(cfg: Config) -> str:
 
 FREE_TO_CHANGE = {  # what is written or where, not what is computed: a run may be resumed with other values
     "train.log_every", "train.preview_every", "train.checkpoint_every", "train.keep_checkpoints", "train.snapshot_every",
-    "train.tensorboard",
+    "train.tensorboard", "train.accumulate", "train.recompute", "train.parallel",
     "data.root", "data.test_root", "data.workers", "data.memory_gib", "data.fingerprint",
 }  # fmt: skip
 

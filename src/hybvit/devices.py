@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from . import __version__
+from .distributed import world_size
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
@@ -70,7 +71,7 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "device": device_name(),
         "threads": torch.get_num_threads(),
-        "world_size": 1,
+        "world_size": world_size(),
     }
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from .errors import ConfigError
+from .errors import ConfigError, Interrupted
+
+T = TypeVar("T")
+LOST = re.compile(r"connection|socket|timed? ?out|broken pipe|gloo|nccl|peer", re.IGNORECASE)  # of a process that ended
 
 
 @contextmanager
@@ -27,7 +31,7 @@ def process_group() -> Iterator[tuple[int, int]]:
         yield rank(), max(world, 1)
         return
     try:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     except (ValueError, RuntimeError) as error:  # a variable is missing or wrong, or the other processes do not answer
         raise ConfigError(f"WORLD_SIZE is {world}, but the processes do not meet: start them with torchrun ({error})") from None
     try:
@@ -51,6 +55,85 @@ def all_gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def from_first(call: Callable[[], T]) -> T:
+    """What a call returns in the first process, sent to all. Where it raises, all processes end; the first says why."""
+    if world_size() == 1:
+        return call()
+    box: list[Any] = [None, True]
+    failure: BaseException | None = None
+    if rank() == 0:
+        try:
+            box = [call(), False]
+        except BaseException as error:
+            failure = error
+    dist.broadcast_object_list(box, src=0)
+    if failure is not None:
+        raise failure
+    if box[1]:
+        raise SystemExit(1)
+    return box[0]
+
+
+def first_of_all(call: Callable[[], T]) -> T:
+    """Call it in the first process before all others, which then find its downloads and caches -> each its own result."""
+    found = list[T]()
+    from_first(lambda: found.append(call()))
+    return found[0] if found else call()
+
+
+def any_of_all(value: str | None) -> str | None:
+    """The value of the first process that has one, for all."""
+    if world_size() == 1:
+        return value
+    said = torch.tensor([value is not None], dtype=torch.int32)
+    dist.all_reduce(said)
+    return next(filter(None, all_gather(value))) if said.item() else None
+
+
+def mean_of_all(values: Tensor) -> Tensor:
+    """The mean over the processes of float [n]."""
+    if world_size() == 1:
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values / world_size()
+
+
+def share_rows(stacks: list[Tensor], work: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
+    """``work(stacks)`` for rows that do not depend on each other: each process does its part of every stack [n, ...].
+
+    The processes have the same stacks, and ``work`` keeps the shape of each.
+    """
+    world = world_size()
+    if world == 1:
+        return work(stacks)
+    rows = [torch.arange(rank(), -(-len(stack) // world) * world, world, device=stack.device) for stack in stacks]
+    own = work([stack[index.clamp(max=len(stack) - 1)] for stack, index in zip(stacks, rows, strict=True)])
+    found = []
+    for stack, part in zip(stacks, own, strict=True):
+        parts = [torch.empty_like(part) for _ in range(world)]
+        dist.all_gather(parts, part.contiguous())
+        found.append(torch.stack(parts, dim=1).flatten(0, 1)[: len(stack)])
+    return found
+
+
+@contextmanager
+def naming_lost_processes(what: str) -> Iterator[None]:
+    """Say in one line that another process of ``what`` ended, instead of how that was noticed.
+
+    Raises:
+        Interrupted: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() > 1 and not isinstance(error, Interrupted) and LOST.search(str(error)):
+            raise Interrupted(
+                f"{what}: another of its processes ended; the same command resumes from the last checkpoint"
+            ) from None
+        raise
 
 
 def share_batches(n: int, size: int, work: Callable[[Tensor], Tensor | tuple[Tensor, ...]], what: str) -> tuple[Tensor, ...]:

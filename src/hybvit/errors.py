@@ -7,7 +7,8 @@ import signal
 from collections.abc import Collection
 
 HANGUP = getattr(signal, "SIGHUP", None)  # the terminal is gone; not on Windows
-STOPPING = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None]  # signals that stop a command
+WARNED = getattr(signal, "SIGUSR1", None)  # a scheduler such as Slurm is about to end the job
+STOPPING = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP, WARNED) if number is not None]  # they stop a command
 
 
 class ConfigError(ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -98,7 +99,8 @@ def check_classes(cfg: Config, folder: Path) -> None:
         raise CheckpointError(
             f"{folder}: data.classes has {len(names)} names, but model.num_classes is {cfg.model.num_classes}"
         )
-    odd = next((name for k, name in enumerate(names) if not name.isprintable() or name in names[:k]), None)
+    counts = Counter(names)
+    odd = next((name for name in names if not name.isprintable() or counts[name] > 1), None)
     if odd is not None:
         raise CheckpointError(f"{folder}: data.classes: {odd!r} occurs twice, or cannot be printed on one line")
 

@@ -105,6 +105,8 @@ def lock_folder(path: Path, name: str = ".lock") -> IO[str] | None:
     if held is not None and not held.closed:  # to open and close the file once more would release the lock
         raise taken
     try:
+        if place.exists() and not place.is_file():
+            raise DataError(f"{place}: a pipe, a folder or a device: delete it")
         file = place.open("a")
     except OSError as error:
         raise DataError(f"{place}: cannot be written ({error.strerror})") from None

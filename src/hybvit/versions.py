@@ -7,6 +7,7 @@ default would make another model of it.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -46,13 +47,19 @@ ADDED: dict[str, Any] = {  # fields that 0.1.0 did not have -> what it did with 
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which a key may occur once: of two, the last would win."""
+    """YAML in which a key may occur once, since of two the last would win, and without aliases, with which a few lines hold
+    millions of values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ConfigError("an alias (*) is no part of a configuration: write the value out")
+        return super().compose_node(parent, index)
 
 
 def _mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [getattr(key, "value", None) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
+    counts = Counter(str(getattr(key, "value", None)) for key, _ in node.value)
+    for key, count in counts.items():
+        if count > 1:
             raise ConfigError(f"{key} occurs twice")
     return loader.construct_mapping(node, deep=True)
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "bench": "time the training step against a plain reference and the machine's peak",
 }
 WRITES_FILES = ("train", "evaluate", "reproduce")  # they go on when nobody reads what they say: their results are files
+NO_MEMORY = ("failed to map segment", "not enough memory", "Cannot allocate memory", "out of memory")  # as libraries say it
 EXIT_CODES = (
     (errors.ConfigError, 2),
     (errors.DataError, 3),
@@ -65,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
+    os.environ["MPLBACKEND"] = "agg"  # plots are files; an unknown backend would end the command
     goes_on = bool(arguments) and arguments[0] in WRITES_FILES and not {"-h", "--help"} & {*arguments}
     with guarded(goes_on) as out, plain_warnings(), stopped_by_signals():
         code, leaving = 0, None
@@ -144,6 +146,8 @@ def report(error: Exception, debug: bool) -> int:
         traceback.print_exception(error)
     if isinstance(error, OSError) and error.strerror:  # what the system refuses: a name too long, a folder without permission
         error = errors.DataError(f"{error.filename or 'the system says'}: {error.strerror}")
+    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+        error = errors.ConfigError(f"not enough memory ({' '.join(str(error).split())[:120]}): free some, or ask for less")
     for kind, code in EXIT_CODES:
         if isinstance(error, kind) and (kind is not ValueError or raised_by_us(error)):
             print(f"hybvit: {' '.join(str(error).split())}", file=sys.stderr)

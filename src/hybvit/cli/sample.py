@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import IO
 
 from ..data.images import check_image_suffix, grid, save_image
 from ..errors import DataError
@@ -54,9 +55,7 @@ def main(arguments: list[str]) -> None:
     if args.folder is None:
         check_image_suffix(args.out)
     else:
-        make_folder(args.folder)
-        lock = lock_folder(args.folder)  # noqa: F841  held to the end, so that no other call mixes its images with these
-        check_others(args.folder, files)
+        lock = open_folder(args.folder, files)  # noqa: F841  held to the end
     with naming(args.model):
         pixels = model.sample(
             args.n,
@@ -77,12 +76,16 @@ def main(arguments: list[str]) -> None:
     print(f"{args.folder}: {args.n} images{of_class}")
 
 
-def check_others(folder: Path, files: Collection[str]) -> None:
-    """Refuse a folder with images of an earlier call that this one does not replace: they would be taken for its own.
+def open_folder(folder: Path, files: Collection[str]) -> IO[str] | None:
+    """Create a folder for these files, and lock it, so that no other call mixes its images with them -> the lock.
 
     Raises:
-        DataError: the message names the first.
+        ConfigError: another call writes to it.
+        DataError: it has images of an earlier call that this one does not replace, which would be taken for its own.
     """
+    make_folder(folder)
+    lock = lock_folder(folder)
     others = sorted(path.name for path in folder.glob("[0-9]" * 6 + "*.png") if path.name not in files)
     if others:
         raise DataError(f"{folder}: holds {others[0]}, not one of these {len(files)}: choose another folder, or empty it")
+    return lock

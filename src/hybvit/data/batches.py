@@ -93,7 +93,7 @@ class TrainingBatches:
             if labels is None or bool((labels < 0).any()):
                 raise DataError(f"{self.data.root}: a sample without a label; train with --objective genvit")
             images, labels = self.augment(pixels, labels, uniforms(self.seed, "augmentation", keys), step)
-        return Batch(x0, images, labels, x0_labels)
+        return Batch(x0, images, labels, x0_labels, (self.rank, self.world))
 
     def augment(self, pixels: Tensor, labels: Tensor, u: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Augment the labeled mini-batch by ``data.augment`` -> x, and labels int64 [B] or soft labels float [B, K]."""

@@ -17,7 +17,8 @@ from .files import data_errors, refuse_special
 from .splits import FILLERS, WORDS, words_of
 
 MISSING = {"", "none", "nan", "null", "<na>", "na", "n/a", "#n/a"}
-NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?", re.IGNORECASE)
+LONGEST_CELL = 1 << 20
 # the columns that are read; of several for the same, the first
 PATHS = ("path", "file", "filename", "file_name", "image", "image_path")
 LABELS = ("label", "class", "labels", "category")
@@ -43,7 +44,9 @@ def text_of(value: object) -> str | None:
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    if not isinstance(value, (str, int, float)):
+    if isinstance(value, bool):
+        return str(value).lower()  # as JSON writes it
+    if not isinstance(value, (str, int, float)) or (isinstance(value, float) and math.isinf(value)):
         raise ValueError(f"{type(value).__name__} {str(value)[:40]!r} is neither text nor a number")
     text = str(value).strip()
     if not is_line(text):
@@ -55,6 +58,12 @@ def class_name(text: str) -> str:
     """A label as the name of a class: what looks the same is the same, however its letters are composed (NFC), and without
     invisible characters around it. Paths stay as they are."""
     return unicodedata.normalize("NFC", text.strip("\u200b\u2060\ufeff"))
+
+
+def _look(label: str) -> str:
+    """What a label looks like: without characters that do not show, and with those of compatible forms as one (NFKC)."""
+    shown = "".join(character for character in label if unicodedata.category(character) != "Cf")
+    return unicodedata.normalize("NFKC", shown).strip()
 
 
 def is_line(text: str) -> bool:
@@ -71,7 +80,7 @@ def checked_classes(labels: Iterable[str], where: object, what: str = "labels") 
     distinct = dict.fromkeys(labels)
     same: dict[object, str] = {}
     for label in distinct:
-        name = class_name(label.strip())
+        name = _look(label)
         if (other := same.setdefault(name, label)) != label:
             raise DataError(f"{where}: the {what} {other!r} and {label!r} look the same: merge them")
         if NUMBER.fullmatch(name) and (other := same.setdefault(float(name), label)) != label:
@@ -151,6 +160,7 @@ def _unclosed(value: object) -> str:
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[tuple[str, Any]]]]:
+    csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
     names: list[str] | None = None
     while True:
@@ -188,9 +198,13 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, list[tuple[str, Any
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_Pairs)  # a dict would keep the last of two values of a name
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
+        if not isinstance(row, _Pairs):
             raise DataError(f"{path}, line {number}: not a JSON object")
-        yield number, [(name.strip().casefold(), value) for name, value in row.items()]
+        yield number, [(name.strip().casefold(), value) for name, value in row]
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object: its names and values."""

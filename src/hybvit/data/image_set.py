@@ -69,7 +69,8 @@ class BadFiles:
             if self.limit == 0:
                 raise DataError(f"{error} (--data.max_bad_files N skips up to N such files)")
             raise DataError(f"{error}: bad file number {self.count}, more than data.max_bad_files = {self.limit}")
-        print(f"warning: skipped: {error} ({self.count} of at most {self.limit})", file=sys.stderr, flush=True)
+        said = " ".join(str(error).split())  # a name may have line breaks
+        print(f"warning: skipped: {said} ({self.count} of at most {self.limit})", file=sys.stderr, flush=True)
 
 
 class Decoding(NamedTuple):

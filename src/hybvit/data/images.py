@@ -28,8 +28,10 @@ from ..storage import atomic_write, make_folder
 from .files import Files, refuse_special
 
 MODES = {1: "L", 3: "RGB"}
-FORMATS = (  # Pillow's names; none of them starts another program, and the content decides, not the suffix
-    "PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "JPEG2000", "PPM", "TGA", "ICO", "PCX", "QOI", "SGI",
+WHITE_IS_ZERO = (262, 0)  # tag and value of a TIFF file that stores darkness; Pillow inverts it for 8 bits only
+FORMATS = (  # Pillow's names; none of them starts another program, and their headers tell the size of the image; the content
+    # decides, not the suffix
+    "PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "JPEG2000", "PPM", "TGA", "PCX", "QOI", "SGI",
 )  # fmt: skip
 MUCH_LARGER = 4  # as a multiple of the model's size
 VISIBLE_COLOR = 16  # levels between the channels of a pixel; below, a gray image was stored as color
@@ -176,9 +178,13 @@ def as_pixels(image: Image.Image, channels: int, size: int, originals: Originals
     if reduced and image.mode.startswith("RGB"):
         if white < 65535:
             raise DataError("color of 16 bits is read by its upper 8 bits, which data.bits cannot scale: convert it to 8 bits")
-        note = note._replace(largest=int(np.asarray(image).max()) * 256 + 255, wide_color=True)
+        note = note._replace(largest=int(np.asarray(image)[..., :3].max()) * 256 + 255, wide_color=True)
+    if reduced and image.mode == "LA":
+        note = note._replace(largest=int(np.asarray(image)[..., 0].max()) * 256 + 255, wide_color=True)
     if image.mode.startswith("I"):  # PIL would clip 16-bit values at 255 instead of scaling them
         values = np.array(image.convert("F"))
+        if getattr(image, "tag_v2", {}).get(WHITE_IS_ZERO[0]) == WHITE_IS_ZERO[1]:
+            values = white - values
         if values.min() < 0 or values.max() > white:
             cure = "raise data.bits" if originals.bits and white < 65535 else "convert it to 8 or 16 bits per channel"
             raise DataError(f"values from {values.min():g} to {values.max():g}, not 0 to {white}: {cure}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +19,7 @@ def batches_of_steps(batches: TrainingBatches, start: int, stop: int, workers: i
     """The batches of steps start..stop - 1 in order, made by ``workers`` background processes, or in this one if 0."""
     if workers == 0:
         return map(batches, range(start, stop))
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more than there are cores: that is for whoever asked
     loader: DataLoader[Batch] = DataLoader(
         _Guarded(batches),  # type: ignore[arg-type]
         batch_size=None,

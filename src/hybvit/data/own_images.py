@@ -10,6 +10,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -74,6 +75,8 @@ def left_out(files: Files, read: Collection[str]) -> str | None:
 
 # a folder
 
+COMPARED = 8  # images, with others of the same names
+
 
 def folder(data: DataConfig, decoding: Decoding) -> Dataset:
     """A folder or zip: DIR/train/CLASS/* and DIR/test/CLASS/* (or val/), else DIR/CLASS/*, or DIR/* without labels."""
@@ -97,7 +100,24 @@ def folder(data: DataConfig, decoding: Decoding) -> Dataset:
         raise DataError(f"{test.where}: class folder {extra[0]!r} has no counterpart in {files.where}")
     of_test = list_files(test, classes, decoding)
     warn_of_leak(*([part.where / image.name for image in listed.images] for part, listed in ((files, train), (test, of_test))))
+    warn_of_copies(files, train, test, of_test)
     return read_splits(data, classes, train, of_test)
+
+
+def warn_of_copies(files: Files, train: Listing, test: Files, of_test: Listing) -> None:
+    """Say if test images are copies of training images with the same names: a few of them are read."""
+    sizes = {image.name: image.size for image in train.images}
+    alike = [image.name for image in of_test.images if sizes.get(image.name) == image.size]
+    some = alike[:: max(1, len(alike) // COMPARED)][:COMPARED]
+    with suppress(DataError, OSError):  # whoever reads them says why they cannot be read
+        equal = [name for name in some if files.open(name).read() == test.open(name).read()]
+        if equal and files.where != test.where:
+            print(
+                f"warning: {len(alike):,} of {len(of_test.images):,} test images have the name and size of a training image, "
+                f"and {len(equal)} of {len(some)} that were compared are copies, such as {equal[0]}: remove them from one of "
+                "the splits, since a model knows them by heart",
+                file=sys.stderr,
+            )
 
 
 def warn_of_table(files: Files, classes: tuple[str, ...]) -> None:
@@ -138,7 +158,11 @@ def split_folders(files: Files) -> tuple[Files, Files | None]:
     divided = "train" in splits.values() and len(set(splits.values())) > 1
     nested = any(name.count("/") > 1 and name.split("/")[0] in splits for name in names)
     if not splits and splits_of_one_set(tops):
-        raise DataError(f"{files.where}: {' and '.join(tops)} look like the splits of one set: name them train and test")
+        raise DataError(
+            f"{files.where}: {', '.join(tops[:4])} look like the splits of one set: name them train and test, each with a "
+            "folder per class"
+        )
+    warn_of_equal_folders(files, tops, names)
     if not splits or (others and not divided and not nested):
         return files, None
     if others and not divided:
@@ -152,6 +176,23 @@ def split_folders(files: Files) -> tuple[Files, Files | None]:
         print(f"warning: {files.where}: left out: {', '.join(left_out)} (only {train} and {test} are used)", file=sys.stderr)
     assert train is not None
     return below_split(files, train), None if test is None else below_split(files, test)
+
+
+def warn_of_equal_folders(files: Files, tops: list[str], names: list[str]) -> None:
+    """Say that the folders may be splits of another name, or folds, where all of them hold the same folders."""
+    below: dict[str, set[str]] = {}
+    for name in names:
+        if name.count("/") > 1:
+            below.setdefault(name.split("/")[0], set()).add(name.split("/")[1])
+    first = next(iter(below.values()), set())
+    if len(tops) > 1 and len(first) > 1 and len(below) == len(tops) and all(found == first for found in below.values()):
+        if any(split_of(top) for top in tops):
+            return
+        print(
+            f"warning: {files.where}: {', '.join(tops[:4])} are taken for classes, but hold the same folders "
+            f"({', '.join(sorted(first)[:4])}): if they are splits or folds, put their images into train and test",
+            file=sys.stderr,
+        )
 
 
 def below_split(files: Files, top: str) -> Files:
@@ -269,6 +310,8 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
         name = next((entry[key] for key in PATHS if key in entry), None)
         if name is None:
             raise DataError(f"{path}, line {number}: no image path (in a column {', '.join(PATHS[:-1])} or {PATHS[-1]})")
+        if "://" in name:
+            raise DataError(f"{path}, line {number}: {name[:80]} is an address: download the image, and name the file")
         label = next((class_name(entry[key]) for key in LABELS if key in entry), None)
         if "\\" in name and not (path.parent / name).exists():
             name = name.replace("\\", "/")  # written on Windows

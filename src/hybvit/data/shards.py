@@ -18,6 +18,7 @@ import json
 import re
 import tarfile
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -143,7 +144,10 @@ def shard_classes(root: str, num_classes: int) -> tuple[str, ...]:
     path = (Path(root) if Path(root).is_dir() else Path(root).parent) / "classes.txt"
     if path.is_file():
         with data_errors(path):
-            return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+            names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+            raise DataError(f"{path}: lists {twice!r} twice: a line is the name of one class")
+        return tuple(names)
     return tuple(str(k) for k in range(num_classes))
 
 
@@ -235,10 +239,11 @@ class Shards:
         if sample.label is None or not self.number:
             return -1
         text = sample.label.decode("utf-8", "replace").strip()
-        label = self.number.get(text, int(text) if text.isdecimal() else -1)
+        label = self.number.get(text, int(text) if re.fullmatch("[0-9]{1,9}", text) else -1)
         if not 0 <= label < len(self.number):
             raise DataError(
-                f"{sample.name}.{LABEL}: class {text!r} is not one of the {len(self.number)} (classes.txt, model.num_classes)"
+                f"{sample.name}.{LABEL}: class {text[:40]!r} is not one of the {len(self.number)} (classes.txt, "
+                "model.num_classes)"
             )
         return label
 

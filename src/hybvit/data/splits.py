@@ -58,10 +58,15 @@ def words_of(name: str) -> list[str]:
 
 
 def splits_of_one_set(names: Sequence[str]) -> bool:
-    """Whether the names differ in their split alone, such as ``birds_train`` and ``birds_test``; then they are no classes."""
-    found = {split_of(name, anywhere=True) for name in names}
-    rest = {tuple(word for word in words_of(name) if word not in WORDS) for name in names}
-    return len(names) > 1 and None not in found and "train" in found and len(found) == len(names) and len(rest) == 1
+    """Whether the names tell splits from each other; then they are no classes: ``birds_train`` and ``birds_test``, or
+    ``train_cat``, ``train_dog``, ``test_cat`` and ``test_dog``."""
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for name in names:
+        split = split_of(name, anywhere=True)
+        found.setdefault(split or "", []).append(tuple(word for word in words_of(name) if word not in WORDS))
+    return (
+        len(found) > 1 and "" not in found and "train" in found and len({tuple(sorted(rest)) for rest in found.values()}) == 1
+    )
 
 
 def by_split(names: Iterable[str], *, anywhere: bool = False) -> dict[Split | None, list[str]]:

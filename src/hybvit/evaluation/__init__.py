@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..data.own_images import Dataset
 from ..devices import environment, keep_freed_memory
-from ..distributed import process_group, rank, world_size
+from ..distributed import process_group, rank
 from ..networks import number_of_parameters
 from ..storage import lock_folder, make_folder
 from ..training.run_folder import read_metrics, training_summary
@@ -126,7 +126,7 @@ def measure_locked(
         "training": training_summary(history),
         "seed": cfg.train.seed if cfg else 0,
         "options": dataclasses.asdict(options),
-        "environment": environment() | {"world_size": world_size()},
+        "environment": environment(),
         "seconds": round(time.monotonic() - started, 2),
         **found,
     }

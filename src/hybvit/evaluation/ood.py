@@ -22,6 +22,7 @@ from ..data.locate import detect_format
 from ..data.own_images import image_names
 from ..errors import DataError
 from ..evaluation import plots
+from ..metrics.classification import wilson_interval
 from ..metrics.likelihood import log_density, sampled_bound, variational_bound
 from ..metrics.ood import (
     aupr,
@@ -92,8 +93,11 @@ def compare(ctx: Context, score: str, id_draws: Tensor, ood_draws: dict[str, Ten
         result.metrics[f"{key}/auroc_{score}"] = Metric(area, n, *bounds)
         drawn = {} if name == INTERPOLATION else bootstrap_intervals(id_scores, of_set, ctx.options.seed)
         accepted = fpr_at_95_tpr(id_scores, of_set)
+        certain = wilson_interval(accepted, len(of_set)) if accepted in (0, 1) and name != INTERPOLATION else ()
         result.metrics[f"{key}/aupr_{score}"] = Metric(aupr(id_scores, of_set), n, *wide(drawn.get("aupr", ())))
-        result.metrics[f"{key}/fpr95_{score}"] = Metric(accepted, len(of_set), *wide(drawn.get("fpr_at_95_tpr", ())))
+        result.metrics[f"{key}/fpr95_{score}"] = Metric(
+            accepted, len(of_set), *(wide(drawn.get("fpr_at_95_tpr", ())) or certain)
+        )
     plotted = {TEST: id_scores.tolist()} | {name: of_set.tolist() for name, of_set in ood_scores.items()}
     result.pictures[score] = Picture(plots.histograms(plotted, SCORE_LABELS[score]), f"{SCORE_LABELS[score]}, by data set")
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from .. import __version__
+from ..data.files import Files, stamp
+from ..data.image_set import ImageSet
 from ..data.images import save_image
 from ..devices import environment
 from ..distributed import all_gather, rank
@@ -51,6 +55,7 @@ SUITES: dict[str, Suite] = {
     "speed": Suite("Speed", "What the model costs on this machine", frozenset(), speed.run),
 }
 ALL = tuple(SUITES)
+DIGESTED = 256  # images that are not in memory
 DIGEST = "sha256"  # of a stored record; 0.1.0 wrote none
 
 
@@ -101,6 +106,7 @@ def run_or_read(ctx: Context, name: str, say: Callable[[str], None], again: bool
     """The record of one suite: read if it is stored with the same settings, measured otherwise."""
     facts = {"version": __version__, "data": ctx.data_name, "test_images": test_digest(ctx), "weights": ctx.fingerprint}
     settings = facts | ctx.options.of_suite(name)
+    settings |= {"training_images": digest_of_images(ctx.data.train), "files": digests_of_files(settings)}
     folder = ctx.folder / "evaluation" / name
     stored: dict[str, Any] | None = all_gather(None if again else read_stored(folder, settings))[0]
     if stored is not None:
@@ -133,12 +139,29 @@ def stored_before(ctx: Context, name: str, weights: str) -> dict[str, Any] | Non
 
 
 def test_digest(ctx: Context) -> str:
-    """Number of test images and a SHA-256 of some, so that results on other images are not reused."""
-    few = ctx.data.test.subsample(256)
-    digest = hashlib.sha256(few.in_memory.numpy().tobytes())
-    if few.labels is not None:
-        digest.update(few.labels.numpy().tobytes())
-    return f"{len(ctx.data.test)}-{digest.hexdigest()[:16]}"
+    return digest_of_images(ctx.data.test)
+
+
+def digest_of_images(images: ImageSet) -> str:
+    """Number of images and a digest of all, or of some if they are not in memory, so that results on others are not reused."""
+    seen = images if isinstance(images.pixels, Tensor) else images.subsample(DIGESTED)
+    digest = hashlib.sha256(seen.in_memory.contiguous().numpy().data)
+    for labels in (seen.labels, images.labels):
+        if labels is not None:
+            digest.update(labels.numpy().tobytes())
+    return f"{len(images)}-{digest.hexdigest()[:16]}"
+
+
+def digests_of_files(settings: Mapping[str, Any]) -> list[str]:
+    """Where settings name files or folders, digests of their names, sizes and times."""
+    named = [text for value in settings.values() for text in (value if isinstance(value, (tuple, list)) else (value,))]
+    found = []
+    for text in named:
+        if isinstance(text, str) and os.path.exists(text):
+            files = Files(Path(text)) if os.path.isdir(text) else None
+            stamps = [stamp(os.path.abspath(text))] if files is None else files.stamps(files.names())
+            found.append(hashlib.sha256("\n".join(stamps).encode(errors="surrogateescape")).hexdigest()[:16])
+    return found
 
 
 def as_record(result: Result, settings: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ computed on the CPU.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -68,12 +69,27 @@ class Batch(NamedTuple):
 
     ViT has no ``x0``, GenViT no ``images``. ``x0_labels`` int64 [Bd], -1 where unknown, are set only for a
     class-conditional network, or for one that also classifies noisy images.
+
+    ``part`` is (k, n) if these are the rows k, k + n, ... of a larger batch: they get the random numbers that they get there,
+    so that the mean of the losses over k is its loss.
     """
 
     x0: Tensor | None
     images: Tensor | None
     labels: Tensor | None
     x0_labels: Tensor | None = None
+    part: tuple[int, int] = (0, 1)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with all of its tensors changed."""
+        x0, images, labels, x0_labels = (None if tensor is None else change(tensor) for tensor in self[:4])
+        return Batch(x0, images, labels, x0_labels, self.part)
+
+    def split(self, parts: int) -> list[Batch]:
+        """The batch in parts of equally many rows."""
+        k, n = self.part
+        found = [self.map(lambda tensor, m=m: tensor[m::parts]) for m in range(parts)]  # type: ignore[misc]
+        return [part._replace(part=(k + n * m, n * parts)) for m, part in enumerate(found)]
 
 
 class Losses(NamedTuple):
@@ -144,12 +160,12 @@ def hybrid_loss(
         generator: a CPU generator for all randomness, in this order: t, eps ~ N(0, I), which labels are dropped.
 
     Raises:
-        ValueError: both mini-batches are missing; ``images`` come without ``labels``, or the reverse; ``noisy_labels`` or
-            ``guidance`` without ``x0_labels``; or an option has an invalid value or is not supported by the network.
+        ValueError: both mini-batches are missing, or ``labels``, or ``x0_labels`` for ``noisy_labels`` or ``guidance``; or an
+            option has an invalid value or is not supported by the network.
     """
     if objective.kind == "jem":
         return net.loss(batch, objective, generator)
-    x0, images, labels, x0_labels = batch
+    x0, images, labels, x0_labels, (k, n) = batch
     if (images is None) != (labels is None):
         raise ValueError("`images` and `labels` belong together, and one of them is missing: pass both or neither")
     if x0 is None:  # ViT
@@ -157,13 +173,13 @@ def hybrid_loss(
             raise ValueError("the batch is empty: it needs `x0` images, labeled `images`, or both")
         ce = F.cross_entropy(net.classify(images), labels, label_smoothing=objective.label_smoothing)
         return Losses(ce, ce)
-    t = to_device_async(draw_times(len(x0), diffusion.T, objective.times, generator), x0.device)
-    noise = normal_like(x0, generator)
+    t = to_device_async(draw_times(n * len(x0), diffusion.T, objective.times, generator)[k::n], x0.device)
+    noise = normal_like(x0 if n == 1 else x0.new_empty(n * len(x0), *x0.shape[1:]), generator)[k::n]
     x_t, target = diffusion.q_sample(x0, t, noise), diffusion.target(objective.target, x0, t, noise)
     cond: dict[str, Any] = {}
     null = getattr(net, "null_label", None)
     if x0_labels is not None and null is not None:
-        cond["y"] = drop_labels(x0_labels, null, objective.label_dropout, generator)
+        cond["y"] = drop_labels(x0_labels, null, objective.label_dropout, generator, (k, n))
     elif objective.guidance:
         raise ValueError("guidance needs `x0_labels` and a network with `label_conditioning`")
     if images is None or labels is None:  # GenViT
@@ -174,9 +190,8 @@ def hybrid_loss(
             prediction = net.denoise(x_t, t, **cond)
         denoising = denoising_loss(diffusion, prediction, target, t, objective)
         return Losses(denoising, denoising=denoising)
-    extras = {"classify_noisy": True} if objective.noisy_labels else {}
-    extras |= {"uncond": True} if objective.guidance else {}
-    logits, prediction, uncond_prediction = net.joint(images, x_t, t, **cond, **extras)
+    wanted = {"classify_noisy": objective.noisy_labels > 0, "uncond": objective.guidance > 0}
+    logits, prediction, uncond_prediction = net.joint(images, x_t, t, **cond, **{name: True for name in wanted if wanted[name]})
     ce = F.cross_entropy(logits[: len(images)], labels, label_smoothing=objective.label_smoothing)
     total, noisy_ce = ce, None
     if objective.noisy_labels:
@@ -255,7 +270,11 @@ def time_weights(diffusion: Diffusion, weighting: Weighting, target: Target) -> 
     return torch.cat((weights.new_zeros(1), weights / weights.mean()))
 
 
-def drop_labels(labels: Tensor, null: int, probability: float, generator: torch.Generator | None = None) -> Tensor:
-    """Replace each label of int64 [B] by ``null`` ("no label") with this probability, and unknown labels (-1) always."""
-    dropped = to_device_async(torch.rand(len(labels), generator=generator) < probability, labels.device)
+def drop_labels(
+    labels: Tensor, null: int, probability: float, generator: torch.Generator | None = None, part: tuple[int, int] = (0, 1)
+) -> Tensor:
+    """Replace each label of int64 [B] by ``null`` ("no label") with this probability, and unknown labels (-1) always; ``part``
+    as in :class:`Batch`."""
+    k, n = part
+    dropped = to_device_async(torch.rand(n * len(labels), generator=generator)[k::n] < probability, labels.device)
     return labels.masked_fill(dropped | (labels < 0), null)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .vit_config import ViTConfig
 
@@ -356,6 +357,7 @@ class HybViT(nn.Module):
     """
 
     num_prefix_tokens = 1  # the class token, which comes before the patch tokens
+    recompute = False  # whether the backward pass computes the layers again instead of keeping what is inside them
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
@@ -501,7 +503,9 @@ class HybViT(nn.Module):
             mirrored = k - (len(self.layers) - len(self.skips))
             if mirrored >= 0:
                 z = self.skips[mirrored](torch.cat((z, skips.pop()), dim=-1))
-            z = self.layers[k](z, stream.condition, stream.noisy)
+            inputs = (z, stream.condition, stream.noisy)
+            again = self.recompute and torch.is_grad_enabled()
+            z = checkpoint(self.layers[k], *inputs, use_reentrant=False) if again else self.layers[k](*inputs)
             if k < len(self.skips):
                 skips.append(z)
         return replace(stream, z=z, skips=skips)

@@ -46,9 +46,10 @@ def wilson_interval(share: float, n: int, z: float = 1.96) -> tuple[float, float
 
 
 def mean_interval(values: Tensor, z: float = 1.96) -> tuple[float, float]:
-    """95 % normal interval of the mean of independent values [N]: mean -+ z s/sqrt(N). Both are nan where N < 2."""
+    """95 % normal interval of the mean of independent values [N]: mean -+ z s/sqrt(N), not below 0 where no value is. Both ends
+    are nan where N < 2."""
     if len(values) < 2:
         return float("nan"), float("nan")  # one value has no standard deviation
     values = values.cpu().double()
-    half = z * values.std().item() / len(values) ** 0.5
-    return values.mean().item() - half, values.mean().item() + half
+    half, mean = z * values.std().item() / len(values) ** 0.5, values.mean().item()
+    return mean - half if values.min() < 0 else max(mean - half, 0.0), mean + half

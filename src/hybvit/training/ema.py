@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..config import Config
+from .parallel import divided_like
 
 
 def ema_decay(step: int, cfg: Config) -> float:
@@ -23,8 +25,10 @@ class Average:
     """
 
     def __init__(self, net: nn.Module, of: nn.Module) -> None:
-        self.averaged: list[Tensor] = list(net.parameters())
+        self.of_net: list[Tensor] = list(net.parameters())
         self.weights: list[Tensor] = list(of.parameters())
+        # the same tensors, unless the processes share the weights: then each averages its own part
+        self.averaged = [divided_like(average.detach(), w) for average, w in zip(self.of_net, self.weights, strict=True)]
         self.buffers = list(zip(net.buffers(), of.buffers(), strict=True))
 
     @torch.no_grad()
@@ -32,3 +36,10 @@ class Average:
         torch._foreach_lerp_(self.averaged, self.weights, 1 - decay)
         for average, buffer in self.buffers:  # batch statistics and the replay buffer are copied, not averaged
             average.copy_(buffer)
+
+    @torch.no_grad()
+    def put_together(self) -> None:
+        """Bring ``net`` up to date, where the processes share the weights; every process must call it."""
+        for tensor, averaged in zip(self.of_net, self.averaged, strict=True):
+            if isinstance(averaged, DTensor):
+                tensor.copy_(averaged.full_tensor())

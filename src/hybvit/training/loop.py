@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from .. import checkpoint
 from ..baselines.jem import JEM
@@ -20,14 +23,18 @@ from ..data.datasets import open_dataset
 from ..data.image_set import Dataset, to_x
 from ..data.loader import batches_of_steps, resolve_workers
 from ..devices import autocast, best_device, keep_freed_memory, resolve_precision
+from ..distributed import any_of_all, first_of_all, from_first, naming_lost_processes, process_group, rank, world_size
 from ..errors import CheckpointError, ConfigError, DivergedError, Interrupted
 from ..loading import load
-from ..method.objective import Batch, hybrid_loss
+from ..method.diffusion import Diffusion
+from ..method.objective import Batch, Losses, Objective, hybrid_loss
 from ..method.seeds import derive_seed, generator
+from ..method.vit import HybViT
 from ..model import HybridModel
 from ..networks import Network, build_network, compile_network, number_of_parameters
 from .ema import Average, ema_decay
 from .optim import BatchedMuon, build_optimizers, learning_rate, optimizer_tensors, restore_optimizers, set_rates
+from .parallel import shared, whole
 from .progress import Meter, StopSignal, diverged
 from .run_folder import RunFolder
 
@@ -39,12 +46,11 @@ def say_at_once(line: str) -> None:
     print(line, flush=True)  # a log file should not lag behind the run
 
 
-def train(  # noqa: C901, PLR0915  the whole training is to be read in one place, from top to bottom
-    cfg: Config, out: str | os.PathLike[str], say: Callable[[str], None] = say_at_once
-) -> HybridModel:
+def train(cfg: Config, out: str | os.PathLike[str], say: Callable[[str], None] = say_at_once) -> HybridModel:
     """Train, or resume from the newest checkpoint of the folder -> the model with its averaged (EMA) weights.
 
-    The same configuration, thread count and torch version give the same weights, however often the run was interrupted.
+    The same configuration, thread count and torch version give the same weights, however often the run was interrupted. Under
+    torchrun all processes share each batch, which changes the weights by rounding only.
 
     Args:
         cfg: the configuration of the run.
@@ -57,15 +63,24 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
         DivergedError: the loss is not finite; the last checkpoint is from before that.
         Interrupted: SIGINT, SIGTERM or SIGHUP was received; the state is saved.
     """
-    refuse_processes()
-    out, device = Path(out), best_device()
-    keep_freed_memory()
-    data = open_images(cfg)
-    cfg = resolve_config(cfg, data, device)
-    fresh = not checkpoint.step_folders(out / "checkpoints")
-    start = load_init_model(cfg, say) if cfg.train.init and fresh else None  # before the run folder is created
-    run = RunFolder(out, cfg, data.fingerprint)
-    cfg = run.cfg
+    with process_group(), naming_lost_processes(str(out)):
+        out, device, first = Path(out), best_device(), rank() == 0
+        say = say if first else (lambda line: None)
+        keep_freed_memory()
+        data = first_of_all(lambda: open_images(cfg))
+        cfg = from_first(lambda: resolve_config(cfg, data, device))
+        fresh = from_first(lambda: not checkpoint.step_folders(out / "checkpoints"))
+        # before the run folder is created
+        start = first_of_all(lambda: load_init_model(cfg, say)) if cfg.train.init and fresh else None
+        with RunFolder(out, cfg, data.fingerprint) as run:
+            return train_in(run, data, start, device, say)
+
+
+def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one place, from top to bottom
+    run: RunFolder, data: Dataset, start: HybridModel | None, device: torch.device, say: Callable[[str], None]
+) -> HybridModel:
+    """The training of :func:`train`, in a run folder that is open; ``start`` is the model of ``train.init``."""
+    cfg, out = run.cfg, run.path
     done, tensors, warnings = run.newest()
     for warning in warnings:
         say(f"warning: {warning}")
@@ -79,38 +94,41 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
     net = net.to(device)
     ema = HybridModel(build_network(cfg), cfg, device)
     ema.net.load_state_dict(net.state_dict())
+    if done:
+        folder = checkpoint.step_folder(out / "checkpoints", done)
+        restore_networks(folder, tensors, net, ema.net)
+    if isinstance(net, HybViT):
+        net.recompute = cfg.train.recompute
+    loss = shared(Loss(net, ema.diffusion, cfg.objective), cfg)
     average = Average(ema.net, net)
     optimizers = build_optimizers(net, cfg.optim)
     if done:
-        restore(checkpoint.step_folder(out / "checkpoints", done), tensors, (net, ema.net), optimizers, device)
+        restore_state(folder, tensors, optimizers, device)
+    if rank():  # what follows from torch's own generator, dropout alone, differs between the processes
+        torch.manual_seed(derive_seed(cfg.train.seed, "weights", rank()))
     run.forget_metrics_after(done)
-    batches = TrainingBatches(data, cfg.data, minibatches(cfg), cfg.train.seed, x0_labels=needs_x0_labels(cfg))
+    batches = TrainingBatches(
+        data, cfg.data, minibatches(cfg), cfg.train.seed, x0_labels=needs_x0_labels(cfg), rank=rank(), world=world_size()
+    )
     workers = resolve_workers(cfg.data.workers, device)
     weights: list[Tensor] = list(net.parameters())
+    processes, resumed = (
+        f" in {world_size()} processes" if world_size() > 1 else "",
+        f"resumed at step {done} of " if done else "",
+    )
     say(
         f"{out}: {cfg.objective.kind} on {cfg.data.name}, {number_of_parameters(net):,} parameters, "
-        f"{device.type} {cfg.train.precision}, {f'resumed at step {done} of ' if done else ''}{cfg.train.steps} steps"
+        f"{device.type} {cfg.train.precision}{processes}, {resumed}{cfg.train.steps} steps"
     )
-
-    def save(step: int) -> None:
-        state = {"network": net.state_dict(), "ema": ema.net.state_dict(), "optimizer": optimizer_tensors(optimizers)}
-        run.save(step, cfg.train.keep_checkpoints, **state, random=random_state(device))
-
     if cfg.train.compile:
         compile_step(net, optimizers)
     meter = Meter(run, cfg, done, say)
     with StopSignal() as stop, meter:
         for step, batch in enumerate(batches_of_steps(batches, done, cfg.train.steps, workers), done):
             set_rates(optimizers, learning_rate(step, cfg))
-            batch = Batch(*(None if part is None else part.to(device, non_blocking=True) for part in batch))
-            with autocast(device, cfg.train.precision):
-                try:
-                    noise = generator(cfg.train.seed, "noise", step)
-                    progress = step / cfg.train.steps
-                    losses = hybrid_loss(net, ema.diffusion, batch, cfg.objective, progress=progress, generator=noise)
-                except DivergedError as error:
-                    raise DivergedError(f"{out}: step {step + 1}: {error}") from None
-            losses.total.backward()
+            batch = batch.map(lambda tensor: tensor.to(device, non_blocking=True))
+            with autocast(device, cfg.train.precision), naming_step(out, step + 1):
+                losses = backward(loss, batch, cfg, step)
             norm = torch.nn.utils.clip_grad_norm_(weights, cfg.optim.clip or math.inf)
             for optimizer in optimizers:
                 optimizer.step()
@@ -118,38 +136,80 @@ def train(  # noqa: C901, PLR0915  the whole training is to be read in one place
             average.update(ema_decay(step, cfg))
 
             step += 1
-            last, stopped = step == cfg.train.steps, stop.received
+            last, stopped = step == cfg.train.steps, any_of_all(stop.received)
             checkpoint_due = step % cfg.train.checkpoint_every == 0 or last or stopped is not None
             terms = losses._asdict()
-            meter.add(step, {"loss": terms.pop("total"), **terms, "gradient_norm": norm})
+            meter.add(step, {"loss": terms.pop("total"), **terms, "gradient_norm": whole(norm)})
             if step % cfg.train.log_every == 0 or checkpoint_due:  # so that a resumed run lacks no line
                 meter.write(step, lr=learning_rate(step - 1, cfg))
             snapshot_due = cfg.train.snapshot_every and step % cfg.train.snapshot_every == 0
+            preview_due = cfg.train.preview_every and (step % cfg.train.preview_every == 0 or last)
+            if checkpoint_due or snapshot_due or preview_due:
+                average.put_together()
             if checkpoint_due or snapshot_due:
-                check_finite(net, out, step)
-            if cfg.train.preview_every and (step % cfg.train.preview_every == 0 or last):
+                state = {name: whole(tensor) for name, tensor in net.state_dict().items()}
+                check_finite(state, out, step)
+            if preview_due:
                 meter.preview(step, ema, data)
             if snapshot_due:
                 run.snapshot(step, ema=ema.net.state_dict())
             if checkpoint_due:
-                save(step)
+                own = {"optimizer": optimizer_tensors(optimizers), "random": random_state(device)}
+                run.save(step, cfg.train.keep_checkpoints, network=state, ema=ema.net.state_dict(), **own)
             if stopped and not last:
+                run.finish_writing()
                 raise Interrupted(f"{out}: {stopped} at step {step}; the state is saved, the same command resumes")
     return ema
 
 
-def check_finite(net: Network, out: Path, step: int) -> None:
+class Loss(nn.Module):
+    """:func:`hybrid_loss` as a module around its network, so that DDP and FSDP2 see one forward pass for each backward pass."""
+
+    def __init__(self, net: Network, diffusion: Diffusion, objective: Objective) -> None:
+        super().__init__()
+        self.net, self.diffusion, self.objective = net, diffusion, objective
+
+    def forward(self, batch: Batch, progress: float, generator: torch.Generator) -> Losses:
+        return hybrid_loss(self.net, self.diffusion, batch, self.objective, progress=progress, generator=generator)
+
+
+def backward(loss: nn.Module, batch: Batch, cfg: Config, step: int) -> Losses:
+    """Compute the gradient of a batch, or of this process's rows of it, in ``train.accumulate`` parts -> their mean losses."""
+    parts, found = cfg.train.accumulate, list[Losses]()
+    for k, rows in enumerate(batch.split(parts) if parts > 1 else [batch]):
+        with average_gradients(loss, last=k == parts - 1):
+            found.append(loss(rows, step / cfg.train.steps, generator(cfg.train.seed, "noise", step)))
+            (found[-1].total / parts if parts > 1 else found[-1].total).backward()
+    return Losses(*(None if terms[0] is None else mean_of(terms) for terms in zip(*found, strict=True)))  # type: ignore[arg-type]
+
+
+def mean_of(terms: Sequence[Tensor]) -> Tensor:
+    return terms[0].detach() if len(terms) == 1 else torch.stack([term.detach() for term in terms]).mean(dim=0)
+
+
+@contextlib.contextmanager
+def average_gradients(loss: nn.Module, last: bool) -> Iterator[None]:
+    """Average the gradients over the processes in the backward pass of the ``last`` part of a batch only."""
+    if isinstance(loss, FSDPModule):
+        loss.set_requires_gradient_sync(last)
+    with contextlib.nullcontext() if last or not isinstance(loss, DistributedDataParallel) else loss.no_sync():
+        yield
+
+
+@contextlib.contextmanager
+def naming_step(out: Path, step: int) -> Iterator[None]:
+    """Begin the message of a step that diverges with its run and number."""
+    try:
+        yield
+    except DivergedError as error:
+        raise DivergedError(f"{out}: step {step}: {error}") from None
+
+
+def check_finite(state: Mapping[str, Tensor], out: Path, step: int) -> None:
     """Raise DivergedError for the first weight that is not finite."""
-    for name, tensor in net.state_dict().items():
+    for name, tensor in state.items():
         if not bool(tensor.isfinite().all()):
             raise diverged(out, step, name)
-
-
-def refuse_processes() -> None:
-    """Raise ConfigError under torchrun with several processes, which would train the same run beside each other."""
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world.strip() not in ("", "0", "1"):
-        raise ConfigError(f"WORLD_SIZE is {world}: training in several processes is not supported yet: leave torchrun out")
 
 
 def open_images(cfg: Config) -> Dataset:
@@ -222,23 +282,24 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
-def restore(
-    folder: Path,
-    tensors: dict[str, dict[str, Tensor]],
-    networks: tuple[Network, Network],
-    optimizers: list[torch.optim.Optimizer],
-    device: torch.device,
-) -> None:
-    """Set networks, optimizers and generators to the state in a checkpoint.
-
-    Args:
-        networks: the one that is trained, and its average.
+def restore_networks(folder: Path, tensors: Mapping[str, dict[str, Tensor]], net: Network, average: Network) -> None:
+    """Set the network and its average to the state in a checkpoint.
 
     Raises:
         CheckpointError: a tensor is missing, unknown, or of another shape.
     """
-    for net, name in zip(networks, ("network", "ema"), strict=True):
-        checkpoint.load_strictly(net, tensors[name], folder / f"{name}.safetensors")
+    for network, name in ((net, "network"), (average, "ema")):
+        checkpoint.load_strictly(network, tensors[name], folder / f"{name}.safetensors")
+
+
+def restore_state(
+    folder: Path, tensors: Mapping[str, dict[str, Tensor]], optimizers: list[torch.optim.Optimizer], device: torch.device
+) -> None:
+    """Set optimizers and generators to the state in a checkpoint.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, or of another shape.
+    """
     try:
         restore_optimizers(optimizers, tensors.get("optimizer", {}))
         restore_random_state(tensors.get("random", {}), device)

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from ..config import Config, OptimConfig
 from ..devices import has_fast_bf16
+from ..distributed import share_rows
 from ..method.vit import HybViT
 from ..networks import Network
+from .parallel import divided_like, local, whole
 
 RELATIVE_RATE = "relative_lr"  # of a parameter group: its learning rate as a multiple of the schedule's
 
@@ -60,7 +62,7 @@ def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tens
 
     Their settings are in the configuration."""
     return {
-        f"{number}/{index}/{name}" if number else f"{index}/{name}": value
+        f"{number}/{index}/{name}" if number else f"{index}/{name}": whole(value)
         for number, optimizer in enumerate(optimizers)
         for index, entry in optimizer.state_dict()["state"].items()
         for name, value in entry.items()
@@ -84,6 +86,8 @@ def restore_optimizers(optimizers: list[torch.optim.Optimizer], tensors: dict[st
             for name, value in entry.items():
                 if value.shape not in ((), weights[place].shape):
                     raise ValueError(f"{name} of weight {place} has shape {list(value.shape)}")
+                if value.shape:
+                    entry[name] = divided_like(value.to(weights[place].device), weights[place])
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
@@ -153,11 +157,14 @@ class BatchedMuon(torch.optim.Muon):
             directions = []
             for found in shapes.values():
                 _, grads, averages = zip(*found, strict=True)
-                torch._foreach_lerp_(averages, grads, 1 - momentum)
-                directions.append(torch.stack(grads).lerp(torch.stack(averages), momentum))
-            updates = self.orthogonalize_all(directions, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                torch._foreach_lerp_(list(map(local, averages)), list(map(local, grads)), 1 - momentum)
+                grad, average = (torch.stack(list(map(whole, part))) for part in (grads, averages))
+                directions.append(grad.lerp(average, momentum))
+            settings = group["ns_coefficients"], group["ns_steps"], group["eps"]
+            updates = share_rows(directions, lambda stacks: self.orthogonalize_all(stacks, *settings))  # noqa: B023
             for ((rows, columns), found), update in zip(shapes.items(), updates, strict=True):
-                matrices = [matrix for matrix, _, _ in found]
+                matrices = [local(matrix) for matrix, _, _ in found]
                 torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
-                own = update.to(matrices[0].dtype).unbind()
+                parts = update.to(matrices[0].dtype).unbind()
+                own = [local(divided_like(part, matrix)) for part, (matrix, _, _) in zip(parts, found, strict=True)]
                 torch._foreach_add_(matrices, own, alpha=-lr * math.sqrt(max(1, rows / columns)))

@@ -19,6 +19,7 @@ from ..config import Config, minibatches
 from ..data.image_set import Dataset, to_x
 from ..data.images import grid, save_image
 from ..devices import autocast
+from ..distributed import mean_of_all, rank
 from ..errors import HANGUP, STOPPING, ConfigError, DivergedError
 from ..metrics.classification import topk_accuracy
 from ..model import HybridModel
@@ -52,10 +53,12 @@ class Meter:
         self.run, self.cfg, self.say = run, cfg, say
         self.sums: dict[str, Tensor] = {}
         self.count, self.since, self.paused = 0, time.monotonic(), 0.0
-        self.bar = tqdm(total=cfg.train.steps, initial=done, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self.bar = tqdm(
+            total=cfg.train.steps, initial=done, unit="step", disable=rank() != 0 or not sys.stderr.isatty(), dynamic_ncols=True
+        )
         self.last_line = time.monotonic()
         self.writer: Any = None
-        if cfg.train.tensorboard:
+        if cfg.train.tensorboard and rank() == 0:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
@@ -80,11 +83,12 @@ class Meter:
 
     def write(self, step: int, lr: float) -> None:
         """Write a line of metrics.jsonl: the means since the last one. Raises DivergedError where one is not finite."""
-        for name, total in self.sums.items():
-            if not math.isfinite(total.item()):
+        sums = mean_of_all(torch.stack(list(self.sums.values())).cpu()).tolist()
+        for name, total in zip(self.sums, sums, strict=True):
+            if not math.isfinite(total):
                 raise diverged(self.run.path, step, name)
         seconds = time.monotonic() - self.since - self.paused
-        means = {name: value.item() / self.count for name, value in self.sums.items()}
+        means = {name: total / self.count for name, total in zip(self.sums, sums, strict=True)}
         rate = self.count * sum(minibatches(self.cfg)) / seconds
         line = {"step": step, **means, "lr": lr, "seconds": seconds, "images_per_second": rate}
         self.run.log(line)
@@ -101,6 +105,8 @@ class Meter:
 
     def preview(self, step: int, ema: HybridModel, data: Dataset) -> None:
         """Test accuracy and a sample grid of the averaged weights; their time does not count as training."""
+        if rank() != 0:
+            return
         started = time.monotonic()
         with autocast(ema.device, self.cfg.train.precision):
             if ema.has_samples:

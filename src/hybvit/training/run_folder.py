@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import json
-import math
 import uuid
 import warnings
 from collections.abc import Collection
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -17,10 +19,13 @@ from ..checkpoint import CONFIG
 from ..config import FREE_TO_CHANGE, Config, differences, load_config, override, to_yaml
 from ..data.fingerprint import numbers
 from ..devices import environment
+from ..distributed import from_first, rank
 from ..errors import CheckpointError, ConfigError, DataError
 from ..networks import check_config
-from ..storage import lock_folder, make_folder, read_json, write_text
+from ..storage import lock_folder, make_folder, read_bytes, read_json, write_text
 
+SENSIBLE = 1e100  # numbers below it, added up or multiplied, stay finite
+WRITER = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")  # of all runs of this process, one after the other
 NEEDED = ("network.safetensors", "ema.safetensors", "optimizer.safetensors")  # to resume
 
 
@@ -59,6 +64,8 @@ def check_resumable(path: Path, cfg: Config, images: str) -> list[str]:
 class RunFolder:
     """A training run on disk. Opening it creates it, or checks that it can be resumed.
 
+    Of several processes the first one reads and writes; every one must open it and call :meth:`newest`.
+
     Args:
         images: the fingerprint of the data.
 
@@ -71,19 +78,31 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, cfg: Config, images: str = "") -> None:
-        self.path = path
+        self.path, self.seed, self.first = path, cfg.train.seed, rank() == 0
+        self._writer: concurrent.futures.Future[None] | None = None
+        self.cfg, self.run_id, self.warnings = from_first(lambda: self._open(cfg, images))
+
+    def _open(self, cfg: Config, images: str) -> tuple[Config, str | None, list[str]]:
+        path = self.path
         make_folder(path)
         make_folder(path / "checkpoints")
         self._lock = lock_folder(path)
-        self.warnings = list[str]()
+        warnings = list[str]()
         if (path / CONFIG).is_file():
-            self.warnings = check_resumable(path, cfg, images)
+            warnings = check_resumable(path, cfg, images)
         elif not checkpoint.step_folders(path / "checkpoints"):
             write_text(path / checkpoint.RUN_ID, uuid.uuid4().hex + "\n")
-        self.cfg, self.run_id = override(cfg, data={"fingerprint": images}), checkpoint.run_id_of(path)
-        write_text(path / CONFIG, to_yaml(self.cfg))
-        self.seed = cfg.train.seed
+        cfg = override(cfg, data={"fingerprint": images})
+        write_text(path / CONFIG, to_yaml(cfg))
         self.write_environment(self.earlier_environments())
+        return cfg, checkpoint.run_id_of(path), warnings
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        with contextlib.suppress(DataError) if value is not None else contextlib.nullcontext():  # one error is enough
+            self.finish_writing()
 
     def earlier_environments(self) -> list[dict[str, Any]]:
         """The environments in which the run was before it was resumed elsewhere, each with ``until_step``."""
@@ -99,13 +118,35 @@ class RunFolder:
         write_text(self.path / "environment.json", json.dumps(facts, indent=1) + "\n")
 
     def save(self, step: int, keep: int, **tensors: dict[str, Tensor]) -> None:
-        """Write a checkpoint after ``step`` steps, and delete all but the newest ``keep``."""
+        """Write a checkpoint after ``step`` steps, and delete all but the newest ``keep``; the steps go on meanwhile.
+
+        Raises:
+            DataError: this one, or the one before, cannot be written.
+        """
+        if not self.first:
+            return
+        self.finish_writing()
         folder = checkpoint.step_folder(self.path / "checkpoints", step)
-        self.write_checkpoint(folder, step, tensors)
-        checkpoint.prune(self.path / "checkpoints", keep)
+        copies = {
+            name: {key: value.detach().to("cpu", copy=True) for key, value in group.items()} for name, group in tensors.items()
+        }
+
+        def write() -> None:
+            self.write_checkpoint(folder, step, copies)
+            checkpoint.prune(self.path / "checkpoints", keep)
+
+        self._writer = WRITER.submit(write)
+
+    def finish_writing(self) -> None:
+        """Wait until the last checkpoint is on the disk."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.result()
 
     def snapshot(self, step: int, **averages: dict[str, Tensor]) -> None:
         """Keep the averaged weights after ``step`` steps permanently."""
+        if not self.first:
+            return
         folder = checkpoint.step_folder(self.path / "snapshots", step)
         self.write_checkpoint(folder, step, averages)
 
@@ -118,6 +159,9 @@ class RunFolder:
 
         A warning names a damaged checkpoint that was skipped, or says why the resumed run will not be bit-identical.
         """
+        return from_first(self._newest)
+
+    def _newest(self) -> tuple[int, dict[str, dict[str, Tensor]], list[str]]:
         folder, manifest, skipped = checkpoint.newest(self.path / "checkpoints", NEEDED)
         notes = self.warnings + skipped
         if folder is None:
@@ -128,7 +172,7 @@ class RunFolder:
         if not isinstance(step, int) or step < 1:
             raise CheckpointError(f"{folder / checkpoint.MANIFEST}: has no step")
         now, before = environment(), {name: manifest[name] for name in environment() if name in manifest}
-        for fact in ("torch", "threads", "machine", "device"):
+        for fact in ("torch", "threads", "machine", "device", "world_size"):
             if before.get(fact) != now[fact]:
                 notes.append(f"{folder} was written with {fact} = {before.get(fact)}, now {now[fact]}: not bit-exact")
         if before != now:
@@ -143,11 +187,15 @@ class RunFolder:
 
     def forget_metrics_after(self, step: int) -> None:
         """Delete the lines of later steps, which will run again, and an incomplete last line."""
-        if self.metrics_file.is_file():
+        if self.first and self.metrics_file.exists() and not self.metrics_file.is_file():
+            raise DataError(f"{self.metrics_file}: a pipe, a folder or a device: delete it")
+        if self.first and self.metrics_file.is_file():
             kept = [line for line in read_metrics(self.metrics_file) if line["step"] <= step]
             write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, metrics: dict[str, Any]) -> None:
+        if not self.first:
+            return
         try:
             with self.metrics_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
@@ -162,7 +210,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         DataError: the file cannot be read.
     """
     try:
-        *whole, rest = path.read_bytes().split(b"\n")
+        *whole, rest = read_bytes(path, limit=None).split(b"\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     read = [as_line(text) for text in whole]
@@ -181,7 +229,8 @@ def as_line(text: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(line, dict) or not isinstance(line.get("step"), int):
         return None
-    numbers = all(type(value) in (int, float) and math.isfinite(value) for value in line.values())
+    numbers = all(type(value) in (int, float) and abs(value) < SENSIBLE for value in line.values())
+    numbers = numbers and min(line["step"], line.get("seconds", 0), line.get("images_per_second", 0)) >= 0
     return line if numbers and ("loss" not in line or line.keys() >= {"seconds", "images_per_second"}) else None
 
 

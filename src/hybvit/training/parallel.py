@@ -1,0 +1,62 @@
+"""Training in several processes, one for each device, on PyTorch's DDP and FSDP2.
+
+Every process computes the loss of its own rows of a batch; their mean is the loss of the batch. What is random is drawn as in
+one process, so the number of processes changes a run by rounding only.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ..config import Config
+from ..distributed import world_size
+from ..errors import ConfigError
+from ..method.vit import HybViT
+from ..networks import number_of_parameters
+
+LARGE = 10**9  # parameters, from which on ``auto`` is fsdp
+
+
+def shared(loss: nn.Module, cfg: Config) -> nn.Module:
+    """A module that computes the loss, its weights shared among the processes as ``train.parallel`` says.
+
+    Raises:
+        ConfigError: the objective or the settings do not go with several processes.
+    """
+    if world_size() == 1:
+        return loss
+    if cfg.objective.kind == "jem":
+        raise ConfigError("objective.kind jem is trained in one process: its replay buffer is of the whole batch")
+    large = number_of_parameters(loss) > LARGE
+    if cfg.train.parallel == "ddp" or (cfg.train.parallel == "auto" and not large):
+        return DistributedDataParallel(loss, static_graph=True, gradient_as_bucket_view=True)
+    if cfg.train.compile:
+        raise ConfigError("train.compile does not go with train.parallel fsdp, which gathers the weights layer by layer")
+    mesh = init_device_mesh(next(loss.parameters()).device.type, (world_size(),))
+    for module in list(loss.modules()):
+        if isinstance(module, HybViT):
+            for layer in module.layers:
+                fully_shard(layer, mesh=mesh)
+    fully_shard(loss, mesh=mesh)
+    return loss
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each process may hold a part, put together; every process must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def divided_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor that every process holds as a whole -> divided as ``like`` is; nothing is sent."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)

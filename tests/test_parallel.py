@@ -1,0 +1,159 @@
+"""Training in several processes (real ones, over gloo): the numbers of one process, and what happens when one of them ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybvit import checkpoint
+from hybvit.config import override, parse
+from hybvit.errors import ConfigError
+from hybvit.presets import preset
+
+from .conftest import TINY
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+EXACT = """
+import sys
+from hybvit import cli
+from hybvit.training import optim
+optim.has_fast_bf16 = lambda device: False  # Muon's products in bfloat16 turn a difference of the last bit into one of 1e-4
+sys.exit(cli.main())
+"""
+SAME = [
+    "--train.precision=fp32",
+    "--train.batch_size=16",
+    "--train.log_every=1",
+    "--train.checkpoint_every=1000",
+    "--data.workers=0",
+]
+MUON = ["--optim.name=muon", "--optim.muon_lr=0.01"]
+
+
+def torchrun(processes: int, *words: object, **options) -> subprocess.Popen:
+    command = [*TORCHRUN, f"--nproc-per-node={processes}"] if processes > 1 else [sys.executable]
+    script = Path(tempfile.gettempdir()) / f"exact-{os.getpid()}.py"
+    script.write_text(EXACT)
+    command += [str(script), "train", "digits", *TINY, *SAME, *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def trained(processes: int, out: Path, *words: object) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The losses of all steps, and the averaged weights."""
+    running = torchrun(processes, "--out", out, *words)
+    _, said = running.communicate(timeout=300)
+    assert running.returncode == 0, said[-3000:]
+    losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    (folder, *_) = checkpoint.step_folders(out / "checkpoints")
+    return losses, checkpoint.read_tensors(folder / "ema.safetensors")
+
+
+CASES = {
+    "hybvit with muon, ddp": (2, ["--train.parallel=ddp", *MUON]),
+    "hybvit with muon, fsdp": (2, ["--train.parallel=fsdp", *MUON]),
+    "hybvit with adamw, four processes, parts": (4, ["--optim.name=adamw", "--train.accumulate=2"]),
+    "hybvit with adamw, fsdp, recomputed": (2, ["--optim.name=adamw", "--train.parallel=fsdp", "--train.recompute=true"]),
+    "vit": (2, ["--objective", "vit", "--train.parallel=ddp"]),
+    "genvit, fsdp in parts": (2, ["--objective", "genvit", "--train.parallel=fsdp", "--train.accumulate=2"]),
+    "strong augmentation": (2, ["--data.augment=strong", "--optim.name=adamw"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_several_processes_train_as_one(tmp_path, case):
+    processes, words = CASES[case]
+    alone = [word for word in words if not word.startswith(("--train.parallel", "--train.accumulate", "--train.recompute"))]
+    one = trained(1, tmp_path / "one", *alone, "--train.steps=50")
+    several = trained(processes, tmp_path / "several", *words, "--train.steps=50")
+    assert len(one[0]) == len(several[0]) == 50
+    torch.testing.assert_close(torch.tensor(several[0]), torch.tensor(one[0]), rtol=1e-4, atol=1e-5)
+    assert one[1].keys() == several[1].keys()
+    for name, tensor in one[1].items():
+        torch.testing.assert_close(
+            several[1][name], tensor, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.slow
+def test_parts_of_a_batch_and_recomputed_layers_are_the_plain_step(tmp_path):
+    plain = trained(1, tmp_path / "plain", "--train.steps=10")
+    other = trained(1, tmp_path / "parts", "--train.steps=10", "--train.accumulate=4", "--train.recompute=true")
+    torch.testing.assert_close(torch.tensor(other[0]), torch.tensor(plain[0]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_checkpoint_of_two_processes_resumes_on_one_and_on_four(tmp_path, kind):
+    words = ["--train.checkpoint_every=10", f"--train.parallel={kind}"]
+    whole = trained(1, tmp_path / "whole", "--train.steps=30")
+    run = tmp_path / "run"
+    trained(2, run, *words, "--train.steps=30", "--train.keep_checkpoints=9")
+    for folder in checkpoint.step_folders(run / "checkpoints"):
+        if checkpoint.step_of(folder) > 10:
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
+    for processes in (1, 4):
+        copy = tmp_path / str(processes)
+        subprocess.run(["cp", "-r", run, copy], check=True)
+        losses, weights = trained(processes, copy, *words, "--train.steps=30")
+        torch.testing.assert_close(torch.tensor(losses), torch.tensor(whole[0]), rtol=1e-4, atol=1e-5)
+        for name, tensor in whole[1].items():
+            torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_the_others_and_the_same_command_resumes(tmp_path):
+    run = ["--out", tmp_path / "run", "--train.checkpoint_every=5", "--train.log_every=5"]
+    running = torchrun(2, *run, "--train.steps=1000000", start_new_session=True)
+    while not checkpoint.step_folders(tmp_path / "run" / "checkpoints"):
+        time.sleep(0.1)
+        assert running.poll() is None, running.communicate()
+    workers = [int(pid) for pid in children(running.pid)]
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    killed = time.monotonic()
+    _, said = running.communicate(timeout=60)
+    assert time.monotonic() - killed < 30
+    assert running.returncode != 0
+    ours = [line for line in said.splitlines() if line.startswith("hybvit:")]
+    assert len(ours) == 1, said
+    assert "the same command resumes" in ours[0]
+    again = torchrun(2, *run, "--train.steps=1000000", start_new_session=True)
+    step = checkpoint.step_of(checkpoint.step_folders(tmp_path / "run" / "checkpoints")[0])
+    while checkpoint.step_of(checkpoint.step_folders(tmp_path / "run" / "checkpoints")[0]) == step:
+        time.sleep(0.1)
+        assert again.poll() is None, again.communicate()
+    os.kill(int(children(again.pid)[1]), signal.SIGTERM)  # to one of them: all stop after the same step, and it is saved once
+    out, said = again.communicate(timeout=60)
+    assert f"resumed at step {step}" in out
+    assert said.count("SIGTERM at step") == 1, said
+
+
+def children(pid: int) -> list[str]:
+    return subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
+
+
+@pytest.mark.slow
+def test_an_error_in_every_process_is_said_once(tmp_path):
+    running = torchrun(2, "--out", tmp_path / "run", "--train.steps=2", "--data", tmp_path / "none")
+    _, said = running.communicate(timeout=120)
+    assert running.returncode != 0
+    assert said.count("no such folder") == 1, said
+
+
+def test_parts_that_do_not_divide_a_batch_are_refused():
+    with pytest.raises(ConfigError, match=r"train\.accumulate is 5, which does not divide a batch of 96"):
+        parse(["--train.accumulate=5"], preset("digits"))
+    with pytest.raises(ConfigError, match=r"train\.accumulate does not go with objective\.kind jem"):
+        override(preset("cifar10_jem"), train={"accumulate": 2})
