@@ -37,7 +37,7 @@ FLOORS: list[tuple[str, list[list[tuple[str, str, int, int]]]]] = [
     (
         "models, data,\nsettings, files",
         [
-            [("loading", "files to a model", TRUNK, WIDE), ("distributed", "processes", RIGHT, NARROW)],
+            [("loading", "files to a model", TRUNK, WIDE)],
             [("model", "HybridModel", TRUNK, WIDE)],
             [
                 ("networks", "settings to network", TRUNK, WIDE),
@@ -48,7 +48,7 @@ FLOORS: list[tuple[str, list[list[tuple[str, str, int, int]]]]] = [
             [("data", "files to batches", TRUNK, WIDE), ("presets", "recipes by name", LEFT, WIDE)],
             [("config", "every setting", TRUNK, WIDE)],
             [("versions", "older files", TRUNK, WIDE), ("storage", "atomic writes", RIGHT, NARROW)],
-            [("catalog", "facts about data sets", TRUNK, WIDE)],
+            [("catalog", "facts about data sets", TRUNK, WIDE), ("distributed", "processes", FAR, NARROW)],
         ],
     ),
     ("metrics", [[("metrics", "tensors to numbers", LANE - 50, WIDE)]]),
@@ -70,7 +70,6 @@ LEFT_OUT = {"__init__", "__main__"}  # the public names, and a call of cli: both
 BENDS = {
     ("reproduce", "presets"): ("left", f"H{LEFT}"),
     ("presets", "config"): ("down", "side"),
-    ("evaluation", "distributed"): ("right", f"H{RIGHT}"),
     ("baselines", "metrics"): ("left", f"H{LANE}"),
     ("model", "hub"): ("right", f"H{RIGHT}"),
     ("model", "devices"): ("right", f"H{FAR}"),
@@ -79,7 +78,7 @@ BENDS = {
     ("config", "method"): ("left", "H358"),
     ("versions", "errors"): ("right", "H536"),
     ("metrics", "errors"): ("right", "H524"),
-    ("distributed", "errors"): ("right", f"H{(RIGHT + FAR) // 2}"),
+    ("distributed", "errors"): ("left", "H660"),
 }
 
 
