@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from .errors import ConfigError, Interrupted
+from .errors import ConfigError, DivergedError, Interrupted
 
 T = TypeVar("T")
 LOST = re.compile(r"connection|socket|timed? ?out|broken pipe|gloo|nccl|peer", re.IGNORECASE)  # of a process that ended
@@ -134,6 +134,17 @@ def naming_lost_processes(what: str) -> Iterator[None]:
                 f"{what}: another of its processes ended; the same command resumes from the last checkpoint"
             ) from None
         raise
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Let the first process alone say what ends all of them: a signal, or a loss that is not finite."""
+    try:
+        yield
+    except (DivergedError, Interrupted) as error:
+        if rank() == 0:
+            raise
+        raise SystemExit(4 if isinstance(error, DivergedError) else 75) from None
 
 
 def share_batches(n: int, size: int, work: Callable[[Tensor], Tensor | tuple[Tensor, ...]], what: str) -> tuple[Tensor, ...]:

@@ -23,7 +23,16 @@ from ..data.datasets import open_dataset
 from ..data.image_set import Dataset, to_x
 from ..data.loader import batches_of_steps, resolve_workers
 from ..devices import autocast, best_device, keep_freed_memory, resolve_precision
-from ..distributed import any_of_all, first_of_all, from_first, naming_lost_processes, process_group, rank, world_size
+from ..distributed import (
+    any_of_all,
+    first_of_all,
+    from_first,
+    naming_lost_processes,
+    process_group,
+    rank,
+    said_once,
+    world_size,
+)
 from ..errors import CheckpointError, ConfigError, DivergedError, Interrupted
 from ..loading import load
 from ..method.diffusion import Diffusion
@@ -63,7 +72,7 @@ def train(cfg: Config, out: str | os.PathLike[str], say: Callable[[str], None] =
         DivergedError: the loss is not finite; the last checkpoint is from before that.
         Interrupted: SIGINT, SIGTERM or SIGHUP was received; the state is saved.
     """
-    with process_group(), naming_lost_processes(str(out)):
+    with process_group(), naming_lost_processes(str(out)), said_once():
         out, device, first = Path(out), best_device(), rank() == 0
         say = say if first else (lambda line: None)
         keep_freed_memory()
