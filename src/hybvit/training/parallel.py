@@ -33,7 +33,7 @@ def shared(loss: nn.Module, cfg: Config) -> nn.Module:
         raise ConfigError("objective.kind jem is trained in one process: its replay buffer is of the whole batch")
     large = number_of_parameters(loss) > LARGE
     if cfg.train.parallel == "ddp" or (cfg.train.parallel == "auto" and not large):
-        # some objectives leave weights unused, the same ones in every step: DDP learns which in the first, unless that has parts
+        # some objectives leave weights unused, always the same ones: DDP learns which in the first step, unless that has parts
         once = cfg.train.accumulate == 1
         return DistributedDataParallel(loss, static_graph=once, find_unused_parameters=not once, gradient_as_bucket_view=True)
     if cfg.train.compile:
