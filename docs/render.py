@@ -436,6 +436,61 @@ def paper_verdicts() -> str:
     return "\n".join(parts)
 
 
+SCALE = (  # devices, gigabytes per second that one of them sends and receives (assumed), and in words
+    (1, None, ""),
+    (8, 300, "NVLink"),
+    (64, 45, "a 400 Gbit/s card for each"),
+    (64, 1.4, "a 100 Gbit/s card for eight"),
+)
+ADAM, MUON, AVERAGE = 8, 4, 4  # bytes of state for a weight; weights and gradients take four each
+
+
+def scale() -> str:
+    """What a step of ImageNet 224 costs on 1, 8 and 64 devices: measured computation, and communication by its bytes."""
+    import torch
+
+    from hybvit.networks import build_network, number_of_parameters
+    from hybvit.presets import preset
+    from hybvit.training.cost import cost
+    from hybvit.training.optim import matrices_of_layers
+
+    name = "imagenet224_v2"
+    found = result("gpu_steps")["presets"][name]
+    cfg, seconds, images = preset(name), found["joint"]["seconds"], sum(found["batch"])
+    with torch.device("meta"):
+        net = build_network(cfg)
+    weights, matrices = number_of_parameters(net), sum(p.numel() for p in matrices_of_layers(net))
+    state = (weights - matrices) * ADAM + matrices * MUON + weights * (8 + AVERAGE)
+    lines = [
+        "| devices | connection | images a step | sent and received | sending alone | computing alone | days for all images |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    total = cost(cfg).images
+    for devices, speed, words in SCALE:
+        sent = 2 * (devices - 1) / devices * 4 * weights + (devices - 1) / devices * 2 * matrices  # gradients, Muon's results
+        alone = sent / (speed * 1e9) if speed else 0.0
+        days = total / (devices * images) * max(seconds, alone) / 86400
+        lines.append(
+            f"| {devices} | {words} | {devices * images:,} | {sent / 1e9:.2f} GB | {1000 * alone:.0f} ms "
+            f"| {1000 * seconds:.0f} ms | {days:.1f} |"
+        )
+    facts = result("gpu_steps")["environment"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"`{name}`: {weights / 1e6:.1f} M weights, {cost(cfg).train_gflop_per_step:,.0f} GFLOP a step of "
+            f"{found['batch'][0]} + {found['batch'][1]} images on each device, {state / 1e9:.1f} GB of weights, gradients, "
+            f"optimizer state and average on each (`ddp`; with `fsdp` divided by the number of devices), "
+            f"{found['peak_mib'] / 1024:.0f} GiB in all. Computing was measured on one {facts['device']} "
+            "(results/gpu_steps.json). The rest is a model that no run has checked: a ring that averages float32 gradients "
+            "sends 2 (n - 1)/n times their bytes, each connection reaches the speed that is assumed for it "
+            f"({', '.join(f'{words} {speed:g} GB/s' for _, speed, words in SCALE if speed)}), and the longer of computing and "
+            "sending counts, since they go on at the same time.",
+        ]
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "table": table,
     "speed": speed,
@@ -447,6 +502,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "comparison": comparison,
     "v2_costs": v2_costs,
     "gpu_steps": gpu_steps,
+    "scale": scale,
     "floors": floors,
     **{f"study_{name}": partial(study, name) for name in ("ablation_first", "ablation", "ablation_third", "v2")},
     "shipped": shipped,
@@ -454,7 +510,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
 }
 PAGES = (
-    "README.md", "docs/ablation.md", "docs/data.md", "docs/evaluation.md", "docs/reproduction.md", "docs/v2.md",
+    "README.md", "docs/ablation.md", "docs/data.md", "docs/evaluation.md", "docs/reproduction.md", "docs/scale.md",
+    "docs/v2.md",
     *(f"src/hybvit/assets/models/{name}/README.md" for name in MODELS),
 )  # fmt: skip
 

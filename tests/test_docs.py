@@ -223,7 +223,8 @@ def test_every_figure_of_the_models_has_its_number_of_images():
     interval = {"value": 0.5, "n": 12, "low": 0.4, "high": 0.6}
     assert made.value({"metrics": {"a": interval}}, "a", percent=False) == "0.50 (0.40 to 0.60, n 12)"
     rows = [line for line in made.shipped().splitlines() if "Frechet" in line and line.startswith("|")]
-    assert [line.count("(n ") for line in rows] == [len(made.MODELS)] * 2
+    assert all(line.count("(n ") >= len(made.MODELS) for line in rows)  # or more, where distances are given at two n
+    assert len(rows) == 2
 
 
 def run_folder(path: Path, steps: int, init: str | Path | None, **environment: object) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -150,6 +151,52 @@ def test_an_error_in_every_process_is_said_once(tmp_path):
     _, said = running.communicate(timeout=120)
     assert running.returncode != 0
     assert said.count("no such folder") == 1, said
+
+
+FAKE = """
+import sys, torch, torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from hybvit.config import override
+from hybvit.data.batches import random_batch
+from hybvit.presets import preset
+from hybvit.networks import build_network
+from hybvit.training import loop, parallel, optim
+dist.init_process_group("fake", rank=5, world_size=64, store=FakeStore())
+cfg = override(preset("imagenet224_v2"), model={"dim": 64, "image_size": 56}, train={"parallel": sys.argv[1]})
+net = build_network(cfg)
+loss = parallel.shared(loop.Loss(net, cfg.diffusion.build(), cfg.objective), cfg)
+optimizers = optim.build_optimizers(net, cfg.optim)
+batch = random_batch(cfg.model, (2, 1), True, "cpu")._replace(part=(5, 64))
+losses = loop.backward(loss, batch, cfg, 0)
+for optimizer in optimizers:
+    optimizer.step()
+held = sum(parallel.local(p).numel() for p in net.parameters())
+print(held / sum(p.numel() for p in net.parameters()), losses.total.item())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_step_of_one_of_64_processes(kind):
+    """With a process group that answers for the 63 others, as it would be on eight machines of eight GPUs."""
+    done = subprocess.run([sys.executable, "-c", FAKE, kind], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    share, loss = map(float, done.stdout.split())
+    assert share == 1 if kind == "ddp" else 1 / 64 <= share < 1 / 40  # small tensors do not divide evenly
+    assert math.isfinite(loss)
+
+
+def test_the_job_script_is_sound():
+    script = Path(__file__).parent.parent / "docs" / "slurm.sh"
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    fake = 'srun() { printf "%s " "$@"; return 75; }; scontrol() { printf "[%s] " "$*" >&2; echo node1; }'
+    set_by_slurm = {"SLURM_JOB_NODELIST": "node[1-8]", "SLURM_NNODES": "8", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "7"}
+    command = ["bash", "-c", f"{fake}; source {script}", "x", "imagenet224_v2", "--out", "run"]
+    done = subprocess.run(command, env={**os.environ, **set_by_slurm}, capture_output=True, text=True)
+    assert done.returncode == 75
+    assert "--nnodes 8 --nproc-per-node 8" in done.stdout
+    assert "-m hybvit train imagenet224_v2 --out run" in done.stdout
+    assert "[requeue 7]" in done.stderr
 
 
 def test_parts_that_do_not_divide_a_batch_are_refused():
