@@ -262,9 +262,9 @@ def shipped() -> str:
 
 def study(name: str) -> str:
     """The table of a study, with its notes."""
-    from hybvit.reproduce.studies import markdown
+    from hybvit.reproduce.studies import STUDIES, markdown
 
-    return markdown(name.split("_")[0], result(f"study_{name}"))
+    return markdown(max((known for known in STUDIES if name.startswith(known)), key=len), result(f"study_{name}"))
 
 
 def comparison() -> str:
@@ -504,7 +504,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "gpu_steps": gpu_steps,
     "scale": scale,
     "floors": floors,
-    **{f"study_{name}": partial(study, name) for name in ("ablation_first", "ablation", "ablation_third", "v2")},
+    **{f"study_{name}": partial(study, name) for name in ("ablation_first", "ablation", "ablation_third", "v2", "cifar10_trials")},
     "shipped": shipped,
     **{f"card_{name}": partial(card, name) for name in MODELS},
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
