@@ -154,7 +154,7 @@ def test_an_error_in_every_process_is_said_once(tmp_path):
 
 
 FAKE = """
-import sys, torch, torch.distributed as dist
+import torch, torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from hybvit.config import override
 from hybvit.data.batches import random_batch
@@ -162,7 +162,7 @@ from hybvit.presets import preset
 from hybvit.networks import build_network
 from hybvit.training import loop, parallel, optim
 dist.init_process_group("fake", rank=5, world_size=64, store=FakeStore())
-cfg = override(preset("imagenet224_v2"), model={"dim": 64, "image_size": 56}, train={"parallel": sys.argv[1]})
+cfg = override(preset("imagenet224_v2"), model={"dim": 64, "image_size": 56}, train={"parallel": "fsdp"})
 net = build_network(cfg)
 loss = parallel.shared(loop.Loss(net, cfg.diffusion.build(), cfg.objective), cfg)
 optimizers = optim.build_optimizers(net, cfg.optim)
@@ -176,13 +176,12 @@ print(held / sum(p.numel() for p in net.parameters()), losses.total.item())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_a_step_of_one_of_64_processes(kind):
-    """With a process group that answers for the 63 others, as it would be on eight machines of eight GPUs."""
-    done = subprocess.run([sys.executable, "-c", FAKE, kind], capture_output=True, text=True, timeout=120)
+def test_a_step_of_one_of_64_processes():
+    """With a process group that answers for the 63 others (it has no answer for DDP): eight machines of eight GPUs."""
+    done = subprocess.run([sys.executable, "-c", FAKE], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     share, loss = map(float, done.stdout.split())
-    assert share == 1 if kind == "ddp" else 1 / 64 <= share < 1 / 40  # small tensors do not divide evenly
+    assert 1 / 64 <= share < 1 / 40  # small tensors do not divide evenly
     assert math.isfinite(loss)
 
 
