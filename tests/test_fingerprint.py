@@ -50,6 +50,23 @@ def test_images_that_were_trained_on_are_recognized_in_any_half_of_them():
     assert all(shares_training_images(unknown, IMAGES) for unknown in ("", "any"))
 
 
+@pytest.mark.parametrize("suffix", [".bmp", ".PPM", ".tif", ".png"])
+@pytest.mark.parametrize("form", ["folder", "manifest"])
+def test_other_images_of_the_same_names_and_sizes_are_others(tmp_path, suffix, form):
+    found = []
+    for part, first in (("a", 0), ("b", 100), ("again", 0)):
+        for i in range(12):
+            save(tmp_path / part / "ab"[i % 2] / f"{i}{suffix}", (first + 9 * i, 77, 33))
+        rows = [f"{'ab'[i % 2]}/{i}{suffix},{'ab'[i % 2]}" for i in range(12)]
+        (tmp_path / part / "m.csv").write_text("\n".join(["path,label", *rows]))
+        root = tmp_path / part if form == "folder" else tmp_path / part / "m.csv"
+        found.append(opened(own(root, form)).fingerprint)
+    assert found[0] == found[2]
+    assert found[0] != found[1] or suffix == ".png"  # whose sizes usually differ; here all have one colour
+    sizes = {path.stat().st_size for path in tmp_path.glob(f"[ab]/*/*{suffix}")}
+    assert len(sizes) == 1
+
+
 @pytest.mark.parametrize("damaged", ["x", "1+2", "1+2 0", "a+b 0123456789abcdef 00", "1+2 0123456789abcdef " + "0" * 999])
 def test_a_damaged_fingerprint_is_refused(damaged):
     with pytest.raises(ConfigError, match=r"data\.fingerprint"):

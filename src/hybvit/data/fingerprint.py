@@ -7,19 +7,41 @@ training images: ``800+200 0f1e2d3c4b5a6978 00a1b2c3d4e5.01b2c3d4e5f6``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
+
+from ..errors import DataError
 
 KEPT = 16  # training images: if two sets share half of them, the chance that none of these is shared is 2e-5
 DIGITS = 12  # hexadecimal, of the digest of an image
 
 
 class ListedImage(NamedTuple):
-    """An image that need not be read yet: its name below the folder, its size in bytes, and the name of its class."""
+    """An image that need not be read yet: its name below the folder, its size in bytes, the name of its class, and a checksum
+    of its content if all files of its format and resolution have one size; else 0."""
 
     name: str
     size: int
     class_name: str = ""
+    content: int = 0
+
+
+UNCOMPRESSED = (".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".tif", ".tiff", ".sgi")
+
+
+def listed(name: str, size: int, read: Callable[[], bytes], class_name: str = "") -> ListedImage:
+    """An image as it is listed; ``read`` returns its content, which is asked for only where its size says nothing."""
+    content = 0
+    if name.lower().endswith(UNCOMPRESSED):
+        with suppress(DataError, OSError):  # whoever decodes it says why it cannot be read
+            content = zlib.crc32(read())
+    return ListedImage(name, size, class_name, content)
+
+
+def facts(image: ListedImage) -> tuple[object, ...]:
+    return tuple(image) if image.content else tuple(image)[:3]
 
 
 def digest_of(text: str) -> str:
@@ -27,12 +49,13 @@ def digest_of(text: str) -> str:
 
 
 def digests(images: Sequence[ListedImage]) -> list[str]:
-    return [digest_of(f"{image.name}\n{image.size}")[:DIGITS] for image in images]
+    checked = (f"\n{image.content}" if image.content else "" for image in images)
+    return [digest_of(f"{image.name}\n{image.size}{more}")[:DIGITS] for image, more in zip(images, checked, strict=True)]
 
 
 def fingerprint(train: Sequence[ListedImage], test: Sequence[ListedImage]) -> str:
     """The fingerprint of a data set; the order of its images does not matter."""
-    lines = sorted(f"{split}\n{tuple(image)}" for split, part in (("train", train), ("test", test)) for image in part)
+    lines = sorted(f"{split}\n{facts(image)}" for split, part in (("train", train), ("test", test)) for image in part)
     return f"{len(train)}+{len(test)} {digest_of(chr(10).join(lines))[:16]} {'.'.join(sorted(digests(train))[:KEPT])}"
 
 

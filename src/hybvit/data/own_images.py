@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import DataError
+from ..storage import read_bytes
 from .cells import LABELS, PATHS, SPLIT, checked_classes, class_name, read_table, says_split
 from .files import Files, is_hidden, size_of
-from .fingerprint import ListedImage
+from .fingerprint import ListedImage, listed
 from .huggingface import huggingface
 from .image_set import Dataset, Decoding, ImageSet, load_image_files, load_images
 from .images import read_image, readable_suffixes
@@ -232,7 +233,10 @@ def list_files(files: Files, classes: tuple[str, ...], decoding: Decoding) -> Li
     def load(index: Sequence[int]) -> ImageSet:
         return load_image_files(files, [names[i] for i in index], labels and [labels[i] for i in index], decoding)
 
-    return Listing([ListedImage(name, files.size(name)) for name in names], labels, load)
+    def as_listed(name: str) -> ListedImage:
+        return listed(name, files.size(name), lambda: files.open(name).read())
+
+    return Listing(list(map(as_listed, names)), labels, load)
 
 
 def _because(files: Files) -> str:
@@ -276,8 +280,11 @@ def list_rows(source: Path, rows: list[dict[str, str]], classes: tuple[str, ...]
         of_classes, stamps = labels and [labels[i] for i in index], Files(source.parent).stamps
         return load_images(len(names), decode, of_classes, decoding, source.name, lambda: stamps(names))
 
-    images = [ListedImage(row["path"], size_of(source.parent / row["path"]), row.get("label", "")) for row in rows]
-    return Listing(images, labels, load)
+    def as_listed(row: dict[str, str]) -> ListedImage:
+        path = source.parent / row["path"]
+        return listed(row["path"], size_of(path), lambda: read_bytes(path, limit=None), row.get("label", ""))
+
+    return Listing(list(map(as_listed, rows)), labels, load)
 
 
 def split_rows(path: Path, rows: list[dict[str, str]]) -> list[list[dict[str, str]]]:
