@@ -481,7 +481,7 @@ def scale() -> str:
             "",
             f"`{name}`: {weights / 1e6:.1f} M weights, {cost(cfg).train_gflop_per_step:,.0f} GFLOP a step of "
             f"{found['batch'][0]} + {found['batch'][1]} images on each device, {state / 1e9:.1f} GB of weights, gradients, "
-            f"optimizer state and average on each (`ddp`; with `fsdp` divided by the number of devices), "
+            f"optimizer state and average on each (`ddp`; with `fsdp` all but the average is divided), "
             f"{found['peak_mib'] / 1024:.0f} GiB in all. Computing was measured on one {facts['device']} "
             "(results/gpu_steps.json). The rest is a model that no run has checked: a ring that averages float32 gradients "
             "sends 2 (n - 1)/n times their bytes, each connection reaches the speed that is assumed for it "
@@ -504,7 +504,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "gpu_steps": gpu_steps,
     "scale": scale,
     "floors": floors,
-    **{f"study_{name}": partial(study, name) for name in ("ablation_first", "ablation", "ablation_third", "v2", "cifar10_trials")},
+    **{
+        f"study_{name}": partial(study, name)
+        for name in ("ablation_first", "ablation", "ablation_third", "v2", "cifar10_trials")
+    },
     "shipped": shipped,
     **{f"card_{name}": partial(card, name) for name in MODELS},
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},

@@ -188,14 +188,28 @@ def test_a_step_of_one_of_64_processes():
 def test_the_job_script_is_sound():
     script = Path(__file__).parent.parent / "docs" / "slurm.sh"
     assert subprocess.run(["bash", "-n", script]).returncode == 0
-    fake = 'srun() { printf "%s " "$@"; return 75; }; scontrol() { printf "[%s] " "$*" >&2; echo node1; }'
+    fake = (  # a training that saves when it is told to end, and sends its script the signal of the scheduler
+        'srun() { printf "%s " "$@"; [ -z "$SENT" ] || { trap "echo saved; exit 75" TERM; kill -USR1 $$; sleep 5; }; '
+        "return 1; }; "
+        'scontrol() { printf "[%s] " "$*" >&2; echo node1; }'
+    )
     set_by_slurm = {"SLURM_JOB_NODELIST": "node[1-8]", "SLURM_NNODES": "8", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "7"}
     command = ["bash", "-c", f"{fake}; source {script}", "x", "imagenet224_v2", "--out", "run"]
-    done = subprocess.run(command, env={**os.environ, **set_by_slurm}, capture_output=True, text=True)
-    assert done.returncode == 75
-    assert "--nnodes 8 --nproc-per-node 8" in done.stdout
-    assert "-m hybvit train imagenet224_v2 --out run" in done.stdout
-    assert "[requeue 7]" in done.stderr
+    for sent in ("", "1"):
+        done = subprocess.run(
+            command, env={**os.environ, **set_by_slurm, "SENT": sent}, capture_output=True, text=True, timeout=60
+        )
+        assert "--nnodes 8 --nproc-per-node 8" in done.stdout
+        assert "-m hybvit train imagenet224_v2 --out run" in done.stdout
+        assert ("[requeue 7]" in done.stderr, "saved" in done.stdout) == (bool(sent),) * 2  # an error is not tried again
+        assert done.returncode != 0
+
+
+@pytest.mark.slow
+def test_parts_that_do_not_divide_the_rows_of_a_process_are_refused(tmp_path):
+    running = torchrun(2, "--out", tmp_path / "run", "--train.steps=2", "--train.batch_size=24", "--train.accumulate=8")
+    _, said = running.communicate(timeout=120)
+    assert "2 processes cannot share a mini-batch of 24 images in 8 parts each" in said
 
 
 def test_parts_that_do_not_divide_a_batch_are_refused():

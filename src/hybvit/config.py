@@ -394,7 +394,9 @@ def _check_sizes(cfg: Config) -> None:
     for group in GROUPS:
         for name, value in vars(getattr(cfg, group)).items():
             for number in value if isinstance(value, tuple) else (value,):
-                if isinstance(number, (int, float)) and number and not SMALLEST <= abs(number) <= LARGEST:
+                if not isinstance(number, (int, float)) or number in (0, math.inf, -math.inf) or number != number:
+                    continue  # RANGES says which must be finite
+                if not SMALLEST <= abs(number) <= LARGEST:
                     shown = f"{number:g}" if isinstance(number, float) else "an integer of many digits"
                     raise ConfigError(f"{group}.{name} is {shown}: it must be 0, or from {SMALLEST:g} to {LARGEST:g} in size")
 

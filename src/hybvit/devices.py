@@ -16,6 +16,7 @@ import torch
 
 from . import __version__
 from .distributed import world_size
+from .errors import ConfigError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
@@ -23,7 +24,10 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 def best_device() -> torch.device:
     """CUDA (the local rank's GPU under torchrun), then Apple's MPS, then the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        place, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if place >= devices:
+            raise ConfigError(f"LOCAL_RANK is {place}, but this machine has {devices} GPUs: start at most as many processes")
+        return torch.device("cuda", place)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 

@@ -6,7 +6,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +18,10 @@ from tqdm import tqdm
 from .errors import ConfigError, DivergedError, Interrupted
 
 T = TypeVar("T")
-LOST = re.compile(r"connection|socket|timed? ?out|broken pipe|gloo|nccl|peer", re.IGNORECASE)  # of a process that ended
+LONGEST_WAIT = timedelta(hours=2)  # for a download or a preview of the first process
+LOST = re.compile(  # how it is noticed that a process ended
+    r"connection (closed|reset|refused)|closed by peer|broken pipe|timed out|remote process exited|socket", re.IGNORECASE
+)
 
 
 @contextmanager
@@ -31,13 +35,16 @@ def process_group() -> Iterator[tuple[int, int]]:
         yield rank(), max(world, 1)
         return
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)
     except (ValueError, RuntimeError) as error:  # a variable is missing or wrong, or the other processes do not answer
         raise ConfigError(f"WORLD_SIZE is {world}, but the processes do not meet: start them with torchrun ({error})") from None
     try:
         yield dist.get_rank(), dist.get_world_size()
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        with suppress(Exception):  # to end the group in order would wait for what a lost process never sends
+            dist.distributed_c10d._abort_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def rank() -> int:
@@ -77,10 +84,23 @@ def from_first(call: Callable[[], T]) -> T:
 
 
 def first_of_all(call: Callable[[], T]) -> T:
-    """Call it in the first process before all others, which then find its downloads and caches -> each its own result."""
-    found = list[T]()
-    from_first(lambda: found.append(call()))
-    return found[0] if found else call()
+    """Call it in the first process of each machine before the others there, which then find its downloads and caches -> each
+    its own result. Where it raises, all processes end."""
+    found, failure, leads = list[T](), None, int(os.environ.get("LOCAL_RANK", rank())) == 0
+    for turn in (True, False) if world_size() > 1 else (leads,):
+        if leads is turn:
+            try:
+                found.append(call())
+            except BaseException as error:
+                failure = error
+        if any(all_gather(failure is not None)):
+            raise failure or SystemExit(1)
+    return found[0]
+
+
+def is_first() -> bool:
+    """Whether this is the first process, also where the group does not exist yet, or no longer."""
+    return os.environ.get("RANK", "0") in ("", "0")
 
 
 def any_of_all(value: str | None) -> str | None:
@@ -129,11 +149,14 @@ def naming_lost_processes(what: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if world_size() > 1 and not isinstance(error, Interrupted) and LOST.search(str(error)):
-            raise Interrupted(
-                f"{what}: another of its processes ended; the same command resumes from the last checkpoint"
-            ) from None
-        raise
+        if world_size() == 1 or isinstance(error, (DivergedError, Interrupted)) or not LOST.search(str(error)):
+            raise
+        if rank() > 1:  # the first says it, or the second, in case that it was the first
+            raise SystemExit(75) from None
+        reason = " ".join(str(error).split())[:100]
+        raise Interrupted(
+            f"{what}: another of its processes ended ({reason}); the same command resumes from the last checkpoint"
+        ) from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..config import Config, field_help, fields_in, override, parse, without_effect
 from ..data.locate import locate
+from ..distributed import is_first
 from ..presets import PRESETS, preset
 from ..training.loop import say_at_once, train
 from .arguments import ArgumentParser, location, path
@@ -40,10 +41,11 @@ def main(arguments: list[str]) -> None:
         cfg = override(cfg, objective={"kind": args.objective})
     if args.data:
         cfg = replace(cfg, data=locate(cfg.data, args.data))
-    for line in without_effect(cfg, fields_in(fields)):
+    for line in without_effect(cfg, fields_in(fields)) if is_first() else ():
         say_at_once(f"warning: {line}")
     out = args.out or Path("runs") / (args.preset + (f"-{args.objective}" if args.objective else ""))
     train(cfg, out)
     own = f" --data {shlex.quote(args.data)}" if args.data else ""  # a run does not record where its data are
     run = shlex.quote(str(out))
-    print(f"{out}: done; next: hybvit evaluate {run}{own} --report, hybvit sample {run}")
+    if is_first():
+        print(f"{out}: done; next: hybvit evaluate {run}{own} --report, hybvit sample {run}")

@@ -85,6 +85,10 @@ class Batch(NamedTuple):
         x0, images, labels, x0_labels = (None if tensor is None else change(tensor) for tensor in self[:4])
         return Batch(x0, images, labels, x0_labels, self.part)
 
+    @property
+    def device(self) -> torch.device:
+        return next(tensor.device for tensor in self[:4] if tensor is not None)
+
     def split(self, parts: int) -> list[Batch]:
         """The batch in parts of equally many rows."""
         k, n = self.part
@@ -174,7 +178,7 @@ def hybrid_loss(
         ce = F.cross_entropy(net.classify(images), labels, label_smoothing=objective.label_smoothing)
         return Losses(ce, ce)
     t = to_device_async(draw_times(n * len(x0), diffusion.T, objective.times, generator)[k::n], x0.device)
-    noise = normal_like(x0 if n == 1 else x0.new_empty(n * len(x0), *x0.shape[1:]), generator)[k::n]
+    noise = normal_like(x0 if n == 1 else x0[:1].expand(n * len(x0), *x0.shape[1:]), generator)[k::n]
     x_t, target = diffusion.q_sample(x0, t, noise), diffusion.target(objective.target, x0, t, noise)
     cond: dict[str, Any] = {}
     null = getattr(net, "null_label", None)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import checkpoint
@@ -43,7 +42,7 @@ from ..model import HybridModel
 from ..networks import Network, build_network, compile_network, number_of_parameters
 from .ema import Average, ema_decay
 from .optim import BatchedMuon, build_optimizers, learning_rate, optimizer_tensors, restore_optimizers, set_rates
-from .parallel import shared, whole
+from .parallel import put_together, shared, whole
 from .progress import Meter, StopSignal, diverged
 from .run_folder import RunFolder
 
@@ -73,8 +72,10 @@ def train(cfg: Config, out: str | os.PathLike[str], say: Callable[[str], None] =
         Interrupted: SIGINT, SIGTERM or SIGHUP was received; the state is saved.
     """
     with process_group(), naming_lost_processes(str(out)), said_once():
-        out, device, first = Path(out), best_device(), rank() == 0
-        say = say if first else (lambda line: None)
+        out, device = Path(out), best_device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        say = say if rank() == 0 else (lambda line: None)
         keep_freed_memory()
         data = first_of_all(lambda: open_images(cfg))
         cfg = from_first(lambda: resolve_config(cfg, data, device))
@@ -113,8 +114,9 @@ def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one pl
     optimizers = build_optimizers(net, cfg.optim)
     if done:
         restore_state(folder, tensors, optimizers, device)
+    del tensors, start
     if rank():  # what follows from torch's own generator, dropout alone, differs between the processes
-        torch.manual_seed(derive_seed(cfg.train.seed, "weights", rank()))
+        torch.manual_seed(derive_seed(cfg.train.seed, "weights", done * world_size() + rank()))
     run.forget_metrics_after(done)
     batches = TrainingBatches(
         data, cfg.data, minibatches(cfg), cfg.train.seed, x0_labels=needs_x0_labels(cfg), rank=rank(), world=world_size()
@@ -136,7 +138,7 @@ def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one pl
         for step, batch in enumerate(batches_of_steps(batches, done, cfg.train.steps, workers), done):
             set_rates(optimizers, learning_rate(step, cfg))
             batch = batch.map(lambda tensor: tensor.to(device, non_blocking=True))
-            with autocast(device, cfg.train.precision), naming_step(out, step + 1):
+            with naming_step(out, step + 1):
                 losses = backward(loss, batch, cfg, step)
             norm = torch.nn.utils.clip_grad_norm_(weights, cfg.optim.clip or math.inf)
             for optimizer in optimizers:
@@ -155,9 +157,7 @@ def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one pl
             preview_due = cfg.train.preview_every and (step % cfg.train.preview_every == 0 or last)
             if checkpoint_due or snapshot_due or preview_due:
                 average.put_together()
-            if checkpoint_due or snapshot_due:
-                state = {name: whole(tensor) for name, tensor in net.state_dict().items()}
-                check_finite(state, out, step)
+            state = state_of(net, out, step) if checkpoint_due or snapshot_due else {}
             if preview_due:
                 meter.preview(step, ema, data)
             if snapshot_due:
@@ -165,8 +165,10 @@ def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one pl
             if checkpoint_due:
                 own = {"optimizer": optimizer_tensors(optimizers), "random": random_state(device)}
                 run.save(step, cfg.train.keep_checkpoints, network=state, ema=ema.net.state_dict(), **own)
+                del own
+            del state
             if stopped and not last:
-                run.finish_writing()
+                from_first(run.finish_writing)  # torchrun ends the others soon after the first that ends
                 raise Interrupted(f"{out}: {stopped} at step {step}; the state is saved, the same command resumes")
     return ema
 
@@ -187,7 +189,8 @@ def backward(loss: nn.Module, batch: Batch, cfg: Config, step: int) -> Losses:
     parts, found = cfg.train.accumulate, list[Losses]()
     for k, rows in enumerate(batch.split(parts) if parts > 1 else [batch]):
         with average_gradients(loss, last=k == parts - 1):
-            found.append(loss(rows, step / cfg.train.steps, generator(cfg.train.seed, "noise", step)))
+            with autocast(rows.device, cfg.train.precision):
+                found.append(loss(rows, step / cfg.train.steps, generator(cfg.train.seed, "noise", step)))
             (found[-1].total / parts if parts > 1 else found[-1].total).backward()
     return Losses(*(None if terms[0] is None else mean_of(terms) for terms in zip(*found, strict=True)))  # type: ignore[arg-type]
 
@@ -198,9 +201,8 @@ def mean_of(terms: Sequence[Tensor]) -> Tensor:
 
 @contextlib.contextmanager
 def average_gradients(loss: nn.Module, last: bool) -> Iterator[None]:
-    """Average the gradients over the processes in the backward pass of the ``last`` part of a batch only."""
-    if isinstance(loss, FSDPModule):
-        loss.set_requires_gradient_sync(last)
+    """Average the gradients over the processes in the backward pass of the ``last`` part of a batch only, where each has all of
+    them; with FSDP2 they are averaged in every part, since each process has memory for its share only."""
     with contextlib.nullcontext() if last or not isinstance(loss, DistributedDataParallel) else loss.no_sync():
         yield
 
@@ -214,11 +216,21 @@ def naming_step(out: Path, step: int) -> Iterator[None]:
         raise DivergedError(f"{out}: step {step}: {error}") from None
 
 
-def check_finite(state: Mapping[str, Tensor], out: Path, step: int) -> None:
-    """Raise DivergedError for the first weight that is not finite."""
-    for name, tensor in state.items():
-        if not bool(tensor.isfinite().all()):
-            raise diverged(out, step, name)
+def state_of(net: Network, out: Path, step: int) -> dict[str, Tensor]:
+    """The state of the network, put together; every process must call it.
+
+    Raises:
+        DivergedError: a weight is not finite; the message names the first.
+    """
+    state = put_together(net.state_dict())
+
+    def check() -> None:
+        for name, tensor in state.items():
+            if not bool(tensor.isfinite().all()):
+                raise diverged(out, step, name)
+
+    from_first(check)
+    return state
 
 
 def open_images(cfg: Config) -> Dataset:

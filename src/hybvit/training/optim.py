@@ -14,7 +14,7 @@ from ..devices import has_fast_bf16
 from ..distributed import share_rows
 from ..method.vit import HybViT
 from ..networks import Network
-from .parallel import divided_like, local, whole
+from .parallel import divided_like, local, put_together, whole
 
 RELATIVE_RATE = "relative_lr"  # of a parameter group: its learning rate as a multiple of the schedule's
 
@@ -61,13 +61,15 @@ def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tens
     """The optimizers' state as a flat dict of tensors: ``index/name`` for the first, ``1/index/name`` for the second.
 
     Their settings are in the configuration."""
-    return {
-        f"{number}/{index}/{name}" if number else f"{index}/{name}": whole(value)
-        for number, optimizer in enumerate(optimizers)
-        for index, entry in optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
-        if value is not None
-    }
+    return put_together(
+        {
+            f"{number}/{index}/{name}" if number else f"{index}/{name}": value
+            for number, optimizer in enumerate(optimizers)
+            for index, entry in optimizer.state_dict()["state"].items()
+            for name, value in entry.items()
+            if value is not None
+        }
+    )
 
 
 def restore_optimizers(optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
@@ -158,8 +160,8 @@ class BatchedMuon(torch.optim.Muon):
             for found in shapes.values():
                 _, grads, averages = zip(*found, strict=True)
                 torch._foreach_lerp_(list(map(local, averages)), list(map(local, grads)), 1 - momentum)
-                grad, average = (torch.stack(list(map(whole, part))) for part in (grads, averages))
-                directions.append(grad.lerp(average, momentum))
+                pairs = zip(grads, averages, strict=True)
+                directions.append(torch.stack([whole(grad.lerp(average, momentum)) for grad, average in pairs]))
             settings = group["ns_coefficients"], group["ns_steps"], group["eps"]
             updates = share_rows(directions, lambda stacks: self.orthogonalize_all(stacks, *settings))  # noqa: B023
             for ((rows, columns), found), update in zip(shapes.items(), updates, strict=True):

@@ -6,14 +6,16 @@ one process, so the number of processes changes a run by rounding only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..config import Config
-from ..distributed import world_size
+from ..config import Config, minibatches
+from ..distributed import rank, world_size
 from ..errors import ConfigError
 from ..method.vit import HybViT
 from ..networks import number_of_parameters
@@ -29,6 +31,12 @@ def shared(loss: nn.Module, cfg: Config) -> nn.Module:
     """
     if world_size() == 1:
         return loss
+    for size in minibatches(cfg):
+        if size % (world_size() * cfg.train.accumulate):
+            raise ConfigError(
+                f"{world_size()} processes cannot share a mini-batch of {size} images in {cfg.train.accumulate} parts each: "
+                f"set train.batch_size and train.labelled_batch_size to multiples of {2 * world_size() * cfg.train.accumulate}"
+            )
     if cfg.objective.kind == "jem":
         raise ConfigError("objective.kind jem is trained in one process: its replay buffer is of the whole batch")
     large = number_of_parameters(loss) > LARGE
@@ -50,6 +58,19 @@ def shared(loss: nn.Module, cfg: Config) -> nn.Module:
 def whole(tensor: Tensor) -> Tensor:
     """A tensor of which each process may hold a part, put together; every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def put_together(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of which each process may hold a part, put together one after the other, on the CPU of the first process; the
+    others get none of those. Every process must call it."""
+    found = {}
+    for name, tensor in state.items():
+        complete = whole(tensor)
+        if not isinstance(tensor, DTensor):
+            found[name] = complete
+        elif rank() == 0:
+            found[name] = complete.cpu()
+    return found
 
 
 def local(tensor: Tensor) -> Tensor:

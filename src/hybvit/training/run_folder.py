@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import json
 import uuid
 import warnings
@@ -101,8 +100,12 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        with contextlib.suppress(DataError) if value is not None else contextlib.nullcontext():  # one error is enough
+        try:
             self.finish_writing()
+        except DataError as error:
+            if value is None:
+                raise
+            warnings.warn(str(error), stacklevel=2)  # one error ends the training already
 
     def earlier_environments(self) -> list[dict[str, Any]]:
         """The environments in which the run was before it was resumed elsewhere, each with ``until_step``."""
@@ -139,9 +142,13 @@ class RunFolder:
 
     def finish_writing(self) -> None:
         """Wait until the last checkpoint is on the disk."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.result()
+        if self._writer is not None:
+            try:
+                self._writer.result()
+            except DataError:
+                self._writer = None
+                raise
+            self._writer = None
 
     def snapshot(self, step: int, **averages: dict[str, Tensor]) -> None:
         """Keep the averaged weights after ``step`` steps permanently."""
@@ -159,13 +166,14 @@ class RunFolder:
 
         A warning names a damaged checkpoint that was skipped, or says why the resumed run will not be bit-identical.
         """
-        return from_first(self._newest)
+        step, files, notes = from_first(self._newest)
+        return step, {path.stem: checkpoint.read_tensors(path) for path in files}, notes
 
-    def _newest(self) -> tuple[int, dict[str, dict[str, Tensor]], list[str]]:
+    def _newest(self) -> tuple[int, list[Path], list[str]]:
         folder, manifest, skipped = checkpoint.newest(self.path / "checkpoints", NEEDED)
         notes = self.warnings + skipped
         if folder is None:
-            return 0, {}, notes
+            return 0, [], notes
         checkpoint.check_run(folder, manifest, self.path)
         check_config(folder, checkpoint.read_verified(folder, CONFIG)[1].get(CONFIG), self.cfg)
         step = manifest.get("step")
@@ -179,7 +187,7 @@ class RunFolder:
             earlier = [place for place in self.earlier_environments() if place["until_step"] < step]
             self.write_environment([*earlier, {**before, "until_step": step}])
         files = [folder / name for name in manifest["sha256"] if name.endswith(".safetensors")]
-        return step, {path.stem: checkpoint.read_tensors(path) for path in files}, notes
+        return step, files, notes
 
     @property
     def metrics_file(self) -> Path:
