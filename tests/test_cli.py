@@ -117,6 +117,12 @@ BAD = {
     "a number too small for arithmetic": (["train", "digits", "--data.held_out", "1e-320"], 2, "data.held_out is 9.99989e-321"),
     "a number of many digits": (["train", "digits", "--optim.warmup_steps", "1" * 400], 2, "an integer of many digits"),
     "a number too large for arithmetic": (["train", "digits", "--objective.alpha", "1e308"], 2, "objective.alpha is 1e+308"),
+    "more samples than there are numbers": (["sample", "{run}", "-n", "9" * 30], 2, "-n: 99999999999999999999: at most"),
+    "test images at no place": (["train", "digits", "--data.test_root", "", "--out", "{tmp}/r"], 2, "data.test_root is empty"),
+    "a quote that is not closed": (["reproduce", "table1", "--look", "--samples '5", "--dry-run"], 2, "No closing quotation"),
+    "a budget without end": (["reproduce", "v2", "--budget", "inf", "--dry-run"], 2, "at most 1e+06"),
+    "more shards than work": (["reproduce", "table1", "--shard", "1/99999999999999", "--dry-run"], 2, "it must be i/n"),
+    "images of a billion pixels": (["show", "cifar10", "--model.image_size", "65536"], 2, "image_size"),
     "broken config": (["evaluate", "{tmp}/badrun"], 2, "model.dimm: did you mean dim"),
 }
 

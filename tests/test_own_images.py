@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -298,6 +299,43 @@ def test_the_same_names_in_another_folder_are_other_images(tmp_path, capsys):
 
 
 # Hugging Face
+
+
+def labelled_parquet(path: Path, names: list[str], labels: list[str], colors: list[tuple[int, int, int]], **more) -> Path:
+    """A table whose labels are numbers of these names."""
+    import datasets
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for color in colors:
+        content = io.BytesIO()
+        Image.new("RGB", (8, 8), color).save(content, "PNG")
+        pictures.append({"bytes": content.getvalue(), "path": None})
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)} | {
+        name: datasets.Value("string") for name in more
+    }
+    rows = {"image": pictures, "label": [names.index(label) for label in labels], **more}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(kinds)).to_parquet(str(path))
+    return path
+
+
+def test_each_table_is_read_with_its_own_names_of_classes(tmp_path, capsys):
+    red, blue = (200, 0, 0), (0, 0, 200)
+    both = {"labels": ["red", "blue"] * 3, "colors": [red, blue] * 3}
+    labelled_parquet(tmp_path / "d" / "train.parquet", ["red", "blue"], **both)
+    other = labelled_parquet(tmp_path / "d" / "test.parquet", ["blue", "red"], **both)
+    for cfg in (own(tmp_path / "d", "huggingface"), own(tmp_path / "d" / "train.parquet", "huggingface", test_root=str(other))):
+        data = opened(cfg)
+        for images in (data.train, data.test):
+            assert [data.classes[label] for label in images.labels] == ["red", "blue"] * 3
+            assert (images.pixels[:, 0, 0, 0] > 100).tolist() == [True, False] * 3
+    shutil.copy(other, tmp_path / "d" / "train-2.parquet")
+    with pytest.raises(DataError, match=r"train\.parquet: its columns or the names of its classes differ"):
+        opened(own(tmp_path / "d", "huggingface"))
+    assert "warning" not in capsys.readouterr().err
+    table = labelled_parquet(tmp_path / "e.parquet", ["red", "blue"], **both, usage=["Training"] * 6)
+    opened(own(table, "huggingface"))
+    assert "the column 'usage' is not read" in capsys.readouterr().err
 
 
 def png(i: int) -> bytes:

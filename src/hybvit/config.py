@@ -431,6 +431,9 @@ def _check_combinations(cfg: Config) -> None:
         )
     if cfg.train.compile and cfg.objective.kind == "jem":
         raise ConfigError("train.compile does not go with objective.kind jem, whose steps are Langevin chains")
+    for name in ("data.root", "data.test_root"):
+        if value_of(cfg, name) is not None and not str(value_of(cfg, name)).strip():
+            raise ConfigError(f"{name} is empty: leave it out, or name a place")
     if cfg.train.accumulate > 1:
         if cfg.objective.kind == "jem":
             raise ConfigError("train.accumulate does not go with objective.kind jem, whose replay buffer is of the whole batch")

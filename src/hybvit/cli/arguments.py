@@ -51,8 +51,10 @@ def location(text: str) -> str:
 
 def positive_int(text: str) -> int:
     """An argparse type: an integer of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
+    if not text.isdecimal() or int(text[:20]) < 1:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not an integer of at least 1")
+    if len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text[:20]}: at most 999,999,999")
     return int(text)
 
 

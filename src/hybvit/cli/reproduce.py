@@ -22,6 +22,7 @@ from ..training.loop import say_at_once
 from .arguments import ArgumentParser, path
 from .evaluate import parse_options
 
+MOST_MINUTES = 1e6  # of a training
 DRAWINGS = ("figure2", "figure3", "figure7", "figure9")
 
 
@@ -42,7 +43,7 @@ def names_of(words: list[str]) -> list[str]:
 
 
 def shard_of(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise ConfigError(f"--shard {text}: it must be i/n with i from 1 to n, such as 1/2")
     return int(found[1]) - 1, int(found[2])
@@ -126,7 +127,11 @@ def overrides_of(words: list[str]) -> dict[str, Any]:
     Raises:
         ConfigError: an option is invalid.
     """
-    overrides = parse_options([word for look in words for word in shlex.split(look)], "hybvit evaluate")
+    try:
+        split = [word for look in words for word in shlex.split(look)]
+    except ValueError as error:
+        raise ConfigError(f"--look {' '.join(words)}: {error}") from None
+    overrides = parse_options(split, "hybvit evaluate")
     Options(**overrides)
     return overrides
 
@@ -144,8 +149,8 @@ def run_study(args: argparse.Namespace, fields: list[str], overrides: dict[str, 
     seeds = (args.seeds or "0").split(",")
     if not all(seed.isdecimal() for seed in seeds):
         raise ConfigError(f"--seeds {args.seeds}: it must be comma-separated integers, such as 0,1")
-    if args.budget is not None and not args.budget > 0:
-        raise ConfigError(f"--budget {args.budget:g}: it must be more than 0 minutes")
+    if args.budget is not None and not 0 < args.budget <= MOST_MINUTES:
+        raise ConfigError(f"--budget {args.budget:g}: it must be more than 0 minutes, and at most {MOST_MINUTES:g}")
     shard, shards = shard_of(args.shard)
     runs = studies.runs_of(name, set(filter(None, (args.runs or "").split(","))), [int(seed) for seed in seeds])[shard::shards]
     studies.check_fields(studies.STUDIES[name], runs, fields)

@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
         except ValueError as error:
             parser.error(f"--{error}")
     of_class = "" if label is None else f" of class {model.classes[label]!r} (number {label})"
-    files = [f"{i:06d}.png" for i in range(args.n)]
+    files = [f"{i:06d}.png" for i in range(args.n)] if args.folder is not None else []
     if args.folder is None:
         check_image_suffix(args.out)
     else:

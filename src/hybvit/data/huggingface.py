@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
-from .cells import LABELS, checked_classes, class_name, text_of
+from .cells import LABELS, checked_classes, class_name, says_split, text_of
 from .files import refuse_special
 from .fingerprint import ListedImage
 from .image_set import Dataset, Decoding, ImageSet, load_images
@@ -44,6 +44,13 @@ def huggingface(data: DataConfig, decoding: Decoding) -> Dataset:
         split = evaluation_split(found := by_split(elsewhere))
         test = elsewhere[found[split][0] if split else next(iter(elsewhere))]
     image_column, label_column = columns(train, data.root)
+    if label_column is not None and test is not None and label_column not in test.features:
+        raise DataError(f"{data.test_root or data.root}: its test images have no column {label_column}, unlike the others")
+    for column in filter(says_split, train.features if test is None else ()):
+        print(
+            f"warning: {data.root}: the column {column!r} is not read: the names of its files say the splits of a table",
+            file=sys.stderr,
+        )
     names = train.features[label_column].names if hasattr(train.features.get(label_column), "names") else None
     if label_column and names is None:
         names = checked_classes(label_texts(train[label_column], data.root), data.root)
@@ -102,8 +109,12 @@ def load_huggingface(root: str) -> dict[str, Any]:
             found = sorted(path.glob("**/*.parquet")) if path.is_dir() else [path]
             if not found:
                 raise DataError(f"{path}: contains no .parquet file")
-            with quietly():
-                return dict(datasets.load_dataset("parquet", data_files=parquet_splits(path, found)))
+            parts = parquet_splits(path, found)
+            for files in parts.values():
+                check_features(files)
+            with quietly():  # one by one: together they would get the features of the first
+                load = datasets.load_dataset
+                return {split: load("parquet", data_files={split: files}, split=split) for split, files in parts.items()}
         with quietly():
             return dict(datasets.load_dataset(root.removeprefix("hf://").removeprefix("datasets/")))
     except DataError:
@@ -123,6 +134,19 @@ def parquet_splits(root: Path, found: list[Path]) -> dict[str, list[str]]:
     if "" in files and len(files) > 1:
         raise DataError(f"{files[''][0]}: neither its name nor its folder says {KNOWN}, unlike those of other files")
     return files if "" not in files else {"train": files[""]}
+
+
+def check_features(files: list[str]) -> None:
+    """Raise DataError if the files of a split do not name their classes alike: the numbers of one would be read by the names of
+    another."""
+    import pyarrow.parquet as pq
+
+    first, *others = ((pq.read_schema(file).metadata or {}).get(b"huggingface", b"") for file in files)
+    for file, other in zip(files[1:], others, strict=True):
+        if other != first:
+            raise DataError(
+                f"{file}: its columns or the names of its classes differ from those of {files[0]}: write them alike"
+            )
 
 
 def columns(table: Any, root: str) -> tuple[str, str | None]:
@@ -157,15 +181,17 @@ def as_labels(table: Any, label_column: str | None, classes: Sequence[str], root
     if label_column is None:
         return None
     texts = label_texts(table[label_column], root)
+    own = getattr(table.features[label_column], "names", None)  # the names that this table gives its numbers
+    if own is not None:
+        numbers = [int(text) for text in texts]
+        if numbers and not 0 <= min(numbers) <= max(numbers) < len(own):
+            raise DataError(f"{root}: labels from {min(numbers)} to {max(numbers)}: they must be in 0..{len(own) - 1}")
+        texts = [own[k] for k in numbers]
     number = {name: k for k, name in enumerate(classes)}
     try:
-        named = hasattr(table.features[label_column], "names")
-        labels = [int(text) for text in texts] if named else [number[text] for text in texts]
+        return [number[text] for text in texts]
     except KeyError as error:
         raise DataError(f"{root}: class {error} has no training image") from None
-    if labels and not 0 <= min(labels) <= max(labels) < len(classes):
-        raise DataError(f"{root}: labels from {min(labels)} to {max(labels)}: they must be in 0..{len(classes) - 1}")
-    return labels
 
 
 def list_table(

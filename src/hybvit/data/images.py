@@ -233,6 +233,8 @@ def read_image(
                 raise DataError(f"{image.width} x {image.height} is more than {MAX_IMAGE_PIXELS:,} pixels: reduce its size")
             with DECODING.hold(image.width * image.height):
                 return as_pixels(image, channels, size, originals)
+    except MemoryError:  # which damaged files raise as well
+        raise DataError(f"{path}: there is not enough memory to decode it, or it is damaged") from None
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except FileNotFoundError:

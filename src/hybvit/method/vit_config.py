@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
 UPPER_LIMITS = {  # far above any real network, yet low enough that its parameters are counted in seconds
-    "image_size": 65_536, "channels": 1024, "num_classes": 2**24, "dim": 65_536, "depth": 1024, "heads": 4096,
+    "image_size": 4096, "channels": 1024, "num_classes": 2**24, "dim": 65_536, "depth": 1024, "heads": 4096,
     "mlp_ratio": 1024.0, "stem_width": 65_536, "readout_width": 65_536,
 }  # fmt: skip
 
