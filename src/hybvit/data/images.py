@@ -234,7 +234,7 @@ def read_image(
             with DECODING.hold(image.width * image.height):
                 return as_pixels(image, channels, size, originals)
     except MemoryError:  # which damaged files raise as well
-        raise DataError(f"{path}: there is not enough memory to decode it, or it is damaged") from None
+        raise DataError(f"{path}: damaged image (or not enough memory to decode it)") from None
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except FileNotFoundError:
