@@ -29,7 +29,7 @@ from .conftest import opened
 
 FEW = EvaluationOptions(limit=40, samples=20, steps=2)
 # Of every suite for rows at both scales and for a study, as hybvit 0.1.0 stored them before options were objects.
-TEST_IMAGES = "364-d8e194ec58bcb33f"  # of the digits
+IMAGES = {"training_images": "1294-555e1d6db270364a", "test_images": "364-ac1738fd536afeae", "files": []}  # of the digits
 STORED = json.loads((Path(__file__).parent / "data" / "evaluation_settings.json").read_text())
 
 
@@ -232,7 +232,7 @@ def test_settings_of_a_reproduction_are_those_that_were_stored(name, model):
 
 def test_a_result_that_an_earlier_version_stored_is_reused(model, tmp_path):
     weights = Context(model, opened(model.cfg), "digits", Options(), tmp_path).fingerprint
-    facts = {"version": hybvit.__version__, "data": "digits", "test_images": TEST_IMAGES, "weights": weights}
+    facts = {"version": hybvit.__version__, "data": "digits", "weights": weights} | IMAGES
     for suite, settings in STORED["pocket/stl10"].items():
         folder = tmp_path / "evaluation" / suite
         folder.mkdir(parents=True)

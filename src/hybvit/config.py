@@ -270,7 +270,7 @@ class Config:
 OF_IMAGES = ("image_size", "channels", "num_classes")  # the fields of ``model`` that every network uses
 
 
-SMALLEST, LARGEST = 1e-30, 1e30  # of the numbers in a configuration
+SMALLEST, LARGEST = 1e-30, 1e38  # of the numbers in a configuration
 
 
 AT_LEAST = {
