@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -491,6 +492,20 @@ def scale() -> str:
     )
 
 
+def processes() -> str:
+    """One process with all cores against a process for each, by benchmarks/processes.py."""
+    found = result("processes")
+    (one, alone), (many, apart) = found["seconds_per_step"].items()
+    spread = (max(map(max, (alone, apart))) / min(map(min, (alone, apart))) - 1) * 100
+    facts = found["environment"]
+    return (
+        f"Measured: `{' '.join(found['command'])}` takes {1000 * statistics.median(alone):.0f} ms a step in {one} process of "
+        f"{many} threads and {1000 * statistics.median(apart):.0f} ms in {many} processes of one thread "
+        f"({100 * found['overhead']:+.1f} %; {found['repeats']} alternating repeats within {spread:.0f} %, {facts['device']}, "
+        f"torch {facts['torch']}, gloo)."
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "table": table,
     "speed": speed,
@@ -503,6 +518,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "v2_costs": v2_costs,
     "gpu_steps": gpu_steps,
     "scale": scale,
+    "processes": processes,
     "floors": floors,
     **{
         f"study_{name}": partial(study, name)

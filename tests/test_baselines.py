@@ -166,6 +166,7 @@ def test_unet_has_ddpms_size_and_its_published_settings():
     assert {key: net.net.config[key] for key in published} == published
 
 
+@pytest.mark.slow
 def test_unet_equals_diffusers_one_step_earlier():
     from diffusers import UNet2DModel
 

@@ -150,6 +150,7 @@ def test_a_damaged_result_is_measured_again(tiny_run, evaluated, tmp_path, how):
     assert before == after
 
 
+@pytest.mark.slow
 def test_damaged_samples_are_drawn_again_and_give_the_same_numbers(tiny_run, evaluated, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(evaluated, out)

@@ -137,6 +137,7 @@ def test_functions_without_modules_are_never_taken_for_each_other(linear, tmp_pa
     assert first["metrics"]["test/accuracy"]["value"] > 0.8 > 0.2 > second["metrics"]["test/accuracy"]["value"]
 
 
+@pytest.mark.slow
 def test_other_test_images_are_measured_again(linear, tmp_path):
     said: list[str] = []
     data = digits()
@@ -155,6 +156,7 @@ def test_other_test_images_are_measured_again(linear, tmp_path):
     assert not any("read from" in line for line in said)
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_images_that_changed_is_measured_again(linear, tmp_path):
     folder = tmp_path / "odd"
     for i in range(3):
@@ -606,6 +608,7 @@ def test_a_model_of_ones_own_from_a_file(tmp_path, capsys):
     assert "an external model needs data" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["timm:resnet18", "torchvision:resnet18"])
 def test_a_timm_or_torchvision_model_with_weights_of_ones_own(tmp_path, kind):
     import timm

@@ -273,6 +273,7 @@ def losses_of(net: torch.nn.Module, cfg: Config, batch: Batch) -> Losses:
     return hybrid_loss(net, cfg.diffusion.build(), batch, cfg.objective, generator=generator(0, "noise"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10", "cifar10_genvit", "cifar10_wrn28_10", "cifar10_ddpm"])
 def test_the_cost_of_a_batch_is_that_of_a_real_one(name):
     size = 3

@@ -103,6 +103,7 @@ def test_a_configuration_of_0_1_0_is_migrated(tmp_path):
     assert load(own, tmp_path).data.split == "every_fifth"
 
 
+@pytest.mark.slow
 def test_a_small_file_of_many_values_ends_at_once(tmp_path):
     bomb = "model: &a [x, x]\n" + "".join(f"k{i}: &b{i} [*{'a' if not i else f'b{i - 1}'}, *a]\n" for i in range(40))
     many = "".join(f"k{i}: 1\n" for i in range(60_000))
