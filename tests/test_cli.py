@@ -127,6 +127,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD.values(), ids=BAD)
 def test_bad_input_is_one_line_with_the_right_code(case, tmp_path, tiny_run, capsys):
     arguments, code, named = case

@@ -308,6 +308,7 @@ def test_the_cost_of_a_jem_is_that_of_its_real_step(name, steps):
     assert counted.total == round(cost(cfg).train_gflop_per_step * 1e9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10_jem", "cifar10_jempp"])
 def test_the_cost_of_a_jem_grows_linearly_with_its_langevin_steps(name):
     flop = [round(cost(override(preset(name), jem={"steps": k})).train_gflop_per_step * 1e9) for k in (1, 2, 3, 20)]
