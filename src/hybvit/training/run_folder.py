@@ -24,7 +24,6 @@ from ..networks import check_config
 from ..storage import lock_folder, make_folder, read_bytes, read_json, write_text
 
 SENSIBLE = 1e100  # numbers below it, added up or multiplied, stay finite
-WRITER = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")  # of all runs of this process, one after the other
 NEEDED = ("network.safetensors", "ema.safetensors", "optimizer.safetensors")  # to resume
 
 
@@ -138,7 +137,9 @@ class RunFolder:
             self.write_checkpoint(folder, step, copies)
             checkpoint.prune(self.path / "checkpoints", keep)
 
-        self._writer = WRITER.submit(write)
+        pool = concurrent.futures.ThreadPoolExecutor(1)  # its own: a thread does not outlive a fork of the process
+        self._writer = pool.submit(write)
+        pool.shutdown(wait=False)
 
     def finish_writing(self) -> None:
         """Wait until the last checkpoint is on the disk."""
