@@ -217,7 +217,7 @@ class TrainConfig:
         accumulate: number of parts of a batch that are computed one after the other, to save memory. The gradient is that of
             the whole batch.
         recompute: compute the layers again in the backward pass instead of keeping what is inside them (activation
-            checkpointing): a third more time, much less memory.
+            checkpointing): a forward pass more, much less memory.
         parallel: how several processes (torchrun) share a network: ddp, each with all weights; fsdp, each with a part of them;
             auto takes fsdp for a network of over a billion parameters.
         compile: use torch.compile: the start of a run takes a minute or more longer, then steps are faster. On a CPU it needs

@@ -84,6 +84,12 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
 _HELD: weakref.WeakValueDictionary[Path, IO[str]] = weakref.WeakValueDictionary()  # the locks of this process
 
 
+def refuse_irregular(path: Path) -> None:
+    """Raise DataError where something else lies in a file's place, which to open may wait forever."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: a pipe, a folder or a device: delete it")
+
+
 def lock_folder(path: Path, name: str = ".lock") -> IO[str] | None:
     """Lock a folder against other callers until the returned file is closed; the lock of a killed process is released.
 
@@ -105,8 +111,7 @@ def lock_folder(path: Path, name: str = ".lock") -> IO[str] | None:
     if held is not None and not held.closed:  # to open and close the file once more would release the lock
         raise taken
     try:
-        if place.exists() and not place.is_file():
-            raise DataError(f"{place}: a pipe, a folder or a device: delete it")
+        refuse_irregular(place)
         file = place.open("a")
     except OSError as error:
         raise DataError(f"{place}: cannot be written ({error.strerror})") from None

@@ -23,16 +23,8 @@ LONGEST_CELL = 1 << 20
 PATHS = ("path", "file", "filename", "file_name", "image", "image_path")
 LABELS = ("label", "class", "labels", "category")
 SPLIT = "split"
-OTHER_SPLITS = {
-    "subset",
-    "usage",
-    "partition",
-    "set",
-    "fold",
-    "phase",
-    "split",
-    "is",
-}  # as people name such a column: is_test ...
+# words by which people name a column that says the split, besides those of splits: is_test, image_set, fold ...
+OTHER_SPLITS = {"subset", "usage", "partition", "set", "fold", "phase", "split", "is"}
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 

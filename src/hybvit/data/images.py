@@ -29,8 +29,8 @@ from .files import Files, refuse_special
 
 MODES = {1: "L", 3: "RGB"}
 WHITE_IS_ZERO = (262, 0)  # tag and value of a TIFF file that stores darkness; Pillow inverts it for 8 bits only
-FORMATS = (  # Pillow's names; none of them starts another program, and their headers tell the size of the image; the content
-    # decides, not the suffix
+# Pillow's names. None of them starts another program, and their headers tell the size. The content decides, not the suffix.
+FORMATS = (
     "PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "JPEG2000", "PPM", "TGA", "PCX", "QOI", "SGI",
 )  # fmt: skip
 MUCH_LARGER = 4  # as a multiple of the model's size

@@ -163,7 +163,8 @@ def split_folders(files: Files) -> tuple[Files, Files | None]:
             f"{files.where}: {', '.join(tops[:4])} look like the splits of one set: name them train and test, each with a "
             "folder per class"
         )
-    warn_of_equal_folders(files, tops, names)
+    if not splits:
+        warn_of_equal_folders(files, tops, names)
     if not splits or (others and not divided and not nested):
         return files, None
     if others and not divided:
@@ -186,9 +187,7 @@ def warn_of_equal_folders(files: Files, tops: list[str], names: list[str]) -> No
         if name.count("/") > 1:
             below.setdefault(name.split("/")[0], set()).add(name.split("/")[1])
     first = next(iter(below.values()), set())
-    if len(tops) > 1 and len(first) > 1 and len(below) == len(tops) and all(found == first for found in below.values()):
-        if any(split_of(top) for top in tops):
-            return
+    if len(first) > 1 and len(below) == len(tops) > 1 and all(found == first for found in below.values()):
         print(
             f"warning: {files.where}: {', '.join(tops[:4])} are taken for classes, but hold the same folders "
             f"({', '.join(sorted(first)[:4])}): if they are splits or folds, put their images into train and test",

@@ -123,10 +123,8 @@ def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one pl
     )
     workers = resolve_workers(cfg.data.workers, device)
     weights: list[Tensor] = list(net.parameters())
-    processes, resumed = (
-        f" in {world_size()} processes" if world_size() > 1 else "",
-        f"resumed at step {done} of " if done else "",
-    )
+    processes = f" in {world_size()} processes" if world_size() > 1 else ""
+    resumed = f"resumed at step {done} of " if done else ""
     say(
         f"{out}: {cfg.objective.kind} on {cfg.data.name}, {number_of_parameters(net):,} parameters, "
         f"{device.type} {cfg.train.precision}{processes}, {resumed}{cfg.train.steps} steps"

@@ -21,7 +21,7 @@ from ..devices import environment
 from ..distributed import from_first, rank
 from ..errors import CheckpointError, ConfigError, DataError
 from ..networks import check_config
-from ..storage import lock_folder, make_folder, read_bytes, read_json, write_text
+from ..storage import lock_folder, make_folder, read_bytes, read_json, refuse_irregular, write_text
 
 SENSIBLE = 1e100  # numbers below it, added up or multiplied, stay finite
 NEEDED = ("network.safetensors", "ema.safetensors", "optimizer.safetensors")  # to resume
@@ -196,9 +196,10 @@ class RunFolder:
 
     def forget_metrics_after(self, step: int) -> None:
         """Delete the lines of later steps, which will run again, and an incomplete last line."""
-        if self.first and self.metrics_file.exists() and not self.metrics_file.is_file():
-            raise DataError(f"{self.metrics_file}: a pipe, a folder or a device: delete it")
-        if self.first and self.metrics_file.is_file():
+        if not self.first:
+            return
+        refuse_irregular(self.metrics_file)
+        if self.metrics_file.is_file():
             kept = [line for line in read_metrics(self.metrics_file) if line["step"] <= step]
             write_text(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
 
