@@ -355,3 +355,26 @@ def test_a_short_training_learns(tmp_path):
     assert denoising[-1] < 0.75 * denoising[0]
     assert math.isfinite(denoising[-1])
     assert os.listdir(out / "samples")
+
+
+FORKED = """
+import os, sys
+from hybvit import train
+from hybvit.config import parse
+from hybvit.presets import preset
+cfg = parse(sys.argv[2:], preset("digits"))
+train(cfg, sys.argv[1] + "/first", say=str)
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+train(cfg, sys.argv[1] + "/second", say=str)
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_forked_after_a_training_trains_too(tmp_path):
+    """No thread of the parent is in the child, so none that writes checkpoints may be kept for later."""
+    words = [*TINY, "--train.steps=2"]
+    done = subprocess.run([sys.executable, "-c", FORKED, str(tmp_path), *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert newest(tmp_path / "second" / "checkpoints")[1]["step"] == 2
