@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import faulthandler
 import json
 import math
 import os
@@ -312,6 +313,7 @@ def child(kind: str, draw: Draw) -> int:
         for descriptor, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(draw.folder / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        faulthandler.dump_traceback_later(SECONDS - 5, file=open(draw.folder / "stack", "w"))  # noqa: SIM115  where it hangs
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY,) * 2)
         os.chdir(draw.folder)

@@ -191,6 +191,15 @@ def test_a_model_that_cannot_be_used_is_named(tiny_run, tmp_path, monkeypatch, e
         assert command(*words).stderr == f"hybvit: {tiny_run}: the logits are not finite\n"
 
 
+def test_a_preview_that_diverges_names_the_run_and_the_step(tmp_path, monkeypatch):
+    def diverged(*args: object, **kwargs: object) -> None:
+        raise DivergedError("the images are not finite")
+
+    monkeypatch.setattr(hybvit.HybridModel, "sample", diverged)
+    done = command("train", "digits", "--out", tmp_path / "run", *TINY, "--train.steps=2", "--train.preview_every=2")
+    assert (done.returncode, done.stderr) == (4, f"hybvit: {tmp_path / 'run'}: step 2: the images are not finite\n")
+
+
 def test_a_system_without_a_folder_for_temporary_files_is_said(monkeypatch):
     def full(arguments: list[str]) -> None:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")

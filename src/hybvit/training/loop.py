@@ -157,7 +157,8 @@ def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one pl
                 average.put_together()
             state = state_of(net, out, step) if checkpoint_due or snapshot_due else {}
             if preview_due:
-                meter.preview(step, ema, data)
+                with naming_step(out, step):
+                    meter.preview(step, ema, data)
             if snapshot_due:
                 run.snapshot(step, ema=ema.net.state_dict())
             if checkpoint_due:
