@@ -13,18 +13,12 @@ from torch import nn
 
 from hybvit.errors import ConfigError
 from hybvit.evaluation.robustness import STRONG
+from hybvit.metrics import autoattack as auto
+from hybvit.metrics import reliability as trust
 from hybvit.metrics import robustness
-from hybvit.metrics.robustness import (
-    L2_EPS,
-    LINF_EPS,
-    PGD_STEP,
-    autoattack,
-    pgd,
-    reliability,
-    robust_curve,
-    square_attack,
-    strong_pgd,
-)
+from hybvit.metrics.autoattack import autoattack, square_attack
+from hybvit.metrics.reliability import reliability
+from hybvit.metrics.robustness import L2_EPS, LINF_EPS, PGD_STEP, pgd, robust_curve, strong_pgd
 
 needs_library = pytest.mark.skipif(importlib.util.find_spec("pyautoattack") is None, reason="pyautoattack is not installed")
 NORMS = ["linf", "l2"]
@@ -291,10 +285,10 @@ def test_broken_images_are_skipped_without_a_trace(net, held_out, norm):
 
     images, broken = pgd(logits, x, labels, eps, norm, generator(), steps, step)
     calls = asked.copy()
-    now = robustness._project(x + 2 * eps * robustness._uniform_in_ball(x, norm, generator()), x, 2 * eps, norm)
+    now = robustness._project(x + 2 * eps * robustness.uniform_in_ball(x, norm, generator()), x, 2 * eps, norm)
     kept = torch.where((net(x).argmax(1) != labels)[:, None, None, None], x, torch.nan)
     for turn in range(steps + 1):
-        scores, gradient, _ = robustness._ascent(net, now, labels)
+        scores, gradient, _ = robustness.ascent(net, now, labels)
         fooled = (scores.argmax(1) != labels)[:, None, None, None]
         kept = torch.where(kept.isnan() & fooled, now, kept)
         if turn < steps:
@@ -375,13 +369,13 @@ def test_autoattack_against_linear_classes_is_the_closed_form(norm, classes):
 
 def test_attacks_that_do_not_exist_for_so_few_classes_are_replaced():
     standard = ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert robustness._possible(standard, 10) == (standard, [])
-    assert robustness._possible(standard, 4)[0] == standard
-    assert robustness._possible(standard, 3)[0] == ["apgd-ce", "apgd-dlr", "fab-t", "square"]
-    assert robustness._possible(standard, 2)[0] == ["apgd-ce", "fab-t", "square"]
-    assert robustness._possible(["apgd-dlr", "apgd-t"], 3)[0] == ["apgd-dlr"]
+    assert auto._possible(standard, 10) == (standard, [])
+    assert auto._possible(standard, 4)[0] == standard
+    assert auto._possible(standard, 3)[0] == ["apgd-ce", "apgd-dlr", "fab-t", "square"]
+    assert auto._possible(standard, 2)[0] == ["apgd-ce", "fab-t", "square"]
+    assert auto._possible(["apgd-dlr", "apgd-t"], 3)[0] == ["apgd-dlr"]
     with pytest.raises(ValueError, match="single class"):
-        robustness._possible(standard, 1)
+        auto._possible(standard, 1)
 
 
 @pytest.mark.slow
@@ -414,6 +408,53 @@ def test_autoattack_finds_what_pgd_finds_and_leaves_no_trace(net, held_out, norm
     assert not (result.robust & (net(x).argmax(1) != labels)).any()
     assert distance(result.images, x, norm).max() <= 2 * EPS[norm] + 1e-6
     assert result.images.abs().max() <= 1
+
+
+@needs_library
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["apgd-t", "fab-t"])
+def test_target_classes_beside_each_other_are_those_of_the_library(net, held_out, norm, name):
+    x, labels = (part[:24] for part in held_out)
+    library, _ = auto._pyautoattack()
+    model = auto._OnPixels(net, x.dtype, 10)
+    pixels, right = x / 2 + 0.5, net(x).argmax(1) == labels
+
+    def attacked(rows: int | None) -> torch.Tensor:
+        attack = library.AutoAttack(model, eps=EPS[norm], norm={"linf": "Linf", "l2": "L2"}[norm], device=x.device)
+        if rows is not None:
+            auto._try_targets_together(attack, model, rows)
+        targeted = attack.apgd_targeted if name == "apgd-t" else attack.fab
+        targeted.seed, attack.fab.targeted = 3, True
+        return targeted.perturb(pixels.clone(), labels)
+
+    alone, together = attacked(1), attacked(10_000)
+    assert torch.equal(alone, attacked(None))  # one class after the other: the library itself
+    broken, broken_alone = ((net(2 * images - 1).argmax(1) != labels) & right for images in (together, alone))
+    assert 3 < broken.sum() < right.sum()
+    assert (broken != broken_alone).sum() <= 1  # another random start
+    assert distance(together, pixels, norm).max() <= EPS[norm] + 1e-6
+    assert torch.equal(together[~broken], pixels[~broken])
+
+
+def test_an_image_that_falls_is_not_attacked_again():
+    """One of four images falls in each call; the last one has room for both classes that are left."""
+
+    class Attack:
+        seed, n_target_classes = 0, 5
+
+    def model(images):  # class 0, until the pixel is set
+        return torch.arange(6.0).flip(0) + 10 * images.flatten(1)[:, :1] * torch.eye(6)[3]
+
+    def run(images, labels, targets):
+        calls.append(targets.tolist())
+        images = images.clone()
+        images[0] = 1
+        return images
+
+    x, labels, calls = torch.zeros(4, 1, 1, 1), torch.zeros(4, dtype=torch.int64), []
+    found = auto._by_target(Attack, run, model, x, labels, 3)
+    assert calls == [[1] * 4, [2] * 3, [3] * 2, [4, 5]]
+    assert found.flatten().tolist() == [1, 1, 1, 1]
 
 
 @needs_library
@@ -586,7 +627,7 @@ def test_each_symptom_is_seen_by_itself(net, held_out, monkeypatch):
         case = "far" if start is not None else "one" if steps == 1 else "double" if eps > 0.15 else "many"
         return robustness.Attack(x, torch.arange(len(x)) < share[case] * len(x))
 
-    monkeypatch.setattr(robustness, "pgd", planted)
+    monkeypatch.setattr(trust, "pgd", planted)
 
     def reasons(queries=0, **changed):
         share.update({"one": 0.5, "many": 0.5, "double": 0.5, "far": 1.0, **changed})

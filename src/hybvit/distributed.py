@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -168,6 +168,13 @@ def said_once() -> Iterator[None]:
         if rank() == 0:
             raise
         raise SystemExit(4 if isinstance(error, DivergedError) else 75) from None
+
+
+def share_calls(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """The results of calls that do not depend on each other, in order. Each is made by one process, in turn."""
+    own = {i: calls[i]() for i in range(rank(), len(calls), world_size())}
+    found = {i: result for of_rank in all_gather(own) for i, result in of_rank.items()}
+    return [found[i] for i in range(len(calls))]
 
 
 def share_batches(n: int, size: int, work: Callable[[Tensor], Tensor | tuple[Tensor, ...]], what: str) -> tuple[Tensor, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -11,23 +12,15 @@ from torch import Tensor
 
 from ..data.image_set import ImageSet, to_pixels, to_x
 from ..data.images import grid
-from ..distributed import share_batches
+from ..distributed import from_first, share_batches, share_calls
 from ..evaluation import plots
+from ..metrics.autoattack import autoattack, distinct
 from ..metrics.classification import wilson_interval
-from ..metrics.robustness import (
-    L2_EPS,
-    LINF_EPS,
-    PGD_STEP,
-    Norm,
-    autoattack,
-    pgd,
-    reliability,
-    robust_curve,
-    strong_pgd,
-)
-from .context import Context, Metric, Picture, Result
+from ..metrics.reliability import reliability
+from ..metrics.robustness import L2_EPS, LINF_EPS, PGD_STEP, Norm, pgd, robust_curve, strong_pgd
+from .context import Context, Metric, Picture, Result, proportion
 
-ATTACK_BATCH = 64
+ATTACK_BATCH, AUTOATTACK_BATCH = 64, 250
 RADII: dict[Norm, tuple[float, ...]] = {"linf": LINF_EPS, "l2": L2_EPS}
 STRONG: dict[Norm, tuple[float, ...]] = {"linf": (4 / 255, 8 / 255), "l2": (128 / 255,)}  # radii of the strong PGD
 AUTOATTACK_EPS: dict[Norm, float] = {"linf": 8 / 255, "l2": 128 / 255}  # on the [0, 1] pixel scale
@@ -42,7 +35,7 @@ def run(ctx: Context) -> Result:
     reasons = [reason for norm, radii in RADII.items() for reason in run_pgd(ctx, images, norm, radii, result, strong[norm])]
     reasons += run_autoattack(ctx, images, result)
     few = torch.arange(min(RELIABILITY_IMAGES, len(images)))
-    reasons = reliability(ctx.model.logits, *batch_of(ctx, images, few), ctx.generator(5)) + reasons
+    reasons = from_first(lambda: reliability(ctx.model.logits, *batch_of(ctx, images, few), ctx.generator(5))) + reasons
     result.metrics["robustness/reliable"] = Metric(int(not reasons), len(few))
     result.tables["not_reliable_because"] = reasons
     result.notes += [f"NOT RELIABLE: {reason}" for reason in reasons]
@@ -124,29 +117,26 @@ def run_pgd(ctx: Context, images: ImageSet, norm: Norm, radii: tuple[float, ...]
 
 
 def run_autoattack(ctx: Context, images: ImageSet, result: Result) -> list[str]:
-    """AutoAttack's standard version on a few images in one batch -> those of its warnings that make the result unreliable."""
+    """AutoAttack's standard version on a few images -> those of its warnings that make the result unreliable."""
     few, doubts = images.subsample(max(1, ctx.options.autoattack_images)), list[str]()
     if not ctx.options.autoattack_images:
         result.notes.append("AutoAttack was not run (--autoattack-images 0), so the results are those of PGD alone.")
         return doubts
-    assert few.labels is not None
-    for norm, eps in AUTOATTACK_EPS.items():
-        found = autoattack(
-            ctx.model.logits,
-            to_x(few.in_memory).to(ctx.model.device),
-            few.labels.to(ctx.model.device),
-            eps,
-            norm,
-            ctx.options.seed,
-        )
-        value = found.robust.double().mean().item()
-        name = f"robustness/autoattack_{norm}_{255 * eps:.0f}"
-        result.metrics[name] = Metric(value, len(few), *wilson_interval(value, len(few)))
-        for warning in found.warnings:
-            if is_doubt(warning, len(few)):
-                doubts.append(f"AutoAttack ({norm}): {warning}")
-            else:
-                result.notes.append(f"AutoAttack ({norm}): {warning}")
+
+    def attack(norm: Norm, index: Tensor) -> tuple[Tensor, list[str]]:
+        what = f"AutoAttack {norm} {255 * AUTOATTACK_EPS[norm]:.0f}/255"
+        x, labels = batch_of(ctx, few, index)
+        found = autoattack(ctx.model.logits, x, labels, AUTOATTACK_EPS[norm], norm, ctx.options.seed, progress=what)
+        return found.robust.cpu(), found.warnings
+
+    parts = torch.arange(len(few)).split(AUTOATTACK_BATCH)
+    found = share_calls([partial(attack, norm, index) for norm in AUTOATTACK_EPS for index in parts])
+    for i, (norm, eps) in enumerate(AUTOATTACK_EPS.items()):
+        robust, warnings = zip(*found[i * len(parts) : (i + 1) * len(parts)], strict=True)
+        result.metrics[f"robustness/autoattack_{norm}_{255 * eps:.0f}"] = proportion(torch.cat(robust))
+        for warning in distinct([text for of_part in warnings for text in of_part]):
+            said = f"AutoAttack ({norm}): {warning}"
+            (doubts if is_doubt(warning, len(parts[0])) else result.notes).append(said)
     return doubts
 
 
