@@ -161,21 +161,30 @@ def check_fields(study: Study, runs: list[Run], fields: list[str]) -> None:
 
 
 def run_job(plan: Plan, say: Callable[[str], None]) -> list[Exception]:
-    """Train and measure the missing runs of a study -> the errors of runs that failed."""
+    """Train and measure the missing runs of a study -> the errors of runs that failed.
+
+    All budgets are fitted before the first run begins, so that a machine that becomes busy later shortens none of them.
+    """
     scale, failed = replace(POCKET, eval_options=EVAL_OPTIONS), list[Exception]()
     suites = tuple(suite for group in EVAL_OPTIONS for suite in group)
-    for place, run in enumerate(plan.runs, 1):
-        run_folder = plan.folder / run.name
-        failures: list[Exception]
+    recipes: dict[str, Config] = {}
+
+    def leave_out(run: Run, failure: Exception) -> None:
+        say(f"{run.name}: left out, {failure}")
+        failed.append(failure)
+
+    for run in plan.runs:
         try:
-            cfg = configured(run, plan.fields, run_folder, plan.minutes, say)
-            say(f"[{place}/{len(plan.runs)}] {plan.name}, {run.name}: {state_of(run_folder, cfg).describe()}")
-            failures = try_job(Job(run.name, cfg, suites, False), run_folder, scale, plan.overrides, say)
+            recipes[run.name] = configured(run, plan.fields, plan.folder / run.name, plan.minutes, say)
         except (*USER_ERRORS, DivergedError) as error:  # raised in the trial that measures the time per step
-            failures = [error]
-        for failure in failures:
-            say(f"{run.name}: left out, {failure}")
-        failed += failures
+            leave_out(run, error)
+    for place, run in enumerate(plan.runs, 1):
+        if run.name not in recipes:
+            continue
+        run_folder, cfg = plan.folder / run.name, recipes[run.name]
+        say(f"[{place}/{len(plan.runs)}] {plan.name}, {run.name}: {state_of(run_folder, cfg).describe()}")
+        for failure in try_job(Job(run.name, cfg, suites, False), run_folder, scale, plan.overrides, say):
+            leave_out(run, failure)
     return failed
 
 
