@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 import hybvit
-from hybvit import hub, loading
+from hybvit import devices, hub, loading
 from hybvit.config import Config, DiffusionConfig, override, to_yaml
 from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.method.objective import Objective
@@ -29,6 +29,20 @@ def test_an_image_of_a_seed_does_not_depend_on_the_batch():
         assert many.shape == (7, 1, 8, 8)
         assert (many[:5] - few).abs().max() <= 1, sampler  # one level: another batch size may round the last bit otherwise
         assert (many - m.sample(7, sampler=sampler, steps=6, seed=4).int()).abs().max() > 50
+
+
+def test_samples_are_drawn_in_the_precision_of_training_where_the_device_is_fast_at_it(monkeypatch):
+    drawn = {}
+    for fast in (False, True):
+        monkeypatch.setattr(devices, "has_fast_bf16", lambda device, fast=fast: fast)
+        for trained in ("fp32", "bf16"):
+            m = model(override(CFG, train={"precision": trained}))
+            assert m.sampling_precision == ("bf16" if fast and trained == "bf16" else "fp32")
+            drawn[fast, trained] = m.sample(6, steps=4, seed=3).float()
+    exact, coarse = drawn[False, "fp32"], drawn[True, "bf16"]
+    assert torch.equal(exact, drawn[False, "bf16"])
+    assert torch.equal(exact, drawn[True, "fp32"])
+    assert 0 < (exact - coarse).abs().mean() < 1  # of 255 levels
 
 
 def test_predict_takes_pixels_and_pil_images():

@@ -26,6 +26,7 @@ from .vit_config import ViTConfig
 
 __all__ = ["HybViT", "Output", "ViTConfig"]
 
+SHORT = 128  # tokens
 ROPE_BASE = 100.0  # not the usual 10,000: positions are rows and columns of patches, tens of them (Heo et al. 2024)
 
 
@@ -80,8 +81,9 @@ class FiLM(nn.Linear):
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v (Eq. 16) for q [B, heads, m, d], k and v [B, heads, n, d]. The kernel is chosen only here."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
-        # On a CPU the fused kernel's bf16 backward is several times slower than explicit matrix products (`hybvit bench`).
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and (q.requires_grad or q.shape[-2] <= SHORT):
+        # On a CPU the fused kernel is slower in bf16 than explicit matrix products: its backward several times, its forward
+        # for a sequence that is short.
         return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1, dtype=q.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
