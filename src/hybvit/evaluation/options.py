@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from ..data.corruptions import check_corruption
 from ..errors import ConfigError
 from ..method.samplers import SAMPLERS
 from .adapters import Evaluable
@@ -64,6 +65,17 @@ class Options:
     attack_images: int = option(256, "images attacked by PGD ({default})", "robustness", minimum=1)
     autoattack_images: int = option(64, "images attacked by AutoAttack, 0 for none ({default})", "robustness", minimum=0)
     attack_steps: int = option(50, "PGD steps ({default})", "robustness", minimum=1)
+    corruption_images: int = option(500, "test images for each corruption and severity ({default})", "corruptions", minimum=1)
+    corruptions: tuple[str, ...] = option(
+        (),
+        "comma-separated corruptions, such as fog,pixelate (all)",
+        "corruptions",
+        metavar="NAMES",
+        type=comma_separated,
+    )
+    frost: str | None = option(
+        None, "folder with photographs of frost, for the corruption of that name", "corruptions", metavar="DIR"
+    )
     samples: int = option(1000, "number of generated images ({default})", "fidelity quality", minimum=1)
     sampler: str = option("ddpm", "sampler ({default})", "fidelity quality speed", choices=tuple(SAMPLERS))
     steps: int = option(100, "sampler steps ({default}; the paper uses all 1000)", "fidelity quality speed", minimum=1)
@@ -85,8 +97,13 @@ class Options:
             choices = f.metadata["argument"].get("choices")
             if choices and value not in choices:
                 raise ConfigError(f"{f.name} is {value!r}: it must be one of {', '.join(choices)}")
-        if isinstance(self.out_of_distribution, str):  # its letters would be read as names
-            raise ConfigError(f"out_of_distribution is {self.out_of_distribution!r}: it must be a tuple of names")
+        for name in ("out_of_distribution", "corruptions"):
+            if isinstance(value := getattr(self, name), str):  # its letters would be read as names
+                raise ConfigError(f"{name} is {value!r}: it must be a tuple of names")
+        for name in self.corruptions:
+            check_corruption(name)
+        if "frost" in self.corruptions and not self.frost:
+            raise ConfigError("corruptions: frost needs photographs of frost, which hybvit may not pass on (--frost DIR)")
 
     def of_suite(self, suite: str) -> dict[str, Any]:
         """The options that a suite's results depend on."""

@@ -163,6 +163,25 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     return svg(figure)
 
 
+def heat_map(rows: Mapping[str, Sequence[float]], columns: Sequence[object], x: str, label: str) -> str:
+    """Named rows of numbers in cells, the larger the darker."""
+    from matplotlib.figure import Figure
+
+    values = list(rows.values())
+    figure = Figure(figsize=(2.6 + 0.52 * len(columns), 0.9 + 0.24 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    top = max(max(row) for row in values) or 1
+    shades = axes.imshow(values, cmap="Blues", vmin=0, vmax=top, aspect="auto")
+    axes.set_xticks(range(len(columns)), [str(column) for column in columns])
+    axes.set_yticks(range(len(rows)), [literal(name) for name in rows], fontsize=8)
+    axes.set_xlabel(x)
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > top / 2 else "black")
+    figure.colorbar(shades, label=label)
+    return svg(figure)
+
+
 def paired(panels: Mapping[str, Sequence[tuple[str, float | None, Any]]]) -> str:
     """Published figures (hollow) beside ours (filled, with intervals), one panel per column of a table.
 

@@ -45,6 +45,18 @@ MEANINGS: tuple[tuple[str, str], ...] = (
     ),
     (r"robustness/autoattack", "accuracy under AutoAttack with this radius (in 1/255); higher is better"),
     (r"robustness/reliable", "1 if no sign of gradient masking or of another failure of the attacks was found, else 0"),
+    (r"corruptions/mean_error", "mean error over the common corruptions and the five severities; lower is better"),
+    (r"corruptions/error_severity", "share misclassified at this severity (0: clean), mean of the common corruptions"),
+    (r"corruptions/error", "share misclassified under this corruption, mean of the five severities; lower is better"),
+    (r"corruptions/nll", "mean of -log p(label | image) in nats at this severity (0: clean); lower is better"),
+    (r"corruptions/ece", "gap between confidence and accuracy at this severity (0: clean), in 15 bins; lower is better"),
+    (r"corruptions/confidence", "mean largest probability at this severity (0: clean); calibrated, it is the accuracy"),
+    (
+        r"corruptions/accepted_error",
+        "share misclassified among the accepted at this severity (0: clean); lower is better",
+    ),
+    (r"corruptions/accepted", "share whose confidence reaches the threshold that accepts 90 % of the clean images"),
+    (r"corruptions/auroc", "probability that a clean image scores above a corrupted one of this severity; 0.5 is chance"),
     (r"likelihood/bits_per_dim", "upper bound on the bits per pixel value under the model; lower is better"),
     (
         r"likelihood/time_sampling_error",

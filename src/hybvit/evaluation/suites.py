@@ -21,7 +21,7 @@ from ..data.images import save_image
 from ..devices import environment
 from ..distributed import all_gather, rank
 from ..errors import ConfigError, DataError
-from ..evaluation import accuracy, calibration, fidelity, likelihood, ood, quality, robustness, speed
+from ..evaluation import accuracy, calibration, corruptions, fidelity, likelihood, ood, quality, robustness, speed
 from ..storage import make_folder, read_bytes, write_text
 from ..versions import FIRST
 from .context import Context, Metric, Picture, Result, Suite, missing_requirement
@@ -39,6 +39,12 @@ SUITES: dict[str, Suite] = {
     ),
     "robustness": Suite(
         "Adversarial robustness", "How the classifier withstands attacks", frozenset({"classes", "labels"}), robustness.run
+    ),
+    "corruptions": Suite(
+        "Common corruptions",
+        "How noise, blur, weather and digital faults of an image change the answers",
+        frozenset({"classes", "labels"}),
+        corruptions.run,
     ),
     "likelihood": Suite(
         "Likelihood", "How likely the test images are under the model", frozenset({"denoiser"}), likelihood.run
