@@ -52,7 +52,7 @@ def test_the_pictures_are_written(tmp_path, capsys):
     flat = ["--data", str(tmp_path / "flat"), "--objective.kind", "genvit", "--out", str(tmp_path / "out")]
     assert cli.main(["show-data", "paper_32", *flat, "--columns", "3"]) == 0
     assert "augmentation.png" in capsys.readouterr().out
-    for name in ("augmentation.png", "figure1.png"):
+    for name in ("augmentation.png", "figure1.png", "corruptions.png"):
         with Image.open(tmp_path / "out" / name) as picture:
             assert picture.width > 300
 

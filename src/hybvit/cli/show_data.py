@@ -1,4 +1,4 @@
-"""`hybvit show-data`: pictures of a preset's training images under augmentation, and under diffusion (Figure 1)."""
+"""`hybvit show-data`: pictures of a preset's images under augmentation, under diffusion (Figure 1) and under corruptions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config import Config, parse
 from ..data.batches import augment_weakly, auto_augment, cutmix, erase, mean_color, mixed_labels, mixup, policy_of, uniforms
+from ..data.corruptions import SEVERITIES, applicable, check_corruption, corrupt
 from ..data.datasets import open_dataset
 from ..data.image_set import ImageSet, to_pixels, to_x
 from ..data.images import save_image
@@ -71,6 +72,24 @@ def figure_1_rows(train: ImageSet, cfg: Config) -> list[Row]:
     return [Row("", row, [f"t = {t}" for t in times]) for row in columns]
 
 
+def overview_rows(test: ImageSet, seed: int) -> list[Row]:
+    """A row for each corruption that needs no photographs: a test image, clean and at each severity."""
+    names = applicable(test.in_memory.shape[1], with_frost=False)
+    labels = ["clean", *(f"severity {severity}" for severity in SEVERITIES)]
+    rows = []
+    for i, name in enumerate(names):
+        image = test.in_memory[i % len(test)][None]
+        rows.append(Row(name, torch.cat([image, *(corrupt(image, name, k, seed) for k in SEVERITIES)]), labels))
+    return rows
+
+
+def severity_rows(test: ImageSet, name: str, seed: int) -> list[Row]:
+    """Test images, clean and at each severity of one corruption."""
+    pixels, nameless = test.in_memory, [""] * len(test)
+    corrupted = [Row(f"severity {k}", corrupt(pixels, name, k, seed), nameless) for k in SEVERITIES]
+    return [Row("clean", pixels, nameless), *corrupted]
+
+
 def sheet(rows: list[Row]) -> Image.Image:
     """Draw the rows as one image on white."""
     from matplotlib.figure import Figure
@@ -93,15 +112,19 @@ def sheet(rows: list[Row]) -> Image.Image:
 def main(arguments: list[str]) -> None:
     parser = ArgumentParser(
         prog="hybvit show-data",
-        usage="hybvit show-data PRESET [--data DIR] [--out DIR] [--columns N] [--any.nested.field VALUE ...]",
-        description="Write augmentation.png (raw, weakly and strongly augmented and mixed images with their labels) and "
-        "figure1.png (images at five diffusion times).",
+        usage="hybvit show-data PRESET [--data DIR] [--out DIR] [--columns N] [--corruption NAME] "
+        "[--any.nested.field VALUE ...]",
+        description="Write augmentation.png (raw, weakly and strongly augmented and mixed images with their labels), "
+        "figure1.png (images at five diffusion times) and corruptions.png (test images under each common corruption).",
     )
     parser.add_argument("preset", metavar="PRESET", help="`hybvit presets` lists them")
     parser.add_argument("--data", type=location, metavar="DIR", help="as for hybvit train")
     parser.add_argument("--out", type=path, metavar="DIR", help="output folder (runs/show-data/PRESET)")
     parser.add_argument("--columns", type=positive_int, default=10, help="images side by side (10)")
+    parser.add_argument("--corruption", metavar="NAME", help="let corruptions.png show one of them, on several images")
     args, fields = parser.parse_known_args(arguments)
+    if args.corruption:
+        check_corruption(args.corruption)
     cfg = parse(fields, preset(args.preset))
     if args.data:
         cfg = replace(cfg, data=locate(cfg.data, args.data))
@@ -109,4 +132,7 @@ def main(arguments: list[str]) -> None:
     out = args.out or Path("runs") / "show-data" / args.preset
     save_image(sheet(augmentation_rows(data.train, data.classes, cfg, args.columns)), out / "augmentation.png")
     save_image(sheet(figure_1_rows(data.train, cfg)), out / "figure1.png")
-    print(f"{out / 'augmentation.png'}, {out / 'figure1.png'}")
+    test, seed = data.test.subsample(args.columns), cfg.train.seed
+    rows = severity_rows(test, args.corruption, seed) if args.corruption else overview_rows(test, seed)
+    save_image(sheet(rows), out / "corruptions.png")
+    print(", ".join(str(out / f"{name}.png") for name in ("augmentation", "figure1", "corruptions")))

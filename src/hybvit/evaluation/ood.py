@@ -161,18 +161,18 @@ def scores(ctx: Context) -> dict[str, Callable[[ImageSet], Tensor]]:
     return found
 
 
-def denoising_score(ctx: Context, images: ImageSet) -> Tensor:
-    """Minus the mean squared error of the predicted noise at a few times, for several draws of noise -> [N, DENOISING_DRAWS].
+def denoising_score(ctx: Context, images: ImageSet, draws: int = DENOISING_DRAWS) -> Tensor:
+    """Minus the mean squared error of the predicted noise at a few times, for several draws of noise -> [N, draws].
 
     A draw is the same for every image, so the error that it makes is no part of an interval over images.
     """
     diffusion, shape = ctx.model.diffusion, ctx.model.image_shape
     times = [max(1, round(share * diffusion.T)) for share in DENOISING_TIMES]
-    noise = torch.randn(DENOISING_DRAWS, len(times), *shape, generator=ctx.generator(1))
+    noise = torch.randn(draws, len(times), *shape, generator=ctx.generator(1))
 
     @torch.no_grad()
     def score(x: Tensor) -> Tensor:
-        x, total = x.to(ctx.model.device), torch.zeros(len(x), DENOISING_DRAWS)
+        x, total = x.to(ctx.model.device), torch.zeros(len(x), draws)
         for draw, own in enumerate(noise.to(x.device)):
             for t, eps in zip(times, own, strict=True):
                 at = torch.full((len(x),), t, device=x.device)
