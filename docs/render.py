@@ -506,6 +506,36 @@ def processes() -> str:
     )
 
 
+def corruptions() -> str:
+    """The bundled models under the common corruptions, by benchmarks/corruptions.py."""
+    records = result("corruptions")
+    lines = [
+        "| | " + " | ".join(["clean", *(f"severity {severity}" for severity in range(1, 6))]) + " |",
+        f"|---|{'---|' * 6}",
+    ]
+    rows = {
+        "error": ("error", True), "error of the accepted": ("accepted_error", True), "share accepted": ("accepted", True),
+        "ECE, 15 bins": ("ece_15", True), "NLL, nats": ("nll", False), "AUROC, log p(x)": ("auroc_logpx", False),
+        "AUROC, denoising error": ("auroc_denoising", False),
+    }  # fmt: skip
+    for name, record in records.items():
+        for title, (metric, percent) in rows.items():
+            cells = [value(record, f"corruptions/{metric}_severity_{severity}", percent) for severity in range(6)]
+            lines.append(f"| `{name}`: {title} | {' | '.join(cells)} |")
+    for name, record in records.items():
+        worst = sorted(record["tables"]["error"].items(), key=lambda item: -item[1][4])[:3]
+        shown = ", ".join(f"{corruption} {100 * errors[4]:.0f} %" for corruption, errors in worst)
+        facts, settings = record["environment"], record["settings"]
+        lines += [
+            "",
+            f"`{name}` (`{record['command']}`): mean error {value(record, 'corruptions/mean_error')}; worst at severity 5: "
+            f"{shown}. Constants of {record['tables']['constants']}, at most {settings['corruption_images']} test images, seed "
+            f"{settings['seed']}; {record['seconds']:.0f} s on {machine(facts)} beside other programs; torch {facts['torch']}. "
+            + " ".join(record["notes"]),
+        ]
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "table": table,
     "speed": speed,
@@ -520,6 +550,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "scale": scale,
     "processes": processes,
     "floors": floors,
+    "corruptions": corruptions,
     **{
         f"study_{name}": partial(study, name)
         for name in ("ablation_first", "ablation", "ablation_third", "v2", "cifar10_trials")
@@ -529,8 +560,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
 }
 PAGES = (
-    "README.md", "docs/ablation.md", "docs/data.md", "docs/evaluation.md", "docs/reproduction.md", "docs/scale.md",
-    "docs/v2.md",
+    "README.md", "docs/ablation.md", "docs/corruptions.md", "docs/data.md", "docs/evaluation.md", "docs/reproduction.md",
+    "docs/scale.md", "docs/v2.md",
     *(f"src/hybvit/assets/models/{name}/README.md" for name in MODELS),
 )  # fmt: skip
 

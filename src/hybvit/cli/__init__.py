@@ -24,7 +24,7 @@ COMMANDS = {
     "reproduce": "train, evaluate and render the paper's tables and figures",
     "presets": "list the presets",
     "datasets": "list the known data sets, whether they are present, and how to get the others",
-    "show-data": "write pictures of a preset's training images, before and after augmentation",
+    "show-data": "write pictures of a preset's images under augmentation, diffusion and corruptions",
     "show": "print a preset's full configuration",
     "bench": "time the training step against a plain reference and the machine's peak",
 }
