@@ -313,6 +313,7 @@ def test_options_are_checked_before_anything_runs():
         ({"corruptions": ("fogg",)}, "fogg"),
         ({"corruptions": "fog"}, "tuple of names"),
         ({"corruptions": ("frost",)}, "--frost DIR"),
+        ({"frost": "no-such-folder"}, "does not exist"),
         ({"corruption_images": 0}, "at least 1"),
     ):
         with pytest.raises(ConfigError, match=message):

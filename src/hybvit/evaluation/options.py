@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -104,6 +105,8 @@ class Options:
             check_corruption(name)
         if "frost" in self.corruptions and not self.frost:
             raise ConfigError("corruptions: frost needs photographs of frost, which hybvit may not pass on (--frost DIR)")
+        if self.frost and not os.path.exists(self.frost):
+            raise ConfigError(f"frost: {self.frost} does not exist: give a folder with photographs of frost")
 
     def of_suite(self, suite: str) -> dict[str, Any]:
         """The options that a suite's results depend on."""
