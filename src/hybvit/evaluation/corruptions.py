@@ -28,7 +28,7 @@ from .ood import denoising_score
 
 BINS = 15  # of the calibration error
 ACCEPTED = 0.9  # share of the clean images that the threshold of doubt accepts
-DENOISING_IMAGES = 100  # with one draw of noise, its score takes three passes for each
+DENOISING_IMAGES = 50  # with one draw of noise, its score takes three passes for each
 CORRUPTED_BATCH = 64
 SCORE_LABELS = {"logpx": "log p(x)", "denoising": "denoising error"}
 
