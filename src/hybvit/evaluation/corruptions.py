@@ -236,7 +236,7 @@ def add_pictures(result: Result, names: Sequence[str], counted: Sequence[str]) -
             "severity (0: clean)",
             "AUROC",
         ),
-        f"How well clean images are told apart from those of {n} corruptions (0.5 is chance)",
+        f"How well the scores separate clean images from those of {n} corruptions (0.5 is chance)",
     )
 
 
