@@ -19,20 +19,19 @@ from hybvit.hub import bundled
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "results" / "corruptions.json"
-IMAGES = 200
 KEPT = ("errors", "doubt", "detection")  # pictures
 
 
 def measured(name: str) -> dict[str, Any]:
     """The record of a bundled model, with its pictures in docs."""
     with tempfile.TemporaryDirectory() as folder:
-        record = evaluate(name, suites="corruptions", options=Options(corruption_images=IMAGES), out=folder, say=print).record
+        record = evaluate(name, suites="corruptions", options=Options(), out=folder, say=print).record
         for picture in KEPT:
             found = Path(folder) / "evaluation" / "corruptions" / f"{picture}.svg"
             shutil.copyfile(found, ROOT / "docs" / f"corruptions_{name}_{picture}.svg")
     suite = record["suites"]["corruptions"]
     return {
-        "command": f"hybvit evaluate {name} --suites corruptions --corruption-images {IMAGES}",
+        "command": f"hybvit evaluate {name} --suites corruptions",
         "metrics": record["metrics"],
         "tables": record["tables"],
         "notes": record["notes"]["corruptions"],

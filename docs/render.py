@@ -529,7 +529,7 @@ def corruptions() -> str:
         lines += [
             "",
             f"`{name}` (`{record['command']}`): mean error {value(record, 'corruptions/mean_error')}; worst at severity 5: "
-            f"{shown}. Constants of {record['tables']['constants']}, at most {settings['corruption_images']} test images, seed "
+            f"{shown}. Constants of {record['tables']['constants']}, {record['tables']['images']['all']} test images, seed "
             f"{settings['seed']}; {record['seconds']:.0f} s on {machine(facts)} beside other programs; torch {facts['torch']}. "
             + " ".join(record["notes"]),
         ]

@@ -33,7 +33,8 @@ from hybvit.presets import preset
 from .conftest import QUICK, hybvit, opened
 
 FAST = Options(
-    limit=60, samples=40, steps=3, bound_images=8, bound_draws=4, attack_images=16, autoattack_images=0, attack_steps=3
+    limit=60, samples=40, steps=3, bound_images=8, bound_draws=4, attack_images=16, autoattack_images=0, attack_steps=3,
+    corruption_images=8,
 )  # fmt: skip
 
 
