@@ -16,8 +16,7 @@ from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.data.images import grid, save_image
 from hybvit.errors import ConfigError, DataError
 from hybvit.evaluation.adapters import Adapted, adapt
-from hybvit.evaluation.calibration import NOT_FITTED
-from hybvit.evaluation.context import Context, Options, Result
+from hybvit.evaluation.context import NOT_FITTED, Context, Options, Result
 from hybvit.evaluation.extractors import open_extractor
 from hybvit.evaluation.ood import compare, denoising_score, labeled
 from hybvit.evaluation.report import MEANINGS, meaning

@@ -22,8 +22,8 @@ from hybvit.metrics.ood import (
     fpr_at_95_tpr,
     gradient_norm_score,
     knn_score,
-    max_probability,
 )
+from hybvit.metrics.selective import max_probability
 
 MEASURES = [auroc, aupr, aupr_out, fpr_at_95_tpr]
 

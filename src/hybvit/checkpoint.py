@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from .errors import CheckpointError, DataError
+from .metrics.calibration import Scaling
+from .metrics.conformal import Ranked
+from .metrics.doubt import Calibration
 from .storage import MAX_TEXT, flush, read_bytes, temporary_name
 
 CONFIG, WEIGHTS, EMA = "config.yaml", "model", "ema"
+
+
+CALIBRATION = "calibration.safetensors"  # in an exported folder, or in a run folder
 
 
 MANIFEST = "manifest.json"
@@ -52,31 +59,61 @@ REPLACING = 0.5  # seconds, far more than it takes to rename a folder
 ATTEMPTS = 100  # to read the newest checkpoint, while a training replaces it
 
 
-def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str], **facts: Any) -> None:
-    """Write a checkpoint folder, all or nothing: ``name.safetensors`` for each set of tensors, text files, and the manifest.
+def write_folder(
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], files: Mapping[str, str | bytes], **facts: Any
+) -> None:
+    """Write a checkpoint folder, all or nothing: ``name.safetensors`` for each set of tensors, other files, and the manifest.
 
     An existing folder is replaced only once the new one is complete.
 
     Args:
         tensors: file name without suffix -> name of a tensor -> tensor.
-        texts: file name -> content.
+        files: file name -> content.
         facts: further entries of the manifest.
 
     Raises:
         DataError: the folder cannot be written.
     """
-    temporary = temporary_name(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with replacement(folder) as temporary:
         temporary.mkdir(parents=True)
         for name, group in tensors.items():
             save_file({key: value.contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors")
-        for name, text in texts.items():
-            (temporary / name).write_text(text, encoding="utf-8")
-        sums = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-        manifest = {**facts, "sha256": sums}
-        manifest[DIGEST] = digest_of(manifest)
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        for name, content in files.items():
+            (temporary / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        write_manifest(temporary, {**facts, "sha256": {path.name: sha256(path) for path in sorted(temporary.iterdir())}})
+
+
+def add_file(folder: Path, name: str, content: bytes) -> None:
+    """Put a file into a valid checkpoint folder and its manifest, or replace it there, all or nothing.
+
+    Raises:
+        CheckpointError: a file of the folder is missing or altered.
+        DataError: the folder cannot be written.
+    """
+    manifest = verify(folder)
+    with replacement(folder) as temporary:
+        shutil.copytree(folder, temporary)
+        (temporary / name).write_bytes(content)
+        manifest["sha256"][name] = sha256(temporary / name)
+        write_manifest(temporary, manifest)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    content = {**manifest, DIGEST: digest_of(manifest)}
+    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacement(folder: Path) -> Iterator[Path]:
+    """Yield the name of a folder to create, which takes the place of ``folder`` on success and is removed on an error.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    temporary = temporary_name(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        yield temporary
         for path in temporary.iterdir():
             flush(path)
         flush(temporary)
@@ -86,7 +123,7 @@ def write_folder(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], text
         flush(folder.parent)
         for replaced in folder.parent.glob(f".{glob.escape(folder.name)}.*.replaced"):  # and what a kill left of earlier ones
             shutil.rmtree(replaced, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
+    except (OSError, shutil.Error, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise DataError(f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
 
@@ -312,3 +349,49 @@ def check_fits(net: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path
     for key in tensors:
         if key not in own:
             raise CheckpointError(f"{source}: {key} is not a weight of this network")
+
+
+def digest_of_weights(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a network's weights and their names, on any device, in any file."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def calibration_to_bytes(calibration: Calibration) -> bytes:
+    """The content of :data:`CALIBRATION`, with a digest of itself."""
+    tensors = {"scale": calibration.scaling.scale, "bias": calibration.scaling.bias, **calibration.labels._asdict()}
+    tensors |= {"confidence": calibration.confidence, "images": calibration.images}
+    about = {"kind": calibration.scaling.kind, "source": calibration.source, "weights": calibration.weights}
+    about["sha256"] = digest_of_weights(tensors) + digest_of(about)
+    text = torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
+    return save_bytes({"about": text, **{name: tensor.contiguous() for name, tensor in tensors.items()}})
+
+
+def calibration_from_bytes(content: bytes, path: Path) -> Calibration:
+    """What :func:`calibration_to_bytes` wrote; ``path`` is used in messages.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    damaged = CheckpointError(f"{path}: damaged; delete it, and run `hybvit calibrate` again")
+    try:
+        tensors = load_bytes(content)
+        about = json.loads(bytes(tensors.pop("about").tolist()).decode())
+        written = about.pop("sha256")
+        calibration = Calibration(
+            Scaling(about["kind"], tensors["scale"], tensors["bias"]),
+            Ranked(*(tensors[name] for name in Ranked._fields)),
+            tensors["confidence"],
+            tensors["images"],
+            about["source"],
+            about["weights"],
+        )
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise damaged from None
+    if written != digest_of_weights(tensors) + digest_of(about):
+        raise damaged
+    return calibration

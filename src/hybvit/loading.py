@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from . import checkpoint
-from .checkpoint import CONFIG, EMA
+from .checkpoint import CALIBRATION, CONFIG, EMA
 from .config import Config, DiffusionConfig, load_config, read_config
-from .errors import CheckpointError, DataError
+from .errors import CheckpointError, ConfigError, DataError
 from .hub import BUNDLED, bundled
 from .method.vit import HybViT, ViTConfig
 from .model import HybridModel
 from .networks import check_config, fill_network
+from .storage import atomic_write
 
 
 def load(source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
@@ -81,20 +82,62 @@ def load_checkpoint(folder: Path, device: torch.device | str | None = None) -> H
 def of_run(
     run: Path, folder: Path, manifest: Mapping[str, Any], contents: Mapping[str, bytes], device: torch.device | str | None
 ) -> HybridModel:
-    """The model of a verified checkpoint. In a run folder it must be of that run, with its configuration.
+    """The model of a verified checkpoint. In a run folder it must be of that run, with its configuration, and has the run's
+    calibration, unless training went on after that.
 
     Raises:
         CheckpointError: it is of another run, or does not fit.
     """
     kept = contents.get(CONFIG)
-    if (run / CONFIG).is_file() or kept is None:
+    in_run = (run / CONFIG).is_file()
+    if in_run or kept is None:
         cfg = load_config(run / CONFIG)
         checkpoint.check_run(folder, manifest, run)
         check_config(folder, kept, cfg)
     else:  # a checkpoint that was copied without its run
         cfg = read_config(kept, folder / CONFIG)
     weights = folder / f"{EMA}.safetensors"
-    return HybridModel(*fill_network(cfg, checkpoint.tensors_of(contents[weights.name], weights), weights), device)
+    model = HybridModel(*fill_network(cfg, checkpoint.tensors_of(contents[weights.name], weights), weights), device)
+    if in_run and (run / CALIBRATION).exists() and not model.take_calibration(run):
+        warnings.warn(
+            f"{run / CALIBRATION}: not used, since it was made for other weights than those of {folder.name}: run "
+            "`hybvit calibrate` again",
+            stacklevel=3,
+        )
+    return model
+
+
+def calibration_folder(source: str | os.PathLike[str]) -> Path:
+    """The folder to store a calibration in, for a model that was loaded from there: an exported folder, or that of a run.
+
+    Raises:
+        ConfigError: the model is a bundled one, on the hub, or a checkpoint without its run.
+    """
+    path = Path(source)
+    is_checkpoint = (path / f"{EMA}.safetensors").is_file()
+    folder = path.parent.parent if is_checkpoint else path
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"{source}: no folder of your own to store a calibration in: give --out DIR for a calibrated copy")
+    return folder
+
+
+def save_calibration(model: HybridModel, folder: Path) -> Path:
+    """Store a model's calibration in its :func:`calibration_folder` -> the file.
+
+    In an exported folder it becomes a file of the manifest. In a run folder it is for the checkpoint that was loaded only, and
+    training leaves it there.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    assert model.calibration is not None
+    content = checkpoint.calibration_to_bytes(model.calibration)
+    if (folder / checkpoint.MANIFEST).is_file():
+        checkpoint.add_file(folder, CALIBRATION, content)
+    else:
+        with atomic_write(folder / CALIBRATION) as temporary:
+            temporary.write_bytes(content)
+    return folder / CALIBRATION
 
 
 def load_published(

@@ -15,26 +15,30 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import checkpoint
-from .checkpoint import CONFIG, WEIGHTS
+from .checkpoint import CALIBRATION, CONFIG, WEIGHTS
 from .config import Config, load_config, to_yaml, without_addresses
+from .data.fingerprint import pixel_digests
 from .data.image_set import to_pixels, to_x
 from .data.images import as_pixels
 from .devices import autocast, best_device, keep_freed_memory, resolve_precision
-from .errors import ConfigError, DivergedError, did_you_mean
+from .errors import CheckpointError, ConfigError, DivergedError, did_you_mean
 from .hub import download
 from .method.diffusion import Diffusion
 from .method.samplers import Denoiser, ImageNoise, Spacing, run_sampler
 from .method.seeds import derive_seed, generator
+from .metrics.conformal import METHODS, Method
+from .metrics.doubt import Calibration
 from .metrics.likelihood import log_density, variational_bound
 from .networks import Network, load_network
+from .storage import read_bytes
 
 
 class Prediction(NamedTuple):
     """The answers for N images, on the CPU.
 
     Attributes:
-        labels: int64 [N], the most probable classes.
-        probabilities: float [N, K], in 0..1.
+        labels: int64 [N], the most probable classes; -1 where the model abstains.
+        probabilities: float [N, K], in 0..1; calibrated if the model is.
         score: float [N], the log density; higher = more in-distribution.
     """
 
@@ -50,6 +54,9 @@ class HybridModel:
         net: the network of ``cfg``; it is moved to ``device`` and set to eval mode.
         cfg: its configuration.
         device: None takes CUDA, MPS or the CPU, the first that is available.
+
+    Attributes:
+        calibration: what :meth:`calibrate` found, or was stored with the model; None for a model that is not calibrated.
     """
 
     def __init__(self, net: Network, cfg: Config, device: torch.device | str | None = None) -> None:
@@ -58,6 +65,7 @@ class HybridModel:
         self.net: Any = net.to(self.device).eval()  # the objective decides which methods a network has
         self.diffusion: Diffusion = cfg.diffusion.build()
         self.classes = cfg.data.classes or tuple(str(k) for k in range(cfg.model.num_classes))
+        self.calibration: Calibration | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -128,18 +136,88 @@ class HybridModel:
         """
         return log_density(self.logits(x))
 
-    @torch.no_grad()
-    def predict(self, images: Tensor | Image.Image | Sequence[Image.Image]) -> Prediction:
+    def predict(self, images: Tensor | Image.Image | Sequence[Image.Image], abstain_above: float | None = None) -> Prediction:
         """Labels, probabilities and scores of images, on the CPU.
 
         Args:
             images: uint8 pixels [N, C, H, W] of the network's size; or one PIL image or several, of any size and mode, which
                 are converted and center-cropped.
+            abstain_above: abstain (label -1) where that is needed to keep the share of wrong answers at or below this risk, in
+                0..1, with a confidence of 95 %. It needs a calibrated model.
 
         Raises:
-            ValueError: there is no image, or the pixels have another shape or type.
+            ValueError: there is no image, the pixels have another shape or type, or ``abstain_above`` is out of range.
+            ConfigError: the network was not trained to classify, is not calibrated, or its calibration images cannot vouch for
+                so low a risk.
+        """
+        least = 0.0 if abstain_above is None else self._confidence_for(abstain_above)
+        logits = self._logits_of(images)
+        probabilities = logits.softmax(dim=1) if self.calibration is None else self.calibration.probabilities(logits)
+        confidence, labels = probabilities.max(dim=1)
+        return Prediction(labels.masked_fill(confidence < least, -1), probabilities.float(), log_density(logits))
+
+    def _confidence_for(self, risk: float) -> float:
+        threshold = self._calibrated().threshold(risk)
+        if not math.isfinite(threshold.score):
+            raise ConfigError(
+                f"abstain_above is {risk:g}: {len(self._calibrated()):,} calibration images cannot vouch for a risk below "
+                f"{threshold.bound:.2g}, at any confidence of the classifier: take a higher one, or calibrate on more images"
+            )
+        return threshold.score
+
+    def prediction_set(
+        self, images: Tensor | Image.Image | Sequence[Image.Image], coverage: float = 0.95, method: Method = "thr"
+    ) -> Tensor:
+        """The classes of each image that hold the true one with probability ``coverage``: bool [N, K], on the CPU.
+
+        It is a promise about the mean over new images that are drawn like the calibration images, not about one image or one
+        class (conformal prediction; docs/doubt.md). A set is empty where no class fits, which is rare unless ``coverage`` is
+        below the accuracy. It has all classes where the calibration images are too few for the coverage.
+
+        Args:
+            images: as in :meth:`predict`.
+            coverage: between 0 and 1.
+            method: thr (the smallest sets), aps or raps.
+
+        Raises:
+            ValueError: an argument is out of range, or the pixels have another shape or type.
+            ConfigError: the network was not trained to classify, or is not calibrated.
+        """
+        if method not in METHODS:
+            raise ValueError(f"method is {method!r}: it must be one of {', '.join(METHODS)}")
+        calibration = self._calibrated()
+        calibration.quantile(coverage, method)  # refuses a coverage out of range before the network runs
+        return calibration.sets(self._logits_of(images), coverage, method)
+
+    def calibrate(self, pixels: Tensor, labels: Tensor, source: str = "") -> Calibration:
+        """Calibrate by images that the network was not trained on: probabilities, abstention and sets -> the calibration.
+
+        It replaces an earlier one, and :meth:`save_pretrained` stores it. `hybvit calibrate` checks that the images are none of
+        the training images; here the caller answers for it.
+
+        Args:
+            pixels: uint8 [n, C, H, W]; labels: int64 [n].
+            source: which images they are, for the record.
+
+        Raises:
+            ValueError: there are no images, the pixels have another shape or type, or a label is out of range.
             ConfigError: the network was not trained to classify.
         """
+        classes = self.cfg.model.num_classes
+        if len(labels) != len(pixels) or not bool(((labels >= 0) & (labels < classes)).all()):
+            raise ValueError(f"labels: one in 0..{classes - 1} is needed for each of the {len(pixels)} images")
+        weights = checkpoint.digest_of_weights(self.net.state_dict())
+        self.calibration = Calibration.fit(self._logits_of(pixels), labels, pixel_digests(pixels), source, weights)
+        return self.calibration
+
+    def _calibrated(self) -> Calibration:
+        if self.calibration is None:
+            raise ConfigError("this model is not calibrated: run `hybvit calibrate`, or call calibrate()")
+        return self.calibration
+
+    @torch.no_grad()
+    def _logits_of(self, images: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
+        """The logits [N, K] of images on the CPU, before any calibration; arguments and errors are those of :meth:`predict`."""
         if not self.has_classes:
             raise ConfigError("this model was trained with objective genvit: it has no labels to give")
         if isinstance(images, Image.Image):
@@ -151,10 +229,11 @@ class HybridModel:
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape:
             wanted = ", ".join(map(str, self.image_shape))
             raise ValueError(f"pixels are {images.dtype} {list(images.shape)}: this model takes uint8 [N, {wanted}]")
-        logits = torch.cat([self.logits(to_x(part.to(self.device))).cpu() for part in images.split(256)] or [torch.empty(0, 1)])
+        empty = torch.empty(0, self.cfg.model.num_classes)
+        logits = torch.cat([self.logits(to_x(part.to(self.device))).cpu() for part in images.split(256)] or [empty])
         if not bool(logits.isfinite().all()):
             raise DivergedError("the logits are not finite: this model diverged in training; use another checkpoint")
-        return Prediction(logits.argmax(dim=1), logits.softmax(dim=1), log_density(logits))
+        return logits
 
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The predicted noise eps(x_t, t), [B, C, H, W], whatever target the network was trained for. Differentiable.
@@ -357,18 +436,21 @@ class HybridModel:
         return variational_bound(self.predict_x0, self.diffusion, x.to(self.device), generator(seed, "bound"))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write weights (safetensors), config.yaml and a manifest of SHA-256 sums, all or nothing.
+        """Write weights (safetensors), config.yaml, the calibration if there is one, and a manifest of SHA-256 sums, all or
+        nothing.
 
         Raises:
-            ConfigError: the folder exists and is not an exported model.
+            ConfigError: the folder exists and is not an exported model, or the weights were changed after the calibration.
             DataError: it cannot be written.
         """
-        path = Path(folder)
-        checkpoint.recover(path)
-        if path.exists() and not (path / checkpoint.MANIFEST).is_file():
-            raise ConfigError(f"{path}: exists and is not an exported model; choose another folder")
+        path = export_folder(folder)
         weights = {key: value.cpu() for key, value in self.net.state_dict().items()}
-        checkpoint.write_folder(path, {WEIGHTS: weights}, {CONFIG: to_yaml(without_addresses(self.cfg))})
+        files: dict[str, str | bytes] = {CONFIG: to_yaml(without_addresses(self.cfg))}
+        if self.calibration is not None:
+            if self.calibration.weights != checkpoint.digest_of_weights(weights):
+                raise ConfigError("the weights were changed after the calibration: calibrate again, or set calibration to None")
+            files[CALIBRATION] = checkpoint.calibration_to_bytes(self.calibration)
+        checkpoint.write_folder(path, {WEIGHTS: weights}, files)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
@@ -376,14 +458,45 @@ class HybridModel:
 
         Raises:
             DataError: there is no such folder, nor such a model on the hub.
-            CheckpointError: a file is missing or altered, or a weight does not fit.
+            CheckpointError: a file is missing or altered, a weight does not fit, or the calibration is of other weights.
         """
         folder = Path(source)
         checkpoint.recover(folder)
         if not folder.is_dir():
             folder = download(str(source))
-        checkpoint.verify(folder, (CONFIG, f"{WEIGHTS}.safetensors"))
-        return cls(*load_network(load_config(folder / CONFIG), folder / f"{WEIGHTS}.safetensors"), device)
+        manifest = checkpoint.verify(folder, (CONFIG, f"{WEIGHTS}.safetensors"))
+        model = cls(*load_network(load_config(folder / CONFIG), folder / f"{WEIGHTS}.safetensors"), device)
+        if CALIBRATION in manifest["sha256"] and not model.take_calibration(folder):
+            raise CheckpointError(f"{folder / CALIBRATION}: was made for other weights: run `hybvit calibrate` again")
+        return model
+
+    def take_calibration(self, folder: Path) -> bool:
+        """Use the calibration that a folder holds -> whether it is of these weights; another is not used.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        path = folder / CALIBRATION
+        try:
+            found = checkpoint.calibration_from_bytes(read_bytes(path), path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: unreadable ({error.strerror})") from None
+        fits = found.weights == checkpoint.digest_of_weights(self.net.state_dict())
+        self.calibration = found if fits else None
+        return fits
+
+
+def export_folder(folder: str | os.PathLike[str]) -> Path:
+    """The path of a folder to export to.
+
+    Raises:
+        ConfigError: it exists and is not an exported model.
+    """
+    path = Path(folder)
+    checkpoint.recover(path)
+    if path.exists() and not (path / checkpoint.MANIFEST).is_file():
+        raise ConfigError(f"{path}: exists and is not an exported model; choose another folder")
+    return path
 
 
 def image_noise(indices: Sequence[int], seed: int, image_shape: tuple[int, int, int], device: torch.device | str) -> ImageNoise:

@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train a preset, or resume an interrupted run",
     "sample": "generate images, as one grid or as single files",
     "classify": "classify image files, with an in-distribution score",
+    "calibrate": "let a model know how sure it may be, from images that it was not trained on",
     "evaluate": "evaluate a model and write results.json and report.html",
     "reproduce": "train, evaluate and render the paper's tables and figures",
     "presets": "list the presets",
@@ -28,7 +29,12 @@ COMMANDS = {
     "show": "print a preset's full configuration",
     "bench": "time the training step against a plain reference and the machine's peak",
 }
-WRITES_FILES = ("train", "evaluate", "reproduce")  # they go on when nobody reads what they say: their results are files
+WRITES_FILES = (
+    "train",
+    "calibrate",
+    "evaluate",
+    "reproduce",
+)  # they go on when nobody reads what they say: their results are files
 NO_MEMORY = ("failed to map segment", "not enough memory", "Cannot allocate memory", "out of memory")  # as libraries say it
 EXIT_CODES = (
     (errors.ConfigError, 2),

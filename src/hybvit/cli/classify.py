@@ -14,15 +14,26 @@ from ..loading import load
 from ..model import HybridModel
 from .arguments import ArgumentParser, naming, positive_int
 
+RISK, COVERAGE = 0.05, 0.95  # of a calibrated model, unless another risk is asked for
+
 
 def main(arguments: list[str]) -> None:
     parser = ArgumentParser(
         prog="hybvit classify",
-        description="Classify image files of any format and size. The log density is higher for images like the training data.",
+        description="Classify image files of any format and size. The log density is higher for images like the training "
+        "data. A calibrated model (`hybvit calibrate`) gives calibrated probabilities, abstains where it is not sure enough, "
+        "and names the classes that hold the true one with a probability of 95 %.",
     )
     parser.add_argument("model", metavar="MODEL", help="run folder, exported folder, hub id, or bundled model")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     parser.add_argument("--top", type=positive_int, default=3, help="classes shown per image (3)")
+    parser.add_argument(
+        "--abstain-above",
+        type=float,
+        metavar="RISK",
+        help="abstain where that is needed to keep the share of wrong answers at or below this, with a confidence of 95 %% "
+        f"(calibrated models: {RISK}, if their calibration images suffice)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per image")
     args = parser.parse_args(arguments)
     model = load(args.model)
@@ -37,22 +48,34 @@ def main(arguments: list[str]) -> None:
     originals.warn_of_depth(f"{args.images[0]}{' and others' if args.images[1:] else ''}", "save them with values up to 65,535")
     if pixels:
         with naming(args.model):
-            answer(model, named, torch.stack(pixels), args.top, args.json)
+            risk = default_risk(model) if args.abstain_above is None else args.abstain_above
+            answer(model, named, torch.stack(pixels), args.top, args.json, risk)
     for other in bad[:-1]:
         print(f"hybvit: {' '.join(str(other).split())}", file=sys.stderr)  # a name may have line breaks
     if bad:
         raise bad[-1]
 
 
-def answer(model: HybridModel, images: list[str], pixels: Tensor, top_classes: int, as_json: bool) -> None:
+def default_risk(model: HybridModel) -> float | None:
+    """The risk to keep to if none is asked for; None where the model cannot, or is not calibrated."""
+    return RISK if model.calibration is not None and model.calibration.threshold(RISK).bound <= RISK else None
+
+
+def answer(model: HybridModel, images: list[str], pixels: Tensor, top_classes: int, as_json: bool, risk: float | None) -> None:
     """Print a line for each image, by its name."""
-    labels, probabilities, scores = model.predict(pixels)
+    labels, probabilities, scores = model.predict(pixels, risk)
+    sets = model.prediction_set(pixels, COVERAGE).tolist() if model.calibration is not None else [None] * len(images)
     width = max(map(len, images))
-    for path, label, row, score in zip(images, labels.tolist(), probabilities, scores.tolist(), strict=True):
+    for path, label, row, score, held in zip(images, labels.tolist(), probabilities, scores.tolist(), sets, strict=True):
         top = row.topk(min(top_classes, len(row)))
         named = {model.classes[k]: round(p, 6) for p, k in zip(top.values.tolist(), top.indices.tolist(), strict=True)}
+        name = None if label < 0 else model.classes[label]
+        classes = held and [model.classes[k] for k, inside in enumerate(held) if inside]
         if as_json:
-            print(json.dumps({"image": path, "label": model.classes[label], "probabilities": named, "log_density": score}))
+            record = {"image": path, "label": name, "probabilities": named, "log_density": score}
+            print(json.dumps(record if held is None else record | {f"set_{100 * COVERAGE:.0f}": classes}))
         else:
             shown = "  ".join(f"{name} {100 * p:.1f} %" for name, p in named.items())
-            print(f"{' '.join(path.split()):<{width}}  {shown}  log density {score:.2f}")
+            beside = "" if held is None else f"  {COVERAGE:.0%} set: {', '.join(classes) or 'no class fits'}"
+            unsure = "" if label >= 0 else "abstains: "
+            print(f"{' '.join(path.split()):<{width}}  {unsure}{shown}  log density {score:.2f}{beside}")

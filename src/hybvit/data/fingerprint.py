@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from ..errors import DataError
 
 KEPT = 16  # training images: if two sets share half of them, the chance that none of these is shared is 2e-5
@@ -69,3 +72,17 @@ def shares_training_images(kept: str, images: Sequence[ListedImage]) -> bool:
     """Whether some of ``images`` are training images of a fingerprint; true if there is none to tell by."""
     _, _, some = kept.rpartition(" ")
     return " " not in kept or not set(some.split(".")).isdisjoint(digests(images))
+
+
+def share_training_images(kept: str, other: str) -> bool:
+    """Whether two fingerprints share one of the training images that they keep, which are those of the smallest digests: sets
+    that have most of their images in common do. False if one of them keeps none."""
+    first, second = ({*text.rpartition(" ")[2].split(".")} if " " in text else set() for text in (kept, other))
+    return not first.isdisjoint(second)
+
+
+def pixel_digests(pixels: Tensor) -> Tensor:
+    """A digest of each image, from uint8 [N, C, H, W]: int64 [N]. Equal images have equal ones, whatever file they are from."""
+    rows = pixels.cpu().contiguous().flatten(1).numpy()
+    values = [int.from_bytes(hashlib.sha256(row.data).digest()[:8], signed=True) for row in rows]
+    return torch.tensor(values, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Calibration: ECE, MCE and reliability diagrams; with images held out of training, after temperature scaling too."""
+"""Calibration: ECE, MCE and reliability diagrams; after scaling the logits too, fitted on images outside of training."""
 
 from __future__ import annotations
 
@@ -6,29 +6,27 @@ from torch import Tensor
 
 from ..evaluation import plots
 from ..metrics.calibration import (
-    TEMPERATURES,
+    Scaling,
     bootstrap_interval,
     expected_calibration_error,
-    fit_temperature,
     maximum_calibration_error,
     reliability_table,
 )
 from ..metrics.classification import mean_interval, nll
-from .context import Context, Metric, Picture, Result
+from .context import Context, Judged, Metric, Picture, Result
 
 PAPER_BINS, COMMON_BINS = 20, 15
 FEWEST = 30  # images of a bin that counts for the MCE
-NOT_FITTED = (
-    "No temperature was fitted: no images were held out of training (train with --data.held_out 0.1). "
-    "Fitted on images that the network was trained on, it would make the calibration worse."
-)
 
 
 def run(ctx: Context) -> Result:
-    result, logits, labels = Result(), ctx.logits, ctx.labels
-    temperature = fitted(ctx, result)
-    stages = [("", logits)] if temperature is None else [("", logits), ("_scaled", logits / temperature)]
-    for suffix, scaled in stages:
+    result, judged = Result(), ctx.judged
+    logits, labels = ctx.logits[judged.images], ctx.labels[judged.images]
+    scaling = scaling_of(judged, result)
+    stages = [("", logits, "as trained")]
+    if scaling is not None:
+        stages.append(("_scaled", scaling.apply(logits), named(scaling)))
+    for suffix, scaled, title in stages:
         for name, metric in measures(scaled, labels, ctx.options.seed).items():
             result.metrics[f"calibration/{name}{suffix}"] = metric
         losses = nll(scaled, labels)
@@ -37,32 +35,53 @@ def run(ctx: Context) -> Result:
         result.tables[f"reliability{suffix}"] = {
             "count": table.size.tolist(), "confidence": filled(table.confidence), "accuracy": filled(table.accuracy)
         }  # fmt: skip
-        title = "as trained" if temperature is None or not suffix else f"temperature {temperature:.2f}"
         result.pictures[f"reliability{suffix}"] = Picture(
             plots.reliability(filled(table.confidence), filled(table.accuracy), table.size.tolist(), title),
             f"Reliability, {title}: on the dashed line, accuracy equals confidence (Figures 6 and 12)",
         )
+    if len(stages) > 1:
+        compare(result, nll(stages[1][1], labels) - nll(logits, labels))
     if f"calibration/mce_{PAPER_BINS}_min{FEWEST}" not in result.metrics:
         result.notes.append(f"No MCE: none of the {PAPER_BINS} bins has {FEWEST} images.")
     return result
 
 
-def fitted(ctx: Context, result: Result) -> float | None:
-    """The temperature, fitted on images held out of training; None, with a note, if there are none or it is not finite."""
-    part = ctx.data.held_out
-    if part is None or len(part) == 0:  # few images have no tenth
-        result.notes.append(NOT_FITTED)
+def named(scaling: Scaling) -> str:
+    return "vector scaling" if scaling.temperature is None else f"temperature {scaling.temperature:.2f}"
+
+
+def scaling_of(judged: Judged, result: Result) -> Scaling | None:
+    """The scaling to judge; None, with a note, where there is none."""
+    result.notes += [judged.note] if judged.note else []
+    if judged.calibration is None:
         return None
-    assert part.labels is not None
-    temperature = fit_temperature(ctx.logits_of(part), part.labels)
-    if TEMPERATURES[0] < temperature < TEMPERATURES[1]:
-        result.metrics["calibration/temperature"] = Metric(temperature, len(part))
-        return temperature
-    how = "is perfect" if temperature <= TEMPERATURES[0] else "is no better than chance"
-    result.notes.append(
-        f"No temperature was applied: the accuracy on the images to fit it on {how}, so no finite temperature is optimal."
-    )
-    return None
+    found = judged.calibration
+    if found.scaling.kind == "none":
+        perfect = bool((found.labels.rank == 1).all())
+        result.notes.append(
+            "No scaling was applied: "
+            + (
+                "the accuracy on the images to fit it on is perfect, so no finite temperature is optimal."
+                if perfect
+                else "cross-validated on the images to fit it on, none was better than the logits as they are."
+            )
+        )
+        return None
+    if found.scaling.temperature is not None:
+        result.metrics["calibration/temperature"] = Metric(found.scaling.temperature, len(found))
+    return found.scaling
+
+
+def compare(result: Result, change: Tensor) -> None:
+    """Say whether the scaling is an improvement on the test images, image by image, and warn where it is not."""
+    metric = Metric(change.mean().item(), len(change), *mean_interval(change))
+    result.metrics["calibration/nll_change"] = metric
+    before, after = (result.metrics[f"calibration/ece_{COMMON_BINS}{suffix}"].value for suffix in ("", "_scaled"))
+    if metric.high is None or not metric.high < 0:
+        verdict = "is worse" if metric.low is not None and metric.low > 0 else "is no improvement"
+        result.notes.append(f"Scaled, the NLL {verdict} on these test images (change {metric.value:+.4f} nats): do not scale.")
+    if after > before:
+        result.notes.append(f"Scaled, the ECE is larger on these test images ({after:.4f}, before {before:.4f}).")
 
 
 def measures(logits: Tensor, labels: Tensor, seed: int) -> dict[str, Metric]:

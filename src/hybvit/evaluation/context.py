@@ -21,9 +21,12 @@ from torch import Tensor
 from ..data.image_set import Dataset, ImageSet, to_x
 from ..distributed import all_gather, share_batches
 from ..metrics.classification import wilson_interval
+from ..metrics.doubt import Calibration
+from ..model import HybridModel
 from ..storage import atomic_write, make_folder
 from .adapters import Evaluable
 from .options import Options
+from .unseen import digests_of, held_out_of_training
 
 SHARD = 256  # generated images per file
 TRAINING_FEATURES = 10_000  # the most training images that the nearest-neighbor score searches
@@ -59,6 +62,26 @@ class Result:
     tables: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, Picture] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+class Judged(NamedTuple):
+    """A calibration, and the test images that it is judged on.
+
+    Attributes:
+        calibration: the model's own, or one by the images held out of training; None where there are neither.
+        images: int64 [N], which of the test images: all that it was not made with.
+        note: where that leaves some out, or there is no calibration, why.
+    """
+
+    calibration: Calibration | None
+    images: Tensor
+    note: str
+
+
+NOT_FITTED = (
+    "No calibration: the model has none (`hybvit calibrate`), and no images were held out of training (train with "
+    "--data.held_out 0.1). Fitted on images that the network was trained on, it would make the probabilities worse."
+)
 
 
 @dataclass
@@ -114,6 +137,28 @@ class Context:
     def labels(self) -> Tensor:
         assert self.test.labels is not None
         return self.test.labels
+
+    @property
+    def own_calibration(self) -> Calibration | None:
+        """What is stored with the model."""
+        return self.model.calibration if isinstance(self.model, HybridModel) else None
+
+    @cached_property
+    def judged(self) -> Judged:
+        """A calibration, and the test images to judge it on."""
+        every, own = torch.arange(len(self.test)), self.own_calibration
+        part = held_out_of_training(self.model, self.data)
+        if own is None and part is None:
+            return Judged(None, every, NOT_FITTED)
+        if own is None:
+            assert part is not None
+            assert part.labels is not None
+            own = Calibration.fit(self.logits_of(part), part.labels, digests_of(part), "images held out of training")
+        used = own.used(digests_of(self.test))
+        if bool(used.all()):
+            return Judged(None, every, "The calibration cannot be judged here: it was made with all of these test images.")
+        note = f"{int(used.sum()):,} of {len(used):,} test images were left out: the calibration was made with them."
+        return Judged(own, every[~used], note if bool(used.any()) else "")
 
     @property
     def reference(self) -> str:

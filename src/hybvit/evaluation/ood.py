@@ -33,8 +33,8 @@ from ..metrics.ood import (
     fpr_at_95_tpr,
     gradient_norm_score,
     knn_score,
-    max_probability,
 )
+from ..metrics.selective import max_probability
 from .context import Context, Metric, Picture, Result
 
 NEIGHBORS = 50

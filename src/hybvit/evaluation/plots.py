@@ -53,11 +53,14 @@ def curve(points: Sequence[tuple[float, float]], x: str, y: str, log: bool = Fal
     return svg(figure)
 
 
-def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, from_zero: bool = True) -> str:
-    """Several named lines."""
+def curves(
+    lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, from_zero: bool = True, markers: bool = True
+) -> str:
+    """Several named lines, with or without markers at their points."""
     figure, axes = _axes(4.6, 3)
+    marker = "o" if markers else ""
     for i, (name, points) in enumerate(lines.items()):
-        axes.plot(*zip(*points, strict=True), STYLES[i % 4], color=INK[i % 6], marker="o", markersize=3, label=literal(name))
+        axes.plot(*zip(*points, strict=True), STYLES[i % 4], color=INK[i % 6], marker=marker, markersize=3, label=literal(name))
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if from_zero:
@@ -135,6 +138,20 @@ def bars(values: Mapping[str, float], x: str) -> str:
     figure, axes = _axes(4.2, 0.7 + 0.24 * len(values))
     names = list(values)[::-1]
     axes.barh(range(len(names)), [values[name] for name in names], color=INK[0])
+    axes.set_yticks(range(len(names)), [literal(name) for name in names])
+    axes.set_xlabel(x)
+    axes.tick_params(labelsize=8)
+    return svg(figure)
+
+
+def shares(values: Mapping[str, Any], x: str, wanted: float) -> str:
+    """Named shares with their intervals (value, low, high), and a line at the wanted one."""
+    figure, axes = _axes(4.4, 0.8 + 0.22 * len(values))
+    names = list(values)[::-1]
+    for y, share in enumerate(values[name] for name in names):
+        error = [[max(share.value - share.low, 0)], [max(share.high - share.value, 0)]]
+        axes.errorbar([share.value], [y], xerr=error, fmt="o", color=INK[0], markersize=4, capsize=2)
+    axes.axvline(wanted, linestyle="--", color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), [literal(name) for name in names])
     axes.set_xlabel(x)
     axes.tick_params(labelsize=8)

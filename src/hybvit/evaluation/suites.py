@@ -15,13 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from .. import __version__
+from ..checkpoint import calibration_to_bytes
 from ..data.files import Files, stamp
 from ..data.image_set import ImageSet
 from ..data.images import save_image
 from ..devices import environment
 from ..distributed import all_gather, rank
 from ..errors import ConfigError, DataError
-from ..evaluation import accuracy, calibration, corruptions, fidelity, likelihood, ood, quality, robustness, speed
+from ..evaluation import accuracy, calibration, corruptions, doubt, fidelity, likelihood, ood, quality, robustness, speed
 from ..storage import make_folder, read_bytes, write_text
 from ..versions import FIRST
 from .context import Context, Metric, Picture, Result, Suite, missing_requirement
@@ -33,6 +34,12 @@ SUITES: dict[str, Suite] = {
         "Whether predicted probabilities match observed frequencies",
         frozenset({"classes", "labels"}),
         calibration.run,
+    ),
+    "doubt": Suite(
+        "Doubt",
+        "Which answers to trust: what abstaining gains, and sets that hold the true class",
+        frozenset({"classes", "labels"}),
+        doubt.run,
     ),
     "ood": Suite(
         "Out-of-distribution detection", "Whether the model recognizes images unlike its training data", frozenset(), ood.run
@@ -61,6 +68,7 @@ SUITES: dict[str, Suite] = {
     "speed": Suite("Speed", "What the model costs on this machine", frozenset(), speed.run),
 }
 ALL = tuple(SUITES)
+CALIBRATED = ("calibration", "doubt")  # suites that depend on the calibration stored with the model
 DIGESTED = 256  # images that are not in memory
 DIGEST = "sha256"  # of a stored record; 0.1.0 wrote none
 
@@ -113,6 +121,8 @@ def run_or_read(ctx: Context, name: str, say: Callable[[str], None], again: bool
     facts = {"version": __version__, "data": ctx.data_name, "test_images": test_digest(ctx), "weights": ctx.fingerprint}
     settings = facts | ctx.options.of_suite(name)
     settings |= {"training_images": digest_of_images(ctx.data.train), "files": digests_of_files(settings)}
+    if name in CALIBRATED and ctx.own_calibration is not None:
+        settings["calibration"] = hashlib.sha256(calibration_to_bytes(ctx.own_calibration)).hexdigest()
     folder = ctx.folder / "evaluation" / name
     stored: dict[str, Any] | None = all_gather(None if again else read_stored(folder, settings))[0]
     if stored is not None:

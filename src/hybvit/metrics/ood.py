@@ -118,11 +118,6 @@ def bootstrap_intervals(id_scores: Tensor, ood_scores: Tensor, seed: int, repeat
     return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
 
 
-def max_probability(logits: Tensor) -> Tensor:
-    """The largest softmax probability, in 1/K..1 (Hendrycks & Gimpel 2017); logits [N, K] -> float64 [N]."""
-    return logits.cpu().double().softmax(dim=1).amax(dim=1)
-
-
 def gradient_norm_score(logits_fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The negative L2 norm of the gradient of log p(x) in x ("approximate mass", Grathwohl et al. 2020), float64 [N].
 

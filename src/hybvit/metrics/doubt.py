@@ -1,0 +1,78 @@
+"""What a classifier needs to know of images that it was not trained on, to say how sure it is of new ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .calibration import Scaling, choose_scaling
+from .conformal import Method, Ranked, conformal_quantile, nonconformity, prediction_sets, ranked
+from .selective import Threshold, max_probability, threshold_for_risk
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibration by n images: how to scale the logits, and how well each image did after that.
+
+    Thresholds and quantiles are computed from these for any risk and coverage that is asked for. Probabilities, confidences and
+    ranks are those of the scaled logits.
+
+    Attributes:
+        scaling: the change of the logits.
+        labels: of the images, in the words of :func:`hybvit.metrics.conformal.ranked`: probability of the true class, of those
+            ranked above it, and its rank; each [n].
+        confidence: float64 [n], the largest probability.
+        images: int64 [n], a digest of each image, so that none of them is taken to judge the calibration.
+        source: which images they are, for the record.
+        weights: digest of the weights that it was made for; it fits no others.
+    """
+
+    scaling: Scaling
+    labels: Ranked
+    confidence: Tensor
+    images: Tensor
+    source: str = ""
+    weights: str = ""
+
+    @classmethod
+    def fit(cls, logits: Tensor, labels: Tensor, images: Tensor, source: str = "", weights: str = "") -> Calibration:
+        """A calibration by images that the network was not trained on.
+
+        Args:
+            logits: float [n, K]; labels: int64 [n].
+            images: int64 [n], a digest of each.
+
+        Raises:
+            ValueError: there is no image, or a logit is not finite.
+        """
+        if len(logits) < 1 or not bool(logits.isfinite().all()):
+            raise ValueError("a calibration needs at least one image, and finite logits")
+        scaling = choose_scaling(logits, labels)
+        scaled = scaling.apply(logits)
+        return cls(scaling, ranked(scaled).of(labels), max_probability(scaled), images, source, weights)
+
+    def __len__(self) -> int:
+        return len(self.confidence)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Calibrated probabilities, float64 [N, K]."""
+        return self.scaling.apply(logits).softmax(dim=1)
+
+    def threshold(self, risk: float) -> Threshold:
+        """The confidence from which on the risk is at most ``risk``, in 95 % of cases (:func:`threshold_for_risk`)."""
+        return threshold_for_risk(self.confidence, self.labels.rank == 1, risk)
+
+    def quantile(self, coverage: float, method: Method = "thr", u: Tensor | float = 1.0) -> float:
+        """The largest nonconformity of a class in a set; ``u`` [n] as in :func:`nonconformity`."""
+        return conformal_quantile(nonconformity(self.labels, method, u), coverage)
+
+    def sets(self, logits: Tensor, coverage: float, method: Method = "thr") -> Tensor:
+        """The classes that hold the true one with this probability, bool [N, K]; without random numbers."""
+        scores = nonconformity(ranked(self.scaling.apply(logits)), method)
+        return prediction_sets(scores, self.quantile(coverage, method))
+
+    def used(self, images: Tensor) -> Tensor:
+        """Which of some images, by their digests int64 [N], the calibration was made with: bool [N]."""
+        return torch.isin(images, self.images)
