@@ -13,8 +13,10 @@ from hybvit.metrics.calibration import (
     TEMPERATURES,
     ReliabilityTable,
     bootstrap_interval,
+    choose_scaling,
     expected_calibration_error,
     fit_temperature,
+    fit_vector_scaling,
     maximum_calibration_error,
     reliability_table,
 )
@@ -210,3 +212,61 @@ def test_the_bootstrap_of_the_calibration_error_is_around_it():
     low, high = bootstrap_interval(lambda i: expected_calibration_error(reliability_table(logits[i], labels[i])), 1000, seed=0)
     assert low < error < high
     assert high - low < 0.1
+
+
+def skewed(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels whose true log-probabilities are a factor and an offset for each class away."""
+    g = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(n, 4, generator=g, dtype=torch.float64)
+    true = logits * torch.tensor([0.3, 0.6, 0.9, 1.2]) + torch.tensor([1.0, 0.0, 0.0, -1.0])
+    return logits, true.softmax(1).multinomial(1, generator=g)[:, 0]
+
+
+def test_vector_scaling_without_a_penalty_minimizes_the_nll():
+    logits, labels = skewed(400)
+    found = fit_vector_scaling(logits, labels, penalty=0)
+    scale, bias = found.scale.clone().requires_grad_(), found.bias.clone().requires_grad_()
+    loss = F.cross_entropy(logits * scale + bias, labels)
+    for gradient in torch.autograd.grad(loss, (scale, bias)):
+        assert gradient.abs().max() < 1e-5
+    temperature = fit_temperature(logits, labels)
+    assert loss < F.cross_entropy(logits / temperature, labels) - 0.05
+    torch.testing.assert_close(found.apply(logits), (logits * scale + bias).detach())
+
+
+def test_the_penalty_of_vector_scaling_pulls_it_to_the_temperature():
+    logits, labels = skewed(400)
+    temperature = fit_temperature(logits, labels)
+
+    def penalized(scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        away = (temperature * scale - 1).square().sum() + bias.square().sum()
+        return F.cross_entropy(logits * scale + bias, labels) + away / (2 * len(labels))
+
+    found = fit_vector_scaling(logits, labels)
+    parts = found.scale.clone().requires_grad_(), found.bias.clone().requires_grad_()
+    assert all(gradient.abs().max() < 1e-5 for gradient in torch.autograd.grad(penalized(*parts), parts))
+    stiff = fit_vector_scaling(logits, labels, penalty=1e9)
+    torch.testing.assert_close(stiff.scale, torch.full((4,), 1 / temperature, dtype=torch.float64), rtol=1e-3, atol=0)
+    assert stiff.bias.abs().max() < 1e-3
+    with pytest.raises(ValueError, match="penalty"):
+        fit_vector_scaling(logits, labels, penalty=-1)
+
+
+def test_the_scaling_is_chosen_by_images_that_it_was_not_fitted_to():
+    logits, labels = overconfident(600)
+    assert choose_scaling(logits, labels).temperature == pytest.approx(fit_temperature(logits, labels))
+    assert choose_scaling(logits / 2, labels).kind == "none"  # calibrated as they are
+    assert choose_scaling(*skewed(2000)).kind == "vector"
+    assert choose_scaling(*skewed(2000)).temperature is None
+    order = labels.argsort()
+    torch.testing.assert_close(choose_scaling(logits[order], labels[order]).scale, choose_scaling(logits, labels).scale)
+
+
+def test_no_scaling_where_none_has_an_optimum_or_images_are_few():
+    logits, labels = overconfident(200)
+    assert choose_scaling(logits, logits.argmax(1)).kind == "none"  # the sharper the better
+    one_wrong = logits.argmax(1)
+    one_wrong[7] = logits[7].argmin()
+    assert choose_scaling(logits, one_wrong).kind == "none"  # four of the five folds would be made arbitrarily sharp
+    assert choose_scaling(logits[:3], labels[:3]).kind == "none"
+    assert choose_scaling(logits, labels).apply(logits).dtype == torch.float64
