@@ -31,6 +31,7 @@ from hybvit.metrics.conformal import METHODS, conformal_quantile, covered, nonco
 
 ROOT = Path(__file__).resolve().parent.parent
 HALVES, SEED, BINS = 200, 0, 15
+SHOWN = "fashion-mnist"  # in pictures
 PICTURES = ("doubt/risk_coverage", "doubt/class_coverage", "calibration/reliability", "calibration/reliability_scaled")
 
 
@@ -71,7 +72,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     calibration, data = model.calibration, with_own_data(model, None, None).data
     assert calibration is not None
     results = hybvit.evaluate(copy, suites=["calibration", "doubt"], out=folder / f"{name}-results", say=print)
-    for picture in PICTURES:
+    for picture in PICTURES if name == SHOWN else ():
         suite, _, file = picture.partition("/")
         drawn = folder / f"{name}-results" / "evaluation" / suite / f"{file}.svg"
         (ROOT / "docs" / f"doubt_{name}_{file}.svg").write_text(drawn.read_text(encoding="utf-8"), encoding="utf-8")

@@ -20,12 +20,13 @@ def result(name: str) -> dict[str, Any]:
     return json.loads((ROOT / "results" / f"{name}.json").read_text())
 
 
-def value(record: dict[str, Any], name: str, percent: bool = True) -> str:
+def value(record: dict[str, Any], name: str, percent: bool = True, digits: int | None = None) -> str:
     """A metric with its interval and the number of images, or a dash if it was not measured."""
     metric = record["metrics"].get(name)
     if metric is None:
         return "-"
-    scale, digits = (100, 1) if percent else (1, 2)
+    scale = 100 if percent else 1
+    digits = (1 if percent else 2) if digits is None else digits
     shown = f"{scale * metric['value']:.{digits}f}" + (" %" if percent else "")
     interval = f"{scale * metric['low']:.{digits}f} to {scale * metric['high']:.{digits}f}, " if "low" in metric else ""
     return f"{shown} ({interval}n {metric['n']:,})"
@@ -536,6 +537,87 @@ def corruptions() -> str:
     return "\n".join(lines)
 
 
+def doubt_calibration() -> str:
+    """The calibration of the bundled models before and after scaling, by benchmarks/doubt.py."""
+    record = result("doubt")
+    models, bins = record["models"], record["bins"]
+    lines = ["| | " + " | ".join(f"`{name}`" for name in models) + " |", "|---|" + "---|" * len(models)]
+
+    def halves(name: str) -> Callable[[dict[str, Any]], str]:
+        return lambda m: f"{100 * m['halves'][name]['mean']:.2f} % (deviation {100 * m['halves'][name]['deviation']:.2f})"
+
+    rows: dict[str, Callable[[dict[str, Any]], str]] = {
+        "calibrated on": lambda m: f"{m['calibrated_on'][0]:,} images ({m['calibrated_on'][1]})",
+        "chosen by cross-validation": lambda m: f"{m['scaling']}, {m['metrics']['calibration/temperature']['value']:.3f}",
+        f"ECE of {bins} bins, as trained": lambda m: value(m, f"calibration/ece_{bins}", digits=2),
+        f"ECE of {bins} bins, scaled": lambda m: value(m, f"calibration/ece_{bins}_scaled", digits=2),
+        "ECE of 20 bins, scaled": lambda m: value(m, "calibration/ece_20_scaled", digits=2),
+        "NLL, as trained, nats": lambda m: value(m, "calibration/nll", percent=False, digits=4),
+        "NLL, scaled": lambda m: value(m, "calibration/nll_scaled", percent=False, digits=4),
+        "change of the NLL": lambda m: value(m, "calibration/nll_change", percent=False, digits=4),
+        f"mean ECE over {record['number_of_halves']} random halves, scaled": halves("ece"),
+        "the same if every probability were exactly right": halves("ece_if_right"),
+    }
+    lines += [f"| {name} | " + " | ".join(cell(model) for model in models.values()) + " |" for name, cell in rows.items()]
+    return "\n".join([*lines, "", measured_by(record)])
+
+
+def measured_by(record: dict[str, Any]) -> str:
+    facts = record["environment"]
+    taken = " and ".join(f"{model['seconds']:.0f} s (`{name}`)" for name, model in record["models"].items())
+    return (
+        f"Judged on the other half of the test images; 95 % intervals in parentheses; seed {record['seed']}, {taken} on "
+        f"{threads(facts['threads'])} of a shared machine ({facts['device']}), torch {facts['torch']} "
+        "(`python benchmarks/doubt.py`)."
+    )
+
+
+def doubt_scores() -> str:
+    """Selective classification by each score, and abstention."""
+    from hybvit.evaluation.doubt import RISKS, SCORE_LABELS
+
+    models = result("doubt")["models"]
+    lines = ["| model | score | AURC, 10^-3 | AUGRC, 10^-3 | coverage at 5 % risk | risk at 80 % coverage |", f"|{'---|' * 6}"]
+    for name, model in models.items():
+        for score, words in SCORE_LABELS.items():
+            areas = (model["metrics"][f"doubt/{what}_{score}"] for what in ("aurc", "augrc"))
+            cells = [f"{1000 * m['value']:.1f} ({1000 * m['low']:.1f} to {1000 * m['high']:.1f})" for m in areas]
+            cells += [value(model, f"doubt/{what}_{score}", digits=2) for what in ("coverage_at_5_risk", "risk_at_80_coverage")]
+            lines.append(f"| `{name}` | {words} | {' | '.join(cells)} |")
+    lines += ["", "| model | promised risk | images answered | wrong among them |", f"|{'---|' * 4}"]
+    for name, model in models.items():
+        for risk in RISKS:
+            key = f"doubt/abstain_above_{100 * risk:.0f}"
+            known = f"{key}_risk" in model["metrics"]
+            cells = [value(model, f"{key}_{what}", digits=2) for what in ("answered", "risk")] if known else ["none", "-"]
+            lines.append(f"| `{name}` | {risk:.0%} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def doubt_sets() -> str:
+    """Coverage and size of conformal sets: of one half, and over random halves."""
+    record = result("doubt")
+    models, n = record["models"], record["number_of_halves"]
+    lines = [
+        f"| model | score | coverage asked | covered | mean size | no class | covered, {n} halves | mean size, {n} halves |",
+        f"|{'---|' * 8}",
+    ]
+    for name, model in models.items():
+        for row in model["tables"]["conformal"]:
+            key = f"{row['method']}_{100 * row['coverage']:.0f}"
+            if row["random"]:
+                covered, over, size = f"{row['covered']:.1%}", ["-", "-"], f"{row['size']:.3f}"
+            else:
+                covered = value(model, f"doubt/coverage_{key}")
+                size = value(model, f"doubt/set_size_{key}", percent=False, digits=3)
+                spread = [model["halves"][f"{what}_{key}"] for what in ("coverage", "size")]
+                over = [f"{spread[0]['mean']:.2%} (deviation {100 * spread[0]['deviation']:.2f})", f"{spread[1]['mean']:.3f}"]
+            words = f"{row['method']}{', with random numbers' if row['random'] else ''}"
+            cells = [f"`{name}`", words, f"{row['coverage']:.0%}", covered, size, f"{row['empty']:.1%}", *over]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "table": table,
     "speed": speed,
@@ -551,6 +633,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "processes": processes,
     "floors": floors,
     "corruptions": corruptions,
+    "doubt_calibration": doubt_calibration,
+    "doubt_scores": doubt_scores,
+    "doubt_sets": doubt_sets,
     **{
         f"study_{name}": partial(study, name)
         for name in ("ablation_first", "ablation", "ablation_third", "v2", "cifar10_trials")
@@ -560,7 +645,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
 }
 PAGES = (
-    "README.md", "docs/ablation.md", "docs/corruptions.md", "docs/data.md", "docs/evaluation.md", "docs/reproduction.md",
+    "README.md", "docs/ablation.md", "docs/corruptions.md", "docs/data.md", "docs/doubt.md", "docs/evaluation.md",
+    "docs/reproduction.md",
     "docs/scale.md", "docs/v2.md",
     *(f"src/hybvit/assets/models/{name}/README.md" for name in MODELS),
 )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 
 import hybvit as package
 from hybvit import checkpoint
-from hybvit.checkpoint import CALIBRATION, calibration_from_bytes, calibration_to_bytes
+from hybvit.checkpoint import CALIBRATION
 from hybvit.config import override
 from hybvit.data.fingerprint import pixel_digests, share_training_images
 from hybvit.data.image_set import Dataset, ImageSet, to_x
@@ -133,22 +133,31 @@ def test_a_calibration_of_other_weights_is_refused(calibrated, tmp_path):
         calibrated.save_pretrained(tmp_path / "b")
     kept, calibrated.calibration = calibrated.calibration, None
     calibrated.save_pretrained(tmp_path / "c")
-    checkpoint.add_file(tmp_path / "c", CALIBRATION, calibration_to_bytes(kept))  # in the manifest, but of the other model
+    checkpoint.add_file(tmp_path / "c", CALIBRATION, kept.to_bytes())  # in the manifest, but of the other model
     with pytest.raises(CheckpointError, match="was made for other weights"):
         HybridModel.from_pretrained(tmp_path / "c", "cpu")
 
 
-def test_a_damaged_calibration_is_refused(calibrated, tmp_path):
-    content, place = calibration_to_bytes(calibrated.calibration), tmp_path / CALIBRATION
-    assert calibration_from_bytes(content, place).weights == calibrated.calibration.weights
+def test_a_damaged_calibration_is_refused(calibrated, run):
+    content = calibrated.calibration.to_bytes()
+    again = Calibration.from_bytes(content)
+    assert again.to_bytes() == content
+    assert (again.source, again.weights) == ("noise", calibrated.calibration.weights)
     for damaged in (
         content[:-1] + bytes([content[-1] ^ 1]),
         content[: len(content) // 2],
         b"",
         content.replace(b'"noise"', b'"voice"'),
     ):
+        with pytest.raises(ValueError, match="damaged"):
+            Calibration.from_bytes(damaged)
+        (run / CALIBRATION).write_bytes(damaged)
         with pytest.raises(CheckpointError, match="damaged; delete it, and run"):
-            calibration_from_bytes(damaged, place)
+            load(run, "cpu")
+    (run / CALIBRATION).unlink()
+    (run / CALIBRATION).mkdir()
+    with pytest.raises(CheckpointError, match="unreadable"):
+        load(run, "cpu")
 
 
 def test_a_file_is_added_to_an_exported_folder_all_or_nothing(calibrated, tmp_path, monkeypatch):

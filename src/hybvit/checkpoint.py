@@ -23,13 +23,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
-from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from .errors import CheckpointError, DataError
-from .metrics.calibration import Scaling
-from .metrics.conformal import Ranked
-from .metrics.doubt import Calibration
 from .storage import MAX_TEXT, flush, read_bytes, temporary_name
 
 CONFIG, WEIGHTS, EMA = "config.yaml", "model", "ema"
@@ -359,39 +355,3 @@ def digest_of_weights(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def calibration_to_bytes(calibration: Calibration) -> bytes:
-    """The content of :data:`CALIBRATION`, with a digest of itself."""
-    tensors = {"scale": calibration.scaling.scale, "bias": calibration.scaling.bias, **calibration.labels._asdict()}
-    tensors |= {"confidence": calibration.confidence, "images": calibration.images}
-    about = {"kind": calibration.scaling.kind, "source": calibration.source, "weights": calibration.weights}
-    about["sha256"] = digest_of_weights(tensors) + digest_of(about)
-    text = torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
-    return save_bytes({"about": text, **{name: tensor.contiguous() for name, tensor in tensors.items()}})
-
-
-def calibration_from_bytes(content: bytes, path: Path) -> Calibration:
-    """What :func:`calibration_to_bytes` wrote; ``path`` is used in messages.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
-    damaged = CheckpointError(f"{path}: damaged; delete it, and run `hybvit calibrate` again")
-    try:
-        tensors = load_bytes(content)
-        about = json.loads(bytes(tensors.pop("about").tolist()).decode())
-        written = about.pop("sha256")
-        calibration = Calibration(
-            Scaling(about["kind"], tensors["scale"], tensors["bias"]),
-            Ranked(*(tensors[name] for name in Ranked._fields)),
-            tensors["confidence"],
-            tensors["images"],
-            about["source"],
-            about["weights"],
-        )
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise damaged from None
-    if written != digest_of_weights(tensors) + digest_of(about):
-        raise damaged
-    return calibration

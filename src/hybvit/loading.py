@@ -131,7 +131,7 @@ def save_calibration(model: HybridModel, folder: Path) -> Path:
         DataError: it cannot be written.
     """
     assert model.calibration is not None
-    content = checkpoint.calibration_to_bytes(model.calibration)
+    content = model.calibration.to_bytes()
     if (folder / checkpoint.MANIFEST).is_file():
         checkpoint.add_file(folder, CALIBRATION, content)
     else:

@@ -449,7 +449,7 @@ class HybridModel:
         if self.calibration is not None:
             if self.calibration.weights != checkpoint.digest_of_weights(weights):
                 raise ConfigError("the weights were changed after the calibration: calibrate again, or set calibration to None")
-            files[CALIBRATION] = checkpoint.calibration_to_bytes(self.calibration)
+            files[CALIBRATION] = self.calibration.to_bytes()
         checkpoint.write_folder(path, {WEIGHTS: weights}, files)
 
     @classmethod
@@ -478,9 +478,11 @@ class HybridModel:
         """
         path = folder / CALIBRATION
         try:
-            found = checkpoint.calibration_from_bytes(read_bytes(path), path)
+            found = Calibration.from_bytes(read_bytes(path))
         except OSError as error:
             raise CheckpointError(f"{path}: unreadable ({error.strerror})") from None
+        except ValueError:
+            raise CheckpointError(f"{path}: damaged; delete it, and run `hybvit calibrate` again") from None
         fits = found.weights == checkpoint.digest_of_weights(self.net.state_dict())
         self.calibration = found if fits else None
         return fits

@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from .. import __version__
-from ..checkpoint import calibration_to_bytes
 from ..data.files import Files, stamp
 from ..data.image_set import ImageSet
 from ..data.images import save_image
@@ -122,7 +121,7 @@ def run_or_read(ctx: Context, name: str, say: Callable[[str], None], again: bool
     settings = facts | ctx.options.of_suite(name)
     settings |= {"training_images": digest_of_images(ctx.data.train), "files": digests_of_files(settings)}
     if name in CALIBRATED and ctx.own_calibration is not None:
-        settings["calibration"] = hashlib.sha256(calibration_to_bytes(ctx.own_calibration)).hexdigest()
+        settings["calibration"] = hashlib.sha256(ctx.own_calibration.to_bytes()).hexdigest()
     folder = ctx.folder / "evaluation" / name
     stored: dict[str, Any] | None = all_gather(None if again else read_stored(folder, settings))[0]
     if stored is not None:

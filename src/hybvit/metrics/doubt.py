@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from .calibration import Scaling, choose_scaling
@@ -76,3 +80,36 @@ class Calibration:
     def used(self, images: Tensor) -> Tensor:
         """Which of some images, by their digests int64 [N], the calibration was made with: bool [N]."""
         return torch.isin(images, self.images)
+
+    def to_bytes(self) -> bytes:
+        """The content of a safetensors file that holds all of it, with a digest."""
+        tensors = {"scale": self.scaling.scale, "bias": self.scaling.bias, **self.labels._asdict()}
+        tensors = {name: value.contiguous() for name, value in (tensors | {"confidence": self.confidence}).items()}
+        tensors["images"] = self.images.contiguous()
+        about = {"kind": self.scaling.kind, "source": self.source, "weights": self.weights}
+        text = json.dumps(about | {"sha256": _digest(tensors, about)}).encode()
+        return save(tensors | {"about": torch.tensor(list(text), dtype=torch.uint8)})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Calibration:
+        """What :meth:`to_bytes` gave.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        try:
+            tensors = load(content)
+            about = json.loads(bytes(tensors.pop("about").tolist()).decode())
+            intact = about.pop("sha256") == _digest(tensors, about)
+            scaling = Scaling(about["kind"], tensors["scale"], tensors["bias"])
+            labels = Ranked(*(tensors[name] for name in Ranked._fields))
+            found = cls(scaling, labels, tensors["confidence"], tensors["images"], about["source"], about["weights"])
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            intact = False
+        if not intact:
+            raise ValueError("damaged")
+        return found
+
+
+def _digest(tensors: dict[str, Tensor], about: dict[str, str]) -> str:
+    return hashlib.sha256(save(tensors) + json.dumps(about, sort_keys=True).encode()).hexdigest()
