@@ -22,8 +22,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--data",
         type=location,
-        help="location of the images: others than in training, of which all are used; or the data of the training, of which "
-        "those held out are (default: the named data set that the model was trained on)",
+        help="location of the images: others than in training, of which all are used, or the test images if they are divided; "
+        "or the data of the training, of which those held out are (default: the named data set that the model was trained on)",
     )
     parser.add_argument("--data.test_root", dest="test_root", type=location, help="test images that lie outside of --data")
     parser.add_argument(
