@@ -323,7 +323,7 @@ def test_a_scaling_that_makes_it_worse_is_no_improvement(tmp_path):
         m.calibration = replace(fitted, scaling=scaling)
         return run_suites(Context(m, data, "digits", options, tmp_path / place, "hybvit"), ("calibration",), quiet)
 
-    worse, better = measured(0.3, "worse"), measured(1.5, "better")
+    worse, better, same = measured(0.3, "worse"), measured(1.5, "better"), measured(1.0, "same")
     change = worse["metrics"]["calibration/nll_change"]
     both = [worse["metrics"][f"calibration/nll{suffix}"]["value"] for suffix in ("_scaled", "")]
     assert change["value"] == pytest.approx(both[0] - both[1])
@@ -332,6 +332,7 @@ def test_a_scaling_that_makes_it_worse_is_no_improvement(tmp_path):
     assert any("the ECE is larger" in note for note in worse["notes"]["calibration"])
     assert better["metrics"]["calibration/nll_change"]["high"] < 0
     assert not any("Scaled" in note for note in better["notes"]["calibration"])
+    assert any("the NLL is not clearly better" in note for note in same["notes"]["calibration"])
 
 
 @pytest.mark.slow

@@ -77,9 +77,10 @@ def compare(result: Result, change: Tensor) -> None:
     metric = Metric(change.mean().item(), len(change), *mean_interval(change))
     result.metrics["calibration/nll_change"] = metric
     before, after = (result.metrics[f"calibration/ece_{COMMON_BINS}{suffix}"].value for suffix in ("", "_scaled"))
-    if metric.high is None or not metric.high < 0:
-        verdict = "is worse" if metric.low is not None and metric.low > 0 else "is no improvement"
-        result.notes.append(f"Scaled, the NLL {verdict} on these test images (change {metric.value:+.4f} nats): do not scale.")
+    if metric.low is not None and metric.low > 0:
+        result.notes.append(f"Scaled, the NLL is worse on these test images (change {metric.value:+.4f} nats): do not scale.")
+    elif metric.high is None or not metric.high < 0:
+        result.notes.append(f"Scaled, the NLL is not clearly better on these test images (change {metric.value:+.4f} nats).")
     if after > before:
         result.notes.append(f"Scaled, the ECE is larger on these test images ({after:.4f}, before {before:.4f}).")
 
