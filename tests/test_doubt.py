@@ -201,8 +201,14 @@ def test_a_run_is_calibrated_by_its_held_out_images_and_uses_that(run, tmp_path)
     expected = m.predict(data.test.in_memory[:1])
     assert found["probabilities"][found["label"]] == pytest.approx(expected.probabilities.max().item(), abs=1e-5)
     inside = m.prediction_set(data.test.in_memory[:1])[0]
-    assert found["set_95"] == [name for name, held in zip(m.classes, inside.tolist(), strict=True) if held]
-    assert "95% set: " in hybvit("classify", run, tmp_path / "one.png").stdout
+    assert found["coverage"] == 0.95
+    assert found["set"] == [name for name, held in zip(m.classes, inside.tolist(), strict=True) if held]
+    assert "  0.95 set: " in hybvit("classify", run, tmp_path / "one.png").stdout
+    all_classes = hybvit("classify", run, tmp_path / "one.png", "--coverage", "0.999").stdout
+    assert f"  0.999 set: {', '.join(m.classes)}" in all_classes  # 139 images are too few for it
+    for model, coverage, said in ((run, "95", "coverage is 95"), ("digits", "0.9", "this model is not calibrated")):
+        refused = hybvit("classify", model, tmp_path / "one.png", "--coverage", coverage)
+        assert (refused.returncode, said in refused.stderr) == (2, True)
     asked = hybvit("classify", run, tmp_path / "one.png", "--abstain-above", "1e-6")
     assert asked.returncode == 2
     assert "cannot vouch for a risk below" in asked.stderr

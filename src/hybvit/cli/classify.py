@@ -14,7 +14,7 @@ from ..loading import load
 from ..model import HybridModel
 from .arguments import ArgumentParser, naming, positive_int
 
-RISK, COVERAGE = 0.05, 0.95  # of a calibrated model, unless another risk is asked for
+RISK, COVERAGE = 0.05, 0.95  # of a calibrated model, unless others are asked for
 
 
 def main(arguments: list[str]) -> None:
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
         prog="hybvit classify",
         description="Classify image files of any format and size. The log density is higher for images like the training "
         "data. A calibrated model (`hybvit calibrate`) gives calibrated probabilities, abstains where it is not sure enough, "
-        "and names the classes that hold the true one with a probability of 95 %.",
+        "and names the classes that hold the true one with a probability of 95 % (the set).",
     )
     parser.add_argument("model", metavar="MODEL", help="run folder, exported folder, hub id, or bundled model")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
@@ -33,6 +33,11 @@ def main(arguments: list[str]) -> None:
         metavar="RISK",
         help="abstain where that is needed to keep the share of wrong answers at or below this, with a confidence of 95 %% "
         f"(calibrated models: {RISK}, if their calibration images suffice)",
+    )
+    parser.add_argument(
+        "--coverage",
+        type=float,
+        help=f"probability of the sets, for a calibrated model; below its accuracy some are empty ({COVERAGE})",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per image")
     args = parser.parse_args(arguments)
@@ -49,7 +54,8 @@ def main(arguments: list[str]) -> None:
     if pixels:
         with naming(args.model):
             risk = default_risk(model) if args.abstain_above is None else args.abstain_above
-            answer(model, named, torch.stack(pixels), args.top, args.json, risk)
+            coverage = COVERAGE if args.coverage is None and model.calibration is not None else args.coverage
+            answer(model, named, torch.stack(pixels), args.top, args.json, (risk, coverage))
     for other in bad[:-1]:
         print(f"hybvit: {' '.join(str(other).split())}", file=sys.stderr)  # a name may have line breaks
     if bad:
@@ -61,10 +67,18 @@ def default_risk(model: HybridModel) -> float | None:
     return RISK if model.calibration is not None and model.calibration.threshold(RISK).bound <= RISK else None
 
 
-def answer(model: HybridModel, images: list[str], pixels: Tensor, top_classes: int, as_json: bool, risk: float | None) -> None:
-    """Print a line for each image, by its name."""
+def answer(
+    model: HybridModel,
+    images: list[str],
+    pixels: Tensor,
+    top_classes: int,
+    as_json: bool,
+    wanted: tuple[float | None, float | None],
+) -> None:
+    """Print a line for each image, by its name; ``wanted`` are the risk to abstain above and the coverage of the sets."""
+    risk, coverage = wanted
+    sets = [None] * len(images) if coverage is None else model.prediction_set(pixels, coverage).tolist()
     labels, probabilities, scores = model.predict(pixels, risk)
-    sets = model.prediction_set(pixels, COVERAGE).tolist() if model.calibration is not None else [None] * len(images)
     width = max(map(len, images))
     for path, label, row, score, held in zip(images, labels.tolist(), probabilities, scores.tolist(), sets, strict=True):
         top = row.topk(min(top_classes, len(row)))
@@ -73,9 +87,9 @@ def answer(model: HybridModel, images: list[str], pixels: Tensor, top_classes: i
         classes = held and [model.classes[k] for k, inside in enumerate(held) if inside]
         if as_json:
             record = {"image": path, "label": name, "probabilities": named, "log_density": score}
-            print(json.dumps(record if held is None else record | {f"set_{100 * COVERAGE:.0f}": classes}))
+            print(json.dumps(record if held is None else record | {"set": classes, "coverage": coverage}))
         else:
             shown = "  ".join(f"{name} {100 * p:.1f} %" for name, p in named.items())
-            beside = "" if held is None else f"  {COVERAGE:.0%} set: {', '.join(classes) or 'no class fits'}"
+            beside = "" if held is None else f"  {coverage:.3g} set: {', '.join(classes) or 'no class fits'}"
             unsure = "" if label >= 0 else "abstains: "
             print(f"{' '.join(path.split()):<{width}}  {unsure}{shown}  log density {score:.2f}{beside}")
