@@ -22,7 +22,8 @@ from ..evaluation import plots
 from ..metrics.calibration import bootstrap_interval, expected_calibration_error, reliability_table
 from ..metrics.classification import mean_interval, nll, wilson_interval
 from ..metrics.likelihood import log_density
-from ..metrics.ood import auroc, clustered_auroc_interval, max_probability
+from ..metrics.ood import auroc, clustered_auroc_interval
+from ..metrics.selective import max_probability
 from .context import Context, Metric, Picture, Result
 from .ood import denoising_score
 
