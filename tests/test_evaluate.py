@@ -33,7 +33,7 @@ from .conftest import QUICK, hybvit, opened
 
 FAST = Options(
     limit=60, samples=40, steps=3, bound_images=8, bound_draws=4, attack_images=16, autoattack_images=0, attack_steps=3,
-    corruption_images=8,
+    corruption_images=8, certified_images=4, certified_votes=20,
 )  # fmt: skip
 
 
@@ -71,7 +71,8 @@ def test_every_suite_measures_what_it_says(tiny_run, tmp_path):
     assert record["left_out"] == {}
     families = {name.split("/")[0] for name in record["metrics"]}
     assert families == {
-        "test", "calibration", "doubt", "ood", "robustness", "corruptions", "likelihood", "fidelity", "judge", "samples",
+        "test", "calibration", "doubt", "ood", "robustness", "certified", "corruptions", "likelihood", "fidelity", "judge",
+        "samples",
         "quality", "speed",
     }  # fmt: skip
     for name, metric in record["metrics"].items():
@@ -524,11 +525,11 @@ def test_samples_are_drawn_with_the_guidance_that_was_asked_for(tmp_path, monkey
 @pytest.mark.slow
 def test_models_that_lack_something_get_the_suites_that_make_sense(linear, tmp_path):
     record = run_suites(context(linear, tmp_path / "a"), tuple(SUITES), quiet)
-    images = "the model cannot generate images"
-    assert record["left_out"] == {"likelihood": "the model has no denoiser", "fidelity": images, "quality": images}
+    images, denoiser = "the model cannot generate images", "the model has no denoiser"
+    assert record["left_out"] == {"certified": denoiser, "likelihood": denoiser, "fidelity": images, "quality": images}
     denoiser = Adapted((1, 8, 8), denoise=lambda x_t, t: x_t, device="cpu")
     record = run_suites(context(denoiser, tmp_path / "b"), tuple(SUITES), quiet)
-    assert set(record["left_out"]) == {"accuracy", "calibration", "robustness", "quality"}
+    assert set(record["left_out"]) == {"accuracy", "calibration", "robustness", "certified", "quality"}
     assert {"likelihood/bits_per_dim", "fidelity/fd_cnn-digits_40"} <= record["metrics"].keys()
     unlabelled = Dataset(digits().train, ImageSet(digits().test.in_memory), ())
     record = run_suites(context(linear, tmp_path / "c", data=unlabelled), ("accuracy", "calibration", "ood"), quiet)

@@ -203,7 +203,10 @@ def test_every_option_is_an_argument():
     words = {
         "--limit": ("7", 7), "--seed": ("3", 3), "--batch-size": ("2", 2), "--ood": ("noise, svhn", ("noise", "svhn")),
         "--bound-images": ("4", 4), "--bound-draws": ("all", 0), "--attack-images": ("5", 5), "--autoattack-images": ("0", 0),
-        "--attack-steps": ("6", 6), "--samples": ("8", 8), "--sampler": ("ddim", "ddim"), "--steps": ("9", 9),
+        "--attack-steps": ("6", 6), "--certified-images": ("7", 7), "--certified-votes": ("70", 70),
+        "--certified-noise": ("0.1,0.5", (0.1, 0.5)), "--corruption-images": ("9", 9),
+        "--corruptions": ("fog, frost", ("fog", "frost")), "--frost": ("folder", "folder"),
+        "--samples": ("8", 8), "--sampler": ("ddim", "ddim"), "--steps": ("9", 9),
         "--guidance": ("0.5", 0.5), "--extractor": ("inception", "inception"), "--inception": ("file", "file"),
     }  # fmt: skip
     given = parse_options([word for flag, (text, _) in words.items() for word in (flag, text)], "hybvit evaluate")

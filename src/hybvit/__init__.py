@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .method.diffusion import Diffusion
     from .method.objective import Batch, Losses, Objective, hybrid_loss
     from .method.vit import HybViT, Output, ViTConfig
+    from .metrics.certified import Certificates
     from .model import HybridModel, Prediction
     from .presets import PRESETS, preset
     from .training.loop import train
@@ -36,6 +37,7 @@ _MODULE_OF = {
     "CheckpointError": "errors", "ConfigError": "errors", "DataError": "errors", "DivergedError": "errors",
     "Interrupted": "errors",
     "EvaluationOptions": "evaluation", "Results": "evaluation", "evaluate": "evaluation",
+    "Certificates": "metrics.certified",
     "HybridModel": "model", "Prediction": "model", "load": "loading", "load_published": "loading",
     "Batch": "method.objective", "Losses": "method.objective", "Objective": "method.objective",
     "hybrid_loss": "method.objective",

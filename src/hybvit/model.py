@@ -26,6 +26,8 @@ from .hub import download
 from .method.diffusion import Diffusion
 from .method.samplers import Denoiser, ImageNoise, Spacing, run_sampler
 from .method.seeds import derive_seed, generator
+from .method.smoothing import NoiseLevel, NoisyClassifier, cast_votes, noisy_reading
+from .metrics.certified import Certificates, certify_votes, check_votes
 from .metrics.conformal import METHODS, Method
 from .metrics.doubt import Calibration
 from .metrics.likelihood import log_density, variational_bound
@@ -220,6 +222,15 @@ class HybridModel:
         """The logits [N, K] of images on the CPU, before any calibration; arguments and errors are those of :meth:`predict`."""
         if not self.has_classes:
             raise ConfigError("this model was trained with objective genvit: it has no labels to give")
+        pixels = self._pixels(images)
+        empty = torch.empty(0, self.cfg.model.num_classes)
+        logits = torch.cat([self.logits(to_x(part.to(self.device))).cpu() for part in pixels.split(256)] or [empty])
+        if not bool(logits.isfinite().all()):
+            raise DivergedError("the logits are not finite: this model diverged in training; use another checkpoint")
+        return logits
+
+    def _pixels(self, images: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
+        """Images as :meth:`predict` takes them -> uint8 [N, C, H, W]; it has the errors."""
         if isinstance(images, Image.Image):
             images = [images]
         if not isinstance(images, Tensor) and not images:
@@ -229,11 +240,64 @@ class HybridModel:
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape:
             wanted = ", ".join(map(str, self.image_shape))
             raise ValueError(f"pixels are {images.dtype} {list(images.shape)}: this model takes uint8 [N, {wanted}]")
-        empty = torch.empty(0, self.cfg.model.num_classes)
-        logits = torch.cat([self.logits(to_x(part.to(self.device))).cpu() for part in images.split(256)] or [empty])
-        if not bool(logits.isfinite().all()):
+        return images
+
+    @property
+    def labels_noisy(self) -> bool:
+        """Whether the label read-out was trained on noisy images too (``objective.noisy_labels``)."""
+        return self.cfg.objective.kind == "hybvit" and self.cfg.objective.noisy_labels > 0
+
+    def noisy_classifier(self, noise: float) -> NoisyClassifier:
+        """The label read-out for images with Gaussian noise of standard deviation ``noise`` on the [0, 1] scale of pixels.
+
+        It takes x + 2 noise eps [B, C, H, W], neither clipped nor scaled, on the model's device -> [B, K]. Differentiable.
+
+        Raises:
+            ConfigError: the label read-out was not trained on noisy images.
+            ValueError: the diffusion has no time with this noise.
+        """
+        if not self.labels_noisy:
+            raise ConfigError(
+                "objective.noisy_labels is 0: this model was not trained to label noisy images; train one with "
+                "--objective.noisy_labels 1 (kind hybvit), from this one with --train.init"
+            )
+        return noisy_reading(self.net.classify, NoiseLevel.of(self.diffusion, noise))
+
+    def certify(
+        self,
+        images: Tensor | Image.Image | Sequence[Image.Image],
+        *,
+        noise: float = 0.25,
+        votes: int = 1000,
+        selection: int = 100,
+        confidence: float = 0.999,
+        seed: int = 0,
+    ) -> Certificates:
+        """Labels that provably no small change of an image alters, by randomized smoothing (Cohen et al. 2019).
+
+        The certificate is one of the *smoothed* classifier, whose label is the majority of the votes that the network casts on
+        noisy copies of the image. It does not speak of :meth:`predict`. docs/certified.md says how to choose the noise.
+
+        Args:
+            images: as :meth:`predict` takes them.
+            noise: standard deviation of the noise on the [0, 1] scale of pixels. More noise certifies larger radii of fewer
+                images; the radius is at most ``noise`` times 2.46 at 1,000 votes.
+            votes: noisy copies of each image that certify; more of them make larger radii possible.
+            selection: noisy copies of each image that select the class beforehand.
+            confidence: probability that the certificate of an image holds.
+            seed: image i gets its noise from (seed, i), whatever the other images are.
+
+        Raises:
+            ValueError: an argument is out of range, or the pixels have another shape or type.
+            ConfigError: the label read-out was not trained on noisy images.
+        """
+        check_votes(votes, selection, confidence)
+        classify, x = self.noisy_classifier(noise), to_x(self._pixels(images).to(self.device))
+        polls = (selection, votes)
+        first, second = cast_votes(classify, x, noise, polls, self.cfg.model.num_classes, seed, range(len(x)))
+        if bool((second.sum(dim=1) < votes).any()):
             raise DivergedError("the logits are not finite: this model diverged in training; use another checkpoint")
-        return logits
+        return certify_votes(first, second, votes, noise, confidence)
 
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The predicted noise eps(x_t, t), [B, C, H, W], whatever target the network was trained for. Differentiable.

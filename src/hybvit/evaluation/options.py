@@ -11,6 +11,7 @@ from typing import Any
 from ..data.corruptions import check_corruption
 from ..errors import ConfigError
 from ..method.samplers import SAMPLERS
+from ..metrics.certified import check_votes
 from .adapters import Evaluable
 
 
@@ -19,6 +20,16 @@ def number_or_all(text: str) -> int:
     if text != "all" and not (text.isdecimal() and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a positive integer nor all")
     return 0 if text == "all" else int(text)
+
+
+CERTIFIED_CONFIDENCE = 0.999  # of each certificate, as in the literature
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a comma-separated list of numbers") from None
 
 
 def comma_separated(text: str) -> tuple[str, ...]:
@@ -65,7 +76,18 @@ class Options:
     )
     attack_images: int = option(256, "images attacked by PGD ({default})", "robustness", minimum=1)
     autoattack_images: int = option(64, "images attacked by AutoAttack, 0 for none ({default})", "robustness", minimum=0)
-    attack_steps: int = option(50, "PGD steps ({default})", "robustness", minimum=1)
+    attack_steps: int = option(50, "PGD steps ({default})", "robustness certified", minimum=1)
+    certified_images: int = option(100, "images certified by randomized smoothing ({default})", "certified", minimum=1)
+    certified_votes: int = option(
+        1000, "noisy copies of an image whose votes certify its label ({default})", "certified", minimum=1
+    )
+    certified_noise: tuple[float, ...] = option(
+        (0.12, 0.25, 0.5),
+        "comma-separated standard deviations of the noise of these copies, on the [0, 1] scale of pixels (0.12,0.25,0.5)",
+        "certified",
+        metavar="NOISE",
+        type=numbers,
+    )
     corruption_images: int = option(500, "test images for each corruption and severity ({default})", "corruptions", minimum=1)
     corruptions: tuple[str, ...] = option(
         (),
@@ -107,6 +129,12 @@ class Options:
             raise ConfigError("corruptions: frost needs photographs of frost, which hybvit may not pass on (--frost DIR)")
         if self.frost and not os.path.exists(self.frost):
             raise ConfigError(f"frost: {self.frost} does not exist: give a folder with photographs of frost")
+        if not (self.certified_noise and all(0 < noise < math.inf for noise in self.certified_noise)):
+            raise ConfigError(f"certified_noise is {self.certified_noise}: it must be one or more finite numbers above 0")
+        try:
+            check_votes(self.certified_votes, 1, CERTIFIED_CONFIDENCE)
+        except ValueError as error:
+            raise ConfigError(f"certified_{error}") from None
 
     def of_suite(self, suite: str) -> dict[str, Any]:
         """The options that a suite's results depend on."""

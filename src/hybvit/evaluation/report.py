@@ -57,6 +57,16 @@ MEANINGS: tuple[tuple[str, str], ...] = (
     ),
     (r"robustness/autoattack", "accuracy under AutoAttack with this radius (in 1/255); higher is better"),
     (r"robustness/reliable", "1 if no sign of gradient masking or of another failure of the attacks was found, else 0"),
+    (
+        r"certified/plain_pgd",
+        "accuracy of the classifier without smoothing under PGD of this L2 radius (on the [0, 1] scale); no certificate",
+    ),
+    (
+        r"certified/.*/accuracy",
+        "share of images whose label is right and certified within this L2 radius (on the [0, 1] scale), by votes under noise "
+        "of the standard deviation in the name, read directly (noisy) or after a denoising step; higher is better",
+    ),
+    (r"certified/.*/abstained", "share of images whose votes certify no label; lower is better"),
     (r"corruptions/mean_error", "mean error over the common corruptions and the five severities; lower is better"),
     (r"corruptions/error_severity", "share misclassified at this severity (0: clean), mean of the common corruptions"),
     (r"corruptions/error", "share misclassified under this corruption, mean of the five severities; lower is better"),

@@ -21,7 +21,19 @@ from ..data.images import save_image
 from ..devices import environment
 from ..distributed import all_gather, rank
 from ..errors import ConfigError, DataError
-from ..evaluation import accuracy, calibration, corruptions, doubt, fidelity, likelihood, ood, quality, robustness, speed
+from ..evaluation import (
+    accuracy,
+    calibration,
+    certified,
+    corruptions,
+    doubt,
+    fidelity,
+    likelihood,
+    ood,
+    quality,
+    robustness,
+    speed,
+)
 from ..storage import make_folder, read_bytes, write_text
 from ..versions import FIRST
 from .context import Context, Metric, Picture, Result, Suite, missing_requirement
@@ -45,6 +57,12 @@ SUITES: dict[str, Suite] = {
     ),
     "robustness": Suite(
         "Adversarial robustness", "How the classifier withstands attacks", frozenset({"classes", "labels"}), robustness.run
+    ),
+    "certified": Suite(
+        "Certified robustness",
+        "What no attack within a radius can change, by randomized smoothing",
+        frozenset({"classes", "labels", "denoiser"}),
+        certified.run,
     ),
     "corruptions": Suite(
         "Common corruptions",

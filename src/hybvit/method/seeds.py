@@ -19,6 +19,7 @@ STREAMS = {
     "flips of clean images": 10,
     "labels of samples": 11,
     "corruptions": 12,
+    "smoothing": 16,
 }
 
 SPLITMIX_STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # (shift, factor) of splitmix64's finalizer, then

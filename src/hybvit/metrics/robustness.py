@@ -132,6 +132,45 @@ def strong_pgd(
     return pgd(logits, x, labels, eps, norm, generator, steps, eps / 8, loss="margin")
 
 
+def smoothed_pgd(
+    logits: Logits,
+    x: Tensor,
+    labels: Tensor,
+    noise: float,
+    radius: Tensor,
+    generator: torch.Generator | None,
+    steps: int = 20,
+    draws: int = 32,
+) -> Tensor:
+    """Attack the classifier that randomized smoothing makes of ``logits`` (SmoothAdv; Salman et al. 2019) -> images, as x.
+
+    L2 steps of 2.5 radius / steps up the cross-entropy of the mean probabilities under noise, which is drawn anew at every
+    step. The images are not clipped to [-1, 1], since a certificate speaks of all of R^n: the attacker may do more than with
+    real images. Whether it succeeded is for the smoothed classifier to say.
+
+    Args:
+        logits: the base classifier of noisy images x + 2 noise eps.
+        noise: standard deviation of the smoothing noise, on the [0, 1] scale.
+        radius: float [B], of each image's ball, on the [0, 1] scale.
+        generator: CPU generator of the noise.
+        draws: copies of each image in an expectation.
+    """
+    x, reach = x.detach(), X_PER_PIXEL * radius.to(x)[:, None]
+    copied = labels.repeat_interleave(draws)
+    rows = torch.arange(len(copied), device=x.device)
+    images = x
+    for _ in range(steps):
+        eps = torch.randn(len(copied), *x.shape[1:], generator=generator, dtype=x.dtype).to(x.device)
+        with torch.enable_grad():
+            images = images.detach().requires_grad_()
+            log_p = logits(images.repeat_interleave(draws, dim=0) + X_PER_PIXEL * noise * eps).log_softmax(dim=1)[rows, copied]
+            loss = -log_p.reshape(-1, draws).logsumexp(dim=1).sum()  # of the mean probability, up to a constant
+        (gradient,) = torch.autograd.grad(loss, images)
+        stride = (2.5 / steps * reach)[:, :, None, None]
+        images = _into_l2_ball(images.detach() + stride * _direction(gradient, "l2"), x, reach)
+    return images
+
+
 def ascent(logits: Logits, x: Tensor, labels: Tensor, loss: Loss = "cross_entropy") -> tuple[Tensor, Tensor, bool]:
     """-> logits [B, K], the gradient of the loss in each image [B, C, H, W], and whether there is one (else 0)."""
     with torch.enable_grad():
@@ -171,10 +210,15 @@ def _project(images: Tensor, x: Tensor, radius: float, norm: Norm) -> Tensor:
     if norm == "linf":
         images = torch.minimum(torch.maximum(images, x - radius), x + radius)
     else:
-        moved = (images - x).flatten(1)
-        length = moved.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-        images = x + (moved * (radius / length).clamp(max=1)).reshape(x.shape)
+        images = _into_l2_ball(images, x, radius)
     return images.clamp(-1, 1)
+
+
+def _into_l2_ball(images: Tensor, x: Tensor, radius: float | Tensor) -> Tensor:
+    """Project onto the L2 balls around x; radius is one for all, or [B, 1]."""
+    moved = (images - x).flatten(1)
+    length = moved.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    return x + (moved * (radius / length).clamp(max=1)).reshape(x.shape)
 
 
 def uniform_in_ball(x: Tensor, norm: Norm, generator: torch.Generator | None) -> Tensor:
