@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from .data.images import as_pixels
 from .devices import autocast, best_device, keep_freed_memory, resolve_precision
 from .errors import CheckpointError, ConfigError, DivergedError, did_you_mean
 from .hub import download
+from .method import editing
 from .method.diffusion import Diffusion
 from .method.samplers import Denoiser, ImageNoise, Spacing, run_sampler
 from .method.seeds import derive_seed, generator
@@ -33,6 +34,11 @@ from .metrics.doubt import Calibration
 from .metrics.likelihood import log_density, variational_bound
 from .networks import Network, load_network
 from .storage import read_bytes
+
+READ_AT, READINGS = 0.43, 4  # of noisy versions of a counterfactual: share of T, and how many
+
+ACCEPTED = 0.5  # p(y|x) from which a sample is not drawn anew
+ATTEMPT = 2**32  # the next try of image i is image i + 2^32 of the seed
 
 
 class Prediction(NamedTuple):
@@ -47,6 +53,41 @@ class Prediction(NamedTuple):
     labels: Tensor
     probabilities: Tensor
     score: Tensor
+
+
+Images = Tensor | Image.Image | Sequence[Image.Image]  # as HybridModel.predict takes them
+
+
+class Edit(NamedTuple):
+    """Edited images, and what the classifier says of them.
+
+    Attributes:
+        pixels: uint8 [N, C, H, W], on the CPU.
+        before, after: the classifier's answers for the originals and for the edited images; None for a model without classes.
+    """
+
+    pixels: Tensor
+    before: Prediction | None
+    after: Prediction | None
+
+
+class Counterfactual(NamedTuple):
+    """Images changed until the classifier sees another class, on the CPU.
+
+    Attributes:
+        pixels: uint8 [N, C, H, W].
+        before, after: the classifier's answers for the originals and for the changed images.
+        accepted: bool [N], whether p(y|x) of the wanted class reached the confidence; where not, the best attempt is given.
+        hold: float [N], how strongly each result was held to its original; infinite where that was accepted as it is.
+        distance: float [N], the Euclidean distance between original and result, with pixels in 0..1.
+    """
+
+    pixels: Tensor
+    before: Prediction
+    after: Prediction
+    accepted: Tensor
+    hold: Tensor
+    distance: Tensor
 
 
 class HybridModel:
@@ -138,7 +179,7 @@ class HybridModel:
         """
         return log_density(self.logits(x))
 
-    def predict(self, images: Tensor | Image.Image | Sequence[Image.Image], abstain_above: float | None = None) -> Prediction:
+    def predict(self, images: Images, abstain_above: float | None = None) -> Prediction:
         """Labels, probabilities and scores of images, on the CPU.
 
         Args:
@@ -222,25 +263,12 @@ class HybridModel:
         """The logits [N, K] of images on the CPU, before any calibration; arguments and errors are those of :meth:`predict`."""
         if not self.has_classes:
             raise ConfigError("this model was trained with objective genvit: it has no labels to give")
-        pixels = self._pixels(images)
+        pixels = self.as_pixels(images)
         empty = torch.empty(0, self.cfg.model.num_classes)
         logits = torch.cat([self.logits(to_x(part.to(self.device))).cpu() for part in pixels.split(256)] or [empty])
         if not bool(logits.isfinite().all()):
             raise DivergedError("the logits are not finite: this model diverged in training; use another checkpoint")
         return logits
-
-    def _pixels(self, images: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
-        """Images as :meth:`predict` takes them -> uint8 [N, C, H, W]; it has the errors."""
-        if isinstance(images, Image.Image):
-            images = [images]
-        if not isinstance(images, Tensor) and not images:
-            raise ValueError("images is empty: there is nothing to predict")
-        if not isinstance(images, Tensor):
-            images = torch.stack([as_pixels(image, self.cfg.model.channels, self.cfg.model.image_size) for image in images])
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape:
-            wanted = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"pixels are {images.dtype} {list(images.shape)}: this model takes uint8 [N, {wanted}]")
-        return images
 
     @property
     def labels_noisy(self) -> bool:
@@ -292,12 +320,29 @@ class HybridModel:
             ConfigError: the label read-out was not trained on noisy images.
         """
         check_votes(votes, selection, confidence)
-        classify, x = self.noisy_classifier(noise), to_x(self._pixels(images).to(self.device))
+        classify, x = self.noisy_classifier(noise), to_x(self.as_pixels(images).to(self.device))
         polls = (selection, votes)
         first, second = cast_votes(classify, x, noise, polls, self.cfg.model.num_classes, seed, range(len(x)))
         if bool((second.sum(dim=1) < votes).any()):
             raise DivergedError("the logits are not finite: this model diverged in training; use another checkpoint")
         return certify_votes(first, second, votes, noise, confidence)
+
+    def as_pixels(self, images: Images) -> Tensor:
+        """Images as :meth:`predict` takes them -> uint8 [N, C, H, W] of the network's size.
+
+        Raises:
+            ValueError: there is no image, or the pixels have another shape or type.
+        """
+        if isinstance(images, Image.Image):
+            images = [images]
+        if not isinstance(images, Tensor) and not images:
+            raise ValueError("images is empty: there is nothing to do")
+        if not isinstance(images, Tensor):
+            images = torch.stack([as_pixels(image, self.cfg.model.channels, self.cfg.model.image_size) for image in images])
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape:
+            wanted = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"pixels are {images.dtype} {list(images.shape)}: this model takes uint8 [N, {wanted}]")
+        return images
 
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The predicted noise eps(x_t, t), [B, C, H, W], whatever target the network was trained for. Differentiable.
@@ -384,6 +429,7 @@ class HybridModel:
         spacing: Spacing | None = None,
         batch_size: int = 128,
         progress: bool = False,
+        tries: int = 1,
     ) -> Tensor:
         """Generate n images: uint8 [n, C, H, W] on the CPU.
 
@@ -402,6 +448,9 @@ class HybridModel:
             spacing: how the steps are spaced over the T times; None takes the sampler's default.
             batch_size: images per batch.
             progress: whether to show a progress bar, if standard error is a terminal.
+            tries: draw an image anew, up to so many times in all, while the classifier gives its label a p(y|x) below one half;
+                if all fail, the most probable one is kept. Without ``labels``, image i is then of class i mod K. See
+                docs/editing.md for what it does to the samples.
 
         Raises:
             ValueError: an argument is out of range, or only one of ``labels`` and ``guidance`` is given to a network without
@@ -410,6 +459,27 @@ class HybridModel:
         """
         if n < 1 or batch_size < 1:
             raise ValueError(f"n is {n} and batch_size {batch_size}: both must be at least 1")
+        wanted = self._labels_of_samples(labels, n, guidance, tries)
+        keep_freed_memory()
+        parts = []
+        bar = tqdm(total=n, unit="image", desc="sampling", disable=not (progress and sys.stderr.isatty()))
+        for start in range(0, n, batch_size):
+            indices = range(start, min(start + batch_size, n))
+            labels_here = None if wanted is None else wanted[start : indices.stop]
+            pixels = self.draw(indices, sampler, steps, seed, guidance, spacing, labels_here)
+            for attempt in range(1, tries):
+                assert labels_here is not None
+                pixels = self._redraw(pixels, indices, attempt, labels_here, (sampler, steps, seed, guidance, spacing))
+            parts.append(pixels)
+            bar.update(len(indices))
+        bar.close()
+        return torch.cat(parts)
+
+    def _labels_of_samples(
+        self, labels: Sequence[int | str] | Tensor | int | str | None, n: int, guidance: float, tries: int
+    ) -> Tensor | None:
+        """The class of each of n samples, int64 [n]; None if :meth:`draw` chooses. Arguments and errors are those of
+        :meth:`sample`."""
         if not math.isfinite(guidance):
             raise ValueError(f"guidance is {guidance}: it must be a finite number")
         only_one = (labels is None) != (guidance == 0)
@@ -418,17 +488,32 @@ class HybridModel:
                 "labels and guidance belong together: this network's denoiser was not trained with labels, so classifier "
                 "guidance is used, e.g. labels=3, guidance=2"
             )
-        wanted = None if labels is None else self._wanted_labels(labels, n)
-        keep_freed_memory()
-        parts = []
-        bar = tqdm(total=n, unit="image", desc="sampling", disable=not (progress and sys.stderr.isatty()))
-        for start in range(0, n, batch_size):
-            indices = range(start, min(start + batch_size, n))
-            labels_here = None if wanted is None else wanted[start : indices.stop]
-            parts.append(self.draw(indices, sampler, steps, seed, guidance, spacing, labels_here))
-            bar.update(len(indices))
-        bar.close()
-        return torch.cat(parts)
+        if tries < 1:
+            raise ValueError(f"tries is {tries}: it must be at least 1")
+        if tries > 1 and not self.has_classes:
+            raise ConfigError(f"tries is {tries}: this model was trained with objective genvit: it has no classifier to ask")
+        if labels is not None:
+            return self._wanted_labels(labels, n)
+        if tries > 1 and not self.draws_by_label:
+            raise ValueError(f"tries is {tries}: name the labels to check for; this model draws images without any")
+        return torch.arange(n, device=self.device) % len(self.cfg.data.classes) if tries > 1 else None
+
+    def _redraw(self, pixels: Tensor, indices: Sequence[int], attempt: int, labels: Tensor, how: tuple[Any, ...]) -> Tensor:
+        """Images of these indices, drawn once more where the classifier does not see their labels, the better ones kept."""
+
+        def probability(images: Tensor, y: Tensor) -> Tensor:
+            return self.predict(images).probabilities[torch.arange(len(images)), y.cpu()]
+
+        before = probability(pixels, labels)
+        rows = (before < ACCEPTED).nonzero().flatten()
+        if not len(rows):
+            return pixels
+        sampler, steps, seed, guidance, spacing = how
+        numbers = [indices[i] + attempt * ATTEMPT for i in rows.tolist()]
+        drawn = self.draw(numbers, sampler, steps, seed, guidance, spacing, labels[rows])
+        better = probability(drawn, labels[rows]) > before[rows]
+        pixels[rows[better]] = drawn[better]
+        return pixels
 
     def _wanted_labels(self, labels: Sequence[int | str] | Tensor | int | str, n: int) -> Tensor:
         """The class of each of n images, int64 [n]; arguments and errors are those of :meth:`sample`."""
@@ -483,6 +568,216 @@ class HybridModel:
         noise = image_noise(indices, seed, self.image_shape, self.device)
         with autocast(self.device, self.sampling_precision):  # around all steps, so that each weight is cast once
             return run_to_pixels(denoise, self.diffusion, noise, sampler, steps, spacing)
+
+    def inpaint(
+        self,
+        images: Images,
+        mask: Tensor,
+        labels: Sequence[int | str] | Tensor | int | str | None = None,
+        steps: int = 20,
+        repeats: int = 4,
+        seed: int = 0,
+        batch_size: int = 128,
+    ) -> Edit:
+        """Draw the pixels under a mask anew, to fit the others, which stay as they are. See :func:`.editing.inpaint`.
+
+        Args:
+            images: as :meth:`predict` takes them.
+            mask: bool [H, W], or [N, H, W] with one for each image; True where pixels are drawn.
+            labels: the class of each image, or one for all, for a model with ``label_conditioning``; None: unconditional.
+            steps: sampler steps, each taken ``repeats`` times.
+            seed: image i is drawn from (seed, i), whatever n and the batch size.
+
+        Raises:
+            ValueError: an argument is out of range, or labels are given to a model without ``label_conditioning``.
+            ConfigError: the network was not trained to denoise.
+        """
+        pixels = self.as_pixels(images)
+        if mask.dtype != torch.bool or tuple(mask.shape) not in (self.image_shape[1:], (len(pixels), *self.image_shape[1:])):
+            raise ValueError(
+                f"mask is {mask.dtype} {list(mask.shape)}: it must be bool {list(self.image_shape[1:])}, or one for each image"
+            )
+        if steps < 1 or repeats < 1:
+            raise ValueError(f"steps is {steps} and repeats {repeats}: both must be at least 1")
+        mask = mask.expand(len(pixels), *self.image_shape[1:])[:, None]
+
+        def paint(x: Tensor, rows: slice, denoise: Denoiser, noise: ImageNoise) -> Tensor:
+            return editing.inpaint(denoise, self.diffusion, x, mask[rows].to(self.device), noise, steps, repeats)
+
+        edited = self._edit(pixels, paint, labels, seed, batch_size)
+        return edited._replace(pixels=torch.where(mask, edited.pixels, pixels.cpu()))
+
+    def vary(
+        self,
+        images: Images,
+        strength: float = 0.6,
+        labels: Sequence[int | str] | Tensor | int | str | None = None,
+        steps: int = 20,
+        seed: int = 0,
+        batch_size: int = 128,
+    ) -> Edit:
+        """Variations of images: noise up to a share ``strength`` of the way to pure noise, and back (SDEdit).
+
+        Args:
+            images: as :meth:`predict` takes them; repeat an image for several variations of it.
+            strength: in (0, 1]; small values change texture, large ones the object, and 1 forgets the image.
+            steps: sampler steps at strength 1.
+
+        The other arguments and all errors are those of :meth:`inpaint`.
+        """
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength is {strength}: it must be above 0 and at most 1")
+        if steps < 1:
+            raise ValueError(f"steps is {steps}: it must be at least 1")
+
+        def change(x: Tensor, rows: slice, denoise: Denoiser, noise: ImageNoise) -> Tensor:
+            return editing.vary(denoise, self.diffusion, x, strength, noise, steps)
+
+        return self._edit(self.as_pixels(images), change, labels, seed, batch_size)
+
+    @torch.no_grad()
+    def interpolate(self, a: Images, b: Images, frames: int = 9, steps: int = 30) -> Edit:
+        """Images on the way from a to b, through their own noise. ``pixels`` are [frames, C, H, W]; the first is a and the last
+        b, up to the error of inversion, about a gray level. ``before`` are the answers for a and b.
+
+        Args:
+            a, b: one image each, as :meth:`predict` takes them.
+            frames: at least 2.
+            steps: of the probability flow, of two evaluations each, to the noise and back.
+
+        Raises:
+            ValueError: an argument is out of range.
+            ConfigError: the network was not trained to denoise.
+        """
+        ends = torch.cat((self.as_pixels(a), self.as_pixels(b)))
+        if len(ends) != 2 or frames < 2:
+            raise ValueError(f"{len(ends)} images and {frames} frames: interpolation takes two images and at least two frames")
+        self._must_denoise()
+        x_a, x_b = to_x(ends.to(self.device))
+        x = editing.interpolate(self.predict_x0, self.diffusion, x_a, x_b, frames, steps)
+        return self._edited(ends, x)
+
+    @torch.no_grad()
+    def counterfactual(
+        self,
+        images: Images,
+        labels: Sequence[int | str] | Tensor | int | str,
+        confidence: float = 0.95,
+        guidance: float = 1.0,
+        pull: float = 100.0,
+        batch_size: int = 128,
+    ) -> Counterfactual:
+        """What would make each image one of the class ``labels``, with little else changed.
+
+        An image is led to its own noise and decoded with the denoiser of the class, held to the image less and less, until the
+        classifier accepts (:func:`.editing.counterfactual`). It is deterministic. A network that was trained to classify noisy
+        images (``noisy_labels``) steers by these readings and must accept noisy versions of the result too. That is harder to
+        fool than the reading of the clean image alone.
+
+        Args:
+            images: as :meth:`predict` takes them.
+            labels: the wanted class of each image, or one for all, by number or name.
+            confidence: the p(y|x) that is accepted, above 0 and below 1.
+            guidance: weight of classifier-free guidance, for a network with ``label_conditioning``.
+            pull: weight of the classifier's own gradient.
+
+        Raises:
+            ValueError: an argument is out of range.
+            ConfigError: the network was not trained both to denoise and to classify.
+        """
+        pixels = self.as_pixels(images)
+        if not 0 < confidence < 1 or batch_size < 1:
+            raise ValueError(f"confidence is {confidence}, batch_size {batch_size}: above 0 and below 1, and at least 1")
+        if not (math.isfinite(guidance) and math.isfinite(pull)):
+            raise ValueError(f"guidance is {guidance} and pull {pull}: both must be finite numbers")
+        self._must_denoise()
+        if not self.has_classes:
+            raise ConfigError("this model was trained with objective genvit: it has no classifier to ask")
+        wanted, search = self._wanted_labels(labels, len(pixels)), editing.Search(confidence=confidence)
+        found = [
+            self._counterfactual(to_x(part.to(self.device)), y, search, guidance, pull)
+            for part, y in zip(pixels.split(batch_size), wanted.split(batch_size), strict=True)
+        ]
+        edited = self._edited(pixels, torch.cat([part.x for part in found]))
+        assert edited.before is not None
+        assert edited.after is not None
+        accepted = torch.cat([part.log_p for part in found]).cpu() >= math.log(confidence)
+        hold = torch.cat([part.hold for part in found]).cpu()
+        distance = (edited.pixels.float() - pixels.cpu().float()).flatten(1).norm(dim=1) / 255
+        return Counterfactual(edited.pixels, edited.before, edited.after, accepted, hold, distance)
+
+    def _counterfactual(
+        self, x0: Tensor, labels: Tensor, search: editing.Search, guidance: float, pull: float
+    ) -> editing.Counterfactual:
+        """One batch; labels int64 [B]."""
+        reads_noise = self.cfg.objective.noisy_labels > 0
+
+        def of_class(logits: Tensor, y: Tensor) -> Tensor:
+            return logits.log_softmax(dim=1).gather(1, y[:, None])[:, 0]
+
+        def log_p(x: Tensor, rows: Tensor) -> Tensor:
+            """The lesser of the readings of the image as it will be stored, and of noisy versions of it on average."""
+            x, y = to_x(to_pixels(x)), labels[rows]
+            found = of_class(self.logits(x), y)
+            if not reads_noise:
+                return found
+            t = torch.full((len(x),), max(1, round(READ_AT * self.diffusion.T)), device=self.device)
+            noises = torch.randn(READINGS, *self.image_shape, generator=generator(0, "edits")).to(self.device)
+            noisy = [of_class(self.net.classify(self.diffusion.q_sample(x, t, noise), t), y) for noise in noises]
+            return torch.minimum(found, torch.stack(noisy).exp().mean(dim=0).log())
+
+        def steered(rows: Tensor, hold: float) -> Denoiser:
+            y = labels[rows]
+            denoise = self.conditional(y, guidance) if self.takes_labels else self.predict_x0
+
+            def noisy_log_p(x_t: Tensor, t: Tensor) -> Tensor:
+                return of_class(
+                    self.net.classify(x_t, t) if reads_noise else self.logits(self.predict_x0(x_t, t).clamp(-1, 1)), y
+                )
+
+            close = editing.held(denoise, self.diffusion, x0[rows], hold)
+            return editing.classifier_guided(close, self.diffusion, noisy_log_p, pull)
+
+        seen = self.logits(x0).argmax(dim=1)
+        own = self.conditional(seen, 0.0) if self.takes_labels else self.predict_x0
+        return editing.counterfactual(own, steered, log_p, self.diffusion, x0, search)
+
+    def _must_denoise(self) -> None:
+        if not self.has_denoiser:
+            raise ConfigError(
+                f"this model was trained with objective {self.cfg.objective.kind}: it has no denoiser to edit with"
+            )
+
+    @torch.no_grad()
+    def _edit(
+        self,
+        pixels: Tensor,
+        work: Callable[[Tensor, slice, Denoiser, ImageNoise], Tensor],
+        labels: Sequence[int | str] | Tensor | int | str | None,
+        seed: int,
+        batch_size: int,
+    ) -> Edit:
+        """Edit images in batches by ``work``: x [B, C, H, W], their rows, a denoiser and their noise -> x."""
+        self._must_denoise()
+        if labels is not None and not self.takes_labels:
+            raise ValueError("labels are given, but this model's denoiser was not trained with labels: leave them out")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+        wanted = None if labels is None else self._wanted_labels(labels, len(pixels))
+        parts = []
+        for start in range(0, len(pixels), batch_size):
+            rows = slice(start, min(start + batch_size, len(pixels)))
+            noise = image_noise(range(rows.start, rows.stop), seed, self.image_shape, self.device, "edits")
+            denoise = self.predict_x0 if wanted is None else self.conditional(wanted[rows], 0.0)
+            parts.append(work(to_x(pixels[rows].to(self.device)), rows, denoise, noise))
+        return self._edited(pixels, torch.cat(parts))
+
+    def _edited(self, originals: Tensor, x: Tensor) -> Edit:
+        if not bool(x.isfinite().all()):
+            raise DivergedError("the edited images are not finite: this model diverged in training; use another checkpoint")
+        pixels = to_pixels(x).cpu()
+        before, after = (self.predict(images) if self.has_classes else None for images in (originals, pixels))
+        return Edit(pixels, before, after)
 
     @torch.no_grad()
     def bits_per_dim(self, x: Tensor, seed: int = 0) -> Tensor:
@@ -565,9 +860,15 @@ def export_folder(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
-def image_noise(indices: Sequence[int], seed: int, image_shape: tuple[int, int, int], device: torch.device | str) -> ImageNoise:
+def image_noise(
+    indices: Sequence[int],
+    seed: int,
+    image_shape: tuple[int, int, int],
+    device: torch.device | str,
+    stream: str = "samples",
+) -> ImageNoise:
     """The noise of the images of a seed with these numbers; that of image i does not depend on the others."""
-    return ImageNoise([derive_seed(seed, "samples", i) for i in indices], image_shape, device)
+    return ImageNoise([derive_seed(seed, stream, i) for i in indices], image_shape, device)
 
 
 @torch.no_grad()

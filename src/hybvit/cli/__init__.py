@@ -21,6 +21,7 @@ COMMANDS = {
     "sample": "generate images, as one grid or as single files",
     "classify": "classify image files, with an in-distribution score",
     "calibrate": "let a model know how sure it may be, from images that it was not trained on",
+    "edit": "inpaint, vary, interpolate or change the class of image files, with the answers before and after",
     "evaluate": "evaluate a model and write results.json and report.html",
     "reproduce": "train, evaluate and render the paper's tables and figures",
     "presets": "list the presets",

@@ -36,6 +36,13 @@ def main(arguments: list[str]) -> None:
         help="guidance strength (0). For a class-conditional model without learned guidance try 0.3. For an unconditional "
         "model try 2, and expect misses unless its classifier was also trained on noisy images",
     )
+    parser.add_argument(
+        "--tries",
+        type=positive_int,
+        default=1,
+        help="draw an image anew, up to so many times in all, while the classifier does not see its class (1); without --label "
+        "the classes take turns",
+    )
     parser.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (0)")
     parser.add_argument("--batch-size", type=positive_int, default=128, help="images per batch (128)")
     parser.add_argument("--out", type=path, default=Path("grid.png"), help="file for the grid (grid.png)")
@@ -66,6 +73,7 @@ def main(arguments: list[str]) -> None:
             seed=args.seed,
             batch_size=args.batch_size,
             progress=True,
+            tries=args.tries,
         )
     if args.folder is None:
         save_image(grid(pixels, scale=max(1, 64 // pixels.shape[-1])), args.out)

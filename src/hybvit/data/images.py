@@ -10,14 +10,15 @@ import os
 import re
 import statistics
 import sys
+import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize as resampled
@@ -300,6 +301,28 @@ def grid(pixels: Tensor, columns: int | None = None, scale: int = 1, gap: int = 
         sheet[:, top : top + h * scale, left : left + w * scale] = image
     array = sheet.permute(1, 2, 0).numpy()
     return Image.fromarray(array[..., 0] if c == 1 else array)
+
+
+CAPTION_LINE, CAPTION_LETTER = 12, 6  # height of a line and width of a letter of Pillow's own font, in pixels
+
+
+def captioned_grid(pixels: Tensor, captions: Sequence[str], columns: int, scale: int = 1, gap: int = 4) -> Image.Image:
+    """uint8 [N, C, H, W] -> one image with all of them in raster order and a caption below each, on several lines if needed."""
+    _, _, height, width = pixels.shape
+    cell = width * scale
+    wrapped = [textwrap.wrap(words, max(1, cell // CAPTION_LETTER)) for words in captions]
+    row = height * scale + gap + CAPTION_LINE * max(map(len, wrapped))
+    rows = math.ceil(len(pixels) / columns)
+    sheet = Image.new("RGB", (columns * (cell + gap) + gap, rows * (row + gap) + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (image, lines) in enumerate(zip(pixels, wrapped, strict=True)):
+        left, top = gap + i % columns * (cell + gap), gap + i // columns * (row + gap)
+        sheet.paste(grid(image[None], scale=scale, gap=0), (left, top))
+        for k, line in enumerate(lines):
+            draw.text(
+                (left, top + height * scale + CAPTION_LINE * k), line, fill="black", font=ImageFont.load_default_imagefont()
+            )
+    return sheet
 
 
 def save_image(image: Image.Image, path: Path) -> None:

@@ -19,6 +19,7 @@ STREAMS = {
     "flips of clean images": 10,
     "labels of samples": 11,
     "corruptions": 12,
+    "edits": 13,
     "smoothing": 16,
 }
 

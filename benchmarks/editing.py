@@ -1,0 +1,245 @@
+"""Editing, measured: counterfactuals, inpainting, inversion, variations, and samples drawn in several tries.
+
+`python benchmarks/editing.py fashion-mnist [PART ...]` adds the parts to results/editing.json and draws docs/editing_*.png.
+Settings were chosen on training images; everything here is measured on test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import hybvit
+from hybvit.data.datasets import open_dataset
+from hybvit.data.image_set import evenly_spaced
+from hybvit.data.images import grid, save_image
+from hybvit.devices import environment
+from hybvit.evaluation.extractors import open_extractor
+from hybvit.metrics.classification import wilson_interval
+from hybvit.metrics.fidelity import Statistics, frechet_distance, frechet_interval, precision_recall
+from hybvit.metrics.judge import LARGEST_TRAINING_SET, PixelSVM
+from hybvit.model import ATTEMPT
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "results" / "editing.json"
+SEED, SHOWN = 0, 12
+POOL_IMAGES, POOL_TRIES, POOL_STEPS, REFERENCE = 1000, 4, 10, 5000
+
+
+class Bench:
+    """A bundled model, its data, and a judge that shares nothing with it."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.model = name, hybvit.load(name, "cpu")
+        cfg = self.model.cfg
+        data = open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labeled=True)
+        self.train, self.train_labels = data.train.take(torch.arange(len(data.train)))
+        self.test, self.test_labels = data.test.take(torch.arange(len(data.test)))
+        self.extractor = open_extractor(None, cfg.data.name)
+        self.judge_name = f"the classes of the extractor {self.extractor.name}"
+        self.judge: Callable[[Tensor], Tensor] = lambda pixels: self.extractor.logits(pixels).argmax(dim=1)
+        if len(self.train) <= LARGEST_TRAINING_SET:
+            self.judge, self.judge_name = PixelSVM(self.train, self.train_labels).predict, "a support vector machine on pixels"
+
+    def draw(self, n: int, purpose: int) -> tuple[Tensor, Tensor, torch.Generator]:
+        """n test images at random with their labels, and a generator."""
+        g = torch.Generator().manual_seed(1000 * SEED + purpose)
+        rows = torch.randperm(len(self.test), generator=g)[:n]
+        return self.test[rows], self.test_labels[rows], g
+
+    def save(self, picture: str, pixels: Tensor, columns: int) -> None:
+        name = self.name.replace("-", "_")
+        save_image(grid(pixels, columns, scale=max(1, 56 // pixels.shape[-1])), ROOT / "docs" / f"editing_{picture}_{name}.png")
+
+
+def share(hits: Tensor) -> dict[str, Any]:
+    value = hits.double().mean().item()
+    low, high = wilson_interval(value, len(hits))
+    return {"value": value, "n": len(hits), "low": low, "high": high}
+
+
+def apart(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distances of uint8 images, with pixels in 0..1: [N]."""
+    return (a.float() - b.float()).flatten(1).norm(dim=1) / 255
+
+
+def counterfactuals(bench: Bench) -> dict[str, Any]:
+    n, model = 200, bench.model
+    pixels, labels, g = bench.draw(n, 1)
+    wanted = (labels + torch.randint(1, len(model.classes), (n,), generator=g)) % len(model.classes)
+    nearest = []
+    for image, k in zip(pixels, wanted, strict=True):
+        rivals = bench.train[bench.train_labels == k]
+        nearest.append(rivals[apart(rivals, image[None]).argmin()])
+    near = torch.stack(nearest)
+    limit = apart(near, pixels)
+    found: dict[str, Any] = {"nearest_distance": limit.mean().item(), "nearest_judged": share(bench.judge(near) == wanted)}
+    found["nearest_both"] = share((bench.judge(near) == wanted) & (model.predict(near).labels == wanted))
+    for confidence in (0.95, 0.5):
+        m = n if confidence == 0.95 else 100
+        result = model.counterfactual(pixels[:m], wanted[:m], confidence=confidence)
+        ours, judged = result.after.labels == wanted[:m], bench.judge(result.pixels) == wanted[:m]
+        closer = result.distance < limit[:m]
+        found[f"confidence_{confidence}"] = {
+            "accepted": share(result.accepted), "classifier": share(ours), "judge": share(judged), "both": share(ours & judged),
+            "closer": share(closer), "both_and_closer": share(ours & judged & closer),
+            "distance": result.distance.mean().item(), "nearest": limit[:m].mean().item(),
+            "holds": {f"{hold:g}": int((result.hold == hold).sum()) for hold in result.hold.unique().tolist()},
+        }  # fmt: skip
+        print(json.dumps(found), flush=True)
+        if confidence == 0.95:
+            rows = torch.stack((pixels, result.pixels, near), dim=1)[: 3 * SHOWN]
+            bench.save("counterfactual", rows.flatten(0, 1), 9)
+    return found
+
+
+def inpainting(bench: Bench) -> dict[str, Any]:
+    n, model = 80, bench.model
+    pixels, labels, _ = bench.draw(n, 2)
+    side = pixels.shape[-1]
+    masks = {"right_half": torch.zeros(side, side, dtype=torch.bool), "center": torch.zeros(side, side, dtype=torch.bool)}
+    masks["right_half"][:, side // 2 :] = True
+    masks["center"][side // 4 : side - side // 4, side // 4 : side - side // 4] = True
+    average, found = bench.train.float().mean(dim=0).round(), {}
+    shown = []
+    for name, mask in masks.items():
+        result = model.inpaint(pixels, mask, seed=SEED)
+        own = torch.stack([image[:, ~mask].float().mean() for image in pixels])[:, None, None, None]
+
+        def error(images: Tensor, mask: Tensor = mask) -> float:
+            return ((images.float() - pixels.float())[..., mask] / 255).square().mean().sqrt().item()
+
+        found[name] = {
+            "known_pixels_changed": int((result.pixels != pixels)[..., ~mask].sum()), "rmse": error(result.pixels),
+            "rmse_mean_of_training_images": error(average.expand(pixels.shape)),
+            "rmse_mean_of_known_pixels": error(own.expand(pixels.shape)),
+            "same_class": share(result.after.labels == labels), "judge": share(bench.judge(result.pixels) == labels),
+            "before": share(result.before.labels == labels), "judge_before": share(bench.judge(pixels) == labels),
+        }  # fmt: skip
+        shown.append(torch.stack((pixels, torch.where(mask, 128, pixels).to(torch.uint8), result.pixels), dim=1)[:SHOWN])
+    bench.save("inpaint", torch.cat(shown).flatten(0, 1), 12)
+    return found
+
+
+def inversion(bench: Bench) -> dict[str, Any]:
+    """Both ends of interpolations of random pairs."""
+    pairs = 12
+    pixels, _, _ = bench.draw(2 * pairs, 3)
+    errors, shown = [], []
+    for k in range(pairs):
+        a, b = pixels[2 * k : 2 * k + 1], pixels[2 * k + 1 : 2 * k + 2]
+        frames = 9 if k < 4 else 2
+        made = bench.model.interpolate(a, b, frames).pixels
+        errors += [(made[:1].float() - a.float()).square().mean(), (made[-1:].float() - b.float()).square().mean()]
+        shown += [a, made, b] if k < 4 else []
+    bench.save("interpolate", torch.cat(shown), 11)
+    rmse = torch.stack(errors).sqrt()
+    return {"rmse_gray_levels": rmse.mean().item(), "largest_rmse": rmse.max().item(), "n": len(rmse), "steps": 30}
+
+
+def variations(bench: Bench) -> dict[str, Any]:
+    n, shown, found = 60, [], {}
+    pixels, labels, _ = bench.draw(n, 4)
+    for strength in (0.2, 0.4, 0.6, 0.8):
+        result = bench.model.vary(pixels, strength, seed=SEED)
+        found[f"{strength}"] = {
+            "distance": apart(result.pixels, pixels).mean().item(), "same_class": share(result.after.labels == labels),
+        }  # fmt: skip
+        shown.append(result.pixels)
+    bench.save("vary", torch.stack([pixels, *shown], dim=1)[:SHOWN].flatten(0, 1), 10)
+    return found
+
+
+def tries(bench: Bench, pool: Path) -> dict[str, Any]:
+    """Keeping the best of several samples: by rule, and by how many are drawn for each."""
+    n, k, model = POOL_IMAGES, POOL_TRIES, bench.model
+    labels = torch.arange(n) % len(model.classes)
+    if not pool.is_file():
+        drawn = [model.draw([i + j * ATTEMPT for i in range(n)], "dpmpp_2m", POOL_STEPS, SEED, labels=labels) for j in range(k)]
+        save_file({"pixels": torch.stack(drawn)}, pool)
+    pixels = load_file(pool)["pixels"]
+    said = model.predict(pixels.flatten(0, 1))
+    p = said.probabilities.reshape(k, n, -1)[:, torch.arange(n), labels]
+    familiar, right = said.score.reshape(k, n), said.labels.reshape(k, n) == labels
+    extracted = bench.extractor.extract(pixels.flatten(0, 1))
+    assert extracted.logits is not None
+    features, judged = extracted.features.reshape(k, n, -1), extracted.logits.argmax(dim=1).reshape(k, n) == labels
+    real = bench.extractor.features(bench.train[evenly_spaced(len(bench.train), REFERENCE)])
+    few = real[evenly_spaced(REFERENCE, n)]
+
+    def measure(chosen: Tensor, draws: float) -> dict[str, Any]:
+        """chosen: int64 [n], the try that is kept for each image."""
+        f = features[chosen, torch.arange(n)]
+        precision, recall = precision_recall(f, few)
+        low, high = frechet_interval(f, real)
+        return {
+            "frechet": frechet_distance(Statistics.of(f), Statistics.of(real)), "low": low, "high": high, "draws": draws,
+            "precision": precision, "recall": recall, "judge": share(judged[chosen, torch.arange(n)]),
+            "classifier": share(right[chosen, torch.arange(n)]),
+        }  # fmt: skip
+
+    order = torch.stack([torch.arange(k).roll(-first) for first in range(k)])  # which try is the first
+    found: dict[str, Any] = {"plain": [measure(torch.full((n,), first), 1.0) for first in range(k)]}
+    for m in (2, k):
+        rank_p, rank_f = (v[:m].argsort(dim=0).argsort(dim=0) for v in (p, familiar))
+        found[f"best_of_{m}_probability"] = [measure(p[:m].argmax(dim=0), m)]
+        found[f"best_of_{m}_familiarity"] = [measure(familiar[:m].argmax(dim=0), m)]
+        found[f"best_of_{m}_both"] = [measure((rank_p + rank_f + 0.1 * rank_p).argmax(dim=0), m)]
+        rows = []
+        for o in order:
+            passed = (p[o[:m]] >= 0.5).int()
+            first = passed.argmax(dim=0)
+            chosen = torch.where(passed.any(dim=0), first, p[o[:m]].argmax(dim=0))
+            draws = torch.where(passed.any(dim=0), first + 1, m).float().mean().item()
+            rows.append(measure(o[chosen], draws))
+        found[f"tries_{m}"] = rows
+    everything = features.flatten(0, 1)
+    precision, recall = precision_recall(everything, real[evenly_spaced(REFERENCE, n * k)])
+    found["all"] = {
+        "frechet": frechet_distance(Statistics.of(everything), Statistics.of(real)), "n": n * k, "precision": precision,
+        "recall": recall,
+    }  # fmt: skip
+    return {"n": n, "steps": POOL_STEPS, "reference": REFERENCE, "rules": found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", choices=("fashion-mnist", "digits"))
+    parser.add_argument("parts", nargs="*", help="counterfactuals, inpainting, inversion, variations, tries; all by default")
+    parser.add_argument("--pool", type=Path, default=Path("runs/editing_pool.safetensors"), help="where samples are kept")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    bench = Bench(args.model)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "counterfactuals": lambda: counterfactuals(bench),
+        "inpainting": lambda: inpainting(bench),
+        "inversion": lambda: inversion(bench),
+        "variations": lambda: variations(bench),
+    }
+    if bench.model.takes_labels:
+        parts["tries"] = lambda: tries(bench, args.pool)
+    for name in args.parts or parts:
+        started = time.monotonic()
+        result = parts[name]()
+        record = json.loads(OUT.read_text()) if OUT.is_file() else {}
+        result |= {
+            "seconds": round(time.monotonic() - started),
+            "seed": SEED,
+            "judge_name": bench.judge_name,
+            "environment": environment(),
+        }
+        record.setdefault(args.model, {})[name] = result
+        OUT.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"{name}: {result['seconds']} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

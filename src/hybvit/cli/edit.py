@@ -1,0 +1,167 @@
+"""`hybvit edit MODEL PICTURE ...`: edit image files, and show what the classifier says before and after."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data.images import captioned_grid, check_image_suffix, grid, read_image, save_image
+from ..errors import ConfigError
+from ..loading import load
+from ..model import HybridModel, Prediction
+from .arguments import ArgumentParser, naming, path, positive_int
+from .sample import open_folder
+
+SHOWN_SIZE = 112  # pixels of an image in the picture, at least: a caption fits below it
+
+
+class Pair(NamedTuple):
+    """An original and what became of it, as uint8 [C, H, W], with the words below them."""
+
+    before: Tensor
+    after: Tensor
+    words_before: str
+    words_after: str
+
+
+def main(arguments: list[str]) -> None:
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    check_image_suffix(args.out)
+    model = load(args.model)
+    side = model.cfg.model.image_size
+    pixels = torch.stack([read_image(picture, model.cfg.model.channels, side) for picture in args.pictures])
+    with naming(args.model):
+        try:
+            label = None if args.label is None else model.class_number(args.label)
+            into = None if args.into is None else model.class_number(args.into)
+        except ValueError as error:
+            parser.error(f"{'--' if args.label is not None else '--into: '}{error}")
+        pairs = edit(model, pixels, args, label, into)
+    results = len(pairs) // len(args.pictures)
+    names = [picture for picture in args.pictures for _ in range(results)]
+    for name, pair in zip(names, pairs, strict=True):
+        print(f"{' '.join(name.split())}  {pair.words_before} -> {pair.words_after}")
+    if args.folder is not None:
+        files = [f"{i:06d}.png" for i in range(len(pairs))]
+        lock = open_folder(args.folder, files)  # noqa: F841  held to the end
+        for file, pair in zip(files, pairs, strict=True):
+            save_image(grid(pair.after[None], gap=0), args.folder / file)
+    save_image(picture_of(pairs, results, max(1, SHOWN_SIZE // side)), args.out)
+    print(f"{args.out}: before and after" + ("" if args.folder is None else f"; {args.folder}: {len(pairs)} images"))
+
+
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="hybvit edit",
+        description="Edit image files of any format and size, and write a picture of each before and after, with the class "
+        "that the model's classifier sees and its probability. Choose one of --box, --mask, --vary, --toward and --into.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="run folder, exported folder, hub id, or bundled model")
+    parser.add_argument("pictures", metavar="PICTURE", nargs="+", help="image files")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument(
+        "--box", type=box, metavar="X0,Y0,X1,Y1",
+        help="draw this box anew, to fit the rest, which stays as it is; in pixels of the model's size, without X1 and Y1",
+    )  # fmt: skip
+    kind.add_argument("--mask", metavar="FILE", help="draw anew what is white in this image, resized like the pictures")
+    kind.add_argument(
+        "--vary", type=float, metavar="STRENGTH", help="variations; in 0 to 1: 0.3 changes texture, 0.8 the object"
+    )
+    kind.add_argument("--toward", metavar="PICTURE", help="the images on the way to this one")
+    kind.add_argument("--into", metavar="CLASS", help="what would make each picture one of this class, by name or number")
+    parser.add_argument("-n", type=positive_int, help="results for each picture (1; with --toward the images on the way: 9)")
+    parser.add_argument("--label", help="draw as one of this class (--box, --mask, --vary; models with label conditioning)")
+    parser.add_argument("--confidence", type=float, default=0.95, help="probability that --into has to reach (0.95)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise of --box, --mask and --vary (0)")
+    parser.add_argument("--out", type=path, default=Path("edit.png"), help="file for the picture (edit.png)")
+    parser.add_argument("--folder", type=path, help="write the results alone, 000000.png, ..., to this folder too")
+    return parser
+
+
+def box(text: str) -> tuple[int, int, int, int]:
+    """An argparse type: x0,y0,x1,y1 with x0 < x1 and y0 < y1."""
+    try:
+        x0, y0, x1, y1 = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not four whole numbers X0,Y0,X1,Y1") from None
+    if not (0 <= x0 < x1 and 0 <= y0 < y1):
+        raise argparse.ArgumentTypeError(f"{text}: it must be X0 < X1 and Y0 < Y1, from 0")
+    return x0, y0, x1, y1
+
+
+def edit(model: HybridModel, pixels: Tensor, args: argparse.Namespace, label: int | None, into: int | None) -> list[Pair]:
+    """Edit the pictures as asked, ``args.n`` times each, the results of a picture beside each other."""
+    check_used(args)
+    n = args.n or 1
+    repeated = pixels.repeat_interleave(n, dim=0)
+    if into is not None:
+        changed = model.counterfactual(pixels, into, confidence=args.confidence)
+        words = [
+            f"{said}, changed by {distance:.1f}" + ("" if accepted else " (not accepted)")
+            for said, distance, accepted in zip(
+                answers(model, changed.after, len(pixels)), changed.distance.tolist(), changed.accepted.tolist(), strict=True
+            )
+        ]
+        return pairs_of(pixels, changed.pixels, answers(model, changed.before, len(pixels)), words)
+    if args.toward is not None:
+        frames, other = args.n or 9, read_image(args.toward, model.cfg.model.channels, model.cfg.model.image_size)
+        found = [model.interpolate(image[None], other[None], frames) for image in pixels]
+        before = [said for edited in found for said in answers(model, edited.before, 2)[:1] * frames]
+        after = [said for edited in found for said in answers(model, edited.after, frames)]
+        return pairs_of(pixels.repeat_interleave(frames, dim=0), torch.cat([edited.pixels for edited in found]), before, after)
+    if args.vary is not None:
+        edited = model.vary(repeated, args.vary, labels=label, seed=args.seed)
+    else:
+        edited = model.inpaint(repeated, mask_of(model, args), labels=label, seed=args.seed)
+    said = [answers(model, prediction, len(repeated)) for prediction in (edited.before, edited.after)]
+    return pairs_of(repeated, edited.pixels, *said)
+
+
+def check_used(args: argparse.Namespace) -> None:
+    """Raises ConfigError where an option is given that the kind of edit does not use."""
+    if args.label is not None and (args.into is not None or args.toward is not None):
+        raise ConfigError("--label goes with --box, --mask and --vary; --into names the class of a counterfactual")
+    if args.n is not None and args.into is not None:
+        raise ConfigError("-n is given, but --into has one result for each picture: leave it out")
+
+
+def mask_of(model: HybridModel, args: argparse.Namespace) -> Tensor:
+    """bool [H, W], True where pixels are drawn."""
+    side = model.cfg.model.image_size
+    if args.mask is not None:
+        return read_image(args.mask, 1, side)[0] > 127
+    x0, y0, x1, y1 = args.box
+    if x1 > side or y1 > side:
+        raise ConfigError(f"--box {x0},{y0},{x1},{y1} reaches outside the {side} x {side} pixels of this model")
+    mask = torch.zeros(side, side, dtype=torch.bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def answers(model: HybridModel, said: Prediction | None, n: int) -> list[str]:
+    """The class and its probability for each of n images; a dash from a model without classes."""
+    if said is None:
+        return ["-"] * n
+    best = said.probabilities.max(dim=1).values.tolist()
+    return [f"{model.classes[k]} {100 * p:.1f} %" for k, p in zip(said.labels.tolist(), best, strict=True)]
+
+
+def pairs_of(before: Tensor, after: Tensor, words_before: Sequence[str], words_after: Sequence[str]) -> list[Pair]:
+    return [Pair(*pair) for pair in zip(before, after, words_before, words_after, strict=True)]
+
+
+def picture_of(pairs: list[Pair], results: int, scale: int) -> Image.Image:
+    """A row for each original, followed by its ``results``, with what the classifier says of each."""
+    shown, words = list[Tensor](), list[str]()
+    for i in range(0, len(pairs), results):
+        row = pairs[i : i + results]
+        shown += [row[0].before, *(pair.after for pair in row)]
+        words += [row[0].words_before, *(pair.words_after for pair in row)]
+    return captioned_grid(torch.stack(shown), words, 1 + results, scale)
