@@ -677,7 +677,8 @@ class HybridModel:
         Args:
             images: as :meth:`predict` takes them.
             labels: the wanted class of each image, or one for all, by number or name.
-            confidence: the p(y|x) that is accepted, above 0 and below 1.
+            confidence: the p(y|x) that is accepted, above 0 and below 1. A network that was trained with smoothed labels is
+                never nearly certain: ask it for less.
             guidance: weight of classifier-free guidance, for a network with ``label_conditioning``.
             pull: weight of the classifier's own gradient.
 

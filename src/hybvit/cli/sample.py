@@ -15,38 +15,7 @@ from .arguments import ArgumentParser, naming, path, positive_int
 
 
 def main(arguments: list[str]) -> None:
-    parser = ArgumentParser(
-        prog="hybvit sample", description="Generate images and write them as one grid, or as single files with --folder."
-    )
-    parser.add_argument("model", metavar="MODEL", help="run folder, exported folder, hub id, or bundled model")
-    parser.add_argument("-n", type=positive_int, default=64, help="number of images (64)")
-    parser.add_argument(
-        "--sampler", choices=tuple(SAMPLERS), default="dpmpp_2m", help="sampler (dpmpp_2m; the paper uses ddpm with all steps)"
-    )
-    parser.add_argument("--steps", type=positive_int, default=20, help="sampler steps (20)")
-    parser.add_argument(
-        "--label",
-        help="generate this class, by its name, or by its number from 0 where no class has that name; a model without label "
-        "conditioning also needs --guidance",
-    )
-    parser.add_argument(
-        "--guidance",
-        type=float,
-        default=0.0,
-        help="guidance strength (0). For a class-conditional model without learned guidance try 0.3. For an unconditional "
-        "model try 2, and expect misses unless its classifier was also trained on noisy images",
-    )
-    parser.add_argument(
-        "--tries",
-        type=positive_int,
-        default=1,
-        help="draw an image anew, up to so many times in all, while the classifier does not see its class (1); without --label "
-        "the classes take turns",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (0)")
-    parser.add_argument("--batch-size", type=positive_int, default=128, help="images per batch (128)")
-    parser.add_argument("--out", type=path, default=Path("grid.png"), help="file for the grid (grid.png)")
-    parser.add_argument("--folder", type=path, help="write single images 000000.png, ... to this folder instead")
+    parser = build_parser()
     args = parser.parse_args(arguments)
     model = load(args.model)
     label = None
@@ -82,6 +51,42 @@ def main(arguments: list[str]) -> None:
     for name, image in zip(files, pixels, strict=True):
         save_image(grid(image[None], gap=0), args.folder / name)
     print(f"{args.folder}: {args.n} images{of_class}")
+
+
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="hybvit sample", description="Generate images and write them as one grid, or as single files with --folder."
+    )
+    parser.add_argument("model", metavar="MODEL", help="run folder, exported folder, hub id, or bundled model")
+    parser.add_argument("-n", type=positive_int, default=64, help="number of images (64)")
+    parser.add_argument(
+        "--sampler", choices=tuple(SAMPLERS), default="dpmpp_2m", help="sampler (dpmpp_2m; the paper uses ddpm with all steps)"
+    )
+    parser.add_argument("--steps", type=positive_int, default=20, help="sampler steps (20)")
+    parser.add_argument(
+        "--label",
+        help="generate this class, by its name, or by its number from 0 where no class has that name; a model without label "
+        "conditioning also needs --guidance",
+    )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=0.0,
+        help="guidance strength (0). For a class-conditional model without learned guidance try 0.3. For an unconditional "
+        "model try 2, and expect misses unless its classifier was also trained on noisy images",
+    )
+    parser.add_argument(
+        "--tries",
+        type=positive_int,
+        default=1,
+        help="draw an image anew, up to so many times in all, while the classifier does not see its class (1); without --label "
+        "the classes take turns",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (0)")
+    parser.add_argument("--batch-size", type=positive_int, default=128, help="images per batch (128)")
+    parser.add_argument("--out", type=path, default=Path("grid.png"), help="file for the grid (grid.png)")
+    parser.add_argument("--folder", type=path, help="write single images 000000.png, ... to this folder instead")
+    return parser
 
 
 def open_folder(folder: Path, files: Collection[str]) -> IO[str] | None:

@@ -202,7 +202,7 @@ class Search(NamedTuple):
         confidence: p(y|x) at which the search stops, above 0 and below 1.
     """
 
-    holds: tuple[float, ...] = (4.0, 2.0, 1.0, 0.5, 0.25, 0.0)
+    holds: tuple[float, ...] = (4.0, 1.5, 1.0, 0.7, 0.5, 0.35, 0.2, 0.1, 0.0)
     strength: float = 0.9
     steps: int = 10
     confidence: float = 0.95
