@@ -303,7 +303,7 @@ def grid(pixels: Tensor, columns: int | None = None, scale: int = 1, gap: int = 
     return Image.fromarray(array[..., 0] if c == 1 else array)
 
 
-CAPTION_LINE, CAPTION_LETTER = 12, 6  # height of a line and width of a letter of Pillow's own font, in pixels
+CAPTION_LINE, CAPTION_LETTER = 12, 6  # height of a line and width of a letter in Pillow's own font, in pixels
 
 
 def captioned_grid(pixels: Tensor, captions: Sequence[str], columns: int, scale: int = 1, gap: int = 4) -> Image.Image:
@@ -320,7 +320,10 @@ def captioned_grid(pixels: Tensor, captions: Sequence[str], columns: int, scale:
         sheet.paste(grid(image[None], scale=scale, gap=0), (left, top))
         for k, line in enumerate(lines):
             draw.text(
-                (left, top + height * scale + CAPTION_LINE * k), line, fill="black", font=ImageFont.load_default_imagefont()
+                (left, top + height * scale + gap // 2 + CAPTION_LINE * k),
+                line,
+                fill="black",
+                font=ImageFont.load_default(),
             )
     return sheet
 
