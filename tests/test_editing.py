@@ -222,7 +222,11 @@ def test_image_i_of_a_seed_is_the_same_at_any_n_and_batch_size(model):
         assert whole.pixels.shape == pixels.shape
         assert torch.equal(whole.before.labels, model.predict(pixels).labels)
         assert torch.equal(whole.after.labels, model.predict(whole.pixels).labels)
-    wanted = torch.arange(5)
+
+
+@pytest.mark.slow
+def test_a_counterfactual_is_the_same_at_any_batch_size(model):
+    pixels, wanted = digits(5), torch.arange(5)
     a, b = (model.counterfactual(pixels, wanted, batch_size=size) for size in (128, 2))
     assert (a.pixels.int() - b.pixels.int()).abs().max() <= 1
 
@@ -246,6 +250,7 @@ def test_an_interpolation_ends_at_the_images(model):
     assert len(edited.after.labels) == 3
 
 
+@pytest.mark.slow
 def test_a_counterfactual_says_what_it_reached(model):
     pixels = digits(4)
     seen = model.predict(pixels)
@@ -307,6 +312,7 @@ def test_a_sample_is_drawn_anew_only_where_its_class_is_not_seen(model, monkeypa
     assert (found // 4).tolist() == list(range(12))
 
 
+@pytest.mark.slow
 def test_the_command_edits_pictures(tiny_run, tmp_path, capsys):
     for name, image in zip("ab", digits(2), strict=True):
         Image.fromarray(image[0].numpy()).save(tmp_path / f"{name}.png")
