@@ -687,7 +687,7 @@ def percent(metric: dict[str, Any]) -> str:
     return f"{100 * metric['value']:.1f} % ({100 * metric['low']:.1f} to {100 * metric['high']:.1f})"
 
 
-def measured_by(*parts: dict[str, Any]) -> str:
+def editing_measured(*parts: dict[str, Any]) -> str:
     facts = result("editing")["fashion-mnist"]["tries"]["environment"]
     seconds = sum(part["seconds"] for part in parts)
     return (
@@ -720,7 +720,7 @@ def editing_counterfactuals() -> str:
             f"classifiers agree with the label of {percent(found['nearest_both'])}; the nearest ones that both accept are at "
             f"{far['nearest_accepted']:.2f} on average (n {far['n']})."
         )
-    return "\n\n".join(["\n".join(lines), *notes, measured_by(*parts)])
+    return "\n\n".join(["\n".join(lines), *notes, editing_measured(*parts)])
 
 
 def editing_inpainting() -> str:
@@ -741,7 +741,7 @@ def editing_inpainting() -> str:
             )
             cells = (words, str(row["same_class"]["n"]), str(row["known_pixels_changed"]), *errors, *kept)
             lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    return "\n\n".join(["\n".join(lines), "Class kept: the label of the data set is predicted. " + measured_by(*parts)])
+    return "\n\n".join(["\n".join(lines), "Class kept: the label of the data set is predicted. " + editing_measured(*parts)])
 
 
 def editing_inversion() -> str:
