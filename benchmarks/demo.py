@@ -19,7 +19,6 @@ BARS = {
 LONGEST_SECONDS = 150
 LIMITS = (  # of the evaluation, so that it takes less than a minute on two cores
     "--samples=300", "--attack-images=32", "--autoattack-images=8", "--bound-images=64", "--bound-draws=16",
-    "--corruption-images=50", "--certified-images=16", "--certified-votes=200",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from hybvit import Adapted, EvaluationOptions, cli
 from hybvit.cli.evaluate import build_parser, given_options, parse_options
 from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.errors import ConfigError
-from hybvit.evaluation import ALL, Metric
+from hybvit.evaluation import SUITES, Metric
 from hybvit.evaluation.context import Context
 from hybvit.evaluation.options import Options
 from hybvit.evaluation.suites import digest
@@ -224,7 +224,7 @@ def test_settings_of_a_reproduction_are_those_that_were_stored(name, model):
     """Else an evaluation of days would be done again."""
     scale_name, run = name.split("/")
     scale = SCALES[scale_name] if scale_name in SCALES else replace(POCKET, eval_options=EVAL_OPTIONS)
-    need = Job(run, scale.config(run), ALL, False)
+    need = Job(run, scale.config(run), tuple(SUITES), False)
     found = {
         suite: json.loads(json.dumps(options.for_model(model).of_suite(suite)))
         for _, suites, options in evaluations_of(need, Path("run"), scale, {})

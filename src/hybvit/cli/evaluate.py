@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..distributed import process_group
+from ..errors import ConfigError
 from ..evaluation import measure
 from ..evaluation.adapters import is_adapter
 from ..evaluation.options import Options
 from ..evaluation.subject import open_subject
-from ..evaluation.suites import SUITES
+from ..evaluation.suites import DEFAULT, SUITES, check_suites
 from .arguments import ArgumentParser, location, nonnegative_int, path, positive_int
 
 
@@ -29,7 +30,12 @@ def build_parser() -> ArgumentParser:
         help="run folder, exported folder, hub id or bundled model; or an external model: timm:NAME, torchvision:NAME "
         "(with @FILE for your own weights), or FILE.py:FUNCTION that returns a hybvit.Adapted",
     )
-    parser.add_argument("--suites", default=",".join(SUITES), help=f"comma-separated list of {', '.join(SUITES)} (all)")
+    longer = ", ".join(name for name in SUITES if name not in DEFAULT)
+    parser.add_argument(
+        "--suites",
+        default=",".join(DEFAULT),
+        help=f"comma-separated list of {', '.join(SUITES)}; or all (without {longer}, which take many minutes)",
+    )
     parser.add_argument("--data", type=location, help="location of the data, if they have moved since training")
     parser.add_argument("--data.test_root", dest="test_root", type=location, help="test images that lie outside of --data")
     parser.add_argument("--dataset", metavar="NAME", help="data set for an external model")
@@ -45,10 +51,10 @@ def build_parser() -> ArgumentParser:
 def main(arguments: list[str]) -> None:
     parser = build_parser()
     args = parser.parse_args(arguments)
-    suites = tuple(args.suites.split(","))
-    for suite in suites:
-        if suite not in SUITES:
-            parser.error(f"--suites: {suite!r} is unknown: choose from {', '.join(SUITES)}")
+    try:
+        suites = check_suites(args.suites)
+    except ConfigError as error:
+        parser.error(f"--{error}")
     options = Options(**given_options(args))
     with process_group() as (rank, _):
 

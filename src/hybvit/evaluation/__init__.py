@@ -22,9 +22,9 @@ from .context import Context, Metric
 from .options import Options
 from .results import Results
 from .subject import Subject, subject_of
-from .suites import ALL, SUITES, check_suites, run_suites
+from .suites import DEFAULT, SUITES, check_suites, run_suites
 
-__all__ = ["ALL", "SUITES", "EvaluationOptions", "Metric", "Options", "Results", "evaluate"]
+__all__ = ["DEFAULT", "SUITES", "EvaluationOptions", "Metric", "Options", "Results", "evaluate"]
 
 EvaluationOptions = Options  # the name under which the package exports it
 
@@ -33,7 +33,7 @@ def evaluate(
     model: Evaluable | str | os.PathLike[str],
     data: Dataset | str | os.PathLike[str] | None = None,
     *,
-    suites: Sequence[str] | str = ALL,
+    suites: Sequence[str] | str = DEFAULT,
     options: Options = Options(),  # noqa: B008  it is frozen
     out: str | os.PathLike[str] | None = None,
     again: bool = False,
@@ -57,7 +57,8 @@ def evaluate(
         data: an open data set (``open_dataset``) whose test images are uint8 [N, C, H, W] of the model's shape, the name of a
             data set (`hybvit datasets`), or its location. None uses the model's own data; an external model has none.
         suites: any of accuracy, calibration, doubt, ood, robustness, certified, corruptions, likelihood, fidelity, quality
-            and speed. Suites that do not apply to the model are left out (``results.left_out`` says why).
+            and speed, or "all"; by default all but certified and corruptions, which take many minutes. Suites that do not
+            apply to the model are left out (``results.left_out`` says why).
         options: sample sizes and settings (:class:`hybvit.EvaluationOptions`).
         out: a folder that stores each suite's result and the samples. The same call resumes an interrupted evaluation and
             reuses results measured with the same settings. None stores nothing.

@@ -233,12 +233,14 @@ class Suite(NamedTuple):
     Attributes:
         heading, description: the heading in reports, and the plain sentence below it.
         requires: what the suite needs of classes, labels, denoiser and samples; it is left out if the model or data lack one.
+        by_default: whether it runs when no suites are named. What takes many minutes on a CPU is asked for.
     """
 
     heading: str
     description: str
     requires: frozenset[str]
     run: Callable[[Context], Result]
+    by_default: bool = True
 
 
 def missing_requirement(ctx: Context, requires: Sequence[str] | frozenset[str]) -> str | None:

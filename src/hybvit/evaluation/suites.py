@@ -63,12 +63,14 @@ SUITES: dict[str, Suite] = {
         "What no attack within a radius can change, by randomized smoothing",
         frozenset({"classes", "labels", "denoiser"}),
         certified.run,
+        by_default=False,
     ),
     "corruptions": Suite(
         "Common corruptions",
         "How noise, blur, weather and digital faults of an image change the answers",
         frozenset({"classes", "labels"}),
         corruptions.run,
+        by_default=False,
     ),
     "likelihood": Suite(
         "Likelihood", "How likely the test images are under the model", frozenset({"denoiser"}), likelihood.run
@@ -84,18 +86,21 @@ SUITES: dict[str, Suite] = {
     ),
     "speed": Suite("Speed", "What the model costs on this machine", frozenset(), speed.run),
 }
-ALL = tuple(SUITES)
+DEFAULT = tuple(name for name, suite in SUITES.items() if suite.by_default)
+EVERY = "all"  # in place of names
 CALIBRATED = ("calibration", "doubt")  # suites that depend on the calibration stored with the model
 DIGESTED = 256  # images that are not in memory
 DIGEST = "sha256"  # of a stored record; 0.1.0 wrote none
 
 
 def check_suites(suites: Sequence[str] | str) -> tuple[str, ...]:
-    """Names of suites, as a sequence or one comma-separated string -> the names in the order of execution.
+    """Names of suites, as a sequence or one comma-separated string, or "all" -> the names in the order of execution.
 
     Raises:
         ConfigError: a suite is unknown.
     """
+    if suites == EVERY:
+        return tuple(SUITES)
     names = suites.split(",") if isinstance(suites, str) else suites
     for name in names:
         if name not in SUITES:
