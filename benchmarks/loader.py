@@ -19,9 +19,8 @@ from hybvit.data.batches import TrainingBatches, augment_weakly, auto_augment, e
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.devices import alternating, best_device, environment, keep_freed_memory, resolve_precision
-from hybvit.method.vit import HybViT
 from hybvit.presets import preset
-from hybvit.training.bench import joint_step
+from hybvit.training.bench.rows import training_step
 
 REPEATS, IMAGES = 15, 128
 OUT = Path(__file__).resolve().parent.parent / "results" / "loader.json"
@@ -44,22 +43,20 @@ def with_threads(threads: int, run: Callable[[], object]) -> Callable[[], None]:
 
 def measure(name: str, cfg: Config, data: Dataset, threads: int) -> dict[str, float | str]:
     """Images/s, both mini-batches counted, of a training step and of the batches for it."""
-    torch.manual_seed(0)
-    net, diffusion, step = HybViT(cfg.model), cfg.diffusion.build(), [0]
-    precision = resolve_precision("auto", best_device())
+    device, step = best_device(), [0]
+    train, precision = training_step(cfg, device), resolve_precision("auto", device)
     loaders = {
         augment: TrainingBatches(
             data, replace(cfg.data, augment=augment, flip=name != "digits"), minibatches(cfg), cfg.train.seed
         )
         for augment in ("none", "weak", "strong")
     }
-    batch = loaders["none"](0)
 
     def load(augment: str) -> None:
         step[0] += 1
         loaders[augment](step[0])
 
-    runs = {"training": with_threads(threads, lambda: joint_step(net, diffusion, batch, precision))}
+    runs = {"training": with_threads(threads, lambda: train(precision))}
     runs |= {f"loader_{augment}": with_threads(1, lambda augment=augment: load(augment)) for augment in loaders}
     times = alternating(runs, REPEATS)
     images = 2 * cfg.train.batch_size

@@ -25,18 +25,16 @@ from hybvit.evaluation.speed import peak_mib
 from hybvit.presets import preset
 from hybvit.reproduce.timing import REPEATS, SPAN, warmed_up
 from hybvit.storage import write_text
+from hybvit.training.bench import PEAK_SIZE, matrix_product
 from hybvit.training.cost import cost
 
-PEAK_SIZE = {"cuda": 8192, "cpu": 2048, "mps": 4096}  # side of the matrix product that stands for the machine's peak
 PATIENCE = 400  # seconds that a preset waits for the others to be compiled
 
 
 def peak_tflops(device: torch.device, precision: str, repeats: int = 20) -> float:
     """10^12 operations a second of a matrix product on random numbers."""
-    size, dtype = PEAK_SIZE[device.type], torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in "ab")
-    taken = alternating({"product": lambda: a @ b}, repeats)["product"]
-    return 2 * size**3 / statistics.median(taken) / 1e12
+    taken = alternating({"product": matrix_product(device, precision)}, repeats)["product"]
+    return 2 * PEAK_SIZE[device.type] ** 3 / statistics.median(taken) / 1e12
 
 
 def measured(name: str, wait: Any, alone: Any) -> dict[str, Any]:

@@ -314,29 +314,6 @@ def test_a_folder_of_images_trains_classifies_and_samples(tiny_run, tmp_path, ca
     assert f"{tmp_path / 'photos'}: the data have 2 classes, the model has 10" in capsys.readouterr().err
 
 
-def test_bench_measures_the_same_computation(capsys, tmp_path):
-    import torch
-
-    from hybvit.method.diffusion import Diffusion
-    from hybvit.method.objective import Batch
-    from hybvit.method.vit import HybViT, ViTConfig
-    from hybvit.training.bench import joint_step, reference_step
-
-    torch.manual_seed(0)
-    net = HybViT(ViTConfig(image_size=8, patch_size=2, dim=16, depth=2, heads=2))
-    g = torch.Generator().manual_seed(0)
-    clean, images = torch.randn(2, 4, 3, 8, 8, generator=g)
-    batch = Batch(clean, images, torch.tensor([0, 1, 2, 3]))
-    results = []
-    for step in (joint_step, reference_step):
-        net.zero_grad()
-        loss = step(net, Diffusion.cosine(), batch, "fp32")
-        results.append((loss, [p.grad.clone() for p in net.parameters()]))
-    torch.testing.assert_close(results[0][0], results[1][0])
-    for a, b in zip(results[0][1], results[1][1], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-
 def test_a_file_name_with_a_line_break_stays_on_its_line(tiny_run, tmp_path, capsys):
     good, *bad = (tmp_path / f"a\n{name}.png" for name in ("good", "bad", "worse"))
     Image.new("L", (8, 8), 90).save(good)

@@ -36,3 +36,25 @@ def test_a_short_call_is_made_as_often_as_the_span_has_room(clocked):
     assert taken["fast"] == pytest.approx([0.1, 0.1])  # of one call
     assert taken["slow"] == pytest.approx([2.0, 2.0])
     assert lines == ["  fast: 10 calls a repeat", "  slow: 1 calls a repeat"]
+
+
+def test_repeats_end_before_they_exceed_the_limit_but_not_before_the_third(clocked):
+    calls, _ = clocked  # a repeat takes 2.1 seconds
+    for limit, repeats in ((0.0, 3), (10.4, 3), (10.6, 4), (1000.0, 9)):  # the warm-up counts
+        assert len(alternating(calls, 9, limit=limit)["slow"]) == repeats
+    assert len(alternating(calls, 2, limit=0.0)["slow"]) == 2
+
+
+def test_the_memory_of_a_call_is_what_it_holds_at_its_peak():
+    import torch
+
+    def call() -> None:
+        held = torch.ones(40 * 2**18)  # 40 MiB
+        held + 1
+
+    found = [devices.working_memory(call, torch.device("cpu")) for _ in range(2)]
+    if found[0] is None:
+        pytest.skip("this system does not tell the peak of a process's memory")
+    assert found == [pytest.approx(80, abs=10)] * 2  # what the first call freed does not hide what the second takes
+    assert devices.working_memory(lambda: None, torch.device("cpu")) == pytest.approx(0, abs=5)
+    assert devices.working_memory(lambda: None, torch.device("meta")) is None

@@ -217,6 +217,20 @@ def test_results_of_earlier_versions_say_where_their_numbers_do_not_compare():
     assert made.fitted_on_training_images({"metrics": old["metrics"], "notes": {"calibration": []}}) == set()
 
 
+def test_the_speed_of_a_record_with_rows_is_that_of_its_fastest_precision():
+    made, spread = renderer(), {"median": 1.25, "low": 1.1, "high": 1.3}
+    rows = [
+        {"row": "joint", "system": "hybvit", "precision": "bf16", "fraction_of_peak": {"median": 0.8}},
+        {"row": "joint", "system": "plain reference", "precision": "bf16", "speedup": spread},
+        {"row": "joint", "system": "plain reference", "precision": "fp32", "speedup": {}},
+    ]
+    products = [{"precision": p, "gflop_per_second": gflops} for p, gflops in (("fp32", 137.2), ("bf16", 340.4))]
+    text = made.speed_of({"rows": rows, "products": products, "batch_size": 32})
+    assert "(batch 32 + 32, bf16) runs 1.25 times as fast" in text
+    assert "(quartiles 1.10 to 1.30), at 80 % of the 340 GFLOP/s" in text
+    assert made.speed() in README  # the stored record, of 0.1.0
+
+
 def test_every_figure_of_the_models_has_its_number_of_images():
     made = renderer()
     assert made.value({"metrics": {"a": {"value": 0.5, "n": 1200}}}, "a") == "50.0 % (n 1,200)"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
+import math
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -19,6 +22,7 @@ from .distributed import world_size
 from .errors import ConfigError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+LEAST_REPEATS = 3  # of what is timed, where the time allows no more
 
 
 def best_device() -> torch.device:
@@ -98,6 +102,7 @@ def alternating(
     repeats: int,
     span: float = 0.0,
     say: Callable[[str], None] = lambda line: None,
+    limit: float = math.inf,
 ) -> dict[str, list[float]]:
     """Seconds per call, in ``repeats`` repeats that alternate between the calls, so that a change of the machine's speed
     affects all of them. Each is made once before, to warm up. A GPU's work counts until it is done.
@@ -106,18 +111,25 @@ def alternating(
         calls: name -> what is timed.
         span: seconds that one repeat of one call lasts: a call that is shorter is made several times, and the mean counts.
         say: takes a line for each call that tells how many times it is made in a repeat.
+        limit: seconds that all of it should take, with the warm-up: when another repeat would exceed it, the repeats end, but
+            not before the third.
 
     Returns:
-        Name -> ``repeats`` values, in order; those of one repeat belong together.
+        Name -> ``repeats`` values or fewer, in order; those of one repeat belong together.
     """
+    started = time.perf_counter()
     often: dict[str, int] = {}
     for name, call in calls.items():
         often[name] = max(1, round(span / seconds(call)))
         say(f"  {name}: {often[name]} calls a repeat")
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
+    for done in range(repeats):
+        before = time.perf_counter()
         for name, call in calls.items():
             taken[name].append(seconds(call, often[name]))
+        now = time.perf_counter()
+        if done + 1 >= LEAST_REPEATS and now + (now - before) > started + limit:
+            break
     return taken
 
 
@@ -126,6 +138,49 @@ def seconds(call: Callable[[], object], times: int = 1) -> float:
     started = time.perf_counter()
     for _ in range(times):
         call()
+    synchronize()
+    return (time.perf_counter() - started) / times
+
+
+def synchronize() -> None:
+    """Wait until the GPU, if there is one, has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - started) / times
+    elif torch.backends.mps.is_available():
+        torch.mps.synchronize()
+
+
+def working_memory(call: Callable[[], object], device: torch.device) -> float | None:
+    """Make a call -> the most memory that it held on top of what was held before, in MiB; None where that cannot be measured.
+
+    With CUDA it is exact and of tensors only. On a CPU it is the growth of the process's resident memory, as Linux tells it:
+    with buffers of libraries and to whole pages, so that some MiB mean nothing. On other systems it is not measured.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    resident = _reset_resident_peak() if device.type == "cpu" else None
+    call()
+    return None if resident is None else max(_status("VmHWM") - resident, 0) / 1024
+
+
+def _reset_resident_peak() -> int | None:
+    """Let the high-water mark of the resident memory be what is resident now -> that, in KiB; None where there is none."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory that the process keeps would hide what the call takes of it
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status("VmRSS")
+    except (OSError, LookupError):
+        return None
+
+
+def _status(name: str) -> int:
+    """A figure of this process in KiB, from Linux's /proc."""
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if found is None:
+        raise LookupError(name)
+    return int(found[1])

@@ -28,7 +28,7 @@ COMMANDS = {
     "datasets": "list the known data sets, whether they are present, and how to get the others",
     "show-data": "write pictures of a preset's images under augmentation, diffusion and corruptions",
     "show": "print a preset's full configuration",
-    "bench": "time the training step against a plain reference and the machine's peak",
+    "bench": "time training and inference beside other systems, and as a share of the machine's peak",
 }
 WRITES_FILES = (
     "train",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -155,6 +156,45 @@ def shares(values: Mapping[str, Any], x: str, wanted: float) -> str:
     axes.set_yticks(range(len(names)), [literal(name) for name in names])
     axes.set_xlabel(x)
     axes.tick_params(labelsize=8)
+    return svg(figure)
+
+
+def intervals(values: Mapping[str, tuple[float, float, float]], x: str) -> str:
+    """Named points (value, low, high) with their intervals, from 0 on."""
+    figure, axes = _axes(5.4, 0.7 + 0.2 * len(values))
+    names = list(values)[::-1]
+    for y, (value, low, high) in enumerate(values[name] for name in names):
+        axes.errorbar([value], [y], xerr=[[value - low], [high - value]], fmt="o", color=INK[0], markersize=4, capsize=2)
+    axes.set_yticks(range(len(names)), [literal(name) for name in names])
+    axes.set_xlim(left=0)
+    axes.set_xlabel(x)
+    axes.tick_params(labelsize=8)
+    return svg(figure)
+
+
+def power_laws(panels: Mapping[str, tuple[Sequence[tuple[float, float]], Mapping[str, float]]], x: str) -> str:
+    """Panels of points on logarithmic axes, with a line through their middle for each named exponent: name of the y-axis ->
+    (points, exponents)."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure = Figure(figsize=(3.6 * len(panels), 3), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False).ravel()
+    for axes, (title, (points, exponents)) in zip(grid, panels.items(), strict=True):
+        at, values = zip(*points, strict=True)
+        middle = [math.exp(sum(map(math.log, part)) / len(part)) for part in (at, values)]
+        for i, (name, exponent) in enumerate(exponents.items()):
+            line = [middle[1] * (size / middle[0]) ** exponent for size in at]
+            axes.plot(at, line, STYLES[i % 4], color=INK[1 + i % 5], linewidth=1.2, label=literal(f"{name}: {exponent:.2f}"))
+        axes.plot(at, values, "o", color=INK[0], markersize=5)
+        axes.set(xscale="log", yscale="log", xlabel=x, ylabel=title)
+        axes.set_xticks(at, [f"{size:g}" for size in at])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     return svg(figure)
 
 
