@@ -400,6 +400,7 @@ def test_one_size_grows_and_the_rest_stays():
         found = sizes(PAPER, what)
         assert len(found) >= 3
         assert {size: of(cfg) for size, cfg in found.items()} == {size: size for size in found}
+    assert list(sizes(PAPER, "tokens")) == [10, 17, 26, 37]  # half to twice as many patches, and the class token
     wide = scaled(PAPER, "width", 2.0)[1].model
     assert (wide.dim // wide.heads, wide.depth) == (8, 2)
     deep = scaled(override(PAPER, model={"depth": 6, "class_depth": 4}), "depth", 2.0)[1].model
