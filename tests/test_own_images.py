@@ -57,7 +57,7 @@ def test_copies_of_training_images_are_said(tmp_path, capsys):
     for i in range(20):
         save(tmp_path / "test" / "b" / f"{i}.bmp", (0, 9 * i, 0))
     opened(own(tmp_path))
-    assert "4 of 8 that were compared are copies, such as b/" in capsys.readouterr().err
+    assert "20 of 40 test images that were compared are copies of training images, such as b/" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("folder", ["images/", ""])

@@ -16,12 +16,15 @@ from torch import Tensor
 from . import checkpoint
 from .checkpoint import CALIBRATION, CONFIG, EMA
 from .config import Config, DiffusionConfig, load_config, read_config
+from .data.trained_on import TRAINED_ON, checked
 from .errors import CheckpointError, ConfigError, DataError
 from .hub import BUNDLED, bundled
 from .method.vit import HybViT, ViTConfig
 from .model import HybridModel
 from .networks import check_config, fill_network
 from .storage import atomic_write
+
+READ = (f"{EMA}.safetensors", CONFIG, f"{TRAINED_ON}.safetensors")  # of a checkpoint
 
 
 def load(source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
@@ -58,7 +61,7 @@ def load_newest(run: Path, device: torch.device | str | None = None) -> HybridMo
         problems, deleted = [], False
         for folder in checkpoint.step_folders(run / "checkpoints"):
             try:
-                manifest, contents = checkpoint.read_verified(folder, f"{EMA}.safetensors", CONFIG)
+                manifest, contents = checkpoint.read_verified(folder, *READ)
             except CheckpointError as error:
                 deleted = deleted or not folder.is_dir()
                 problems += [str(error)] if folder.is_dir() else []
@@ -76,7 +79,7 @@ def load_newest(run: Path, device: torch.device | str | None = None) -> HybridMo
 def load_checkpoint(folder: Path, device: torch.device | str | None = None) -> HybridModel:
     """Load the EMA weights of one checkpoint folder of a run."""
     checkpoint.verify(folder, (f"{EMA}.safetensors",))
-    return of_run(folder.parent.parent, folder, *checkpoint.read_verified(folder, f"{EMA}.safetensors", CONFIG), device)
+    return of_run(folder.parent.parent, folder, *checkpoint.read_verified(folder, *READ), device)
 
 
 def of_run(
@@ -96,8 +99,10 @@ def of_run(
         check_config(folder, kept, cfg)
     else:  # a checkpoint that was copied without its run
         cfg = read_config(kept, folder / CONFIG)
-    weights = folder / f"{EMA}.safetensors"
+    weights, known = folder / f"{EMA}.safetensors", folder / f"{TRAINED_ON}.safetensors"
     model = HybridModel(*fill_network(cfg, checkpoint.tensors_of(contents[weights.name], weights), weights), device)
+    if known.name in contents:
+        model.trained_on = checked(checkpoint.tensors_of(contents[known.name], known), known)
     if in_run and (run / CALIBRATION).exists() and not model.take_calibration(run):
         warnings.warn(
             f"{run / CALIBRATION}: not used, since it was made for other weights than those of {folder.name}: run "

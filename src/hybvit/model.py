@@ -20,6 +20,7 @@ from .config import Config, load_config, to_yaml, without_addresses
 from .data.fingerprint import pixel_digests
 from .data.image_set import to_pixels, to_x
 from .data.images import as_pixels
+from .data.trained_on import DIGESTS, TRAINED_ON, checked
 from .devices import autocast, best_device, keep_freed_memory, resolve_precision
 from .errors import CheckpointError, ConfigError, DivergedError, did_you_mean
 from .hub import download
@@ -100,10 +101,13 @@ class HybridModel:
 
     Attributes:
         calibration: what :meth:`calibrate` found, or was stored with the model; None for a model that is not calibrated.
+        trained_on: what is kept of the user's own images that it was trained on (``data/trained_on.py``), int64 [N]; None where
+            that is not known.
     """
 
     def __init__(self, net: Network, cfg: Config, device: torch.device | str | None = None) -> None:
         self.cfg = cfg
+        self.trained_on: Tensor | None = None
         self.device = torch.device(device) if device else best_device()
         self.net: Any = net.to(self.device).eval()  # the objective decides which methods a network has
         self.diffusion: Diffusion = cfg.diffusion.build()
@@ -805,12 +809,13 @@ class HybridModel:
         """
         path = export_folder(folder)
         weights = {key: value.cpu() for key, value in self.net.state_dict().items()}
+        known = {} if self.trained_on is None else {TRAINED_ON: {DIGESTS: self.trained_on}}
         files: dict[str, str | bytes] = {CONFIG: to_yaml(without_addresses(self.cfg))}
         if self.calibration is not None:
             if self.calibration.weights != checkpoint.digest_of_weights(weights):
                 raise ConfigError("the weights were changed after the calibration: calibrate again, or set calibration to None")
             files[CALIBRATION] = self.calibration.to_bytes()
-        checkpoint.write_folder(path, {WEIGHTS: weights}, files)
+        checkpoint.write_folder(path, {WEIGHTS: weights, **known}, files)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
@@ -826,6 +831,9 @@ class HybridModel:
             folder = download(str(source))
         manifest = checkpoint.verify(folder, (CONFIG, f"{WEIGHTS}.safetensors"))
         model = cls(*load_network(load_config(folder / CONFIG), folder / f"{WEIGHTS}.safetensors"), device)
+        kept = folder / f"{TRAINED_ON}.safetensors"
+        if kept.name in manifest["sha256"]:
+            model.trained_on = checked(checkpoint.read_tensors(kept), kept)
         if CALIBRATION in manifest["sha256"] and not model.take_calibration(folder):
             raise CheckpointError(f"{folder / CALIBRATION}: was made for other weights: run `hybvit calibrate` again")
         return model

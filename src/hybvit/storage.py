@@ -10,7 +10,7 @@ import platform
 import stat
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -79,6 +79,16 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
     if not os.access(path, os.W_OK):
         raise DataError(f"{path}: no permission to write to it")
+
+
+def refuse_inside(folder: Path, places: Iterable[str]) -> None:
+    """Raise ConfigError where a folder that is to be written lies in, or is, one that is read: the next time what was written
+    there would be read too."""
+    written = os.path.realpath(folder)
+    for place in places:
+        read = os.path.realpath(place)
+        if written == read or written.startswith(read.rstrip(os.sep) + os.sep):
+            raise ConfigError(f"{folder}: lies among the images of {place}, and would be taken for images: choose another --out")
 
 
 _HELD: weakref.WeakValueDictionary[Path, IO[str]] = weakref.WeakValueDictionary()  # the locks of this process

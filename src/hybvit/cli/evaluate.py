@@ -10,7 +10,6 @@ from typing import Any
 from ..distributed import process_group
 from ..errors import ConfigError
 from ..evaluation import measure
-from ..evaluation.adapters import is_adapter
 from ..evaluation.options import Options
 from ..evaluation.subject import open_subject
 from ..evaluation.suites import DEFAULT, SUITES, check_suites
@@ -38,7 +37,7 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--data", type=location, help="location of the data, if they have moved since training")
     parser.add_argument("--data.test_root", dest="test_root", type=location, help="test images that lie outside of --data")
-    parser.add_argument("--dataset", metavar="NAME", help="data set for an external model")
+    parser.add_argument("--dataset", metavar="NAME", help="data set, by its name; a model of hybvit has its own")
     add_options(parser)
     parser.add_argument("--out", type=path, help="folder for the results (the run folder, or ./evaluated/NAME)")
     parser.add_argument("--report", action="store_true", help="also write report.html and report.md")
@@ -62,8 +61,7 @@ def main(arguments: list[str]) -> None:
             if rank == 0:
                 print(line, flush=True)
 
-        dataset = args.dataset if is_adapter(args.model) else None
-        subject = open_subject(args.model, dataset, args.data, args.test_root)
+        subject = open_subject(args.model, args.dataset, args.data, args.test_root)
         out = args.out or subject.run or Path("evaluated") / Path(args.model.partition("@")[0].replace(":", "/")).resolve().name
         results = measure(subject, suites, options, out, args.again, say)
         say(f"{results.save(out)} written")

@@ -45,7 +45,8 @@ def main(arguments: list[str]) -> None:
         say_at_once(f"warning: {line}")
     out = args.out or Path("runs") / (args.preset + (f"-{args.objective}" if args.objective else ""))
     train(cfg, out)
-    own = f" --data {shlex.quote(args.data)}" if args.data else ""  # a run does not record where its data are
+    places = {"--data": args.data, "--data.test_root": cfg.data.test_root}  # a run does not record where its data are
+    own = "".join(f" {option} {shlex.quote(place)}" for option, place in places.items() if place)
     run = shlex.quote(str(out))
     if is_first():
         print(f"{out}: done; next: hybvit evaluate {run}{own} --report, hybvit sample {run}")

@@ -27,7 +27,12 @@ INTERPOLATION_BATCH = 100  # test batch size for the interpolations of Tables 3 
 
 
 def open_dataset(
-    data: DataConfig, image_shape: tuple[int, int, int], num_classes: int = 0, *, labeled: bool = False
+    data: DataConfig,
+    image_shape: tuple[int, int, int],
+    num_classes: int = 0,
+    *,
+    labeled: bool = False,
+    trained_on: Tensor | None = None,
 ) -> Dataset:
     """Open a data set for a model.
 
@@ -35,6 +40,8 @@ def open_dataset(
         image_shape: (C, H, W) of the images that the model takes; H = W.
         num_classes: number of classes of the model. Only shards without a classes.txt use it; with 0 they have no labels.
         labeled: whether the images must have labels.
+        trained_on: what a model keeps of the images that it was trained on (``HybridModel.trained_on``), to evaluate it: none of
+            them is a test image then.
 
     Raises:
         ConfigError: the data do not fit the model's channels or size, or required labels are missing.
@@ -51,7 +58,7 @@ def open_dataset(
         found = shards.open_shards(data, decoding, num_classes)
     else:
         with data_errors(Path(data.root or ".")):  # whatever the files make a reader raise
-            found = own_images.READERS[data.name](data, decoding)
+            found = own_images.READERS[data.name](data, decoding, trained_on)
     _check(found, data.root or data.name, labeled)
     originals.warn(data.root or data.name, size)
     found = reorder_classes(found, data.classes)

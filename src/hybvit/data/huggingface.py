@@ -7,6 +7,7 @@ import hashlib
 import io
 import logging
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,19 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
-from .cells import LABELS, checked_classes, class_name, says_split, text_of
+from ..storage import read_bytes
+from .cells import LABELS, PATHS, checked_classes, class_name, says_split, text_of
 from .files import refuse_special
 from .fingerprint import ListedImage
 from .image_set import Dataset, Decoding, ImageSet, load_images
 from .images import read_image
-from .listing import Listing, read_splits
+from .listing import Listing, read_splits, warn_of_copies
 from .splits import KNOWN, by_split, evaluation_split, split_of, train_and_test
 
 NO_IMAGE: dict[str, Any] = {"bytes": None, "path": None}  # an empty cell
 
 
-def huggingface(data: DataConfig, decoding: Decoding) -> Dataset:
+def huggingface(data: DataConfig, decoding: Decoding, trained_on: Tensor | None = None) -> Dataset:
     """A data set from the Hugging Face hub (hf://OWNER/NAME), a parquet file, or a folder of them (train*.parquet,
     test*.parquet)."""
     if data.root is None:
@@ -60,17 +62,26 @@ def huggingface(data: DataConfig, decoding: Decoding) -> Dataset:
     def listed(table: Any) -> Listing:
         return list_table(table, image_column, label_column, classes, str(data.root), decoding, divided)
 
-    return read_splits(data, classes, listed(train), None if test is None else listed(test))
+    if test is None:
+        return read_splits(data, classes, listed(train), None, trained_on)
+    of_train, of_test = listed(train), listed(test)
+    warn_of_copies(of_train, of_test)
+    return read_splits(data, classes, of_train, of_test, trained_on)
 
 
 def stored_images(raw: Any, image_column: str) -> list[ListedImage]:
-    """The images of a table by their paths, or else their rows, with the sizes of those that it stores."""
+    """The images of a table. Those that it stores are known by their contents, since their rows say nothing and their paths are
+    not reliable, the others by their paths."""
     import pyarrow.compute as pc
 
-    column = raw.select_columns([image_column]).with_format("arrow")[:][image_column]
-    sizes = pc.fill_null(pc.binary_length(pc.struct_field(column, "bytes")), 0).to_pylist()
-    paths = pc.struct_field(column, "path").to_pylist()
-    return [ListedImage(path or str(row), size) for row, (path, size) in enumerate(zip(paths, sizes, strict=True))]
+    column, found = raw.select_columns([image_column]).with_format("arrow")[:][image_column], list[ListedImage]()
+    for chunk in column.chunks:
+        paths = pc.struct_field(chunk, "path").to_pylist()
+        for path, value in zip(paths, pc.struct_field(chunk, "bytes"), strict=True):
+            content = value.as_buffer()  # not a copy
+            name = path or str(len(found))
+            found.append(ListedImage(name, 0) if content is None else ListedImage(name, len(content), "", zlib.crc32(content)))
+    return found
 
 
 def image_digests(raw: Any, image_column: str) -> list[str]:
@@ -150,16 +161,37 @@ def check_features(files: list[str]) -> None:
 
 
 def columns(table: Any, root: str) -> tuple[str, str | None]:
-    """The names of the image column, and of the label column or None."""
+    """The names of the image column, and of the label column or None: those named like such columns (``cells.PATHS``, ``LABELS``)
+    come first, then the only one of its type.
+
+    Raises:
+        DataError: there is no image column, or there are several of one kind, and their names do not tell them apart.
+    """
     import datasets
 
-    images = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
-    images += [name for name, kind in table.features.items() if isinstance(kind, dict) and "bytes" in kind]
-    if not images:
-        raise DataError(f"{root}: no column of images among {', '.join(table.features)}")
-    labels = [name for name, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]
-    labels += [name for name in LABELS if name in table.features]
-    return images[0], labels[0] if labels else None
+    features = table.features
+    images = [
+        name for name, kind in features.items() if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and "bytes" in kind)
+    ]
+    image = only_column(images, images, PATHS, f"{root}: several columns of images", "image")
+    if image is None:
+        raise DataError(f"{root}: no column of images among {', '.join(features)}")
+    typed = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    return image, only_column(typed, list(features), LABELS, f"{root}: several columns of classes", "label")
+
+
+def only_column(typed: list[str], named: list[str], names: Sequence[str], what: str, cure: str) -> str | None:
+    """The first of the ``named`` columns that has one of the ``names``, in any case; else the only one of the ``typed``.
+
+    Raises:
+        DataError: there are several, and none is named so.
+    """
+    for wanted in names:
+        if same := [name for name in named if name.strip().casefold() == wanted]:
+            return same[0]
+    if len(typed) > 1:
+        raise DataError(f"{what}, {', '.join(typed[:4])}: name the one that is meant {cure}")
+    return typed[0] if typed else None
 
 
 def label_texts(values: Iterable[object], root: str) -> list[str]:
@@ -224,4 +256,9 @@ def list_table(
     images = stored_images(raw, image_column) if whole else []
     if labels is not None:
         images = [image._replace(class_name=classes[label]) for image, label in zip(images, labels, strict=True)]
-    return Listing(images, labels, load, image_digests(raw, image_column) if divided else None)
+
+    def read(i: int) -> bytes:
+        entry = raw[i][image_column] or NO_IMAGE
+        return read_bytes(Path(entry["path"] or ""), limit=None) if entry["bytes"] is None else entry["bytes"]
+
+    return Listing(images, labels, load, read, where, image_digests(raw, image_column) if divided else None)

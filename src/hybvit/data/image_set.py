@@ -186,6 +186,8 @@ class Dataset:
         held_out: images split off the training set, not used for training.
         all_test: whether ``test`` holds all images; ``train`` then holds the same ones, for comparison.
         fingerprint: what tells these images from others (``data/fingerprint.py``); empty for a named data set.
+        trained_on: what a model keeps of the training images (``data/trained_on.py``), int64 [N]; None if they are not known by
+            their files.
     """
 
     train: ImageSet
@@ -195,6 +197,7 @@ class Dataset:
     held_out: ImageSet | None = None
     fingerprint: str = ""
     all_test: bool = False
+    trained_on: Tensor | None = None
 
 
 def reorder_classes(data: Dataset, classes: Sequence[str]) -> Dataset:

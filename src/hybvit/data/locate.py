@@ -20,6 +20,12 @@ def locate(data: DataConfig, root: str) -> DataConfig:
     return replace(data, root=absolute, name=detect_format(root, data.name))
 
 
+def image_folders(data: DataConfig) -> list[str]:
+    """The folders in which all that lies there is taken for the user's own images."""
+    places = (data.root, data.test_root) if data.name in OWN_IMAGES else ()
+    return [place for place in places if place is not None and os.path.isdir(place)]
+
+
 CURES = {  # files that cannot be read as they are
     **dict.fromkeys((".tsv", ".txt", ".xls", ".xlsx", ".ods"), "save the table as .csv, with commas"),
     ".json": "write one object a line, to a .jsonl file",

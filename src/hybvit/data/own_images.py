@@ -24,8 +24,8 @@ from .fingerprint import ListedImage, listed
 from .huggingface import huggingface
 from .image_set import Dataset, Decoding, ImageSet, load_image_files, load_images
 from .images import read_image, readable_suffixes
-from .listing import Listing, existing_root, read_splits, warn_of_leak
-from .splits import KNOWN, by_split, evaluation_split, split_of, splits_of_one_set, train_and_test
+from .listing import Listing, existing_root, read_splits, warn_of_copies, warn_of_leak
+from .splits import KNOWN, Split, by_split, evaluation_split, split_of, splits_of_one_set, train_and_test
 
 
 def image_names(files: Files) -> list[str]:
@@ -76,10 +76,8 @@ def left_out(files: Files, read: Collection[str]) -> str | None:
 
 # a folder
 
-COMPARED = 8  # images, with others of the same names
 
-
-def folder(data: DataConfig, decoding: Decoding) -> Dataset:
+def folder(data: DataConfig, decoding: Decoding, trained_on: Tensor | None = None) -> Dataset:
     """A folder or zip: DIR/train/CLASS/* and DIR/test/CLASS/* (or val/), else DIR/CLASS/*, or DIR/* without labels."""
     files = without_wrapping(Files(existing_root(data, "DIR, a folder with one subfolder of images per class")))
     files, test = split_folders(files)
@@ -95,30 +93,15 @@ def folder(data: DataConfig, decoding: Decoding) -> Dataset:
     warn_of_table(files, classes)
     train = list_files(files, classes, decoding)
     if test is None:
-        return read_splits(data, classes, train, None)
+        return read_splits(data, classes, train, None, trained_on)
     extra = sorted(set(class_folders(test)) - set(classes))
     if extra:
         raise DataError(f"{test.where}: class folder {extra[0]!r} has no counterpart in {files.where}")
     of_test = list_files(test, classes, decoding)
-    warn_of_leak(*([part.where / image.name for image in listed.images] for part, listed in ((files, train), (test, of_test))))
-    warn_of_copies(files, train, test, of_test)
-    return read_splits(data, classes, train, of_test)
-
-
-def warn_of_copies(files: Files, train: Listing, test: Files, of_test: Listing) -> None:
-    """Say if test images are copies of training images with the same names: a few of them are read."""
-    sizes = {image.name: image.size for image in train.images}
-    alike = [image.name for image in of_test.images if sizes.get(image.name) == image.size]
-    some = alike[:: max(1, len(alike) // COMPARED)][:COMPARED]
-    with suppress(DataError, OSError):  # whoever reads them says why they cannot be read
-        equal = [name for name in some if files.open(name).read() == test.open(name).read()]
-        if equal and files.where != test.where:
-            print(
-                f"warning: {len(alike):,} of {len(of_test.images):,} test images have the name and size of a training image, "
-                f"and {len(equal)} of {len(some)} that were compared are copies, such as {equal[0]}: remove them from one of "
-                "the splits, since a model knows them by heart",
-                file=sys.stderr,
-            )
+    paths = ([part.where / image.name for image in listed.images] for part, listed in ((files, train), (test, of_test)))
+    if not warn_of_leak(*paths):
+        warn_of_copies(train, of_test)
+    return read_splits(data, classes, train, of_test, trained_on)
 
 
 def warn_of_table(files: Files, classes: tuple[str, ...]) -> None:
@@ -204,9 +187,18 @@ def below_split(files: Files, top: str) -> Files:
 
 
 def class_folders(files: Files) -> tuple[str, ...]:
-    """Names of the class subfolders; empty if the images are directly in the folder."""
-    folders, where = files.folders(), files.where
-    loose = [name for name in image_names(files) if "/" not in name]
+    """Names of the class subfolders; empty if the images are directly in the folder.
+
+    Raises:
+        DataError: images lie beside class folders, or some below a class folder are in a folder of test images.
+    """
+    folders, where, names = files.folders(), files.where, image_names(files)
+    if below := split_below(names):
+        raise DataError(
+            f"{where}: {below[0]} lies below the class folder {below[0].split('/')[0]}, named like a split, beside {below[1]}: "
+            "put the splits above the classes (train/CLASS and test/CLASS), or rename it if it is none"
+        )
+    loose = [name for name in names if "/" not in name]
     if loose and folders:
         raise DataError(
             f"{where / loose[0]}: not in a class folder ({folders[0]} ...): put either all images into class folders, or none"
@@ -214,6 +206,20 @@ def class_folders(files: Files) -> tuple[str, ...]:
     if not loose and not folders:
         raise DataError(f"{where}: contains no class subfolders and no images{_because(files)}")
     return checked_classes(folders, where, "names of class folders")
+
+
+def split_below(names: list[str]) -> tuple[str, str] | None:
+    """A folder of test images below a class folder, and the folder of an image that is in no such folder; None if there is none:
+    then all images of the classes are of one split."""
+    judged, other = None, None
+    for name in names:
+        top, *inner = name.split("/")[:-1] or [""]
+        found = next((k for k, part in enumerate(inner) if split_of(part) in ("test", "validation")), None)
+        if found is not None:
+            judged = judged or "/".join([top, *inner[: found + 1]])
+        elif top:
+            other = other or "/".join([top, *inner])
+    return (judged, other) if judged and other else None
 
 
 def list_files(files: Files, classes: tuple[str, ...], decoding: Decoding) -> Listing:
@@ -235,7 +241,7 @@ def list_files(files: Files, classes: tuple[str, ...], decoding: Decoding) -> Li
     def as_listed(name: str) -> ListedImage:
         return listed(name, files.size(name), lambda: files.open(name).read())
 
-    return Listing(list(map(as_listed, names)), labels, load)
+    return Listing(list(map(as_listed, names)), labels, load, lambda i: files.open(names[i]).read(), files.where)
 
 
 def _because(files: Files) -> str:
@@ -246,23 +252,23 @@ def _because(files: Files) -> str:
 # a manifest
 
 
-def manifest(data: DataConfig, decoding: Decoding) -> Dataset:
+def manifest(data: DataConfig, decoding: Decoding, trained_on: Tensor | None = None) -> Dataset:
     """A CSV file with a header, or one JSON object per line: ``path`` (relative to the manifest), and optionally ``label`` and
     ``split``."""
     root = existing_root(data, "FILE.csv or FILE.jsonl")
-    rows = read_manifest(root)
+    learned, judged = split_rows(root, read_manifest(root))
+    parts = [(root, learned)] if judged is None else [(root, learned), (root, judged)]
     if data.test_root is not None:
         test_root = Path(data.test_root)
-        test = read_manifest(test_root)
-        parts = [(root, rows), (test_root, test)]
-    elif any("split" in row for row in rows):
-        parts = [(root, part) for part in split_rows(root, rows)]
-    else:
-        parts = [(root, rows)]
+        parts = [(root, learned), (test_root, test_rows(test_root, read_manifest(test_root)))]
     classes = checked_classes((row["label"] for row in parts[0][1] if "label" in row), root)
-    if len(parts) > 1:
-        warn_of_leak(*([source.parent / row["path"] for row in part] for source, part in parts))
-    return read_splits(data, classes, *(list_rows(*part, classes, decoding) for part in parts), *[None] * (2 - len(parts)))
+    if len(parts) == 1:
+        warn_of_split_folders(root, learned)
+        return read_splits(data, classes, list_rows(root, learned, classes, decoding), None, trained_on)
+    train, test = (list_rows(*part, classes, decoding) for part in parts)
+    if not warn_of_leak(*([source.parent / row["path"] for row in rows] for source, rows in parts)):
+        warn_of_copies(train, test)
+    return read_splits(data, classes, train, test, trained_on)
 
 
 def list_rows(source: Path, rows: list[dict[str, str]], classes: tuple[str, ...], decoding: Decoding) -> Listing:
@@ -281,21 +287,67 @@ def list_rows(source: Path, rows: list[dict[str, str]], classes: tuple[str, ...]
 
     def as_listed(row: dict[str, str]) -> ListedImage:
         path = source.parent / row["path"]
-        return listed(row["path"], size_of(path), lambda: read_bytes(path, limit=None), row.get("label", ""))
+        return listed(normalized(row["path"]), size_of(path), lambda: read_bytes(path, limit=None), row.get("label", ""))
 
-    return Listing(list(map(as_listed, rows)), labels, load)
+    def read(i: int) -> bytes:
+        return read_bytes(source.parent / rows[i]["path"], limit=None)
+
+    return Listing(list(map(as_listed, rows)), labels, load, read, source)
 
 
-def split_rows(path: Path, rows: list[dict[str, str]]) -> list[list[dict[str, str]]]:
-    """The training rows, and the test rows if there are any."""
-    found = by_split(dict.fromkeys(row.get("split", "") for row in rows))
-    if None in found:
-        other = next(row for row in rows if split_of(row.get("split", "")) is None)
+def normalized(path: str) -> str:
+    """The path as it is listed, without detours: ./a/x.png and a//x.png are a/x.png."""
+    return os.path.normpath(path)
+
+
+Rows = list[dict[str, str]]
+
+
+def rows_by_split(path: Path, rows: Rows) -> dict[Split | None, Rows]:
+    """The rows of each split; all are under None if no row has one.
+
+    Raises:
+        DataError: the cell of a row names no split, or it has none, unlike others.
+    """
+    found: dict[Split | None, Rows] = {}
+    for row in rows:
+        found.setdefault(split_of(row.get("split", "")), []).append(row)
+    if None in found and any("split" in row for row in rows):
+        other = found[None][0]
         raise DataError(f"{path}: the split of {other['path']} is {other.get('split')!r}: it must be {KNOWN}")
+    return found
+
+
+def split_rows(path: Path, rows: Rows) -> tuple[Rows, Rows | None]:
+    """The training rows, and the test rows if there are any; all are training rows if none has a split."""
+    found = rows_by_split(path, rows)
+    if None in found:
+        return rows, None
     if "train" not in found:
         raise DataError(f"{path}: no row has the split train")
     test = evaluation_split(found)
-    return [[row for row in rows if split_of(row["split"]) == split] for split in ("train", test) if split]
+    return found["train"], found[test] if test else None
+
+
+def test_rows(path: Path, rows: Rows) -> Rows:
+    """The test rows of a manifest that is given for them: all, if none has a split."""
+    found = rows_by_split(path, rows)
+    if None in found:
+        return rows
+    if (test := evaluation_split(found)) is None:
+        raise DataError(f"{path}: no row has the split test or val, but it is to name the test images")
+    return found[test]
+
+
+def warn_of_split_folders(path: Path, rows: Rows) -> None:
+    """Say that the images lie in folders of splits, which nothing in the table mentions."""
+    found = {split for row in rows for folder in row["path"].split("/")[:-1] if (split := split_of(folder))}
+    if "train" in found and len(found) > 1:
+        print(
+            f"warning: {path}: its images lie in folders named like splits, but no column is named split: one in five becomes a "
+            f"test image, wherever it lies; to divide them by their folders, add that column, with {KNOWN} in its cells",
+            file=sys.stderr,
+        )
 
 
 def decoder(folder: Path, names: list[str], decoding: Decoding) -> Callable[[int], Tensor]:
@@ -364,7 +416,7 @@ def warn_of_columns(path: Path, others: list[str], rows: list[dict[str, str]]) -
         )
 
 
-READERS: dict[str, Callable[[DataConfig, Decoding], Dataset]] = {
+READERS: dict[str, Callable[[DataConfig, Decoding, Tensor | None], Dataset]] = {
     "folder": folder,
     "manifest": manifest,
     "huggingface": huggingface,

@@ -15,7 +15,7 @@ from ..data.own_images import Dataset
 from ..devices import environment, keep_freed_memory
 from ..distributed import process_group, rank
 from ..networks import number_of_parameters
-from ..storage import lock_folder, make_folder
+from ..storage import lock_folder, make_folder, refuse_inside
 from ..training.run_folder import read_metrics, training_summary
 from .adapters import Evaluable
 from .context import Context, Metric
@@ -96,8 +96,9 @@ def measure(
     """:func:`evaluate` for a model and data that are already open. One evaluation at a time writes to a folder.
 
     Raises:
-        ConfigError: another one does.
+        ConfigError: another one does, or it lies among the images.
     """
+    refuse_inside(out, subject.folders)
     make_folder(out)
     lock = lock_folder(out, ".evaluate.lock") if rank() == 0 else None
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ..config import Config, DataConfig
 from ..data.datasets import open_dataset
 from ..data.fingerprint import numbers
 from ..data.image_set import Dataset, reorder_classes
-from ..data.locate import detect_format, locate
+from ..data.locate import detect_format, image_folders, locate
 from ..errors import ConfigError
 from ..loading import load
 from ..model import HybridModel
@@ -31,6 +32,7 @@ class Subject:
         data_name: name of the data set, as in ``data.name``.
         source: for an external model, the file it is built from with a digest of its content.
         run: the run folder that the model was read from, if any.
+        folders: where the user's own images are, if they are in folders.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Subject:
     data_name: str
     source: str = ""
     run: Path | None = None
+    folders: Sequence[str] = ()
 
     @property
     def objective(self) -> str:
@@ -76,7 +79,8 @@ def open_subject(spec: str, dataset: str | None, root: str | None, test_root: st
         if test_root is not None:
             raise ConfigError(f"--data.test_root {test_root}: for an external model all are test images: give them with --data")
         model, cfg, data = open_external(spec, dataset, root)
-        return Subject(Path(spec).name, model, data, None, cfg.data.name, digest_of_source(spec))
+        places = image_folders(cfg.data)
+        return Subject(Path(spec).name, model, data, None, cfg.data.name, digest_of_source(spec), folders=places)
     return replace(with_own_data(load(spec), dataset, root, test_root), name=Path(spec).name, run=run_folder_of(spec))
 
 
@@ -103,8 +107,10 @@ def from_objects(model: Evaluable, data: Dataset) -> Subject:
 def with_own_data(model: HybridModel, dataset: str | None, root: str | None, test_root: str | None = None) -> Subject:
     """A hybvit model on its own training data set, or on another with as many classes."""
     group = own = model.cfg.data
+    if dataset is not None and dataset not in CATALOG:
+        raise ConfigError(f"--dataset {dataset!r}: it must be one of {', '.join(CATALOG)}")
     if dataset is not None and dataset != group.name:
-        group = replace(group, name=dataset, root=None, test_root=None)
+        group = replace(group, name=dataset, root=None, test_root=None, resize=True)
     if root:
         group = replace(locate(group, root), test_root=None if test_root is None else os.path.abspath(test_root))
     elif test_root is not None:
@@ -112,13 +118,29 @@ def with_own_data(model: HybridModel, dataset: str | None, root: str | None, tes
     if group.name != own.name:
         group = replace(group, split="none", bits=None)  # none of these images was trained on
     labeled = model.cfg.objective.kind != "genvit"
-    data = open_dataset(group, model.image_shape, model.cfg.model.num_classes, labeled=labeled)
+    known = model.trained_on if (group.name == "huggingface") is (own.name == "huggingface") else None
+    data = open_dataset(group, model.image_shape, model.cfg.model.num_classes, labeled=labeled, trained_on=known)
     check_classes(model.cfg, data, group.root or group.name)
     if own.fingerprint not in ("", data.fingerprint):
-        trained_on = f"not the images that the model was trained on ({numbers(own.fingerprint)})"
-        which = "all are test images" if data.all_test else f"now {numbers(data.fingerprint)}"
-        print(f"warning: {group.root}: {trained_on}: {which}", file=sys.stderr)
-    return Subject("HybridModel", model, data, replace(model.cfg, data=group), group.name)
+        warn_of_other_images(own.fingerprint, data, group.root or group.name, shown=known is not None)
+    return Subject(
+        "HybridModel", model, data, replace(model.cfg, data=group), group.name, folders=image_folders(group)
+    )
+
+
+def warn_of_other_images(kept: str, data: Dataset, where: str, *, shown: bool) -> None:
+    """Say that a model was trained on other images than these, with the fingerprint ``kept``.
+
+    Args:
+        shown: whether it is known of each image if the model was trained on it. Stored images of tables are known by their
+            contents, and files by their names and sizes, so neither can be told among the other.
+    """
+    which = "all are test images" if data.all_test else f"now {numbers(data.fingerprint)}"
+    if shown or not data.fingerprint:
+        line = f"not the images that the model was trained on ({numbers(kept)}): {which}"
+    else:
+        line = f"whether the model was trained on some of these images cannot be told (it was on {numbers(kept)}): {which}"
+    print(f"warning: {where}: {line}", file=sys.stderr)
 
 
 def external_on(model: Evaluable, dataset: str | None, root: str | None) -> Subject:
@@ -130,7 +152,8 @@ def external_on(model: Evaluable, dataset: str | None, root: str | None) -> Subj
         DataConfig(name=name, root=root, resize=True, split="none"), model.image_shape, max(1, len(model.classes))
     )
     check_number_of_classes(model, data)
-    return Subject(type(model).__name__, model, data, None, name)
+    places = () if root is None else image_folders(DataConfig(name=name, root=root))
+    return Subject(type(model).__name__, model, data, None, name, folders=places)
 
 
 def shape_of(data: Dataset) -> tuple[int, int, int]:

@@ -21,6 +21,8 @@ from ..data.batches import TrainingBatches
 from ..data.datasets import open_dataset
 from ..data.image_set import Dataset, to_x
 from ..data.loader import batches_of_steps, resolve_workers
+from ..data.locate import image_folders
+from ..data.trained_on import united
 from ..devices import autocast, best_device, keep_freed_memory, resolve_precision
 from ..distributed import (
     any_of_all,
@@ -40,6 +42,7 @@ from ..method.seeds import derive_seed, generator
 from ..method.vit import HybViT
 from ..model import HybridModel
 from ..networks import Network, build_network, compile_network, number_of_parameters
+from ..storage import refuse_inside
 from .ema import Average, ema_decay
 from .optim import BatchedMuon, build_optimizers, learning_rate, optimizer_tensors, restore_optimizers, set_rates
 from .parallel import put_together, shared, whole
@@ -77,12 +80,15 @@ def train(cfg: Config, out: str | os.PathLike[str], say: Callable[[str], None] =
             torch.cuda.set_device(device)
         say = say if rank() == 0 else (lambda line: None)
         keep_freed_memory()
+        refuse_inside(out, image_folders(cfg.data))
         data = first_of_all(lambda: open_images(cfg))
         cfg = from_first(lambda: resolve_config(cfg, data, device))
         fresh = from_first(lambda: not checkpoint.step_folders(out / "checkpoints"))
         # before the run folder is created
         start = first_of_all(lambda: load_init_model(cfg, say)) if cfg.train.init and fresh else None
-        with RunFolder(out, cfg, data.fingerprint) as run:
+        earlier = [] if start is None else [(start.cfg.data.name, start.trained_on)]
+        known = united((cfg.data.name, data.trained_on), *earlier)
+        with RunFolder(out, cfg, data.fingerprint, known) as run:
             return train_in(run, data, start, device, say)
 
 
@@ -103,6 +109,7 @@ def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one pl
         load_init_weights(start, net, say)
     net = net.to(device)
     ema = HybridModel(build_network(cfg), cfg, device)
+    ema.trained_on = run.trained_on
     ema.net.load_state_dict(net.state_dict())
     if done:
         folder = checkpoint.step_folder(out / "checkpoints", done)

@@ -17,6 +17,7 @@ from .. import checkpoint
 from ..checkpoint import CONFIG
 from ..config import FREE_TO_CHANGE, Config, differences, load_config, override, to_yaml
 from ..data.fingerprint import numbers
+from ..data.trained_on import DIGESTS, TRAINED_ON, checked, united
 from ..devices import environment
 from ..distributed import from_first, rank
 from ..errors import CheckpointError, ConfigError, DataError
@@ -66,17 +67,19 @@ class RunFolder:
 
     Args:
         images: the fingerprint of the data.
+        trained_on: what is kept of the training images (``data/trained_on.py``), beside the weights.
 
     Attributes:
         cfg: the configuration, with this fingerprint.
+        trained_on: the same; from :meth:`newest` on with what the run was trained on before it was resumed.
 
     Raises:
         ConfigError: the folder holds another run (see :func:`check_resumable`), or another process trains it.
         DataError: the folder cannot be written.
     """
 
-    def __init__(self, path: Path, cfg: Config, images: str = "") -> None:
-        self.path, self.seed, self.first = path, cfg.train.seed, rank() == 0
+    def __init__(self, path: Path, cfg: Config, images: str = "", trained_on: Tensor | None = None) -> None:
+        self.path, self.seed, self.first, self.trained_on = path, cfg.train.seed, rank() == 0, trained_on
         self._writer: concurrent.futures.Future[None] | None = None
         self.cfg, self.run_id, self.warnings = from_first(lambda: self._open(cfg, images))
 
@@ -160,7 +163,8 @@ class RunFolder:
 
     def write_checkpoint(self, folder: Path, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:
         facts = {"step": step, **environment()} | ({} if self.run_id is None else {"run": self.run_id})
-        checkpoint.write_folder(folder, tensors, {CONFIG: to_yaml(self.cfg)}, **facts)
+        known = {} if self.trained_on is None else {TRAINED_ON: {DIGESTS: self.trained_on}}
+        checkpoint.write_folder(folder, {**tensors, **known}, {CONFIG: to_yaml(self.cfg)}, **facts)
 
     def newest(self) -> tuple[int, dict[str, dict[str, Tensor]], list[str]]:
         """The newest valid checkpoint -> its step, its tensors by name, and warnings; step 0 and no tensors if there is none.
@@ -168,7 +172,11 @@ class RunFolder:
         A warning names a damaged checkpoint that was skipped, or says why the resumed run will not be bit-identical.
         """
         step, files, notes = from_first(self._newest)
-        return step, {path.stem: checkpoint.read_tensors(path) for path in files}, notes
+        tensors = {path.stem: checkpoint.read_tensors(path) for path in files}
+        if TRAINED_ON in tensors:
+            before = checked(tensors.pop(TRAINED_ON), self.path)
+            self.trained_on = united((self.cfg.data.name, before), (self.cfg.data.name, self.trained_on))
+        return step, tensors, notes
 
     def _newest(self) -> tuple[int, list[Path], list[str]]:
         folder, manifest, skipped = checkpoint.newest(self.path / "checkpoints", NEEDED)
