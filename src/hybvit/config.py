@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import os
 import re
 import textwrap
 from collections.abc import Callable, Collection
@@ -466,6 +467,9 @@ FREE_TO_CHANGE = {  # what is written or where, not what is computed: a run may 
 }  # fmt: skip
 
 
+PLACES = ("data.root", "data.test_root", "train.init")  # fields that hold a path, an address or a name
+
+
 def override(cfg: Config, **changes: Any) -> Config:
     """``override(cfg, optim={"lr": 1e-4})``: a copy with some fields of some groups changed."""
     return replace(cfg, **{group: replace(getattr(cfg, group), **fields) for group, fields in changes.items()})
@@ -516,7 +520,21 @@ def parse(arguments: list[str], base: Config) -> Config:
         if name.startswith("--") and name not in known:
             raise ConfigError(f"unknown field {name}{did_you_mean(name, known)}")
     parser = _parser(base)
-    return _build(lambda: parser.parse_args(arguments), parser)
+    return _build(lambda: parser.parse_args(with_home(arguments)), parser)
+
+
+def with_home(arguments: list[str]) -> list[str]:
+    """Arguments with ~ as the user's home in those that are places: a shell expands it only in some of their forms, and to the
+    parser, which reads YAML, ~ alone would be nothing."""
+    found, places = list[str](), tuple(f"--{name}" for name in PLACES)
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        if equals and name in places:
+            word = f"{name}={os.path.expanduser(value)}"
+        elif found and found[-1] in places:
+            word = os.path.expanduser(word)
+        found.append(word)
+    return found
 
 
 def to_dict(cfg: Config) -> dict[str, Any]:

@@ -88,7 +88,9 @@ def refuse_inside(folder: Path, places: Iterable[str]) -> None:
     for place in places:
         read = os.path.realpath(place)
         if written == read or written.startswith(read.rstrip(os.sep) + os.sep):
-            raise ConfigError(f"{folder}: lies among the images of {place}, and would be taken for images: choose another --out")
+            raise ConfigError(
+                f"{folder}: lies among the images of {place}, and would be taken for images: choose another --out"
+            )
 
 
 _HELD: weakref.WeakValueDictionary[Path, IO[str]] = weakref.WeakValueDictionary()  # the locks of this process

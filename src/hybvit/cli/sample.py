@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import IO
 
-from ..data.images import check_image_suffix, grid, save_image
+from ..data.images import check_image_suffix, grid, readable_suffixes, save_image
 from ..errors import DataError
 from ..loading import load
 from ..method.samplers import SAMPLERS
@@ -94,11 +94,13 @@ def open_folder(folder: Path, files: Collection[str]) -> IO[str] | None:
 
     Raises:
         ConfigError: another call writes to it.
-        DataError: it has images of an earlier call that this one does not replace, which would be taken for its own.
+        DataError: it, or a folder in it, has images that are not those of this call, which would be taken for one set.
     """
     make_folder(folder)
     lock = lock_folder(folder)
-    others = sorted(path.name for path in folder.glob("[0-9]" * 6 + "*.png") if path.name not in files)
+    suffixes = readable_suffixes()
+    found = (path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix.lower() in suffixes)
+    others = sorted(name for path in found if (name := path.relative_to(folder).as_posix()) not in files)
     if others:
         raise DataError(f"{folder}: holds {others[0]}, not one of these {len(files)}: choose another folder, or empty it")
     return lock

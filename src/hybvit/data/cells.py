@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -64,23 +65,34 @@ def is_line(text: str) -> bool:
 
 
 def checked_classes(labels: Iterable[str], where: object, what: str = "labels") -> tuple[str, ...]:
-    """The distinct labels in natural order.
+    """The distinct labels in natural order, which :func:`check_classes` accepts."""
+    distinct = dict.fromkeys(labels)
+    check_classes(distinct, where, what)
+    return natural_order(distinct)
+
+
+def check_classes(distinct: Iterable[str], where: object, what: str = "labels") -> None:
+    """Check the names of the classes of a data set. A warning names two that differ in upper and lower case only; single
+    letters may.
 
     Raises:
         DataError: one is not one line of UTF-8 text, or two look the same or are the same number, such as 1 and 1.0.
     """
-    distinct = dict.fromkeys(labels)
-    same: dict[object, str] = {}
+    same, folded = dict[object, str](), dict[str, str]()
     for label in distinct:
         name = _look(label)
         if (other := same.setdefault(name, label)) != label:
             raise DataError(f"{where}: the {what} {other!r} and {label!r} look the same: merge them")
         if NUMBER.fullmatch(name) and (other := same.setdefault(float(name), label)) != label:
             raise DataError(f"{where}: the {what} {other!r} and {label!r} are the same number: write them alike")
-    for label in distinct:
+        if len(name) > 1 and (other := folded.setdefault(name.casefold(), label)) != label:
+            print(
+                f"warning: {where}: the {what} {other!r} and {label!r} are two classes, though only their case differs: if "
+                "they are one, write them alike",
+                file=sys.stderr,
+            )
         if not is_line(label):
             raise DataError(f"{where}: the name {label!r} is not one line of UTF-8 text: rename it")
-    return natural_order(distinct)
 
 
 def natural_order(labels: Iterable[str]) -> tuple[str, ...]:

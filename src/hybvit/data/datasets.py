@@ -40,8 +40,8 @@ def open_dataset(
         image_shape: (C, H, W) of the images that the model takes; H = W.
         num_classes: number of classes of the model. Only shards without a classes.txt use it; with 0 they have no labels.
         labeled: whether the images must have labels.
-        trained_on: what a model keeps of the images that it was trained on (``HybridModel.trained_on``), to evaluate it: none of
-            them is a test image then.
+        trained_on: what a model keeps of the images that it was trained on (``HybridModel.trained_on``), to evaluate it: none
+            of them is a test image then.
 
     Raises:
         ConfigError: the data do not fit the model's channels or size, or required labels are missing.
@@ -55,6 +55,8 @@ def open_dataset(
     if data.name in CATALOG:
         found = _named(data, decoding)
     elif data.name == "shards":
+        if data.held_out:
+            raise ConfigError(f"data.held_out is {data.held_out}: a stream of shards cannot be divided: give --data.held_out 0")
         found = shards.open_shards(data, decoding, num_classes)
     else:
         with data_errors(Path(data.root or ".")):  # whatever the files make a reader raise
@@ -67,8 +69,6 @@ def open_dataset(
 
 def _hold_out(data: Dataset, part: float) -> Dataset:
     """Hold out every n-th training image of each class, n = 1 / ``part``; at least one if the class has two or more."""
-    if isinstance(data.train.pixels, shards.Shards):
-        raise ConfigError("data.held_out: a stream of shards cannot be split: set it to 0 and hold out whole shards")
     every = round(1 / part)
     chosen = select_per_class(data.train, lambda members: members[min(every, max(len(members), 2)) - 1 :: every])
     return replace(data, train=data.train.where(~chosen), held_out=data.train.where(chosen))

@@ -257,11 +257,16 @@ def _below_top(member: str, names: Collection[str]) -> str | None:
     return next((name for name in ("/".join(parts), "/".join(parts[1:])) if name in names), None)
 
 
-HIDDEN = re.compile(r"(^|/)(\.|(__MACOSX|__pycache__|@eaDir)(/|\Z))")
+LEFT_BEHIND = (  # folders that systems and servers make, besides those that begin with a dot
+    "__MACOSX", "__pycache__", "$RECYCLE.BIN", "RECYCLER", "RECYCLED", "System Volume Information", "$WinREAgent",
+    "FOUND.000", "lost+found", "LOST.DIR", "#recycle", "#snapshot", "~snapshot", "@eaDir", "@tmp", "@sharebin", "@Recycle",
+    "@Recently-Snapshot", "@__thumb", "Network Trash Folder", "Temporary Items",
+)  # fmt: skip
+HIDDEN = re.compile(rf"(^|/)(\.|({'|'.join(map(re.escape, LEFT_BEHIND))})(/|\Z))", re.IGNORECASE)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file lies in, or is, what other programs leave behind: .ipynb_checkpoints, __MACOSX, .DS_Store ..."""
+    """Whether a file lies in, or is, what other programs leave behind: .ipynb_checkpoints, __MACOSX, $RECYCLE.BIN ..."""
     return HIDDEN.search(name) is not None
 
 

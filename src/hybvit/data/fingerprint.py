@@ -56,10 +56,15 @@ def digests(images: Sequence[ListedImage]) -> list[str]:
     return [digest_of(f"{image.name}\n{image.size}{more}")[:DIGITS] for image, more in zip(images, checked, strict=True)]
 
 
-def fingerprint(train: Sequence[ListedImage], test: Sequence[ListedImage]) -> str:
-    """The fingerprint of a data set; the order of its images does not matter."""
+def fingerprint(train: Sequence[ListedImage], test: Sequence[ListedImage], numbers: tuple[int, int] | None = None) -> str:
+    """The fingerprint of a data set; the order of its images does not matter.
+
+    Args:
+        numbers: how many images they are, where shards stand in their place.
+    """
     lines = sorted(f"{split}\n{facts(image)}" for split, part in (("train", train), ("test", test)) for image in part)
-    return f"{len(train)}+{len(test)} {digest_of(chr(10).join(lines))[:16]} {'.'.join(sorted(digests(train))[:KEPT])}"
+    of_train, of_test = numbers or (len(train), len(test))
+    return f"{of_train}+{of_test} {digest_of(chr(10).join(lines))[:16]} {'.'.join(sorted(digests(train))[:KEPT])}"
 
 
 def numbers(kept: str) -> str:

@@ -17,8 +17,8 @@ from torch import Tensor
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
 from ..storage import read_bytes
-from .cells import LABELS, PATHS, checked_classes, class_name, says_split, text_of
-from .files import refuse_special
+from .cells import LABELS, PATHS, check_classes, checked_classes, class_name, says_split, text_of
+from .files import is_hidden, refuse_special
 from .fingerprint import ListedImage
 from .image_set import Dataset, Decoding, ImageSet, load_images
 from .images import read_image
@@ -57,6 +57,7 @@ def huggingface(data: DataConfig, decoding: Decoding, trained_on: Tensor | None 
     if label_column and names is None:
         names = checked_classes(label_texts(train[label_column], data.root), data.root)
     classes = tuple(names or ())
+    check_classes(classes, data.root, "names of classes")
     divided = test is None and data.split == "hash"
 
     def listed(table: Any) -> Listing:
@@ -117,7 +118,7 @@ def load_huggingface(root: str) -> dict[str, Any]:
     refuse_special(path)
     try:
         if path.exists():
-            found = sorted(path.glob("**/*.parquet")) if path.is_dir() else [path]
+            found = parquet_files(path) if path.is_dir() else [path]
             if not found:
                 raise DataError(f"{path}: contains no .parquet file")
             parts = parquet_splits(path, found)
@@ -133,6 +134,24 @@ def load_huggingface(root: str) -> dict[str, Any]:
     except Exception as error:  # the library passes on the exceptions of its back ends
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{root}: not readable as a Hugging Face data set ({reason})") from None
+
+
+def parquet_files(root: Path) -> list[Path]:
+    """All parquet files below a folder, except hidden ones.
+
+    Raises:
+        DataError: they are those of several configurations, as the hub stores them: CONFIGURATION/SPLIT/0000.parquet.
+    """
+    found = [path for path in sorted(root.glob("**/*.parquet")) if not is_hidden(path.relative_to(root).as_posix())]
+    above = {
+        path.parent.parent if path.parent != root and split_of(path.parent.name) else path.parent
+        for path in found
+        if any(split_of(name, anywhere=True) for name in (path.stem, *([] if path.parent == root else [path.parent.name])))
+    }
+    if len(above) > 1:
+        names = ", ".join(str(path.relative_to(root)) for path in sorted(above)[:4])
+        raise DataError(f"{root}: holds several data sets, each with splits of its own ({names}): give the folder of one")
+    return found
 
 
 def parquet_splits(root: Path, found: list[Path]) -> dict[str, list[str]]:
@@ -161,8 +180,8 @@ def check_features(files: list[str]) -> None:
 
 
 def columns(table: Any, root: str) -> tuple[str, str | None]:
-    """The names of the image column, and of the label column or None: those named like such columns (``cells.PATHS``, ``LABELS``)
-    come first, then the only one of its type.
+    """The names of the image column, and of the label column or None: those named like such columns (``cells.PATHS`` and
+    ``LABELS``) come first, then the only one of its type.
 
     Raises:
         DataError: there is no image column, or there are several of one kind, and their names do not tell them apart.
@@ -171,7 +190,9 @@ def columns(table: Any, root: str) -> tuple[str, str | None]:
 
     features = table.features
     images = [
-        name for name, kind in features.items() if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and "bytes" in kind)
+        name
+        for name, kind in features.items()
+        if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and "bytes" in kind)
     ]
     image = only_column(images, images, PATHS, f"{root}: several columns of images", "image")
     if image is None:

@@ -84,8 +84,8 @@ def _parted(chosen: Sequence[bool]) -> tuple[list[int], list[int]]:
 def _refuse_without(judged: Sequence[int], listing: Listing) -> None:
     if listing.images and not judged:
         raise DataError(
-            f"{listing.where}: the model was trained on all of its {len(listing.images):,} images: give test images that it was "
-            "not trained on, with --data, or with --data.test_root beside it"
+            f"{listing.where}: the model was trained on all of its {len(listing.images):,} images: give test images that it "
+            "was not trained on, with --data, or with --data.test_root beside it"
         )
 
 
@@ -99,8 +99,8 @@ def _with_test_images(
         if known:
             kept = fingerprint(train.images, [test.images[i] for i in judged])
             print(
-                f"warning: {test.where}: the model was trained on {len(known):,} of its {len(test.images):,} test images, such as "
-                f"{test.images[known[0]].name}: left out",
+                f"warning: {test.where}: the model was trained on {len(known):,} of its {len(test.images):,} test images, such "
+                f"as {test.images[known[0]].name}: left out",
                 file=sys.stderr,
             )
     everything = range(len(train.images))
@@ -164,9 +164,9 @@ def warn_of_copies(train: Listing, test: Listing) -> None:
     copies += [i for i in some if _is_copy(test, i, train, of_size[test.images[i].size])]
     if copies:
         print(
-            f"warning: {test.where}: {len(copies):,} of {len(known) + len(some):,} test images that were compared are copies of "
-            f"training images, such as {test.images[copies[0]].name}: remove them from one of the splits, since a model knows "
-            "them by heart",
+            f"warning: {test.where}: {len(copies):,} of {len(known) + len(some):,} test images that were compared are copies "
+            f"of training images, such as {test.images[copies[0]].name}: remove them from one of the splits, since a model "
+            "knows them by heart",
             file=sys.stderr,
         )
 

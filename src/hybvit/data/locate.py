@@ -16,8 +16,12 @@ from .own_images import image_names
 
 def locate(data: DataConfig, root: str) -> DataConfig:
     """The settings with ``root`` set, and ``name`` set to what it holds."""
-    absolute = root if "://" in root else os.path.abspath(root)  # a run may be evaluated from another folder
-    return replace(data, root=absolute, name=detect_format(root, data.name))
+    return replace(data, root=absolute(root), name=detect_format(root, data.name))
+
+
+def absolute(root: str) -> str:
+    """An address as it is, and a path from the root: a run may be evaluated from another folder."""
+    return root if "://" in root else os.path.abspath(root)
 
 
 def image_folders(data: DataConfig) -> list[str]:
@@ -53,9 +57,10 @@ def detect_format(root: str, named: str = "folder") -> str:
         names = image_names(Files(path))
         if any("/" in name for name in names):
             return "folder"  # an archive beside class folders is a backup, or something else
-        for suffix, form in (("tar", "shards"), ("parquet", "huggingface")):
-            if sum(1 for pattern in ("*", "*/*") for _ in path.glob(f"{pattern}.{suffix}")) > len(names):
-                return form
+        if sum(1 for pattern in ("*", "*/*") for _ in path.glob(f"{pattern}.tar")) > len(names):
+            return "shards"
+        if sum(1 for _ in path.glob("**/*.parquet")) > len(names):  # the hub's folders: CONFIGURATION/SPLIT/0000.parquet
+            return "huggingface"
         if names:
             return "folder"
         downloadable = named in CATALOG and CATALOG[named].download and not foreign_files(named, path)  # to this folder

@@ -9,8 +9,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -209,8 +208,8 @@ def class_folders(files: Files) -> tuple[str, ...]:
 
 
 def split_below(names: list[str]) -> tuple[str, str] | None:
-    """A folder of test images below a class folder, and the folder of an image that is in no such folder; None if there is none:
-    then all images of the classes are of one split."""
+    """A folder of test images below a class folder, and the folder of an image that is in no such folder; None if there is
+    none: then all images of the classes are of one split."""
     judged, other = None, None
     for name in names:
         top, *inner = name.split("/")[:-1] or [""]
@@ -285,25 +284,29 @@ def list_rows(source: Path, rows: list[dict[str, str]], classes: tuple[str, ...]
         of_classes, stamps = labels and [labels[i] for i in index], Files(source.parent).stamps
         return load_images(len(names), decode, of_classes, decoding, source.name, lambda: stamps(names))
 
-    def as_listed(row: dict[str, str]) -> ListedImage:
+    def as_listed(row: dict[str, str], name: str) -> ListedImage:
         path = source.parent / row["path"]
-        return listed(normalized(row["path"]), size_of(path), lambda: read_bytes(path, limit=None), row.get("label", ""))
+        return listed(name, size_of(path), lambda: read_bytes(path, limit=None), row.get("label", ""))
 
     def read(i: int) -> bytes:
         return read_bytes(source.parent / rows[i]["path"], limit=None)
 
-    return Listing(list(map(as_listed, rows)), labels, load, read, source)
+    return Listing(list(map(as_listed, rows, names_of([row["path"] for row in rows]))), labels, load, read, source)
 
 
-def normalized(path: str) -> str:
-    """The path as it is listed, without detours: ./a/x.png and a//x.png are a/x.png."""
-    return os.path.normpath(path)
+def names_of(paths: list[str]) -> list[str]:
+    """Paths in a manifest as names that stay the same when the images move: without detours (./a//x.png is a/x.png), and
+    absolute ones below the folder that they share."""
+    names = [os.path.normpath(path) for path in paths]
+    absolute = [os.path.dirname(name) for name in names if os.path.isabs(name)]
+    shared = os.path.commonpath(absolute) if absolute else ""
+    return [os.path.relpath(name, shared) if os.path.isabs(name) else name for name in names]
 
 
 Rows = list[dict[str, str]]
 
 
-def rows_by_split(path: Path, rows: Rows) -> dict[Split | None, Rows]:
+def rows_by_split(path: Path, rows: Rows) -> Mapping[Split | None, Rows]:
     """The rows of each split; all are under None if no row has one.
 
     Raises:
@@ -344,7 +347,7 @@ def warn_of_split_folders(path: Path, rows: Rows) -> None:
     found = {split for row in rows for folder in row["path"].split("/")[:-1] if (split := split_of(folder))}
     if "train" in found and len(found) > 1:
         print(
-            f"warning: {path}: its images lie in folders named like splits, but no column is named split: one in five becomes a "
+            f"warning: {path}: its images lie in folders named like splits, but no column is named split: one in five is a "
             f"test image, wherever it lies; to divide them by their folders, add that column, with {KNOWN} in its cells",
             file=sys.stderr,
         )

@@ -19,7 +19,7 @@ import re
 import tarfile
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -30,17 +30,32 @@ from torch import Tensor
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
 from ..method.seeds import generator
+from .cells import check_classes, class_name
 from .files import MAX_MEMBER, check_size, data_errors, refuse_special
 from .fingerprint import ListedImage, fingerprint
 from .image_set import Dataset, Decoding, ImageSet, load_images
 from .images import read_image, readable_suffixes
+from .listing import Listing, warn_of_copies, warn_of_leak
 from .splits import KNOWN, Split, evaluation_split, split_of
+from .trained_on import digests_of
 
 ROW_LANES = STEP_LANES = 8
 MIN_LANE_SIZE = 16  # samples; lane sizes differ by one, which must stay negligible
 LABEL = "cls"
 SCHEMES = ("http", "https")
+LISTED = 1_000_000  # images of shards, with about 300 bytes for each while they are compared
 TIMEOUT = 30.0  # seconds to wait for a response from a server
+
+
+OF_WRITER = re.compile(r"__[^/]*__($|/)")  # WebDataset's own notes
+
+
+class Member(NamedTuple):
+    """An image in a local shard, and where its bytes begin."""
+
+    image: ListedImage
+    shard: str
+    offset: int
 
 
 class Encoded(NamedTuple):
@@ -67,10 +82,15 @@ def open_shards(data: DataConfig, decoding: Decoding, num_classes: int) -> Datas
     if not test:
         raise DataError(f"{data.root}: no test shards (test*.tar, or *.tar in test/): name them with --data.test_root")
     classes = shard_classes(data.root, num_classes)
-    stream = Shards(train, classes, decoding)
-    held_out = Shards(test, classes, decoding)
-    kept = fingerprint(stream.listed(), held_out.listed())
-    return Dataset(ImageSet(stream), held_out.all_images(), classes, fingerprint=kept)
+    stream, judged = Shards(train, classes, decoding), Shards(test, classes, decoding)
+    kept = fingerprint(stream.listed(), judged.listed(), (len(stream), len(judged)))
+    known = None
+    if (of_train := stream.listing(data.root)) and (of_test := judged.listing(data.test_root or data.root)):
+        if not warn_of_leak(map(Path, train), map(Path, test)):
+            warn_of_copies(of_train, of_test)
+        known = digests_of(of_train.images, of_train.read, range(len(stream)))
+    stream.members = judged.members = []
+    return Dataset(ImageSet(stream), judged.all_images(), classes, fingerprint=kept, trained_on=known)
 
 
 def shard_names(root: str) -> dict[Split | None, list[str]]:
@@ -147,6 +167,7 @@ def shard_classes(root: str, num_classes: int) -> tuple[str, ...]:
             names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         if twice := next((name for name, count in Counter(names).items() if count > 1), None):
             raise DataError(f"{path}: lists {twice!r} twice: a line is the name of one class")
+        check_classes(names, path, "names")
         return tuple(names)
     return tuple(str(k) for k in range(num_classes))
 
@@ -163,7 +184,7 @@ def tar_members(file: BinaryIO, shard: str) -> Iterator[dict[str, Any]]:
     """The files in a shard, in the form that WebDataset groups into samples."""
     with tarfile.open(fileobj=file, mode="r|*") as stream:
         for entry in stream:
-            if not entry.isreg() or re.match(r"__[^/]*__($|/)", entry.name):  # WebDataset's own notes
+            if not entry.isreg() or OF_WRITER.match(entry.name):
                 continue
             check_size(entry.size, MAX_MEMBER, f"{shard}/{entry.name}")
             content = stream.extractfile(entry)
@@ -179,6 +200,9 @@ class Shards:
         self.names, self.decoding = names, decoding
         self.number = {name: k for k, name in enumerate(classes)}
         self.suffixes = {suffix.lstrip(".") for suffix in readable_suffixes()}
+        self.members = list[Member]()  # the images of local shards
+        self.examples = dict[bool, str]()  # the first sample with a label, and the first without one
+        self.with_json = False
         self.counts = [self._count(name) for name in names]
         self.starts = [0, *itertools.accumulate(self.counts)]
         self.shape = torch.Size((self.starts[-1], decoding.channels, decoding.size, decoding.size))
@@ -191,23 +215,78 @@ class Shards:
         return [ListedImage(name.rpartition("/")[2], count) for name, count in zip(self.names, self.counts, strict=True)]
 
     def _count(self, shard: str) -> int:
-        """The number of samples, from sizes.json next to the shard (shard name -> number), else from the shard's headers."""
+        """The number of samples, from the headers of a local shard, and from sizes.json next to a remote one.
+
+        Raises:
+            DataError: the shard is damaged or empty, or sizes.json does not say what it holds.
+        """
+        listed = self._listed_count(shard)
+        if is_url(shard):
+            assert listed is not None
+            return listed
+        samples: dict[str, set[str]] = {}
+        with data_errors(Path(shard)), tarfile.open(shard) as archive:
+            for entry in archive:
+                key, suffix = webdataset().tariterators.base_plus_ext(entry.name)
+                if entry.isfile() and key is not None and not OF_WRITER.match(entry.name):
+                    samples.setdefault(key, set()).add(suffix.lower())
+                    if suffix.lower() in self.suffixes and len(self.members) <= LISTED:
+                        self.members.append(Member(ListedImage(entry.name, entry.size), shard, entry.offset_data))
+        if not samples:
+            raise DataError(f"{shard}: the shard is empty: delete it")
+        if listed not in (None, len(samples)):
+            raise DataError(
+                f"{shard}: {len(samples):,} samples, but {listed:,} were counted in sizes.json: correct or delete it"
+            )
+        for key, suffixes in samples.items():
+            self.examples.setdefault(LABEL in suffixes, f"{shard}/{key}")
+            self.with_json |= "json" in suffixes
+        return len(samples)
+
+    def _listed_count(self, shard: str) -> int | None:
+        """The number of samples in sizes.json next to the shard (shard name -> number); None for a local one without it."""
         folder, _, name = shard.rpartition("/")
         listing = f"{folder}/sizes.json" if folder else "sizes.json"
-        if is_url(shard) or Path(listing).is_file():
-            try:
-                with open_shard(listing) as file:
-                    number = json.load(file)[name]
-                if type(number) is not int or number < 1:
-                    raise ValueError
-                return number
-            except (DataError, OSError, ValueError, KeyError, TypeError, RecursionError):
-                raise DataError(f"{listing}: missing, damaged or without {name} (shard name -> number of samples)") from None
-        with data_errors(Path(shard)), tarfile.open(shard) as archive:
-            keys = {webdataset().tariterators.base_plus_ext(entry.name)[0] for entry in archive if entry.isfile()} - {None}
-        if not keys:
-            raise DataError(f"{shard}: the shard is empty: delete it")
-        return len(keys)
+        if not is_url(shard) and not Path(listing).is_file():
+            return None
+        try:
+            with open_shard(listing) as file:
+                number = json.load(file)[name]
+            if type(number) is not int or number < 1:
+                raise ValueError
+            return number
+        except (DataError, OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise DataError(f"{listing}: missing, damaged or without {name} (shard name -> number of samples)") from None
+
+    def check_labels(self) -> None:
+        """Raise DataError if a sample of a local shard has no label; the message names it, and what may be meant."""
+        if (missing := self.examples.get(False)) is None:
+            return
+        unread = f"; a class in .json is not read: write it to .{LABEL}" if self.with_json else ""
+        if (other := self.examples.get(True)) is not None:
+            raise DataError(f"{missing}.{LABEL}: missing, but other samples have one, such as {other}{unread}")
+        cure = unread or "; without labels train with --objective genvit"
+        raise DataError(f"{missing}.{LABEL}: missing, as in all samples{cure}")
+
+    def listing(self, where: object) -> Listing | None:
+        """The images of local shards; None if some are remote, or there are more than :data:`LISTED`."""
+        if len(self.members) != len(self):
+            return None
+        members, (channels, size, _, _, originals) = self.members, self.decoding
+
+        def read(i: int) -> bytes:
+            with data_errors(Path(members[i].shard)), open(members[i].shard, "rb") as file:
+                file.seek(members[i].offset)
+                return file.read(members[i].image.size)
+
+        def load(index: Sequence[int]) -> ImageSet:
+            def decode(i: int) -> Tensor:
+                k = index[i]
+                return read_image(members[k].image.name, channels, size, io.BytesIO(read(k)), originals)
+
+            return load_images(len(index), decode, None, self.decoding, str(where))
+
+        return Listing([member.image for member in members], None, load, read, where)
 
     def samples(self, shard: int, skip: int = 0) -> Iterator[Encoded]:
         """The samples of one shard in file order, without the first ``skip``."""
@@ -238,7 +317,7 @@ class Shards:
         """The label, stored as an integer or as a name in classes.txt; -1 without a label or without known classes."""
         if sample.label is None or not self.number:
             return -1
-        text = sample.label.decode("utf-8", "replace").strip()
+        text = class_name(sample.label.decode("utf-8-sig", "replace").strip())
         label = self.number.get(text, int(text) if re.fullmatch("[0-9]{1,9}", text) else -1)
         if not 0 <= label < len(self.number):
             raise DataError(
@@ -276,6 +355,8 @@ class Shards:
                 f"{self.names[0]} ...: {len(self):,} test images take {needed / 2**30:.1f} GiB: raise --data.memory_gib"
             )
         samples = list(itertools.chain.from_iterable(self.samples(shard) for shard in range(len(self.names))))
+        if len(samples) != len(self):
+            raise DataError(f"{self.names[0]} ...: {len(samples):,} samples, but {len(self):,} were counted in sizes.json")
         labels = [self.label(sample) for sample in samples]
         if -1 in labels and max(labels) >= 0:
             raise DataError(f"{samples[labels.index(-1)].name}: no .{LABEL} file, but other samples have one")
@@ -372,12 +453,14 @@ class ShardStream:
         begin = bisect.bisect_right(starts, first) - 1
         for place in range(begin, len(order)):
             shard, skip = order[place], first - starts[place] if place == begin else 0
-            number = self.shards.starts[shard] + skip
-            for sample in self.shards.samples(shard, skip):
-                yield number, sample
+            number, end = self.shards.starts[shard] + skip, self.shards.starts[shard + 1]
+            counted = f"{self.shards.counts[shard]:,} were counted"
+            samples = self.shards.samples(shard, skip)
+            for sample in samples:
                 number += 1
-            if number != self.shards.starts[shard + 1]:
-                raise DataError(
-                    f"{self.shards.names[shard]}: {number - self.shards.starts[shard]:,} samples, but "
-                    f"{self.shards.counts[shard]:,} were counted"
-                )
+                if number == end and next(samples, None) is not None:  # looked for before a lane ends here
+                    raise DataError(f"{self.shards.names[shard]}: it has more samples, but {counted}: correct sizes.json")
+                yield number - 1, sample
+            if number != end:
+                found = f"{number - self.shards.starts[shard]:,} samples"
+                raise DataError(f"{self.shards.names[shard]}: {found}, but {counted}: correct sizes.json")

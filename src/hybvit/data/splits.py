@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Literal
 
 from ..errors import DataError
@@ -77,7 +77,7 @@ def by_split(names: Iterable[str], *, anywhere: bool = False) -> dict[Split | No
     return found
 
 
-def evaluation_split(found: Mapping[Split | None, Sequence[str]]) -> Split | None:
+def evaluation_split(found: Container[Split | None]) -> Split | None:
     """Where the test images are: among the validation images only if there is no test split."""
     return "test" if "test" in found else "validation" if "validation" in found else None
 

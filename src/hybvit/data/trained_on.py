@@ -51,8 +51,8 @@ def ambiguous(image: ListedImage) -> int:
 
 
 def digests_of(images: Sequence[ListedImage], read: Read, trained: Sequence[int]) -> Tensor:
-    """What is kept of the images with the indices ``trained``: int64, sorted. Of the others, from which they must be told, only
-    names and sizes count."""
+    """What is kept of the images with the indices ``trained``: int64, sorted. Of the others, with which they must not be
+    confused, only names and sizes count."""
     alike = Counter(by_name(image) for image in images if not image.content)
     kept = set[int]()
     for i in trained:

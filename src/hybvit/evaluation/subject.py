@@ -15,7 +15,8 @@ from ..config import Config, DataConfig
 from ..data.datasets import open_dataset
 from ..data.fingerprint import numbers
 from ..data.image_set import Dataset, reorder_classes
-from ..data.locate import detect_format, image_folders, locate
+from ..data.locate import absolute, detect_format, image_folders, locate
+from ..data.own_images import READERS
 from ..errors import ConfigError
 from ..loading import load
 from ..model import HybridModel
@@ -112,34 +113,36 @@ def with_own_data(model: HybridModel, dataset: str | None, root: str | None, tes
     if dataset is not None and dataset != group.name:
         group = replace(group, name=dataset, root=None, test_root=None, resize=True)
     if root:
-        group = replace(locate(group, root), test_root=None if test_root is None else os.path.abspath(test_root))
+        group = replace(locate(group, root), test_root=None if test_root is None else absolute(test_root))
     elif test_root is not None:
         raise ConfigError(f"--data.test_root {test_root}: give --data too, the images that the model was trained on")
     if group.name != own.name:
-        group = replace(group, split="none", bits=None)  # none of these images was trained on
+        group = replace(group, split="none", bits=None)
     labeled = model.cfg.objective.kind != "genvit"
     known = model.trained_on if (group.name == "huggingface") is (own.name == "huggingface") else None
     data = open_dataset(group, model.image_shape, model.cfg.model.num_classes, labeled=labeled, trained_on=known)
     check_classes(model.cfg, data, group.root or group.name)
     if own.fingerprint not in ("", data.fingerprint):
-        warn_of_other_images(own.fingerprint, data, group.root or group.name, shown=known is not None)
-    return Subject(
-        "HybridModel", model, data, replace(model.cfg, data=group), group.name, folders=image_folders(group)
-    )
+        shown = known is not None and group.name in READERS
+        warn_of_other_images(own.fingerprint, data, group.root or group.name, shown=shown)
+    return Subject("HybridModel", model, data, replace(model.cfg, data=group), group.name, folders=image_folders(group))
 
 
 def warn_of_other_images(kept: str, data: Dataset, where: str, *, shown: bool) -> None:
     """Say that a model was trained on other images than these, with the fingerprint ``kept``.
 
     Args:
-        shown: whether it is known of each image if the model was trained on it. Stored images of tables are known by their
-            contents, and files by their names and sizes, so neither can be told among the other.
+        shown: whether it is known of each image if the model was trained on it. Images that a table stores are known by their
+            contents, and files by their names and sizes, so neither are found among the others.
     """
-    which = "all are test images" if data.all_test else f"now {numbers(data.fingerprint)}"
-    if shown or not data.fingerprint:
-        line = f"not the images that the model was trained on ({numbers(kept)}): {which}"
+    now = f"now {numbers(data.fingerprint)}" if data.fingerprint else f"now {len(data.test):,} test images"
+    which = "all are test images" if data.all_test else now
+    if shown and data.all_test:
+        line = f"not the images that the model was trained on, by names and sizes ({numbers(kept)}): {which}"
+    elif shown:
+        line = f"not the images of the training as they were ({numbers(kept)}): {which}, which it was not trained on"
     else:
-        line = f"whether the model was trained on some of these images cannot be told (it was on {numbers(kept)}): {which}"
+        line = f"it is not known if the model was trained on some of these images ({numbers(kept)} then): {which}"
     print(f"warning: {where}: {line}", file=sys.stderr)
 
 

@@ -22,6 +22,7 @@ from ..data.datasets import open_dataset
 from ..data.image_set import Dataset, to_x
 from ..data.loader import batches_of_steps, resolve_workers
 from ..data.locate import image_folders
+from ..data.shards import Shards
 from ..data.trained_on import united
 from ..devices import autocast, best_device, keep_freed_memory, resolve_precision
 from ..distributed import (
@@ -249,6 +250,8 @@ def open_images(cfg: Config) -> Dataset:
     data = open_dataset(group, cfg.model.image_shape, cfg.model.num_classes, labeled=cfg.objective.kind != "genvit")
     if data.all_test:
         raise ConfigError(f"data.split is {cfg.data.split}, which leaves no training images: it is for evaluation")
+    if isinstance(data.train.pixels, Shards) and cfg.objective.kind != "genvit":
+        data.train.pixels.check_labels()
     return data
 
 
