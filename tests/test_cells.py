@@ -226,3 +226,14 @@ def test_labels_that_look_the_same_are_the_same(tmp_path):
         save(tmp_path / "folder" / name / "1.png")
     with pytest.raises(DataError, match="look the same"):
         opened(own(tmp_path / "folder"))
+
+
+@pytest.mark.parametrize("alike", [("Cat", "cat"), ("STRASSE", "stra\u00dfe"), ("dog 1", "Dog 1")])
+def test_classes_that_differ_in_case_are_said(alike, capsys):
+    assert set(checked_classes(alike, "m.csv")) == set(alike)
+    assert "are two classes, though only their case differs" in capsys.readouterr().err
+
+
+def test_single_letters_may_differ_in_case(capsys):
+    assert checked_classes(["a", "A", "b", "bird"], "m.csv")
+    assert capsys.readouterr().err == ""

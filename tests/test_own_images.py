@@ -502,3 +502,140 @@ def test_a_relative_data_option_does_not_depend_on_the_current_folder(tmp_path, 
     save(tmp_path / "photos" / "a" / "0.png")
     monkeypatch.chdir(tmp_path)
     assert locate(preset("digits").data, "photos").root == str(tmp_path / "photos")
+
+
+def pictures(colors: range, more: int = 0) -> list[dict]:
+    found = []
+    for color in colors:
+        content = io.BytesIO()
+        Image.new("RGB", (8 + more, 8), (color, 0, 0)).save(content, "PNG")
+        found.append({"bytes": content.getvalue(), "path": None})
+    return found
+
+
+def columns_of(path: Path, **columns) -> Path:
+    import datasets
+
+    classes = {"c": datasets.ClassLabel(names=["no", "yes"]), "i": datasets.Image(), "n": datasets.Value("int64")}
+    kinds = {name: classes[name[0]] for name in columns}
+    table = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+    table.rename_columns({name: name[2:] for name in columns}).to_parquet(str(path))
+    return path
+
+
+NUMBERS = [0, 1] * 4
+
+
+@pytest.mark.parametrize(
+    ("columns", "read"),
+    [
+        ({"i_image": range(8), "c_domain": NUMBERS[::-1], "c_label": NUMBERS}, range(8)),
+        ({"i_mask": range(50, 58), "i_image": range(8), "c_label": NUMBERS}, range(8)),
+        ({"i_mask": range(50, 58), "i_Image": range(8), "c_domain": NUMBERS[::-1], "c_Category": NUMBERS}, range(8)),
+        ({"i_picture": range(8), "c_fine": NUMBERS}, range(8)),
+        ({"i_image": range(8), "c_domain": NUMBERS[::-1], "n_label": NUMBERS}, range(8)),
+    ],
+)
+def test_a_column_that_is_named_so_is_the_image_or_the_label(tmp_path, columns, read):
+    cells = {name: pictures(cells) if name[0] == "i" else cells for name, cells in columns.items()}
+    data = opened(own(columns_of(tmp_path / "a.parquet", **cells), "huggingface", split="every_fifth"))
+    red = torch.cat([data.train.pixels, data.test.pixels])[:, 0, 0, 0]
+    labels = torch.cat([data.train.labels, data.test.labels])
+    assert sorted(red.tolist()) == list(read)
+    assert (red % 2).tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"i_mask": 8, "i_photo": 8, "c_label": NUMBERS},
+            "several columns of images, mask, photo: name the one that is meant image",
+        ),
+        ({"i_image": 8, "c_fine": NUMBERS, "c_coarse": NUMBERS}, "several columns of classes, fine, coarse: .* label"),
+    ],
+)
+def test_columns_that_nothing_tells_apart_are_refused(tmp_path, columns, message):
+    cells = {name: pictures(range(8)) if name[0] == "i" else cells for name, cells in columns.items()}
+    with pytest.raises(DataError, match=message):
+        opened(own(columns_of(tmp_path / "a.parquet", **cells), "huggingface"))
+
+
+def test_a_row_of_another_table_is_another_image(tmp_path):
+    """Stored images are known by their contents: their rows, and often their sizes, are those of other images too."""
+    from hybvit.data.trained_on import recognize
+
+    first, other, part = (
+        columns_of(tmp_path / f"{name}.parquet", i_image=pictures(colors), c_label=NUMBERS[: len(colors)])
+        for name, colors in (("first", range(8)), ("other", range(100, 108)), ("part", range(6, 2, -1)))
+    )
+    kept = opened(own(first, "huggingface", split="hash")).trained_on
+    assert 0 < len(kept) < 8
+    assert not any(recognize(kept, *listed_in(other)))
+    reds = {i for i, known in zip(range(6, 2, -1), recognize(kept, *listed_in(part)), strict=True) if known}
+    assert reds == set(opened(own(first, "huggingface", split="hash")).train.pixels[:, 0, 0, 0].tolist()) & set(range(3, 7))
+
+
+def listed_in(path: Path) -> tuple[list, None]:
+    import datasets
+
+    from hybvit.data.huggingface import load_huggingface, stored_images
+
+    raw = load_huggingface(str(path))["train"].cast_column("image", datasets.Image(decode=False))
+    return stored_images(raw, "image"), None
+
+
+@pytest.mark.parametrize("form", ["folder", "csv", "parquet", "shards"])
+def test_copies_under_other_names_are_said_in_every_form(tmp_path, capsys, form):
+    from .test_shards import config, write_shards
+
+    for i in range(24):
+        k = i - 12 if 12 <= i < 16 else i
+        save(tmp_path / f"{i}.png", (9 * k, 5 * k, 0), size=(12 + k % 5, 9))
+    rows = [{"path": f"{i}.png", "label": "ab"[i % 2], "split": "train" if i < 12 else "test"} for i in range(24)]
+    if form == "csv":
+        cfg = own(table(tmp_path, "csv", rows), "manifest")
+    elif form == "folder":
+        for row in rows:
+            place = tmp_path / "d" / row["split"] / row["label"]
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / row["path"], place)
+        cfg = own(tmp_path / "d")
+    elif form == "parquet":
+        for split, colors in (("train", range(12)), ("test", [*range(4), *range(50, 58)])):
+            columns_of(tmp_path / f"{split}.parquet", i_image=pictures(colors), c_label=NUMBERS + NUMBERS[:4])
+        cfg = own(tmp_path, "huggingface")
+    else:
+        write_shards(tmp_path, [12])
+        write_shards(tmp_path, [4], prefix="test")  # the first four
+        cfg = config(tmp_path)
+    opened(cfg)
+    said = capsys.readouterr().err
+    assert "warning: " in said
+    assert " of 4 " if form == "shards" else "4 of " in said
+    assert "that were compared are copies of training images" in said
+
+
+RECYCLED = [
+    "$RECYCLE.BIN/S-1-5-21",
+    "#recycle",
+    "@Recycle",
+    "lost+found",
+    "System Volume Information",
+    "$Recycle.Bin",
+    "@eaDir",
+]
+
+
+@pytest.mark.parametrize("name", RECYCLED)
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_systems_leave_behind_is_no_class(tmp_path, name, packed):
+    members = {f"{kind}/{i}.jpg": official.jpeg(i) for kind in ("cat", "dog", name) for i in range(5)}
+    root = official.zip_file(tmp_path / "a.zip", members) if packed else official.unpacked(tmp_path / "a", members)
+    assert opened(own(root)).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("name", ["recycle", "#1", "$5", "@home", "lost", "found", "trash"])
+def test_classes_with_such_names_stay(tmp_path, name):
+    members = {f"{kind}/{i}.jpg": official.jpeg(i) for kind in ("cat", name) for i in range(5)}
+    assert set(opened(own(official.unpacked(tmp_path / "a", members))).classes) == {"cat", name}

@@ -292,3 +292,71 @@ def test_loader_workers_and_a_stream_give_the_same_batches(tmp_path):
     here = [batches_of(data, cfg)(step) for step in range(20)]
     there = list(batches_of_steps(batches_of(data, cfg), 0, 20, 2))
     assert all(torch.equal(a.images, b.images) and torch.equal(a.x0, b.x0) for a, b in zip(here, there, strict=True))
+
+
+@pytest.mark.parametrize("claimed", [1, 5, 9, 11, 100])
+def test_sizes_that_are_wrong_are_refused_before_anything_is_read(tmp_path, claimed):
+    (name,) = write_shards(tmp_path, [10])
+    (tmp_path / "sizes.json").write_text(json.dumps({"train-000.tar": claimed}))
+    with pytest.raises(DataError, match=f"10 samples, but {claimed} were counted in sizes.json"):
+        shards([name])
+    (tmp_path / "sizes.json").write_text(json.dumps({"train-000.tar": 10}))
+    assert len(shards([name])) == 10
+
+
+@pytest.mark.parametrize("claimed", [[4, 9], [10, 3], [1, 1], [12, 9], [10, 20]])
+def test_a_stream_ends_where_its_shards_end(tmp_path, claimed):
+    """Remote shards are not counted: their sizes may be too small or too large."""
+    found = shards(write_shards(tmp_path, [10, 9]))
+    found.counts = claimed
+    found.starts = [0, claimed[0], sum(claimed)]
+    found.shape = torch.Size((sum(claimed), 3, 8, 8))
+    with pytest.raises(DataError, match=r"(more|10|9) samples, but .* were counted: correct sizes.json"):
+        ShardStream(found, 0, STREAM, 16, 8).take(torch.arange(200))
+
+
+def test_shards_count_their_images_not_themselves(tmp_path):
+    from hybvit.data.fingerprint import numbers
+
+    write_shards(tmp_path, [9, 9])
+    write_shards(tmp_path, [5], prefix="test")
+    assert numbers(opened(config(tmp_path)).fingerprint) == "18 training and 5 test images"
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (None, r"train-000\.tar/000003\.cls: missing, but other samples have one, such as .*/000000$"),
+        ("json", r"000003\.cls: missing, but other .*a class in \.json is not read: write it to \.cls"),
+        ("all json", r"000000\.cls: missing, as in all samples; a class in \.json is not read: write it to \.cls"),
+        ("all", r"000000\.cls: missing, as in all samples; without labels train with --objective genvit"),
+    ],
+)
+def test_a_sample_without_a_label_is_named_before_the_training(tmp_path, member, message):
+    from hybvit.training.loop import open_images
+
+    write_shards(tmp_path, [4], prefix="test", labels="all" not in (member or ""))
+    with webdataset.TarWriter(str(tmp_path / "train-000.tar")) as writer:
+        for i in range(6):
+            bare = i == 3 or (member or "").startswith("all")
+            found = {"json": {"label": 1}} if "json" in (member or "") else {}
+            writer.write({"__key__": f"{i:06d}", "png": png(i)} | (found if bare else {"cls": i % 3}))
+    with pytest.raises(DataError, match=message):
+        open_images(config(tmp_path))
+    if "all" in (member or ""):
+        assert len(open_images(override(config(tmp_path), objective={"kind": "genvit"})).train) == 6
+
+
+@pytest.mark.parametrize("text", ["\ufeff2", "\ufeffblue\r\n", " blue ", "2\n", "\u200bblue"])
+def test_a_label_is_a_cell(tmp_path, text):
+    (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
+    for split in ("train", "test"):
+        with webdataset.TarWriter(str(tmp_path / f"{split}-000.tar")) as writer:
+            writer.write({"__key__": "0", "png": png(1), "cls": text.encode()})
+    assert opened(config(tmp_path)).test.labels.tolist() == [2]
+
+
+def test_the_share_to_hold_out_has_its_cure(tmp_path):
+    write_shards(tmp_path, [9])
+    with pytest.raises(ConfigError, match=r"data\.held_out is 0\.1: .* give --data\.held_out 0$"):
+        opened(config(tmp_path, held_out=0.1))

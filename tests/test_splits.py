@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from hybvit.data.huggingface import parquet_splits
+from hybvit.data.locate import locate
 from hybvit.data.shards import shard_names
 from hybvit.data.splits import hash_split, split_of
 from hybvit.errors import DataError
+from hybvit.presets import preset
 
 from . import official
 from .conftest import opened
-from .test_own_images import own, save, table
+from .test_own_images import labelled_parquet, own, save, table
 
 SPELLINGS = {
     "train": ["train", "Train", "TRAINING", "seg_train", "train2017", "Train-Images", "trainset", "trainval", "segTrain"],
@@ -249,3 +251,95 @@ def test_classes_with_a_word_of_a_split_stay_classes(tmp_path, names):
         for i in range(3):
             save(tmp_path / name / f"{i}.png")
     assert opened(own(tmp_path)).classes == tuple(sorted(names))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("folders", "named"),
+    [
+        ("cat/train cat/test dog/train dog/test", "cat/test lies below the class folder cat"),
+        ("cat/Training cat/Testing dog/Training dog/Testing", "cat/Testing"),
+        ("cat/train cat/val dog/train dog/test", "cat/val"),
+        ("cat dog/val dog", "dog/val"),
+        ("cat/a/train cat/a/test dog/a", "cat/a/test"),
+        ("train/cat/train train/cat/test train/dog test/cat test/dog", "cat/test"),
+    ],
+)
+def test_splits_below_classes_are_refused_by_name(tmp_path, folders, named, packed):
+    members = {f"{folder}/{k}{i}.jpg": official.jpeg(i) for k, folder in enumerate(folders.split()) for i in range(3)}
+    root = official.zip_file(tmp_path / "a.zip", members) if packed else official.unpacked(tmp_path / "a", members)
+    with pytest.raises(DataError, match=rf"{named}.*put the splits above the classes"):
+        opened(own(root))
+
+
+@pytest.mark.parametrize(
+    "folders", ["cat/images dog/images", "cat/val dog/val", "cat/train dog/train", "cat/day cat/night dog"]
+)
+def test_folders_below_classes_that_divide_nothing_are_read(tmp_path, folders):
+    members = {f"{folder}/{k}{i}.jpg": official.jpeg(i) for k, folder in enumerate(folders.split()) for i in range(5)}
+    assert opened(own(official.unpacked(tmp_path / "a", members))).classes == ("cat", "dog")
+
+
+SPLIT_ROWS = ["train"] * 6 + ["val"] * 2 + ["test"] * 4
+
+
+def divided(tmp_path: Path, form: str, name: str, first: int, splits: list[str]) -> Path:
+    """Images with these splits, or without any, in one of the forms of the user's own images."""
+    rows = []
+    for i, split in enumerate(splits, first):
+        label, folder = "ab"[i % 2], tmp_path / name / split if form == "folder" else tmp_path / name
+        save(folder / label / f"{i}.png", (5 * i, 0, 0))
+        rows.append({"path": f"{name}/{label}/{i}.png", "label": label} | ({"split": split} if split else {}))
+    if form == "folder":
+        return tmp_path / name
+    return table(tmp_path, form, rows).rename(tmp_path / f"{name}.{form}")
+
+
+@pytest.mark.parametrize("form", ["folder", "csv", "jsonl"])
+@pytest.mark.parametrize("theirs", [True, False])
+def test_beside_a_test_root_the_training_images_stay_those_of_the_training_split(tmp_path, form, theirs):
+    """And of a test root that is divided itself, only its test images count."""
+    root = divided(tmp_path, form, "mine", 0, SPLIT_ROWS)
+    other = divided(tmp_path, form, "theirs", 20, SPLIT_ROWS if theirs else [""] * 12)
+    data = opened(own(root, "folder" if form == "folder" else "manifest", test_root=str(other)))
+    assert everything(data)[0] == [5 * i for i in range(6)]
+    assert everything(data)[1] == [5 * i for i in range(28 if theirs else 20, 32)]
+
+
+def test_a_test_root_names_test_images(tmp_path):
+    root = divided(tmp_path, "csv", "mine", 0, SPLIT_ROWS)
+    with pytest.raises(DataError, match=r"theirs\.csv: no row has the split test or val"):
+        opened(own(root, "manifest", test_root=str(divided(tmp_path, "csv", "theirs", 20, ["train"] * 4))))
+    odd = divided(tmp_path, "csv", "odd", 30, ["test", "", "test", "fold1"])
+    with pytest.raises(DataError, match=r"odd\.csv: the split of odd/b/31\.png is None"):
+        opened(own(root, "manifest", test_root=str(odd)))
+
+
+def test_folders_of_splits_in_a_list_are_said(tmp_path, capsys):
+    rows = []
+    for i in range(12):
+        name = f"{['train', 'test'][i % 3 == 0]}/{i}.png"
+        save(tmp_path / name, (9 * i, 0, 0))
+        rows.append({"path": name, "label": "ab"[i % 2]})
+    opened(own(table(tmp_path, "csv", rows), "manifest"))
+    assert "its images lie in folders named like splits, but no column is named split" in capsys.readouterr().err
+    opened(own(table(tmp_path, "csv", [row for row in rows if row["path"].startswith("train")]), "manifest"))
+    assert capsys.readouterr().err == ""
+
+
+def test_the_folders_of_the_hub_are_found(tmp_path):
+    """CONFIGURATION/SPLIT/0000.parquet, and what its client leaves beside it."""
+    names = ["default/train/0000.parquet", "default/train/0001.parquet", "default/test/0000.parquet"]
+    for i, name in enumerate([*names, ".cache/huggingface/download/default/train/0000.parquet"]):
+        colors = [(20 * i + k, 0, 0) for k in range(4)]
+        labelled_parquet(tmp_path / name, ["red", "blue"], ["red", "blue"] * 2, colors)
+    assert locate(preset("digits").data, str(tmp_path)).name == "huggingface"
+    data = opened(own(tmp_path, "huggingface"))
+    assert (len(data.train), len(data.test)) == (8, 4)
+    for other in ("other/train/0000.parquet", "other/train-0.parquet"):
+        copy = tmp_path / other
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes((tmp_path / names[0]).read_bytes())
+        with pytest.raises(DataError, match=r"several data sets, .*\(default, other\): give the folder of one"):
+            opened(own(tmp_path, "huggingface"))
+        copy.unlink()
