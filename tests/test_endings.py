@@ -23,6 +23,7 @@ from hybvit.errors import DivergedError
 from hybvit.evaluation import plots
 from hybvit.evaluation.report import plain
 from hybvit.method.vit import HybViT
+from hybvit.presets import preset
 from hybvit.storage import lock_folder
 
 from .conftest import QUICK, TINY
@@ -284,6 +285,25 @@ def test_a_home_in_an_option_is_expanded(tmp_path, monkeypatch):
     made = {path.name for path in (tmp_path / "home").iterdir()} - {".cache", ".config"}  # those are of matplotlib
     assert made == {"judged", "run", "x", "y"}
     assert not Path("~").exists()
+
+
+@pytest.mark.parametrize("field", ["data.root", "data.test_root", "train.init"])
+@pytest.mark.parametrize(("text", "place"), [("~", ""), ("~/x", "/x"), ("~/a b", "/a b")])
+def test_a_home_in_a_field_is_expanded_and_never_nothing(tmp_path, monkeypatch, field, text, place):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for words in ([f"--{field}", text], [f"--{field}={text}"]):
+        assert config.value_of(config.parse(words, preset("digits")), field) == f"{tmp_path}{place}"
+    assert config.value_of(config.parse([f"--{field}", "null"], preset("digits")), field) is None
+    assert config.value_of(config.parse([f"--{field}", "a~b"], preset("digits")), field) == "a~b"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("fashion_mnist", "are not the model's"), ("folder", "must be one of"), ("clothes", "must be one of")]
+)
+def test_a_data_set_that_is_named_is_the_one_that_is_judged(tmp_path, name, message):
+    judged = command("evaluate", "digits", "--dataset", name, "--suites=accuracy", *QUICK, "--out", str(tmp_path))
+    assert judged.returncode == 2
+    assert message in judged.stderr
 
 
 def test_one_bad_file_costs_no_answer_of_the_others(tmp_path, monkeypatch):
