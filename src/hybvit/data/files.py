@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import io
 import os
-import pickle
 import re
 import stat
 import struct
@@ -138,51 +137,6 @@ def read_idx(path: Path) -> np.ndarray:
     if body.size != int(np.prod(shape)):
         raise DataError(f"{path}: {body.size:,} bytes of data, but its header says {int(np.prod(shape)):,}: cut short")
     return body.reshape(shape).copy()
-
-
-class ArraysOnly(pickle.Unpickler):
-    """An unpickler for numpy arrays of numbers and plain containers only; an error names anything else in a pickle."""
-
-    ALLOWED = {
-        ("numpy", "ndarray"),
-        ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
-        ("numpy.core.numeric", "_frombuffer"), ("numpy._core.numeric", "_frombuffer"),
-    }  # fmt: skip
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):  # Python 3 stores bytes this way in old pickle protocols
-            return _latin1
-        if (module, name) == ("numpy", "dtype"):
-            return _number_type
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}; only numpy arrays and plain containers are read")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it refers to the codec {encoding}; only latin1 is read")
-    return text.encode("latin1")
-
-
-def _number_type(*arguments: Any) -> np.dtype[Any]:
-    if (kind := np.dtype(*arguments)).kind not in "biufc":
-        raise pickle.UnpicklingError(f"it holds an array of {kind}; only arrays of numbers are read")
-    return kind
-
-
-def unpickle(raw: bytes, path: Path) -> Any:
-    """The content of a Python 2 or 3 pickle of arrays and containers.
-
-    Raises:
-        DataError: it is damaged, or refers to any other class or function.
-    """
-    with data_errors(path):
-        try:
-            return ArraysOnly(io.BytesIO(raw), encoding="latin1").load()
-        except pickle.UnpicklingError as error:
-            raise DataError(f"{path}: unsupported or damaged pickle: {error}") from None
 
 
 def as_text(value: object) -> object:

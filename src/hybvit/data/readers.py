@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +14,11 @@ from torch import Tensor
 
 from ..catalog import CATALOG, DEBIAN, IDX_FILES, has_classes, plain
 from ..errors import DataError
-from .files import Files, as_text, check_md5, data_errors, field, read_idx, read_mat, read_members, read_npz, unpickle
+from .files import Files, as_text, check_md5, data_errors, field, read_idx, read_mat, read_members, read_npz
 from .image_set import Decoding, ImageSet, every_fifth, load_image_files
 from .images import size_of
 from .own_images import below_split, image_names, list_files, without_wrapping
+from .pickles import unpickle
 from .splits import by_split, evaluation_split
 
 
@@ -102,7 +105,7 @@ def cifar(name: str) -> Callable[[Path, str, Decoding], ImageSet]:
         members = read_members(source, [path.name for path in (meta, *batches)])
         raw = members[meta.name]
         found = raw.split() if binary else field(unpickle(raw, meta), names, meta)
-        if not isinstance(found, (list, tuple)) or tuple(str(as_text(word)) for word in found) != CATALOG[name].classes:
+        if not isinstance(found, (list, tuple)) or not same_text(found, CATALOG[name].classes):
             raise DataError(f"{meta}: its class names differ from those of {CATALOG[name].title}")
         pixels, labels = [], []
         for batch, path in enumerate(batches):
@@ -119,6 +122,10 @@ def cifar(name: str) -> Callable[[Path, str, Decoding], ImageSet]:
         return ImageSet(torch.cat(pixels), torch.cat(labels))
 
     return read
+
+
+def same_text(found: Sequence[object], expected: Sequence[str]) -> bool:
+    return len(found) == len(expected) and all(as_text(word) == name for word, name in zip(found, expected, strict=True))
 
 
 def check_md5_of_archive(name: str, source: Path) -> None:
@@ -166,6 +173,8 @@ def whole_numbers(values: object, what: str, path: Path) -> np.ndarray:
     """An array, or lists in lists, of integers."""
     if not isinstance(values, (np.ndarray, list, tuple)):
         raise DataError(f"{path}: its {what} are a {type(values).__name__}, not an array or a list")
+    if not isinstance(values, np.ndarray):
+        check_leaves(values, what, path)  # numpy makes arrays of anything, some of them far larger than the lists
     try:
         array = np.asarray(values)
     except (ValueError, OverflowError):
@@ -173,6 +182,14 @@ def whole_numbers(values: object, what: str, path: Path) -> np.ndarray:
     if array.dtype.kind not in "iu":
         raise DataError(f"{path}: its {what} are {array.dtype} {list(array.shape)}, not whole numbers")
     return array
+
+
+def check_leaves(values: Sequence[Any], what: str, path: Path) -> None:
+    """Raises DataError if there is anything but numbers in a list, or in the lists or rows in it."""
+    nested = all(isinstance(row, (list, tuple)) or (isinstance(row, np.ndarray) and row.ndim == 1) for row in values)
+    for leaf in itertools.chain.from_iterable(values) if nested else values:
+        if not isinstance(leaf, (int, float, np.number)):
+            raise DataError(f"{path}: its {what} are lists with a {type(leaf).__name__} in them, not whole numbers")
 
 
 def svhn(source: Path, split: str, decoding: Decoding) -> ImageSet:
