@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -110,7 +111,9 @@ def replacement(folder: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         yield temporary
+        mode = stat.S_IMODE(os.stat(temporary / MANIFEST).st_mode)  # what the umask leaves; safetensors lets only the owner read
         for path in temporary.iterdir():
+            os.chmod(path, mode)
             flush(path)
         flush(temporary)
         if folder.exists():
@@ -151,6 +154,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(read_bytes(path).decode())
         sums = dict(manifest["sha256"])
+    except PermissionError:
+        raise forbidden(path) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{path}: missing or damaged") from None
     if DIGEST in manifest:
@@ -168,6 +173,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if STEP_FOLDER.fullmatch(folder.name) and step is not None and step != step_of(folder):
         raise CheckpointError(f"{path}: is of step {step}, its folder of step {step_of(folder)}")
     return manifest
+
+
+def forbidden(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path}: no permission to read it: ask its owner (chmod a+r)")
 
 
 def verify(folder: Path, needed: Collection[str] = ()) -> dict[str, Any]:
@@ -190,6 +199,8 @@ def verify(folder: Path, needed: Collection[str] = ()) -> dict[str, Any]:
             raise CheckpointError(f"{path}: missing")
         try:
             found = sha256(path)
+        except PermissionError:
+            raise forbidden(path) from None
         except OSError as error:
             raise CheckpointError(f"{path}: unreadable ({error.strerror})") from None
         if found != expected:
@@ -210,6 +221,8 @@ def read_verified(folder: Path, *names: str) -> tuple[dict[str, Any], dict[str, 
         if name in manifest["sha256"]:
             try:
                 contents[name] = read_bytes(folder / name, None if name.endswith(".safetensors") else MAX_TEXT)
+            except PermissionError:
+                raise forbidden(folder / name) from None
             except OSError as error:
                 raise CheckpointError(f"{folder / name}: unreadable ({error.strerror})") from None
     for name, content in contents.items():

@@ -295,6 +295,10 @@ AT_MOST = {  # more than any machine has memory or time for: a configuration may
 }  # fmt: skip
 
 
+LARGEST_CONVOLVED = 1024  # pixels a side: a convolutional network keeps whole images, and its weights do not bound them
+MOST_BLOCKS = 128  # of the U-Net's encoder; DDPM's have 8 to 12
+
+
 FINGERPRINT = r"|any|\d{1,12}\+\d{1,12} [0-9a-f]{16} [0-9a-f.]{,207}"  # data/fingerprint.py writes it
 
 
@@ -415,6 +419,15 @@ def _check_network(cfg: Config) -> None:
     network, fitting = cfg.network.name, FITTING[cfg.network.name]
     if cfg.objective.kind not in fitting:
         raise ConfigError(f"objective.kind is {cfg.objective.kind}: a {network} takes {' or '.join(fitting)}")
+    if network != "vit" and cfg.model.image_size > LARGEST_CONVOLVED:
+        raise ConfigError(
+            f"model.image_size is {cfg.model.image_size}: for a {network} it must be at most {LARGEST_CONVOLVED:,}"
+        )
+    if cfg.network.layers * len(cfg.network.channels) > MOST_BLOCKS:
+        raise ConfigError(
+            f"network.channels has {len(cfg.network.channels):,} levels with network.layers {cfg.network.layers:,} blocks each: "
+            f"there must be at most {MOST_BLOCKS} together"
+        )
     if cfg.optim.name == "muon" and network != "vit":
         raise ConfigError(f"optim.name is muon: it is for the layers of a vit, not for a {network}")
     if cfg.model.label_conditioning and network != "vit":

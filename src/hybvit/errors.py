@@ -11,6 +11,10 @@ WARNED = getattr(signal, "SIGUSR1", None)  # a scheduler such as Slurm is about 
 STOPPING = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP, WARNED) if number is not None]  # they stop a command
 
 
+# as libraries say that the machine has no more of something, which is no fault of what is being read
+USED_UP = ("failed to map segment", "not enough memory", "Cannot allocate memory", "out of memory", "can't start new thread")
+
+
 class ConfigError(ValueError):
     """A setting, a preset or a command line is wrong (exit 2)."""
 
@@ -29,6 +33,11 @@ class CheckpointError(ValueError):
 
 class Interrupted(RuntimeError):
     """Stopped by a signal, with the state saved (exit 75)."""
+
+
+def is_used_up(error: Exception) -> bool:
+    """Whether an error says that memory or threads are used up."""
+    return any(words in str(error) for words in USED_UP)
 
 
 def nearest(name: str, known: Collection[str], cutoff: float = 0.6) -> str | None:

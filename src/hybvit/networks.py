@@ -79,9 +79,11 @@ def fill_network(cfg: Config, tensors: dict[str, Tensor], weights: Path) -> tupl
 
     Raises:
         CheckpointError: a weight is missing, unexpected, or has the wrong shape. This is checked before any memory is
-            allocated, so a configuration cannot request more memory than its weights take.
+            allocated, so a configuration cannot request more memory than its weights take, and no more layers either.
     """
     check_classes(cfg, weights.parent)
+    if layers_of(cfg) > len(tensors):
+        raise CheckpointError(f"{weights}: {len(tensors)} tensors, one is missing for each of the {layers_of(cfg):,} layers")
     with torch.device("meta"):
         checkpoint.check_fits(build_network(cfg), tensors, weights.parent)
     for name, tensor in tensors.items():
@@ -90,6 +92,13 @@ def fill_network(cfg: Config, tensors: dict[str, Tensor], weights: Path) -> tupl
     net = build_network(cfg)
     checkpoint.load_strictly(net, tensors, weights.parent)
     return net, without_addresses(cfg)
+
+
+def layers_of(cfg: Config) -> int:
+    """The number of layers of a network, each of which has at least one tensor; counted without building it."""
+    network = cfg.network
+    counts = {"vit": cfg.model.depth, "wide_resnet": network.depth, "unet": network.layers * len(network.channels)}
+    return counts.get(network.name, 1)
 
 
 def check_classes(cfg: Config, folder: Path) -> None:

@@ -36,7 +36,6 @@ WRITES_FILES = (
     "evaluate",
     "reproduce",
 )  # they go on when nobody reads what they say: their results are files
-NO_MEMORY = ("failed to map segment", "not enough memory", "Cannot allocate memory", "out of memory")  # as libraries say it
 EXIT_CODES = (
     (errors.ConfigError, 2),
     (errors.DataError, 3),
@@ -135,6 +134,11 @@ def run(arguments: list[str], debug: bool) -> int:
     except KeyboardInterrupt:
         print("hybvit: interrupted", file=sys.stderr)
         return 130
+    except SystemExit as left:
+        place = traceback.extract_tb(left.__traceback__)[-1]
+        if Path(place.filename).name == "argparse.py":  # after --help
+            raise
+        return report(errors.ConfigError(f"{place.filename}, line {place.lineno}: ended the program before it was done"), debug)
     except Exception as error:
         return report(error, debug)
 
@@ -153,8 +157,9 @@ def report(error: Exception, debug: bool) -> int:
         traceback.print_exception(error)
     if isinstance(error, OSError) and error.strerror:  # what the system refuses: a name too long, a folder without permission
         error = errors.DataError(f"{error.filename or 'the system says'}: {error.strerror}")
-    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
-        error = errors.ConfigError(f"not enough memory ({' '.join(str(error).split())[:120]}): free some, or ask for less")
+    if isinstance(error, MemoryError) or errors.is_used_up(error):
+        what = "threads" if "thread" in str(error) else "memory"
+        error = errors.ConfigError(f"not enough {what} ({' '.join(str(error).split())[:120]}): free some, or ask for less")
     for kind, code in EXIT_CODES:
         if isinstance(error, kind) and (kind is not ValueError or raised_by_us(error)):
             print(f"hybvit: {' '.join(str(error).split())}", file=sys.stderr)

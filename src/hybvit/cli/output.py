@@ -5,16 +5,36 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
 
 from ..errors import DataError
 
+JOINERS = "\u200c\u200d"  # of letters in Persian and Hindi, and of emoji: they show nothing themselves
+PROGRESS = re.compile(r"(\r?)(.*?)(\r?|(?:\x1b\[A)*)", re.DOTALL)  # how tqdm goes back to the start of a line, or to one above
+
+
+def printable(text: str) -> str:
+    """Text that does to a terminal no more than to be read: characters that steer it, or turn the order of others around, are
+    written as ``\\x1b`` or ``\\u202e``. They come from the names of files and classes."""
+    if text.isprintable() or text == "\n":  # nearly all
+        return text
+    found = PROGRESS.fullmatch(text)
+    assert found is not None
+    return f"{found[1]}{''.join(map(_escaped, found[2]))}{found[3]}"
+
+
+def _escaped(character: str) -> str:
+    steers = unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") and character not in "\n\t" + JOINERS
+    return character.encode("unicode_escape").decode() if steers else character
+
 
 class Stream:
-    """A text stream that survives its reader.
+    """A text stream that survives its reader, and on which :func:`printable` text arrives.
 
     Args:
         goes_on: whether the work goes on when the stream fails, because its results are in files; what is said then is lost,
@@ -26,7 +46,7 @@ class Stream:
         self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
-        self._try("write", text)
+        self._try("write", printable(text))
         return len(text)
 
     def flush(self) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DataError
-from .files import data_errors, refuse_special
+from .files import read_text
 from .splits import FILLERS, WORDS, words_of
 
 MISSING = {"", "none", "nan", "null", "<na>", "na", "n/a", "#n/a"}
@@ -127,9 +127,7 @@ def read_table(path: Path) -> Table:
     Raises:
         DataError: the file cannot be read, or a row is damaged; the message names its line.
     """
-    refuse_special(path)
-    with data_errors(path):
-        text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path, "utf-8-sig")
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise DataError(f"{path}, line {line}: a NUL byte: save it as UTF-8 text")

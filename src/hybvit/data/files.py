@@ -9,6 +9,7 @@ import functools
 import gzip
 import hashlib
 import io
+import math
 import os
 import re
 import stat
@@ -17,7 +18,8 @@ import sys
 import tarfile
 import threading
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,11 +27,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import ConfigError, DataError
-from ..storage import read_bytes
+from ..errors import ConfigError, DataError, is_used_up
+from ..storage import MAX_TEXT, read_bytes
 
 MAX_MEMBER = 512 << 20  # bytes of an image file in an archive
 METHODS = {9: "Deflate64 (Windows, above 2 GB)", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "XZ"}
+COMPRESSED = 15  # the kind of a compressed part of a MATLAB file
 MAX_ARRAYS = 3 << 30  # bytes of an array file in an archive; STL-10 has one of 2.6 GiB
 
 
@@ -47,7 +50,27 @@ def data_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     except Exception as error:
+        if is_used_up(error):
+            raise
+        if words := refused_by_system(error):
+            raise DataError(f"{path}: cannot be read ({words})") from None
         raise DataError(f"{path}: damaged or cut short ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def refused_by_system(error: Exception) -> str | None:
+    """What the system says of a file that it does not open or read; None if the error is another, such as a decoder's."""
+    return error.strerror if isinstance(error, OSError) and error.errno else None
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """A text file of at most MAX_TEXT bytes.
+
+    Raises:
+        DataError: it cannot be read, is too large, or is no such text.
+    """
+    refuse_special(path)
+    with data_errors(path):
+        return read_bytes(path).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def refuse_special(path: str | os.PathLike[str]) -> None:
@@ -66,6 +89,22 @@ def size_of(path: str | os.PathLike[str]) -> int:
         return os.stat(path).st_size
     except (OSError, ValueError):
         return -1
+
+
+def crc32(path: str | os.PathLike[str]) -> int:
+    """The CRC-32 of a file on disk, read in small parts; 0 for one larger than :data:`MAX_MEMBER`.
+
+    Raises:
+        OSError, DataError: it cannot be read.
+    """
+    refuse_special(path)
+    if size_of(path) > MAX_MEMBER:
+        return 0
+    found = 0
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            found = zlib.crc32(part, found)
+    return found
 
 
 def stamp(path: str) -> str:
@@ -122,21 +161,34 @@ def check_md5(path: Path, published: str | None) -> None:
         raise DataError(f"{path}: wrong checksum (MD5 {found}, published {published}): delete it and download it again")
 
 
-def read_idx(path: Path) -> np.ndarray:
+def read_idx(path: Path, limit: int = MAX_ARRAYS) -> np.ndarray:
     """An IDX file of unsigned bytes (LeCun's format), gzipped or not.
 
+    Args:
+        limit: the most bytes that its header may claim.
+
     Raises:
-        DataError: the file is cut short, damaged, or not in this format.
+        DataError: the file is cut short, damaged, larger, or not in this format.
     """
-    with data_errors(path):
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
-        raise DataError(f"{path}: not an IDX file of unsigned bytes")
-    shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
-    body = np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * raw[3])
-    if body.size != int(np.prod(shape)):
-        raise DataError(f"{path}: {body.size:,} bytes of data, but its header says {int(np.prod(shape)):,}: cut short")
+    with data_errors(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        head = file.read(4)
+        sides = file.read(4 * head[3]) if head[:3] == b"\0\0\x08" and len(head) == 4 else b""
+        if not sides or len(sides) < 4 * head[3]:
+            raise DataError(f"{path}: not an IDX file of unsigned bytes")
+        shape = struct.unpack(f">{head[3]}I", sides)
+        size = math.prod(shape)
+        check_claim(size, limit, path)
+        body = np.frombuffer(file.read(size + 1), dtype=np.uint8)
+    if body.size != size:
+        found = f"{body.size:,}" if body.size < size else "more"
+        raise DataError(f"{path}: {found} bytes of data, but its header says {size:,}: cut short, or two files in one")
     return body.reshape(shape).copy()
+
+
+def check_claim(size: int, limit: int, where: object) -> None:
+    """Raises DataError if a header claims more numbers or bytes than a file of a data set can hold."""
+    if size > limit:
+        raise DataError(f"{where}: its header claims {size:,} values, more than the {limit:,} that such a file may hold")
 
 
 def as_text(value: object) -> object:
@@ -156,45 +208,96 @@ def field(content: Any, name: str, path: Path) -> Any:
     return entries[name]
 
 
-def read_npz(raw: bytes, path: Path) -> dict[str, np.ndarray]:
-    with data_errors(path), np.load(io.BytesIO(raw), allow_pickle=False) as content:
-        return {name: content[name] for name in content.files}
+def read_npz(raw: bytes, path: Path, names: Collection[str], limit: int) -> dict[str, np.ndarray]:
+    """Arrays of numbers in a .npz file, those of ``names`` that it has; their headers may claim up to ``limit`` numbers each.
+
+    Raises:
+        DataError: the file is damaged, or an array is larger, or not of numbers.
+    """
+    with data_errors(path):
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            found = [name for name in names if f"{name}.npy" in archive.namelist()]
+            for name in found:
+                check_array(archive, name, path / name, limit)
+        with np.load(io.BytesIO(raw), allow_pickle=False) as content:
+            return {name: content[name] for name in found}
 
 
-def read_mat(path: Path) -> dict[str, Any]:
+def check_array(archive: zipfile.ZipFile, name: str, where: object, limit: int) -> None:
+    """Raises DataError if the header of an array says that it is larger, or not of numbers; only the header is inflated."""
+    info = archive.getinfo(f"{name}.npy")
+    check_readable(info, where)
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    if dtype.kind not in "biufc":
+        raise DataError(f"{where}: an array of {dtype}; only arrays of numbers are read")
+    check_claim(math.prod(shape), limit, where)
+
+
+def read_mat(path: Path, names: Sequence[str], limit: int) -> dict[str, Any]:
+    """Arrays in a MATLAB file, which may inflate to ``limit`` bytes.
+
+    Raises:
+        DataError: the file is damaged, or inflates to more.
+    """
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
     with data_errors(path):
         try:
-            return loadmat(str(path))
+            return loadmat(inflate_mat(path, limit), variable_names=names)
         except MatReadError as error:
             raise DataError(f"{path}: damaged or cut short ({error})") from None
 
 
-def read_members(source: Path, names: Collection[str]) -> dict[str, bytes]:
+def inflate_mat(path: Path, limit: int) -> io.BytesIO:
+    """A MATLAB file of version 5 without the compression of its parts, each of which has a tag with its kind and length."""
+    raw = memoryview(read_bytes(path, limit))
+    order = {b"IM": "<", b"MI": ">"}.get(bytes(raw[126:128]))
+    if order is None:
+        return io.BytesIO(raw)
+    parts, at, left = [raw[:128]], 128, limit
+    while at + 8 <= len(raw):
+        kind, size = struct.unpack_from(f"{order}II", raw, at)
+        if kind == COMPRESSED:
+            machine = zlib.decompressobj()
+            whole = machine.decompress(raw[at + 8 : at + 8 + size], left + 1)
+            check_size(len(whole), left, path)
+            if not machine.eof:
+                raise DataError(f"{path}: damaged or cut short")
+            left -= len(whole)
+            parts.append(memoryview(whole))
+        else:
+            parts.append(raw[at : at + 8 + size])
+        at += 8 + size
+    return io.BytesIO(b"".join(parts))
+
+
+def read_members(source: Path, names: Collection[str], limit: int = MAX_ARRAYS) -> dict[str, bytes]:
     """Read files from a folder, or from a tar or zip archive in one pass; ``names`` are paths below its top-level folder.
 
     Raises:
-        DataError: a file is missing, or the archive is damaged.
+        DataError: a file is missing, larger than ``limit`` bytes, or the archive is damaged.
     """
     found: dict[str, bytes] = {}
     if source.is_dir():
         for name in names:
             with data_errors(source / name):
-                found[name] = read_bytes(source / name, limit=None)
+                found[name] = read_bytes(source / name, limit)
         return found
     with data_errors(source):
         if source.suffix.lower() == ".zip":
             with zipfile.ZipFile(source) as archive:
                 for member in archive.namelist():
                     if (known := _below_top(member, names)) is not None:
-                        found[known] = read_member(archive, member, MAX_ARRAYS, source / known)
+                        found[known] = read_member(archive, member, limit, source / known)
         else:
             with tarfile.open(source, "r|*") as stream:
                 for entry in stream:
                     if entry.isfile() and (known := _below_top(entry.name, names)) is not None:
-                        check_size(entry.size, MAX_ARRAYS, source / known)
+                        check_size(entry.size, limit, source / known)
                         file = stream.extractfile(entry)
                         assert file is not None
                         found[known] = file.read()
@@ -310,20 +413,28 @@ class Files:
         for name in names:
             yield f"{self.prefix}{name}\0{self.size(name)}" if self.zipped else stamp(os.path.join(source, name))
 
-    def start(self, name: str) -> bytes:
-        """The first bytes of a file, enough to tell its format; none if it cannot be read."""
+    def start(self, name: str, size: int = 16) -> bytes:
+        """The first bytes of a file, by default enough to tell its format; none if it cannot be read."""
         with suppress(Exception):
             if self.zipped:
                 with self._archive().open(self._members[self.prefix + name]) as member:
-                    return member.read(16)
+                    return member.read(size)
             refuse_special(path := self.source / name)
             with open(path, "rb", buffering=0) as file:
-                return file.read(16)
+                return file.read(size)
         return b""
 
+    def checksum(self, name: str) -> int:
+        """The CRC-32 of a file, from the archive's index or in small parts; 0 for one larger than :data:`MAX_MEMBER`."""
+        if self.zipped:
+            return self._archive().getinfo(self._members[self.prefix + name]).CRC
+        return crc32(os.path.join(self.source, name))
+
     def text(self, name: str) -> str:
-        with data_errors(self.source / name), self.open(name) as file:
-            return file.read().decode("utf-8")
+        if not self.zipped:
+            return read_text(self.source / name)
+        with data_errors(self.source / name):
+            return read_member(self._archive(), self._members[self.prefix + name], MAX_TEXT, self.where / name).decode()
 
     def _entries(self) -> list[str]:
         """Paths of the archive's files and folders below ``prefix``."""

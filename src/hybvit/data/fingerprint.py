@@ -7,7 +7,6 @@ training images: ``800+200 0f1e2d3c4b5a6978 00a1b2c3d4e5.01b2c3d4e5f6``.
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -34,12 +33,12 @@ class ListedImage(NamedTuple):
 UNCOMPRESSED = (".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".tif", ".tiff", ".sgi")
 
 
-def listed(name: str, size: int, read: Callable[[], bytes], class_name: str = "") -> ListedImage:
-    """An image as it is listed; ``read`` returns its content, which is asked for only where its size says nothing."""
+def listed(name: str, size: int, checksum: Callable[[], int], class_name: str = "") -> ListedImage:
+    """An image as it is listed; ``checksum`` gives the CRC-32 of its content, and is called only where its size says little."""
     content = 0
     if name.lower().endswith(UNCOMPRESSED):
         with suppress(DataError, OSError):  # whoever decodes it says why it cannot be read
-            content = zlib.crc32(read())
+            content = checksum()
     return ListedImage(name, size, class_name, content)
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..errors import DataError
 from . import decoded
 from .files import Files
-from .images import Originals, read_image
+from .images import Originals, check_start, read_image
 
 Decode = Callable[[int], Tensor]  # index -> uint8 [C, H, W]; raises DataError
 
@@ -298,6 +298,7 @@ def load_image_files(files: Files, names: list[str], labels: Sequence[int] | Non
 
     def decode(i: int) -> Tensor:
         name = str(listed[i])
+        check_start(files, name)
         with files.open(name) as file:
             return read_image(os.path.join(files.source, name), decoding.channels, decoding.size, file, decoding.originals)
 

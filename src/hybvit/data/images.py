@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import io
 import math
 import os
 import re
@@ -24,9 +25,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize as resampled
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, is_used_up
 from ..storage import atomic_write, make_folder
-from .files import Files, refuse_special
+from .files import Files, refuse_special, refused_by_system
 
 MODES = {1: "L", 3: "RGB"}
 WHITE_IS_ZERO = (262, 0)  # tag and value of a TIFF file that stores darkness; Pillow inverts it for 8 bits only
@@ -34,9 +35,14 @@ WHITE_IS_ZERO = (262, 0)  # tag and value of a TIFF file that stores darkness; P
 FORMATS = (
     "PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "JPEG2000", "PPM", "TGA", "PCX", "QOI", "SGI",
 )  # fmt: skip
+# those that Pillow writes by itself, gray or color, whatever their size
+WRITTEN = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "JPEG2000", "BMP", "GIF", "PPM", "TGA", "PCX", "SGI", "PDF")
 MUCH_LARGER = 4  # as a multiple of the model's size
 VISIBLE_COLOR = 16  # levels between the channels of a pixel; below, a gray image was stored as color
 MAX_IMAGE_PIXELS = 64_000_000  # larger images are rejected before they are decoded
+LARGE_MEMBER = 16 << 20  # bytes of a file in an archive from which on its beginning is looked at before the rest is unpacked
+LARGEST_HEADER = 1 << 20
+SIGNATURES = re.compile(rb"II|MM|\xff\xd8\xff|\0\0\0.(ftyp|jP  )", re.DOTALL)  # formats whose header may lie further behind
 SMALL_PIXELS = 1_000_000  # images up to this size are decoded whatever else is
 
 
@@ -230,8 +236,7 @@ def read_image(
         refuse_special(Path(path))
     try:
         with Image.open(path if file is None else file, formats=formats()) as image:
-            if image.width * image.height > MAX_IMAGE_PIXELS:
-                raise DataError(f"{image.width} x {image.height} is more than {MAX_IMAGE_PIXELS:,} pixels: reduce its size")
+            check_pixels(image)
             with DECODING.hold(image.width * image.height):
                 return as_pixels(image, channels, size, originals)
     except MemoryError:  # which damaged files raise as well
@@ -247,6 +252,10 @@ def read_image(
     except (UnidentifiedImageError, Image.DecompressionBombError):
         raise DataError(f"{path}: {what_it_is(path, file)}") from None
     except Exception as error:
+        if is_used_up(error):
+            raise
+        if words := refused_by_system(error):
+            raise DataError(f"{path}: cannot be read ({words})") from None
         raise DataError(f"{path}: damaged image ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
@@ -271,6 +280,27 @@ def what_it_is(path: str | os.PathLike[str], file: BinaryIO | None) -> str:
     return next(known, "not an image of a format that is read (PNG, JPEG, WebP, TIFF ...): convert it")
 
 
+def check_start(files: Files, name: str) -> None:
+    """Raises DataError for a large member of an archive that does not begin like an image, or says that it is too large, before
+    all of it is unpacked."""
+    if not files.zipped or files.size(name) <= LARGE_MEMBER:
+        return
+    start, where = files.start(name, LARGEST_HEADER), files.where / name
+    try:
+        with Image.open(io.BytesIO(start), formats=formats()) as image:
+            check_pixels(image)
+    except (DataError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: {error}") from None
+    except Exception:
+        if not SIGNATURES.match(start):
+            raise DataError(f"{where}: {what_it_is(name, io.BytesIO(start))}") from None
+
+
+def check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > MAX_IMAGE_PIXELS:
+        raise DataError(f"{image.width} x {image.height} is more than {MAX_IMAGE_PIXELS:,} pixels: reduce its size")
+
+
 def size_of(files: Files, name: str) -> tuple[int, int] | None:
     """Width and height that the header of an image file says; None if it cannot be read."""
     with contextlib.suppress(Exception), files.open(name) as file, Image.open(file, formats=formats()) as image:
@@ -284,10 +314,17 @@ def readable_suffixes() -> set[str]:
     return {suffix for suffix, name in Image.registered_extensions().items() if name in known}
 
 
+def written_format(path: Path) -> str | None:
+    """Pillow's name of the format in which an image file of this name is written; None if it is in none of :data:`WRITTEN`."""
+    Image.init()
+    name = Image.registered_extensions().get(path.suffix.lower(), "")
+    return name if name in WRITTEN and name in Image.SAVE else None
+
+
 def check_image_suffix(path: Path) -> None:
     """Raises ConfigError if the suffix is not an image format that can be written."""
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise ConfigError(f"{path}: {path.suffix or 'no suffix'} is not an image format; use .png")
+    if written_format(path) is None:
+        raise ConfigError(f"{path}: {path.suffix or 'no suffix'} is not an image format that can be written; use .png")
 
 
 def grid(pixels: Tensor, columns: int | None = None, scale: int = 1, gap: int = 2) -> Image.Image:
@@ -338,4 +375,4 @@ def save_image(image: Image.Image, path: Path) -> None:
     check_image_suffix(path)
     make_folder(path.parent)
     with atomic_write(path) as temporary:
-        image.save(temporary, Image.registered_extensions()[path.suffix.lower()])
+        image.save(temporary, written_format(path))

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import DataError
-from ..storage import read_bytes
 from .cells import LABELS, PATHS, SPLIT, checked_classes, class_name, read_table, says_split
-from .files import Files, is_hidden, size_of
+from .files import Files, crc32, is_hidden, size_of
 from .fingerprint import ListedImage, listed
 from .huggingface import huggingface
 from .image_set import Dataset, Decoding, ImageSet, load_image_files, load_images
@@ -238,7 +237,7 @@ def list_files(files: Files, classes: tuple[str, ...], decoding: Decoding) -> Li
         return load_image_files(files, [names[i] for i in index], labels and [labels[i] for i in index], decoding)
 
     def as_listed(name: str) -> ListedImage:
-        return listed(name, files.size(name), lambda: files.open(name).read())
+        return listed(name, files.size(name), lambda: files.checksum(name))
 
     return Listing(list(map(as_listed, names)), labels, load, lambda i: files.open(names[i]).read(), files.where)
 
@@ -286,7 +285,7 @@ def list_rows(source: Path, rows: list[dict[str, str]], classes: tuple[str, ...]
 
     def as_listed(row: dict[str, str], name: str) -> ListedImage:
         path = source.parent / row["path"]
-        return listed(name, size_of(path), lambda: read_bytes(path, limit=None), row.get("label", ""))
+        return listed(name, size_of(path), lambda: crc32(path), row.get("label", ""))
 
     def read(i: int) -> bytes:
         return read_bytes(source.parent / rows[i]["path"], limit=None)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..catalog import CATALOG, DEBIAN, IDX_FILES, has_classes, plain
 from ..errors import DataError
-from .files import Files, as_text, check_md5, data_errors, field, read_idx, read_mat, read_members, read_npz
+from .files import Files, as_text, check_md5, data_errors, field, read_idx, read_mat, read_members, read_npz, read_text
 from .image_set import Decoding, ImageSet, every_fifth, load_image_files
 from .images import size_of
 from .own_images import below_split, image_names, list_files, without_wrapping
@@ -80,7 +80,7 @@ def idx(name: str) -> Callable[[Path, str, Decoding], ImageSet]:
                 raise DataError(f"{path.with_suffix('')}: missing, and so is {path.name}")
             if not folder.is_relative_to(DEBIAN):  # Debian recompresses the same content, so its .gz has another checksum
                 check_md5(path, published.md5.get(path.name))
-            arrays.append(read_idx(path))
+            arrays.append(read_idx(path, limit=4 * published.splits[split] * 28 * 28))
         images, labels = arrays
         if images.ndim != 3 or images.shape[1:] != (published.size, published.size) or labels.shape != images.shape[:1]:
             raise DataError(
@@ -102,7 +102,7 @@ def cifar(name: str) -> Callable[[Path, str, Decoding], ImageSet]:
         check_md5_of_archive(name, source)
         meta, *batches = parts_of(name, source, split)
         binary = meta.suffix == ".txt"
-        members = read_members(source, [path.name for path in (meta, *batches)])
+        members = read_members(source, [path.name for path in (meta, *batches)], limit_of(name, split, len(batches)))
         raw = members[meta.name]
         found = raw.split() if binary else field(unpickle(raw, meta), names, meta)
         if not isinstance(found, (list, tuple)) or not same_text(found, CATALOG[name].classes):
@@ -160,10 +160,20 @@ def label_row(values: object, n: int, path: Path, name: str, first: int = 0) -> 
     return torch.from_numpy(labels.astype(np.int64) - first)
 
 
+def share(name: str, split: str, batch: int, batches: int) -> int:
+    """How many images of a split a file holds."""
+    total = CATALOG[name].splits[split]
+    return total // batches + (total % batches if batch == batches - 1 else 0)
+
+
+def limit_of(name: str, split: str, batches: int = 1) -> int:
+    """The most bytes of a file of 32 x 32 images: ten a number, as a pickle of integers of 64 bits takes, and a MiB."""
+    return 10 * share(name, split, batches - 1, batches) * (3 * 32 * 32 + 8) + (1 << 20)
+
+
 def check_count(name: str, split: str, got: int, path: Path, batch: int = 0, batches: int = 1) -> None:
     """Raises DataError if a file does not hold its share of a split: batches are equal, and the last has the remainder too."""
-    total = CATALOG[name].splits[split]
-    expected = total // batches + (total % batches if batch == batches - 1 else 0)
+    expected = share(name, split, batch, batches)
     if got != expected:
         what = "this file" if batches > 1 else f"the {split} split"
         raise DataError(f"{path}: {got:,} images where {what} of {CATALOG[name].title} has {expected:,}: download it again")
@@ -196,7 +206,7 @@ def svhn(source: Path, split: str, decoding: Decoding) -> ImageSet:
     """MATLAB files with X [32, 32, 3, N] and y [N, 1] in 1..10, where 10 is the digit 0."""
     (path,) = parts_of("svhn", source, split)
     check_md5(path, CATALOG["svhn"].md5.get(path.name))
-    content = read_mat(path)
+    content = read_mat(path, ("X", "y"), limit_of("svhn", split))
     pixels, labels = np.asarray(field(content, "X", path)), np.asarray(field(content, "y", path)).reshape(-1)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[:3] != (32, 32, 3):
         raise DataError(f"{path}: its images are {pixels.dtype} {list(pixels.shape)}, not uint8 [32, 32, 3, N]")
@@ -209,7 +219,8 @@ def stl10(source: Path, split: str, decoding: Decoding) -> ImageSet:
     """Raw bytes, image after image: three planes of 96 x 96 in column order; labels are bytes in 1..10."""
     check_md5_of_archive("stl10", source)
     images, *labels = parts_of("stl10", source, split)
-    members = read_members(source, [path.name for path in (images, *labels)])
+    limit = 2 * 3 * 96 * 96 * CATALOG["stl10"].splits[split]
+    members = read_members(source, [path.name for path in (images, *labels)], limit)
     rows = rows_of_bytes(members[images.name], 3 * 96 * 96, images)
     check_count("stl10", split, len(rows), images)
     pixels = torch.from_numpy(rows.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2).copy())
@@ -251,8 +262,9 @@ def imagenet32(source: Path, split: str, decoding: Decoding) -> ImageSet:
     """npz or pickled batches, as files or in the zip archives; labels are 1..1000 in the order of map_clsloc.txt."""
     pixels, labels, batches = [], [], parts_of("imagenet32", source, split)
     for batch, path in enumerate(batches):
-        raw = read_members(path.parent, [path.name])[path.name]
-        content = read_npz(raw, path) if path.suffix == ".npz" else unpickle(raw, path)
+        raw = read_members(path.parent, [path.name], limit_of("imagenet32", split, len(batches)))[path.name]
+        numbers = 2 * share("imagenet32", split, batch, len(batches)) * 3 * 32 * 32
+        content = read_npz(raw, path, ("data", "labels"), numbers) if path.suffix == ".npz" else unpickle(raw, path)
         pixels.append(rows_of_planes(field(content, "data", path), path))
         check_count("imagenet32", split, len(pixels[-1]), path, batch, len(batches))
         labels.append(label_row(field(content, "labels", path), len(pixels[-1]), path, "imagenet32", 1))
@@ -398,8 +410,7 @@ def class_names(name: str, source: Path) -> tuple[str, ...]:
 
 
 def read_lines(path: Path) -> list[str]:
-    with data_errors(path):
-        return path.read_text(encoding="utf-8").splitlines()
+    return read_text(path).splitlines()
 
 
 def readable_name(wnid: str, words: dict[str, str]) -> str:

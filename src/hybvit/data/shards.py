@@ -31,7 +31,7 @@ from ..config import DataConfig
 from ..errors import ConfigError, DataError
 from ..method.seeds import generator
 from .cells import check_classes, class_name
-from .files import MAX_MEMBER, check_size, data_errors, refuse_special
+from .files import MAX_MEMBER, check_size, data_errors, read_text, refuse_special
 from .fingerprint import ListedImage, fingerprint
 from .image_set import Dataset, Decoding, ImageSet, load_images
 from .images import read_image, readable_suffixes
@@ -41,6 +41,8 @@ from .trained_on import digests_of
 
 ROW_LANES = STEP_LANES = 8
 MIN_LANE_SIZE = 16  # samples; lane sizes differ by one, which must stay negligible
+MAX_SHARDS = 100_000  # of a pattern
+RANGE = re.compile(r"\{(-?[0-9]+)\.\.(-?[0-9]+)(?:\.\.-?([0-9]+))?\}")
 LABEL = "cls"
 SCHEMES = ("http", "https")
 LISTED = 1_000_000  # images of shards, with about 300 bytes for each while they are compared
@@ -109,11 +111,32 @@ def shard_names(root: str) -> dict[Split | None, list[str]]:
         if None in found and len(found) > 1:
             raise DataError(f"{found[None][0]}: neither its name nor its folder says {KNOWN}, unlike those of other shards")
         return found
-    names = [root] if path.is_file() else list(webdataset().shardlists.expand_urls(root))
+    names = [root] if path.is_file() else expanded(root)
     for name in names:
         if not is_url(name) and not Path(name).is_file():
             raise DataError(f"{name}: no such shard")
     return {None: names}
+
+
+def expanded(pattern: str) -> list[str]:
+    """The names that a pattern with braces stands for.
+
+    Raises:
+        ConfigError: they are more than :data:`MAX_SHARDS`, or a brace is not closed.
+    """
+    lists = webdataset().shardlists
+    ranges = [(int(start[:18]), int(end[:18]), int(step or 1) or 1) for start, end, step in RANGE.findall(pattern)]
+    # counted before they are made: first each range, then their products, one name at a time
+    count = max((abs(end - start) // step for start, end, step in ranges), default=0)
+    try:
+        if count <= MAX_SHARDS:
+            every = itertools.chain.from_iterable(map(lists.braceexpand.braceexpand, pattern.split("::")))
+            count = sum(1 for _ in itertools.islice(every, MAX_SHARDS + 1))
+    except ValueError:
+        raise ConfigError(f"{pattern[:200]}: a brace is not closed") from None
+    if count > MAX_SHARDS:
+        raise ConfigError(f"{pattern[:200]}: more than {MAX_SHARDS:,} shards: give fewer")
+    return list(lists.expand_urls(pattern))
 
 
 def is_url(name: str) -> bool:
@@ -163,8 +186,7 @@ def shard_classes(root: str, num_classes: int) -> tuple[str, ...]:
     """The names in classes.txt (one per line, in label order) next to the shards, else the numbers below model.num_classes."""
     path = (Path(root) if Path(root).is_dir() else Path(root).parent) / "classes.txt"
     if path.is_file():
-        with data_errors(path):
-            names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        names = [line.strip() for line in read_text(path, "utf-8-sig").splitlines() if line.strip()]
         if twice := next((name for name, count in Counter(names).items() if count > 1), None):
             raise DataError(f"{path}: lists {twice!r} twice: a line is the name of one class")
         check_classes(names, path, "names")

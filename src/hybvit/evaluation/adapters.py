@@ -256,7 +256,7 @@ def _from_file(path: Path, name: str) -> Adapted:
         found = getattr(module, name)()
     except ConfigError:
         raise
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         raise ConfigError(f"{path}: {name}() failed: {type(error).__name__}: {error}") from None
     if not isinstance(found, Adapted):
         raise ConfigError(f"{path}: {name}() returns {type(found).__name__}, not a hybvit.Adapted")

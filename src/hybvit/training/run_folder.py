@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from torch import Tensor
 
@@ -81,6 +81,7 @@ class RunFolder:
     def __init__(self, path: Path, cfg: Config, images: str = "", trained_on: Tensor | None = None) -> None:
         self.path, self.seed, self.first, self.trained_on = path, cfg.train.seed, rank() == 0, trained_on
         self._writer: concurrent.futures.Future[None] | None = None
+        self._lock: IO[str] | None = None  # of the first process
         self.cfg, self.run_id, self.warnings = from_first(lambda: self._open(cfg, images))
 
     def _open(self, cfg: Config, images: str) -> tuple[Config, str | None, list[str]]:
@@ -88,7 +89,14 @@ class RunFolder:
         make_folder(path)
         make_folder(path / "checkpoints")
         self._lock = lock_folder(path)
-        warnings = list[str]()
+        try:
+            return self._locked(cfg, images)
+        except BaseException:
+            self.release()
+            raise
+
+    def _locked(self, cfg: Config, images: str) -> tuple[Config, str | None, list[str]]:
+        path, warnings = self.path, list[str]()
         if (path / CONFIG).is_file():
             warnings = check_resumable(path, cfg, images)
         elif not checkpoint.step_folders(path / "checkpoints"):
@@ -108,6 +116,13 @@ class RunFolder:
             if value is None:
                 raise
             warnings.warn(str(error), stacklevel=2)  # one error ends the training already
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let another process open the folder."""
+        if self._lock is not None:
+            self._lock.close()
 
     def earlier_environments(self) -> list[dict[str, Any]]:
         """The environments in which the run was before it was resumed elsewhere, each with ``until_step``."""
