@@ -659,7 +659,7 @@ def test_pickles_of_python_3_are_read_in_every_protocol(tmp_path, protocol):
     assert found == content
 
 
-@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "numpy.load", "numpy.core.multiarray.fromfile", "numpy.dtype.x"])
+@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "numpy.load", "numpy.core.multiarray.fromfile"])
 def test_the_unpickler_allows_no_other_globals(tmp_path, name):
     module, _, function = name.rpartition(".")
     with pytest.raises(DataError, match=f"it refers to {re.escape(name)};"):

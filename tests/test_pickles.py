@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import random
 import struct
@@ -60,8 +61,9 @@ FORGED = {
     "attributes of a function": b"cnumpy\ndtype\n}U\x01aK\x01sb.",
     "an array twice": b"(cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btRq\x01h\x01t.",
     "an array without content": b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR.",
-    "bytes used twice": b"cnumpy.core.multiarray\nscalar\nq\x010cnumpy\ndtype\nU\x03c16\x85R(K\x03U\x01<NNNK\x00K\x00K\x00tbq\x020"
-    b"U\x10AAAABBBBCCCCDDDDq\x030(" + b"h\x01h\x02h\x03\x86R" * 99 + b"t.",
+    "bytes used twice": b"cnumpy.core.multiarray\nscalar\nq\x010"
+    b"cnumpy\ndtype\nU\x03c16\x85R(K\x03U\x01<NNNK\x00K\x00K\x00tbq\x020U\x10AAAABBBBCCCCDDDDq\x030("
+    + b"h\x01h\x02h\x03\x86R" * 99 + b"t.",
     "a list in two places": b"(]q\x01h\x01t.",
     "a list in itself": b"]q\x01h\x01a.",
     "a set": pickle.dumps({1, 2}, 4),
@@ -79,7 +81,7 @@ FORGED = {
 
 @pytest.mark.parametrize("case", FORGED)
 def test_a_forged_pickle_is_refused(case):
-    with pytest.raises(DataError, match="^batch: unsupported or damaged pickle: "):
+    with pytest.raises(DataError, match=r"^batch: unsupported or damaged pickle: "):
         unpickle(FORGED[case], HERE)
 
 
@@ -108,12 +110,15 @@ print(*counts)
 """
 
 
+VALUES = [
+    b"N", b"K\x00", b"K\x07", b"J\xff\xff\xff\xff", b"\x8a\xc8" + b"A" * 200, b"]", b"}", b")", b"G" + bytes(8), b"U\x01<",
+    b"(U\x01at", b"}U\x01a(NK\x00ts", b"(cnumpy\ndtype\n(U\x02u1tRK\x04\x85t", b"cnumpy\nndarray\n", text(b"A" * 250),
+]  # fmt: skip
+
+
 def forged(draw: random.Random) -> tuple[bytes, bytes | None]:
-    """A pickle whose dtype and array have states drawn at random, and the bytes that are in it; None if they were changed too."""
-    value = lambda: draw.choice([  # noqa: E731
-        b"N", b"K\x00", b"K\x07", b"J\xff\xff\xff\xff", b"\x8a\xc8" + b"A" * 200, b"]", b"}", b")", b"G" + struct.pack(">d", 1.5),
-        b"U\x01<", b"(U\x01at", b"}U\x01a(NK\x00ts", b"(cnumpy\ndtype\n(U\x02u1tRK\x04\x85t", b"cnumpy\nndarray\n", text(b"A" * 250),
-    ])  # fmt: skip
+    """A pickle whose dtype and array have states drawn at random, and the bytes that are in it; None if they were changed."""
+    value = lambda: draw.choice(VALUES)  # noqa: E731
     kind = draw.choice(
         [*sorted(NUMBERS), *(["u1"] * 20), "O8", "V8", "S4", "U2", "M8", "m8", "u3", "f16", "|u1", "u1,u1", "(2,)u1"]
     ).encode()
@@ -212,10 +217,8 @@ LARGE = {
 def test_a_small_pickle_takes_little_memory(case):
     tracemalloc.start()
     started = time.process_time()
-    try:
+    with contextlib.suppress(DataError):
         unpickle(LARGE[case], HERE)
-    except DataError as error:
-        assert "pickle" in str(error)
     peak, seconds = tracemalloc.get_traced_memory()[1], time.process_time() - started
     tracemalloc.stop()
     assert peak < (1 << 20 if len(LARGE[case]) < 1000 else 300 << 20)

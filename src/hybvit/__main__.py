@@ -7,8 +7,10 @@ import sys
 
 
 def main() -> int:
-    """Run the command line -> the exit code. Ctrl-C while the first modules are imported ends it without a traceback, since there
-    is nothing to close yet."""
+    """Run the command line -> the exit code.
+
+    Ctrl-C while the first modules are imported ends it without a traceback, since there is nothing to close yet.
+    """
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored, as in the background of a script
     if ours:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -425,8 +425,8 @@ def _check_network(cfg: Config) -> None:
         )
     if cfg.network.layers * len(cfg.network.channels) > MOST_BLOCKS:
         raise ConfigError(
-            f"network.channels has {len(cfg.network.channels):,} levels with network.layers {cfg.network.layers:,} blocks each: "
-            f"there must be at most {MOST_BLOCKS} together"
+            f"network.channels has {len(cfg.network.channels):,} levels, and network.layers is {cfg.network.layers:,}: "
+            f"there must be at most {MOST_BLOCKS} blocks together"
         )
     if cfg.optim.name == "muon" and network != "vit":
         raise ConfigError(f"optim.name is muon: it is for the layers of a vit, not for a {network}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import IO
 
 from ..data.images import check_image_suffix, grid, readable_suffixes, save_image
 from ..errors import DataError
@@ -30,27 +30,24 @@ def main(arguments: list[str]) -> None:
     files = [f"{i:06d}.png" for i in range(args.n)] if args.folder is not None else []
     if args.folder is None:
         check_image_suffix(args.out)
-    else:
-        lock = open_folder(args.folder, files)  # noqa: F841  held to the end
-    with naming(args.model):
-        pixels = model.sample(
-            args.n,
-            sampler=args.sampler,
-            steps=args.steps,
-            labels=label,
-            guidance=args.guidance,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            progress=True,
-            tries=args.tries,
-        )
-    if args.folder is None:
-        save_image(grid(pixels, scale=max(1, 64 // pixels.shape[-1])), args.out)
-        print(f"{args.out}: {args.n} images{of_class}")
-        return
-    for name, image in zip(files, pixels, strict=True):
-        save_image(grid(image[None], gap=0), args.folder / name)
-    print(f"{args.folder}: {args.n} images{of_class}")
+    with contextlib.nullcontext() if args.folder is None else open_folder(args.folder, files):
+        with naming(args.model):
+            pixels = model.sample(
+                args.n,
+                sampler=args.sampler,
+                steps=args.steps,
+                labels=label,
+                guidance=args.guidance,
+                seed=args.seed,
+                batch_size=args.batch_size,
+                progress=True,
+                tries=args.tries,
+            )
+        if args.folder is None:
+            save_image(grid(pixels, scale=max(1, 64 // pixels.shape[-1])), args.out)
+        for name, image in zip(files, pixels if files else (), strict=True):
+            save_image(grid(image[None], gap=0), args.folder / name)
+    print(f"{args.folder or args.out}: {args.n} images{of_class}")
 
 
 def build_parser() -> ArgumentParser:
@@ -89,8 +86,9 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def open_folder(folder: Path, files: Collection[str]) -> IO[str] | None:
-    """Create a folder for these files, and lock it, so that no other call mixes its images with them -> the lock.
+@contextlib.contextmanager
+def open_folder(folder: Path, files: Collection[str]) -> Iterator[None]:
+    """Create a folder for these files, and lock it, so that no other call mixes its images with them.
 
     Raises:
         ConfigError: another call writes to it.
@@ -98,9 +96,13 @@ def open_folder(folder: Path, files: Collection[str]) -> IO[str] | None:
     """
     make_folder(folder)
     lock = lock_folder(folder)
-    suffixes = readable_suffixes()
-    found = (path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix.lower() in suffixes)
-    others = sorted(name for path in found if (name := path.relative_to(folder).as_posix()) not in files)
-    if others:
-        raise DataError(f"{folder}: holds {others[0]}, not one of these {len(files)}: choose another folder, or empty it")
-    return lock
+    try:
+        suffixes = readable_suffixes()
+        found = (path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix.lower() in suffixes)
+        others = sorted(name for path in found if (name := path.relative_to(folder).as_posix()) not in files)
+        if others:
+            raise DataError(f"{folder}: holds {others[0]}, not one of these {len(files)}: choose another folder, or empty it")
+        yield
+    finally:
+        if lock is not None:
+            lock.close()

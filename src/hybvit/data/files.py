@@ -231,7 +231,7 @@ def check_array(archive: zipfile.ZipFile, name: str, where: object, limit: int) 
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
-    if dtype.kind not in "biufc":
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise DataError(f"{where}: an array of {dtype}; only arrays of numbers are read")
     check_claim(math.prod(shape), limit, where)
 

@@ -282,7 +282,7 @@ def quoted(text: bytes) -> str:
     """A string of protocol 0, which Python 2 wrote between quotes."""
     if len(text) < 2 or text[:1] not in b"'\"" or text[:1] != text[-1:]:
         raise Damaged("a string without its quotes")
-    return codecs.escape_decode(text[1:-1])[0].decode("latin1")  # type: ignore[attr-defined, no-any-return]
+    return codecs.escape_decode(text[1:-1])[0].decode("latin1")
 
 
 def pushed(read: Callable[[Interpreter], Any]) -> Callable[[Interpreter], None]:

@@ -263,7 +263,7 @@ def imagenet32(source: Path, split: str, decoding: Decoding) -> ImageSet:
     pixels, labels, batches = [], [], parts_of("imagenet32", source, split)
     for batch, path in enumerate(batches):
         raw = read_members(path.parent, [path.name], limit_of("imagenet32", split, len(batches)))[path.name]
-        numbers = 2 * share("imagenet32", split, batch, len(batches)) * 3 * 32 * 32
+        numbers = share("imagenet32", split, batch, len(batches)) * 3 * 32 * 32
         content = read_npz(raw, path, ("data", "labels"), numbers) if path.suffix == ".npz" else unpickle(raw, path)
         pixels.append(rows_of_planes(field(content, "data", path), path))
         check_count("imagenet32", split, len(pixels[-1]), path, batch, len(batches))
