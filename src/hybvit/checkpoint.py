@@ -111,9 +111,7 @@ def replacement(folder: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         yield temporary
-        mode = stat.S_IMODE(
-            os.stat(temporary / MANIFEST).st_mode
-        )  # what the umask leaves; safetensors lets only the owner read
+        mode = stat.S_IMODE(os.stat(temporary / MANIFEST).st_mode)  # by the umask; safetensors lets only the owner read
         for path in temporary.iterdir():
             os.chmod(path, mode)
             flush(path)

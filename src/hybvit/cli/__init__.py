@@ -61,7 +61,7 @@ One Vision Transformer that classifies images, generates them, and estimates the
 {EXIT_LEGEND}"""
 
 
-def raised_by_us(error: Exception) -> bool:
+def raised_by_us(error: BaseException) -> bool:
     """Whether hybvit itself raised the error: a library's ValueError is not a message for the user."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent.parent)
@@ -136,7 +136,7 @@ def run(arguments: list[str], debug: bool) -> int:
         return 130
     except SystemExit as left:
         place = traceback.extract_tb(left.__traceback__)[-1]
-        if Path(place.filename).name == "argparse.py":  # after --help
+        if Path(place.filename).name == "argparse.py" or raised_by_us(left):  # after --help, and in processes beside the first
             raise
         return report(errors.ConfigError(f"{place.filename}, line {place.lineno}: ended the program before it was done"), debug)
     except Exception as error:
