@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import DataError
+from ..storage import read_bytes
 from .cells import LABELS, PATHS, SPLIT, checked_classes, class_name, read_table, says_split
 from .files import Files, crc32, is_hidden, size_of
 from .fingerprint import ListedImage, listed
