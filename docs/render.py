@@ -25,8 +25,8 @@ def value(record: dict[str, Any], name: str, percent: bool = True, digits: int |
     metric = record["metrics"].get(name)
     if metric is None:
         return "-"
-    scale = 100 if percent else 1
-    digits = (1 if percent else 2) if digits is None else digits
+    scale, usual = (100, 1) if percent else (1, 2)
+    digits = usual if digits is None else digits
     shown = f"{scale * metric['value']:.{digits}f}" + (" %" if percent else "")
     interval = f"{scale * metric['low']:.{digits}f} to {scale * metric['high']:.{digits}f}, " if "low" in metric else ""
     return f"{shown} ({interval}n {metric['n']:,})"
@@ -810,6 +810,87 @@ def editing_tries() -> str:
     )
 
 
+def readings() -> str:
+    """Accuracy and calibration of the three readings, and what their agreement is worth (benchmarks/readings.py readings)."""
+    record = result("readings")
+    metrics = record["metrics"]
+    words = {"label": "label read-out", "diffusion": "diffusion classifier", "denoised": "after a denoising step"}
+    lines = ["| reading | accuracy | NLL, nats | ECE, 15 bins |", "|---|---|---|---|"]
+    for name, reading in words.items():
+        cells = (
+            value(record, f"readings/{name}_accuracy"),
+            value(record, f"readings/{name}_nll", percent=False),
+            value(record, f"readings/{name}_ece_15"),
+        )
+        lines.append(f"| {reading} | {' | '.join(cells)} |")
+    areas = {name: metrics[f"readings/aurc_{name}"] for name in ("max_prob", "agreement")}
+    shown = {name: f"{1000 * m['value']:.2f} ({1000 * m['low']:.2f} to {1000 * m['high']:.2f})" for name, m in areas.items()}
+    lines += [
+        "",
+        f"All three give one label to {value(record, 'readings/all_agree')} of the test images. There the label read-out is "
+        f"right for {value(record, 'readings/label_accuracy_where_agreeing')}; elsewhere for "
+        f"{value(record, 'readings/label_accuracy_where_disagreeing')}. Its AURC, times 1000, is {shown['max_prob']} by its "
+        f"largest probability and {shown['agreement']} by the agreement: lower by {value(record, 'readings/aurc_lowered_by')}.",
+        "",
+        of_model(record, "readings"),
+    ]
+    return "\n".join(lines)
+
+
+def of_model(record: dict[str, Any], what: str) -> str:
+    facts = record["environment"]
+    return (
+        f"Model `{record['model']}`, seed 0, torch {facts['torch']}, {record['seconds'] / 60:.0f} minutes on one thread of a "
+        f"crowded machine ({facts['device']}; `python benchmarks/readings.py {what}`). 95 % intervals in parentheses."
+    )
+
+
+def readings_attacks() -> str:
+    """Accuracy of each reading under attacks through the whole of it (benchmarks/readings.py attacks)."""
+    record = result("readings_attacks")
+    words = {
+        "label_attacked": "label read-out, attacked",
+        **{
+            f"{name}_{how}": f"{reading}, {how}"
+            for name, reading in (("denoised", "after a denoising step"), ("diffusion", "diffusion classifier"))
+            for how in ("transfer", "fixed", "eot")
+        },
+    }
+    lines = ["| reading, attack | accuracy under attack |", "|---|---|"]
+    lines += [f"| {text} | {value(record, f'readings/{name}_linf_8')} |" for name, text in words.items()]
+    steps = record["options"]["attack_steps"]
+    lines += ["", f"PGD with the margin loss, {steps} steps of 1/255 in L-inf 8/255. {of_model(record, 'attacks')}"]
+    return "\n".join(lines)
+
+
+def ood_choice() -> str:
+    """The AUROC of the fused score of each pair on altered training images (benchmarks/readings.py choose)."""
+    record = result("ood_choice")
+    sets = [name for name in next(iter(record["pairs"].values())) if name != "mean"]
+    lines = [f"| pair | mean | {' | '.join(sets)} |", f"|{'---|' * (2 + len(sets))}"]
+    for pair, areas in [*record["pairs"].items()][:8]:
+        lines.append(f"| {pair} | {' | '.join(f'{areas[name]:.3f}' for name in ('mean', *sets))} |")
+    lines += [
+        "",
+        f"The best eight of {len(record['pairs'])} pairs, AUROC of the fused score, {record['images']} images each "
+        "(`python benchmarks/readings.py choose`).",
+    ]
+    return "\n".join(lines)
+
+
+def ood_both() -> str:
+    """AUROC of each score on each set (benchmarks/readings.py ood)."""
+    record = result("ood_both")
+    sets = list(dict.fromkeys(name.split("/")[1] for name in record["metrics"]))
+    lines = [f"| score | passes | {' | '.join(sets)} |", f"|{'---|' * (2 + len(sets))}"]
+    for score, passes in record["passes"].items():
+        cells = [value(record, f"ood/{name}/auroc_{score}", percent=False, digits=3) for name in sets]
+        lines.append(f"| `{score}` | {passes} | {' | '.join(cells)} |")
+    rates = ", ".join(f"{value(record, f'ood/{name}/fpr95_fused')} of {name}" for name in sets)
+    lines += ["", f"At the threshold that accepts 95 % of test images, `fused` accepts {rates}.", "", of_model(record, "ood")]
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "table": table,
     "speed": speed,
@@ -829,6 +910,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "doubt_scores": doubt_scores,
     "doubt_sets": doubt_sets,
     "certified": certified,
+    "readings": readings,
+    "readings_attacks": readings_attacks,
+    "ood_choice": ood_choice,
+    "ood_both": ood_both,
     **{
         f"study_{name}": partial(study, name)
         for name in ("ablation_first", "ablation", "ablation_third", "v2", "cifar10_trials")
@@ -844,7 +929,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
 }
 PAGES = (
     "README.md", "docs/ablation.md", "docs/certified.md", "docs/corruptions.md", "docs/data.md", "docs/doubt.md",
-    "docs/editing.md", "docs/evaluation.md", "docs/reproduction.md", "docs/scale.md", "docs/v2.md",
+    "docs/editing.md", "docs/evaluation.md", "docs/ood.md", "docs/readings.md", "docs/reproduction.md", "docs/scale.md",
+    "docs/v2.md",
     *(f"src/hybvit/assets/models/{name}/README.md" for name in MODELS),
 )  # fmt: skip
 

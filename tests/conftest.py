@@ -116,7 +116,7 @@ def batches_of(data: Dataset, cfg: Config, rank: int = 0, world: int = 1) -> Tra
 QUICK = (  # every suite of evaluate, in seconds
     "--limit=40", "--samples=20", "--steps=2", "--bound-images=4", "--bound-draws=4", "--attack-images=8",
     "--autoattack-images=0", "--attack-steps=2", "--corruption-images=8",
-    "--certified-images=3", "--certified-votes=20",
+    "--certified-images=3", "--certified-votes=20", "--reading-images=12", "--reading-attacks=2",
 )  # fmt: skip
 TINY = (
     "--model.dim=16", "--model.depth=2", "--model.heads=2", "--train.batch_size=8", "--train.checkpoint_every=5",

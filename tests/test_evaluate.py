@@ -18,7 +18,8 @@ from hybvit.errors import ConfigError, DataError
 from hybvit.evaluation.adapters import Adapted, adapt
 from hybvit.evaluation.context import NOT_FITTED, Context, Options, Result
 from hybvit.evaluation.extractors import open_extractor
-from hybvit.evaluation.ood import compare, denoising_score, labeled
+from hybvit.evaluation.ood import compare, labeled
+from hybvit.evaluation.ood_scores import denoising_score
 from hybvit.evaluation.report import MEANINGS, meaning
 from hybvit.evaluation.robustness import is_doubt
 from hybvit.evaluation.suites import SUITES, run_suites
@@ -71,9 +72,8 @@ def test_every_suite_measures_what_it_says(tiny_run, tmp_path):
     assert record["left_out"] == {}
     families = {name.split("/")[0] for name in record["metrics"]}
     assert families == {
-        "test", "calibration", "doubt", "ood", "robustness", "certified", "corruptions", "likelihood", "fidelity", "judge",
-        "samples",
-        "quality", "speed",
+        "test", "calibration", "doubt", "ood", "robustness", "certified", "corruptions", "readings", "likelihood", "fidelity",
+        "judge", "samples", "quality", "speed",
     }  # fmt: skip
     for name, metric in record["metrics"].items():
         assert meaning(name), f"{name} is not explained"
@@ -96,7 +96,7 @@ def test_every_suite_measures_what_it_says(tiny_run, tmp_path):
 @pytest.mark.slow
 def test_every_explanation_is_used_by_some_metric(tiny_run, tmp_path):
     """A pattern that matches nothing would be a metric that nobody measures."""
-    assert cli.main(["evaluate", str(tiny_run), *QUICK, "--autoattack-images=1", "--out", str(tmp_path)]) == 0
+    assert cli.main(["evaluate", str(tiny_run), *QUICK, "--suites=all", "--autoattack-images=1", "--out", str(tmp_path)]) == 0
     names = json.loads((tmp_path / "results.json").read_text())["metrics"]
     elsewhere = {pattern for pattern, _ in MEANINGS if "fid_" in pattern or "abstain" in pattern}  # Inception, a better network
     unused = {pattern for pattern, _ in MEANINGS if not any(re.match(pattern, name) for name in names)}
@@ -526,11 +526,13 @@ def test_samples_are_drawn_with_the_guidance_that_was_asked_for(tmp_path, monkey
 def test_models_that_lack_something_get_the_suites_that_make_sense(linear, tmp_path):
     record = run_suites(context(linear, tmp_path / "a"), tuple(SUITES), quiet)
     images, denoiser = "the model cannot generate images", "the model has no denoiser"
-    assert record["left_out"] == {"certified": denoiser, "likelihood": denoiser, "fidelity": images, "quality": images}
+    assert record["left_out"] == {
+        "certified": denoiser, "readings": denoiser, "likelihood": denoiser, "fidelity": images, "quality": images,
+    }  # fmt: skip
     denoiser = Adapted((1, 8, 8), denoise=lambda x_t, t: x_t, device="cpu")
     record = run_suites(context(denoiser, tmp_path / "b"), tuple(SUITES), quiet)
     assert set(record["left_out"]) == {
-        "accuracy", "calibration", "doubt", "robustness", "certified", "corruptions", "quality",
+        "accuracy", "calibration", "doubt", "robustness", "certified", "corruptions", "readings", "quality",
     }  # fmt: skip
     assert {"likelihood/bits_per_dim", "fidelity/fd_cnn-digits_40"} <= record["metrics"].keys()
     unlabelled = Dataset(digits().train, ImageSet(digits().test.in_memory), ())

@@ -206,6 +206,7 @@ def test_every_option_is_an_argument():
         "--attack-steps": ("6", 6), "--certified-images": ("7", 7), "--certified-votes": ("70", 70),
         "--certified-noise": ("0.1,0.5", (0.1, 0.5)), "--corruption-images": ("9", 9),
         "--corruptions": ("fog, frost", ("fog", "frost")), "--frost": ("folder", "folder"),
+        "--reading-images": ("7", 7), "--reading-attacks": ("0", 0),
         "--samples": ("8", 8), "--sampler": ("ddim", "ddim"), "--steps": ("9", 9),
         "--guidance": ("0.5", 0.5), "--extractor": ("inception", "inception"), "--inception": ("file", "file"),
     }  # fmt: skip

@@ -8,9 +8,14 @@ import pytest
 import torch
 from pytorch_ood.detector import KNN, EnergyBased
 from pytorch_ood.metrics import functional as theirs
+from scipy.linalg import hadamard
 from scipy.special import ndtr, ndtri
+from scipy.stats import combine_pvalues, gaussian_kde
+from sklearn.covariance import EmpiricalCovariance
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from hybvit.method.diffusion import Diffusion
+from hybvit.metrics.diffusion_ood import path_statistics, score_curvature
 from hybvit.metrics.likelihood import log_density
 from hybvit.metrics.ood import (
     aupr,
@@ -19,9 +24,15 @@ from hybvit.metrics.ood import (
     auroc_interval,
     bootstrap_intervals,
     clustered_auroc_interval,
+    density_score,
     fpr_at_95_tpr,
+    fused_score,
     gradient_norm_score,
+    in_distribution_rank,
     knn_score,
+    mahalanobis_score,
+    normal_score,
+    relative_mahalanobis_score,
 )
 from hybvit.metrics.selective import max_probability
 
@@ -233,3 +244,91 @@ def test_a_training_feature_is_its_own_neighbour_and_lengths_do_not_matter():
     for k in (0, 31):
         with pytest.raises(ValueError, match=f"k is {k}"):
             knn_score(train, train, k)
+
+
+def test_mahalanobis_equals_scikit_learn():
+    train, labels = torch.randn(300, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64), torch.arange(300) % 4 * 2
+    train, features = train + labels[:, None], 3 * torch.randn(40, 6, dtype=torch.float64)
+    means = {int(k): train[labels == k].mean(0) for k in labels.unique()}
+    centered = torch.stack([row - means[int(k)] for row, k in zip(train, labels, strict=True)])
+    fitted = EmpiricalCovariance(assume_centered=True).fit(centered)
+    theirs = np.min([fitted.mahalanobis(features - mean) for mean in means.values()], axis=0)
+    np.testing.assert_allclose(-mahalanobis_score(features, train, labels), theirs, rtol=1e-8)
+    alone = EmpiricalCovariance().fit(train).mahalanobis(features)
+    np.testing.assert_allclose(-normal_score(features, train), alone, rtol=1e-8)
+    np.testing.assert_allclose(relative_mahalanobis_score(features, train, labels), alone - theirs, rtol=1e-7)
+    flat = torch.cat((train, torch.ones(300, 1)), dim=1)  # a feature that does not vary does not count
+    wider = torch.cat((features, torch.full((40, 1), 5.0)), dim=1)
+    np.testing.assert_allclose(-mahalanobis_score(wider, flat, labels), theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dims", [1, 4])
+def test_the_density_equals_scipys(dims):
+    train = torch.randn(200, dims, dtype=torch.float64) @ torch.randn(dims, dims, dtype=torch.float64) + 2
+    values = torch.cat((train[:50], 9 * torch.randn(30, dims, dtype=torch.float64)))
+    np.testing.assert_allclose(density_score(values, train, 32), gaussian_kde(train.T).logpdf(values.T), rtol=1e-8)
+    flat = torch.cat((train, torch.zeros(200, 1)), dim=1)  # which scipy refuses; only the exponent of M differs
+    ranked = density_score(torch.cat((values, torch.ones(80, 1)), dim=1), flat)
+    assert ranked.isfinite().all()
+    assert np.corrcoef(ranked, density_score(values, train))[0, 1] > 0.99
+
+
+def test_the_fusion_is_fishers_on_ranks():
+    id_scores, scores = torch.tensor([1.0, 2.0, 2.0, 3.0]), torch.tensor([0.0, 2.0, 2.5, 9.0])
+    ranks = in_distribution_rank(scores, id_scores)
+    assert ranks.tolist() == [1 / 5, 4 / 5, 4 / 5, 1]
+    other = torch.tensor([0.4, 0.2, 1.0, 0.6], dtype=torch.float64)
+    for found, pair in zip(fused_score([ranks, other]), zip(ranks, other, strict=True), strict=True):
+        assert -2 * found == pytest.approx(combine_pvalues(list(pair), "fisher").statistic)
+
+
+def small_denoiser(dtype=torch.float64):
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(16, 24), torch.nn.Tanh(), torch.nn.Linear(24, 16), torch.nn.Unflatten(1, (1, 4, 4))
+    ).to(dtype)
+    return lambda x_t, t: x_t + 0.3 * net(x_t) * (t / 100)[:, None, None, None]
+
+
+def test_the_curvature_is_the_exact_trace_on_average():
+    """Over the rows of a Hadamard matrix, Hutchinson's estimate is the trace itself."""
+    diffusion, eps, t = Diffusion.cosine(100), small_denoiser(), 30
+    x, noise = torch.randn(3, 1, 4, 4, dtype=torch.float64), torch.randn(1, 4, 4, dtype=torch.float64)
+    at = torch.full((3,), t)
+    x_t = diffusion.q_sample(x, at, noise.expand_as(x))
+    deviation = diffusion.sqrt_one_minus_alpha_bar[t].item()
+    squared = eps(x_t, at).flatten(1).square().sum(1) / deviation**2
+    found = [
+        squared / score_curvature(eps, diffusion, x, t, noise, torch.tensor(row).double().reshape(1, 4, 4)).exp()
+        for row in hadamard(16)
+    ]
+    score = lambda flat: -eps(flat.reshape(1, 1, 4, 4), at[:1]).flatten() / deviation  # noqa: E731
+    exact = [-torch.autograd.functional.jacobian(score, row.flatten()).trace() for row in x_t]
+    torch.testing.assert_close(torch.stack(found).mean(0), torch.stack(exact).detach())
+
+
+def test_the_curvature_of_a_gaussian_is_typical_at_0():
+    diffusion, t = Diffusion.cosine(100), 40
+    deviation, dims = diffusion.sqrt_one_minus_alpha_bar[t].item(), 4096
+    exact = lambda x_t, at: deviation * x_t  # the predicted noise where x_0 is N(0, I)  # noqa: E731
+    x = torch.cat([spread * torch.randn(20, 1, 64, 64, dtype=torch.float64) for spread in (1.0, 0.5, 2.0)])
+    probe = 2.0 * torch.randint(2, (1, 64, 64)) - 1
+    found = score_curvature(exact, diffusion, x, t, torch.randn(60, 1, 64, 64, dtype=torch.float64), probe).split(20)
+    means = [part.mean().item() for part in found]
+    signal = diffusion.alpha_bar[t].item()
+    for mean, spread in zip(means, (1.0, 0.5, 2.0), strict=True):
+        assert mean == pytest.approx(np.log(signal * spread**2 + 1 - signal), abs=5 * (2 / dims / 20) ** 0.5)
+
+
+def test_the_path_of_a_gaussian_is_known():
+    """With abar = cos^2 a, a step of DDIM for N(0, I) scales x by the cosine of the difference of the angles."""
+    diffusion, times = Diffusion.cosine(100), [5, 20, 60, 90]
+    x = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    exact = lambda x_t, t: diffusion.at("sqrt_one_minus_alpha_bar", t, x_t) * x_t  # noqa: E731
+    angles = diffusion.alpha_bar[times].sqrt().acos()
+    scales = angles.diff(prepend=torch.zeros(1, dtype=torch.float64)).cos().cumprod(0) * angles.sin()
+    slopes = scales.diff() / (torch.tensor(times, dtype=torch.float64).diff() / 100)
+    rows = [[x.flatten(1).pow(p).mean(1) * part.pow(p).mean() for p in (1, 2, 3)] for part in (scales, slopes)]
+    wanted = [m.sign() * m.abs().pow(1 / p) for row in rows for p, m in zip((1, 2, 3), row, strict=True)]
+    torch.testing.assert_close(path_statistics(exact, diffusion, x, times), torch.stack(wanted, 1))
+    with pytest.raises(ValueError, match="increase strictly"):
+        path_statistics(exact, diffusion, x, [20, 5])

@@ -4,14 +4,17 @@ import itertools
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import entropy
 
 from hybvit.metrics.selective import (
     CONFIDENCES,
     augrc,
     aurc,
     coverage_at_risk,
+    negative_entropy,
     risk_at_coverage,
     risk_bound,
     risk_coverage,
@@ -101,6 +104,12 @@ def test_every_confidence_is_higher_for_the_surer_of_two():
     assert CONFIDENCES["entropy"](torch.tensor([[1000.0, -1000.0]])).item() == 0
     assert CONFIDENCES["energy"](unsure).item() == pytest.approx(unsure.double().exp().sum().log().item())
     assert CONFIDENCES["max_logit"](unsure).item() == 1
+
+
+def test_the_entropy_equals_scipys():
+    logits = torch.randn(50, 7, dtype=torch.float64) * 3
+    np.testing.assert_allclose(-negative_entropy(logits), entropy(logits.softmax(1), axis=1), rtol=1e-12)
+    assert negative_entropy(torch.tensor([[0.0, -torch.inf]])) == 0  # 0 log 0 is 0
 
 
 def test_the_bound_is_that_of_clopper_and_pearson():

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from PIL import Image
@@ -26,6 +26,7 @@ from .errors import CheckpointError, ConfigError, DivergedError, did_you_mean
 from .hub import download
 from .method import editing
 from .method.diffusion import Diffusion
+from .method.readings import DENOISED_AT, DENOISED_DRAWS, ROUNDS, DenoisedReading, DiffusionClassifier
 from .method.samplers import Denoiser, ImageNoise, Spacing, run_sampler
 from .method.seeds import derive_seed, generator
 from .method.smoothing import NoiseLevel, NoisyClassifier, cast_votes, noisy_reading
@@ -40,6 +41,8 @@ READ_AT, READINGS = 0.43, 4  # of noisy versions of a counterfactual: share of T
 
 ACCEPTED = 0.5  # p(y|x) from which a sample is not drawn anew
 ATTEMPT = 2**32  # the next try of image i is image i + 2^32 of the seed
+
+Reading = Literal["label", "diffusion", "denoised"]
 
 
 class Prediction(NamedTuple):
@@ -267,9 +270,12 @@ class HybridModel:
         """The logits [N, K] of images on the CPU, before any calibration; arguments and errors are those of :meth:`predict`."""
         if not self.has_classes:
             raise ConfigError("this model was trained with objective genvit: it has no labels to give")
-        pixels = self.as_pixels(images)
-        empty = torch.empty(0, self.cfg.model.num_classes)
-        logits = torch.cat([self.logits(to_x(part.to(self.device))).cpu() for part in pixels.split(256)] or [empty])
+        return self._in_parts(self.logits, self.as_pixels(images), 256)
+
+    def _in_parts(self, logits_of: Callable[[Tensor], Tensor], pixels: Tensor, size: int) -> Tensor:
+        """What a function of x gives as the logits of pixels, [N, K] on the CPU, in batches of this size."""
+        parts = [logits_of(to_x(part.to(self.device))).cpu() for part in pixels.split(size)]
+        logits = torch.cat(parts or [torch.empty(0, self.cfg.model.num_classes)])
         if not bool(logits.isfinite().all()):
             raise DivergedError("the logits are not finite: this model diverged in training; use another checkpoint")
         return logits
@@ -347,6 +353,54 @@ class HybridModel:
             wanted = ", ".join(map(str, self.image_shape))
             raise ValueError(f"pixels are {images.dtype} {list(images.shape)}: this model takes uint8 [N, {wanted}]")
         return images
+
+    def reading(self, by: Reading) -> DiffusionClassifier | DenoisedReading:
+        """What :meth:`read` computes by the denoiser, as a differentiable function of x and noise.
+
+        Raises:
+            ValueError: there is no such reading.
+            ConfigError: the network was not trained for it.
+        """
+        if by not in ("diffusion", "denoised"):
+            raise ValueError(f"by is {by!r}: it must be {', '.join(get_args(Reading))}")
+        if not (self.has_classes and self.has_denoiser):
+            raise ConfigError(f"this model was trained with objective {self.cfg.objective.kind}: it cannot be read by {by}")
+        if by == "denoised":
+            return DenoisedReading(self.predict_x0, self.logits, self.diffusion, DENOISED_AT, DENOISED_DRAWS)
+        if not self.takes_labels:
+            raise ConfigError("by diffusion: this model's denoiser was not trained with labels (model.label_conditioning)")
+        return DiffusionClassifier(
+            self.predict_x0_labels, self.diffusion, self.cfg.model.num_classes, ROUNDS, math.prod(self.image_shape)
+        )
+
+    def predict_x0_labels(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """The predicted x_0 of each image for each of M labels y int64 [B, M] -> [B, M, C, H, W]. Differentiable."""
+        x_t, t = x_t.to(self.device), t.to(self.device)
+        return self.diffusion.to_x0(self.cfg.objective.target, self.net.denoise_labels(x_t, t, y), x_t[:, None], t)
+
+    @torch.no_grad()
+    def read(self, images: Images, by: Reading = "label", seed: int = 0) -> Prediction:
+        """Labels, probabilities and scores of images by one of three readings, on the CPU (docs/readings.md).
+
+        A calibration is of the label read-out: the probabilities of the other two readings are as the network gives them.
+
+        Args:
+            images: as in :meth:`predict`.
+            by: ``label``, the label read-out, as :meth:`predict`; ``diffusion``, the class whose conditional denoising error is
+                least, whose score is minus that error; ``denoised``, the label read-out after one denoising step.
+            seed: of the noise, which is the same for all images. ``label`` draws none.
+
+        Raises:
+            ValueError: there is no such reading, or as in :meth:`predict`.
+            ConfigError: the network was not trained to classify, has no denoiser, or for ``diffusion`` none that takes labels.
+        """
+        if by == "label":
+            return self.predict(images)
+        reading = self.reading(by)
+        noise, pixels = reading.draw_noise(self.image_shape, generator(seed, "readings")), self.as_pixels(images)
+        logits = self._in_parts(lambda x: reading(x, noise), pixels, 64)
+        score = logits.amax(dim=1) if by == "diffusion" else log_density(logits)
+        return Prediction(logits.argmax(dim=1), logits.softmax(dim=1), score)
 
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The predicted noise eps(x_t, t), [B, C, H, W], whatever target the network was trained for. Differentiable.

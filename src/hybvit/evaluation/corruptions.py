@@ -25,7 +25,7 @@ from ..metrics.likelihood import log_density
 from ..metrics.ood import auroc, clustered_auroc_interval
 from ..metrics.selective import max_probability
 from .context import Context, Metric, Picture, Result
-from .ood import denoising_score
+from .ood_scores import denoising_score
 
 BINS = 15  # of the calibration error
 ACCEPTED = 0.9  # share of the clean images that the threshold of doubt accepts

@@ -15,7 +15,8 @@ from ..metrics.conformal import METHODS, Covered, Method, Ranked, covered, nonco
 from ..metrics.doubt import Calibration
 from ..metrics.selective import CONFIDENCES, RiskCoverage, augrc, aurc, coverage_at_risk, risk_at_coverage, risk_coverage
 from .context import Context, Metric, Picture, Result, proportion
-from .ood import denoising_score, mean_of_draws
+from .ood import mean_of_draws
+from .ood_scores import denoising_score
 
 RISK, COVERAGE = 0.05, 0.8  # of coverage at 5 % risk, and of risk at 80 % coverage
 RISKS = (0.01, 0.02, 0.05)  # to abstain above

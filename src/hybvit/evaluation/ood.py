@@ -6,7 +6,7 @@ Every score is higher for images that resemble the training data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -23,30 +23,16 @@ from ..data.own_images import image_names
 from ..errors import DataError
 from ..evaluation import plots
 from ..metrics.classification import wilson_interval
-from ..metrics.likelihood import log_density, sampled_bound, variational_bound
-from ..metrics.ood import (
-    aupr,
-    auroc,
-    auroc_interval,
-    bootstrap_intervals,
-    clustered_auroc_interval,
-    fpr_at_95_tpr,
-    gradient_norm_score,
-    knn_score,
-)
-from ..metrics.selective import max_probability
+from ..metrics.ood import aupr, auroc, auroc_interval, bootstrap_intervals, clustered_auroc_interval, fpr_at_95_tpr
 from .context import Context, Metric, Picture, Result
+from .ood_scores import LABELS, passes, scores
 
-NEIGHBORS = 50
-DENOISING_TIMES = (0.1, 0.25, 0.5)  # as fractions of T
-DENOISING_DRAWS = 4  # of noise for each time
 FEWEST_CHAINS = 10  # of interpolations, for an interval
 MEMORY = 4 << 30
 SHOWN = 20
 TEST, INTERPOLATION = "test", "interpolation"
 NOISE = "noise"
 RESERVED = (TEST, INTERPOLATION, NOISE, *CATALOG)  # a folder of such a name gets another
-BOUND_BATCH = 64  # fixed, whatever --batch-size is: an image's draws depend on its place in the batch
 
 
 def run(ctx: Context) -> Result:
@@ -58,6 +44,7 @@ def run(ctx: Context) -> Result:
         return result
     if ctx.options.limit is not None:
         sets = {name: images.subsample(ctx.options.limit) for name, images in sets.items()}
+    passes_of: dict[str, int] = {}
     for score, scorer in scores(ctx).items():
         try:
             of_test = scorer(ctx.test)
@@ -68,6 +55,8 @@ def run(ctx: Context) -> Result:
             result.notes.append(f"{score} was left out: {' '.join(str(error).split())[:120]}")
             continue
         compare(ctx, score, of_test, {name: scorer(images) for name, images in sets.items()}, result)
+        passes_of[score] = passes(ctx, score)
+    result.tables["ood_passes"] = passes_of
     for name, images in sets.items():
         pixels = images.subsample(SHOWN).in_memory
         result.pictures[f"images_{name}"] = Picture(
@@ -99,7 +88,7 @@ def compare(ctx: Context, score: str, id_draws: Tensor, ood_draws: dict[str, Ten
             accepted, len(of_set), *(wide(drawn.get("fpr_at_95_tpr", ())) or certain)
         )
     plotted = {TEST: id_scores.tolist()} | {name: of_set.tolist() for name, of_set in ood_scores.items()}
-    result.pictures[score] = Picture(plots.histograms(plotted, SCORE_LABELS[score]), f"{SCORE_LABELS[score]}, by data set")
+    result.pictures[score] = Picture(plots.histograms(plotted, LABELS[score]), f"{LABELS[score]}, by data set")
 
 
 def wide(bounds: tuple[float, float] | tuple[()]) -> tuple[float, float] | tuple[()]:
@@ -131,69 +120,6 @@ def interval(ctx: Context, name: str, id_scores: Tensor, of_set: Tensor) -> tupl
     if min(len(id_chain.unique()), len(ood_chain.unique())) < FEWEST_CHAINS:
         return ()
     return clustered_auroc_interval(id_scores, of_set, id_chain, ood_chain, ctx.options.seed)
-
-
-SCORE_LABELS = {
-    "logpx": "log p(x), the logsumexp of the logits",
-    "max_prob": "largest class probability",
-    "grad_norm": "minus the norm of the input gradient of log p(x)",
-    "knn": f"minus the distance to the {NEIGHBORS}th nearest training feature",
-    "denoising": "minus the error of the predicted noise",
-    "bits": "minus the bound on bits per dimension",
-}
-
-
-def scores(ctx: Context) -> dict[str, Callable[[ImageSet], Tensor]]:
-    """Score -> function of images [N] -> float [N]; slow scores use a subset of evenly spaced images."""
-    model, found = ctx.model, dict[str, Callable[[ImageSet], Tensor]]()
-    if model.has_classes:
-        found["logpx"] = lambda images: log_density(ctx.logits_of(images).double())
-        found["max_prob"] = lambda images: max_probability(ctx.logits_of(images))
-        found["grad_norm"] = lambda images: ctx.map_batches(
-            images, lambda x: gradient_norm_score(model.logits, x.to(model.device)), "gradients"
-        )
-        if not ctx.data.all_test:  # else the test images would be compared with themselves
-            neighbors, known = min(NEIGHBORS, len(ctx.train_subset)), ctx.features_of(ctx.train_subset)
-            found["knn"] = lambda images: knn_score(ctx.features_of(images), known, neighbors)
-    if model.has_denoiser:
-        found["denoising"] = lambda images: denoising_score(ctx, images)
-        found["bits"] = lambda images: bound_score(ctx, images.subsample(ctx.options.bound_images))
-    return found
-
-
-def denoising_score(ctx: Context, images: ImageSet, draws: int = DENOISING_DRAWS) -> Tensor:
-    """Minus the mean squared error of the predicted noise at a few times, for several draws of noise -> [N, draws].
-
-    A draw is the same for every image, so the error that it makes is no part of an interval over images.
-    """
-    diffusion, shape = ctx.model.diffusion, ctx.model.image_shape
-    times = [max(1, round(share * diffusion.T)) for share in DENOISING_TIMES]
-    noise = torch.randn(draws, len(times), *shape, generator=ctx.generator(1))
-
-    @torch.no_grad()
-    def score(x: Tensor) -> Tensor:
-        x, total = x.to(ctx.model.device), torch.zeros(len(x), draws)
-        for draw, own in enumerate(noise.to(x.device)):
-            for t, eps in zip(times, own, strict=True):
-                at = torch.full((len(x),), t, device=x.device)
-                x_t = diffusion.q_sample(x, at, eps.expand_as(x))
-                total[:, draw] += (ctx.model.denoise(x_t, at) - eps).pow(2).flatten(1).mean(dim=1).float().cpu()
-        return -total / len(times)
-
-    return ctx.map_batches(images, score, "denoising")
-
-
-def bound_score(ctx: Context, images: ImageSet) -> Tensor:
-    """Minus the sampled bound in bits per dimension, with the same draws for every batch."""
-
-    @torch.no_grad()
-    def score(x: Tensor) -> Tensor:
-        x, draws = x.to(ctx.model.device), ctx.options.bound_draws
-        if not draws:
-            return -variational_bound(ctx.model.predict_x0, ctx.model.diffusion, x, ctx.generator(2))
-        return -sampled_bound(ctx.model.predict_x0, ctx.model.diffusion, x, ctx.generator(2), draws)[0]
-
-    return ctx.map_batches(images, score, "bounds", BOUND_BATCH)
 
 
 def ood_sets(ctx: Context, result: Result) -> dict[str, ImageSet]:

@@ -76,7 +76,7 @@ class Options:
     )
     attack_images: int = option(256, "images attacked by PGD ({default})", "robustness", minimum=1)
     autoattack_images: int = option(64, "images attacked by AutoAttack, 0 for none ({default})", "robustness", minimum=0)
-    attack_steps: int = option(50, "PGD steps ({default})", "robustness certified", minimum=1)
+    attack_steps: int = option(50, "PGD steps ({default})", "robustness certified readings", minimum=1)
     certified_images: int = option(100, "images certified by randomized smoothing ({default})", "certified", minimum=1)
     certified_votes: int = option(
         1000, "noisy copies of an image whose votes certify its label ({default})", "certified", minimum=1
@@ -99,6 +99,8 @@ class Options:
     frost: str | None = option(
         None, "folder with photographs of frost, for the corruption of that name", "corruptions", metavar="DIR"
     )
+    reading_images: int = option(500, "test images for the readings by the denoiser ({default})", "readings", minimum=1)
+    reading_attacks: int = option(16, "images attacked through each reading, 0 for none ({default})", "readings", minimum=0)
     samples: int = option(1000, "number of generated images ({default})", "fidelity quality", minimum=1)
     sampler: str = option("ddpm", "sampler ({default})", "fidelity quality speed", choices=tuple(SAMPLERS))
     steps: int = option(100, "sampler steps ({default}; the paper uses all 1000)", "fidelity quality speed", minimum=1)

@@ -31,6 +31,7 @@ from ..evaluation import (
     likelihood,
     ood,
     quality,
+    readings,
     robustness,
     speed,
 )
@@ -70,6 +71,13 @@ SUITES: dict[str, Suite] = {
         "How noise, blur, weather and digital faults of an image change the answers",
         frozenset({"classes", "labels"}),
         corruptions.run,
+        by_default=False,
+    ),
+    "readings": Suite(
+        "Three readings",
+        "What the denoiser makes of the label, beside the label read-out",
+        frozenset({"classes", "labels", "denoiser"}),
+        readings.run,
         by_default=False,
     ),
     "likelihood": Suite(

@@ -350,6 +350,14 @@ class Stream:
         time, noisy, condition = (None if part is None else part[n:] for part in (self.time, self.noisy, self.condition))
         return Stream(self.z[n:], self.pixels[n:], time, noisy, condition, [z[n:] for z in self.skips])
 
+    def repeat_rows(self, n: int) -> Stream:
+        """The state with each row n times, one after the other."""
+        time, noisy, condition = (
+            None if part is None else part.repeat_interleave(n, dim=0) for part in (self.time, self.noisy, self.condition)
+        )
+        z, pixels = self.z.repeat_interleave(n, dim=0), self.pixels.repeat_interleave(n, dim=0)
+        return Stream(z, pixels, time, noisy, condition, [z.repeat_interleave(n, dim=0) for z in self.skips])
+
 
 class HybViT(nn.Module):
     """The network of ViT, GenViT and HybViT; the objective decides which read-outs are trained (Figs. 2 and 3).
@@ -440,6 +448,14 @@ class HybViT(nn.Module):
         stream = self.forward_trunk(x_t, t)
         cond, uncond = (self.read_pixels(self.forward_tail(stream, label)) for label in (y, None))
         return cond, uncond
+
+    def denoise_labels(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """:meth:`denoise` of each image with each of M labels y int64 [B, M] -> [B, M, C, H, W].
+
+        The trunk does not depend on the label and runs once for each image, so K classes cost 1 trunk and K tails.
+        """
+        stream = self.forward_trunk(x_t, t).repeat_rows(y.shape[1])
+        return self.read_pixels(self.forward_tail(stream, y.flatten())).unflatten(0, y.shape)
 
     def joint(
         self,

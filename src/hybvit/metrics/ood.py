@@ -5,7 +5,8 @@ Convention: a score is higher for ID images. Shapes: id_scores [N], ood_scores [
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from .calibration import bootstrap_interval
 from .likelihood import log_density
+
+EXACT = "donot_use_mm_for_euclid_dist"  # the quick way of torch.cdist loses half the digits of small distances
 
 
 def auroc(id_scores: Tensor, ood_scores: Tensor) -> float:
@@ -158,6 +161,86 @@ def knn_score(features: Tensor, train_features: Tensor, k: int = 50, chunk: int 
         # The distance itself, not sqrt(2 - 2 cos), which loses half the digits where neighbors are close.
         scores.append(-(rows - train[nearest]).cpu().double().norm(dim=1))
     return torch.cat(scores)
+
+
+def mahalanobis_score(features: Tensor, train_features: Tensor, train_labels: Tensor) -> Tensor:
+    """Minus the squared Mahalanobis distance to the nearest class mean (Lee et al. 2018), float64 [N].
+
+    One covariance is shared by all classes: that of the training features around the mean of their own class. Directions in
+    which they do not vary do not count (pseudo-inverse).
+
+    Args:
+        features: float [N, D].
+        train_features: float [M, D].
+        train_labels: int64 [M]; classes without an image are left out.
+    """
+    train, classes = train_features.cpu().double(), train_labels.cpu().unique()
+    means = torch.stack([train[train_labels.cpu() == k].mean(dim=0) for k in classes])
+    centered = train - means[torch.searchsorted(classes, train_labels.cpu())]
+    precision = torch.linalg.pinv(centered.T @ centered / len(train), hermitian=True)
+    apart = features.cpu().double()[:, None] - means
+    return -torch.einsum("nkd,de,nke->nk", apart, precision, apart).amin(dim=1)
+
+
+def normal_score(values: Tensor, train_values: Tensor) -> Tensor:
+    """Minus the squared Mahalanobis distance to the mean of the training values, float64 [N].
+
+    It is their log density under one normal distribution, up to a constant and a factor.
+    """
+    return mahalanobis_score(values, train_values, torch.zeros(len(train_values), dtype=torch.int64))
+
+
+def relative_mahalanobis_score(features: Tensor, train_features: Tensor, train_labels: Tensor) -> Tensor:
+    """:func:`mahalanobis_score` less :func:`normal_score` (Ren et al. 2021), float64 [N].
+
+    Directions that tell no class from the rest cancel. The arguments are those of :func:`mahalanobis_score`.
+    """
+    return mahalanobis_score(features, train_features, train_labels) - normal_score(features, train_features)
+
+
+def density_score(values: Tensor, train_values: Tensor, chunk: int = 1024) -> Tensor:
+    """The log density of statistics [N, S] under a kernel density estimate from training images' [M, S]; float64 [N].
+
+    The kernel is normal with the covariance of the training values times Scott's M^(-2/(S + 4)). Directions in which they do
+    not vary do not count; scipy's gaussian_kde refuses them.
+
+    Raises:
+        ValueError: M is below 2.
+    """
+    train = train_values.cpu().double()
+    m, dims = train.shape
+    if m < 2:
+        raise ValueError(f"{m} training values: a density needs at least two")
+    variances, axes = torch.linalg.eigh(train.T.cov().reshape(dims, dims))
+    kept = variances > 1e-12 * variances.amax().clamp_min(torch.finfo(torch.float64).tiny)
+    deviations = variances[kept].sqrt() * m ** (-1 / (dims + 4))
+    known = (train - train.mean(dim=0)) @ axes[:, kept] / deviations
+    constant = math.log(m) + 0.5 * int(kept.sum()) * math.log(2 * math.pi) + deviations.log().sum()
+    found = []
+    for rows in values.cpu().double().split(chunk):
+        apart = torch.cdist((rows - train.mean(dim=0)) @ axes[:, kept] / deviations, known, compute_mode=EXACT)
+        found.append((-apart.square() / 2).logsumexp(dim=1) - constant)
+    return torch.cat(found)
+
+
+def in_distribution_rank(scores: Tensor, id_scores: Tensor) -> Tensor:
+    """The share of ID scores [M] that are at most as high, (1 + count)/(1 + M), float64 [N] in 1/(1 + M)..1.
+
+    It is the p-value of "this image is in-distribution" (conformal; Bates et al. 2023) where the ID images were used neither
+    for the network nor for the score.
+    """
+    known = np.sort(_scores("id_scores", id_scores))
+    counts = np.searchsorted(known, scores.detach().cpu().double().numpy(), side="right")
+    return torch.from_numpy((1 + counts) / (1 + len(known)))
+
+
+def fused_score(ranks: Sequence[Tensor]) -> Tensor:
+    """Fisher's combination of in-distribution ranks: the sum of their logs, float64 [N], at most 0.
+
+    A single score that finds an image far out is enough, and two that find it somewhat unusual count together. There is nothing
+    to be fitted.
+    """
+    return torch.stack([rank.log() for rank in ranks]).sum(dim=0)
 
 
 def _scores(name: str, scores: Tensor) -> np.ndarray:

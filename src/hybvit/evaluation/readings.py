@@ -1,0 +1,180 @@
+"""Three readings of one image: the label read-out, the diffusion classifier, and the label read-out after a denoising step.
+
+Each is measured by its accuracy, its calibration, and attacks through the whole of it; their agreement by how well it tells
+right answers from wrong ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..data.image_set import ImageSet
+from ..distributed import share_batches
+from ..evaluation import plots
+from ..method.readings import DENOISED_AT, DENOISED_DRAWS, DenoisedReading, DiffusionClassifier
+from ..method.seeds import generator
+from ..metrics.agreement import agreement
+from ..metrics.calibration import bootstrap_interval, expected_calibration_error, reliability_table
+from ..metrics.classification import mean_interval, nll, wilson_interval
+from ..metrics.robustness import strong_pgd
+from ..metrics.selective import aurc, max_probability
+from ..model import HybridModel
+from .calibration import filled
+from .context import Context, Metric, Picture, Result, proportion
+from .robustness import batch_of
+
+EPS = 8 / 255  # L-inf, on the [0, 1] scale
+ATTACK_BATCH = 16
+ECE_BINS = 15
+NAMES = {"label": "label read-out", "diffusion": "diffusion classifier", "denoised": "after one denoising step"}
+
+NoisyReading = DiffusionClassifier | DenoisedReading
+
+
+def run(ctx: Context) -> Result:
+    result, images = Result(), ctx.test.subsample(max(2, ctx.options.reading_images))
+    if len(images) < 2:
+        result.notes.append("Nothing was measured: at least two test images are needed.")
+        return result
+    noisy = noisy_readings(ctx, result)
+    assert images.labels is not None
+    logits = {"label": ctx.logits_of(images)} | {name: logits_by(ctx, reading, images) for name, reading in noisy.items()}
+    for name, of in logits.items():
+        measure(ctx, name, of, images.labels, result)
+    measure_agreement(ctx, logits, images.labels, result)
+    if ctx.options.reading_attacks:
+        measure_attacks(ctx, noisy, result)
+    return result
+
+
+def noisy_readings(ctx: Context, result: Result) -> dict[str, NoisyReading]:
+    """The readings by the denoiser that the model has."""
+    model = ctx.model
+    if isinstance(model, HybridModel) and model.takes_labels:
+        return {name: model.reading(name) for name in ("diffusion", "denoised")}
+    result.notes.append("The diffusion classifier was left out: the denoiser takes no labels (model.label_conditioning).")
+    return {"denoised": DenoisedReading(model.predict_x0, model.logits, model.diffusion, DENOISED_AT, DENOISED_DRAWS)}
+
+
+def noise_of(ctx: Context, reading: NoisyReading) -> Tensor:
+    """The noise that HybridModel.read draws for this seed."""
+    return reading.draw_noise(ctx.model.image_shape, generator(ctx.options.seed, "readings"))
+
+
+def logits_by(ctx: Context, reading: NoisyReading, images: ImageSet) -> Tensor:
+    noise = noise_of(ctx, reading)
+    with torch.no_grad():
+        return ctx.map_batches(images, lambda x: reading(x.to(ctx.model.device), noise).cpu(), "readings", ATTACK_BATCH * 4)
+
+
+def measure(ctx: Context, name: str, logits: Tensor, labels: Tensor, result: Result) -> None:
+    """Accuracy and calibration of one reading."""
+
+    def error(index: Tensor) -> float:
+        return expected_calibration_error(reliability_table(logits[index], labels[index], ECE_BINS))
+
+    losses = nll(logits, labels)
+    result.metrics[f"readings/{name}_accuracy"] = proportion(logits.argmax(dim=1) == labels)
+    result.metrics[f"readings/{name}_nll"] = Metric(losses.mean().item(), len(losses), *mean_interval(losses))
+    interval = bootstrap_interval(error, len(labels), ctx.options.seed)
+    result.metrics[f"readings/{name}_ece_{ECE_BINS}"] = Metric(error(torch.arange(len(labels))), len(labels), *interval)
+    table = reliability_table(logits, labels, ECE_BINS)
+    result.pictures[f"reliability_{name}"] = Picture(
+        plots.reliability(filled(table.confidence), filled(table.accuracy), table.size.tolist(), NAMES[name]),
+        f"Reliability of the {NAMES[name]}: on the dashed line, accuracy equals confidence",
+    )
+
+
+def measure_agreement(ctx: Context, logits: dict[str, Tensor], labels: Tensor, result: Result) -> None:
+    """Whether the readings agree, and the confidence that this gives, beside the largest probability of the label read-out."""
+    correct = logits["label"].argmax(dim=1) == labels
+    answers = torch.stack([of.argmax(dim=1) for of in logits.values()])
+    same = (answers == answers[0]).all(dim=0)
+    result.metrics["readings/all_agree"] = proportion(same)
+    for name, chosen in (("agreeing", same), ("disagreeing", ~same)):
+        if bool(chosen.any()):
+            result.metrics[f"readings/label_accuracy_where_{name}"] = proportion(correct[chosen])
+    confidences = {
+        "max_prob": max_probability(logits["label"]),
+        "agreement": agreement([of.log_softmax(dim=1) for of in logits.values()]),
+    }
+    for name, scores in confidences.items():
+
+        def area(index: Tensor, scores: Tensor = scores) -> float:
+            return aurc(scores[index], correct[index])
+
+        bounds = bootstrap_interval(area, len(labels), ctx.options.seed, 1000)
+        result.metrics[f"readings/aurc_{name}"] = Metric(aurc(scores, correct), len(labels), *bounds)
+
+    def lowered(index: Tensor) -> float:
+        by = [aurc(scores[index], correct[index]) for scores in confidences.values()]
+        return 1 - by[1] / by[0] if by[0] else 0.0
+
+    change = bootstrap_interval(lowered, len(labels), ctx.options.seed, 1000)
+    result.metrics["readings/aurc_lowered_by"] = Metric(lowered(torch.arange(len(labels))), len(labels), *change)
+    lines = {name: risk_curve(scores, correct) for name, scores in confidences.items()}
+    words = {"max_prob": "largest probability of the label read-out", "agreement": "agreement of the readings"}
+    result.pictures["risk_coverage"] = Picture(
+        plots.curves({words[name]: points for name, points in lines.items()}, "coverage", "share of wrong answers"),
+        f"Wrong answers of the label read-out among the images that it is surest of, by two confidences ({len(labels)} images)",
+    )
+
+
+def risk_curve(scores: Tensor, correct: Tensor, points: int = 20) -> list[tuple[float, float]]:
+    """The share of wrong answers among the surest images, at evenly spaced coverages."""
+    wrong = (~correct)[scores.argsort(descending=True)].double()
+    sizes = [max(1, round(len(wrong) * (i + 1) / points)) for i in range(points)]
+    return [(size / len(wrong), wrong[:size].mean().item()) for size in sizes]
+
+
+def measure_attacks(ctx: Context, noisy: dict[str, NoisyReading], result: Result) -> None:
+    """Accuracy under an attack on each reading by its exact gradient, and on what an attack on the label read-out found.
+
+    ``fixed``: the attacker knows the noise that the answer is given with. ``eot``: noise is drawn anew in every step and for
+    the answer (expectation over transformation, Athalye et al. 2018).
+    """
+    images = ctx.test.subsample(ctx.options.reading_attacks)
+    found: dict[str, Tensor] = {"label_attacked": attack(ctx, images, ctx.model.logits, ctx.model.logits, 30)}
+    for k, (name, reading) in enumerate(noisy.items()):
+        known, fresh = noise_of(ctx, reading), ctx.generator(31 + k)
+
+        def anew(x: Tensor, reading: NoisyReading = reading, fresh: torch.Generator = fresh) -> Tensor:
+            return reading(x, reading.draw_noise(ctx.model.image_shape, fresh))
+
+        def fixed(x: Tensor, reading: NoisyReading = reading, known: Tensor = known) -> Tensor:
+            return reading(x, known)
+
+        found[f"{name}_fixed"] = attack(ctx, images, fixed, fixed, 40 + k)
+        found[f"{name}_eot"] = attack(ctx, images, anew, anew, 50 + k)
+        found[f"{name}_transfer"] = attack(ctx, images, ctx.model.logits, fixed, 30)
+    for name, robust in found.items():
+        value = robust.double().mean().item()
+        result.metrics[f"readings/{name}_linf_{255 * EPS:.0f}"] = Metric(
+            value, len(robust), *wilson_interval(value, len(robust))
+        )
+    result.pictures["attacked"] = Picture(
+        plots.bars({name.replace("_", ", "): robust.double().mean().item() for name, robust in found.items()}, "accuracy"),
+        f"Accuracy under PGD ({ctx.options.attack_steps} steps, L-inf {255 * EPS:.0f}/255), {len(images)} images: upper bounds",
+    )
+
+
+def attack(
+    ctx: Context, images: ImageSet, attacked: Callable[[Tensor], Tensor], judged: Callable[[Tensor], Tensor], purpose: int
+) -> Tensor:
+    """Which images keep their right answer, bool [N]: that of ``judged`` on what was found against ``attacked``.
+
+    Where the two are the same reading, an image is lost as soon as any answer on the way was wrong.
+    """
+
+    def of_batch(index: Tensor) -> Tensor:
+        x, labels = batch_of(ctx, images, index)
+        seed = ctx.generator((purpose << 12) + int(index[0]))
+        found = strong_pgd(attacked, x, labels, EPS, "linf", seed, ctx.options.attack_steps)
+        with torch.no_grad():
+            robust = judged(found.images).argmax(dim=1) == labels
+        return (robust & ~found.broken if attacked == judged else robust).cpu()
+
+    return share_batches(len(images), ATTACK_BATCH, of_batch, "attacks on readings")[0]
