@@ -480,6 +480,7 @@ def test_ctrl_c_while_modules_are_imported_shows_no_traceback(tmp_path, module, 
     """Sent when a module is looked for; before the first of our own, Python itself starts."""
     script = f"""
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run in the background
 from hybvit.__main__ import main
 class Finder:
     def find_spec(self, name, *rest):
