@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +29,7 @@ from hybvit.metrics.robustness import pgd
 from hybvit.presets import preset
 
 from .conftest import QUICK, hybvit, opened
+from .forked import together
 
 FAST = Options(
     limit=60, samples=40, steps=3, bound_images=8, bound_draws=4, attack_images=16, autoattack_images=0, attack_steps=3,
@@ -559,9 +558,8 @@ def test_samples_on_disk_are_used_again_and_do_not_depend_on_how_they_were_drawn
 def test_two_processes_give_the_numbers_of_one(tiny_run, tmp_path):
     arguments = ["evaluate", str(tiny_run), *QUICK, "--batch-size=16", "--suites", ",".join(s for s in SUITES if s != "speed")]
     assert hybvit(*arguments, "--out", tmp_path / "one").returncode == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "hybvit.cli"]
-    shared = subprocess.run([*command, *arguments, "--out", str(tmp_path / "two")], capture_output=True, text=True, timeout=300)
-    assert shared.returncode == 0, shared.stderr[-2000:]
+    for ended in together(2, [*arguments, "--out", tmp_path / "two"], tmp_path / "said"):
+        assert ended.returncode == 0, ended.stderr[-2000:]
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert two["environment"]["world_size"] == 2
     assert one["metrics"].keys() == two["metrics"].keys()

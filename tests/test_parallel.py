@@ -22,15 +22,9 @@ from hybvit.presets import preset
 from hybvit.training import optim
 
 from .conftest import TINY
+from .forked import together
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-EXACT = """
-import sys
-from hybvit import cli
-from hybvit.training import optim
-optim.has_fast_bf16 = lambda device: False  # Muon's products in bfloat16 turn a difference of the last bit into one of 1e-4
-sys.exit(cli.main())
-"""
 SAME = [
     "--train.precision=fp32",
     "--train.batch_size=16",
@@ -42,10 +36,7 @@ MUON = ["--optim.name=muon", "--optim.muon_lr=0.01"]
 
 
 def torchrun(processes: int, *words: object, **options) -> subprocess.Popen:
-    command = [*TORCHRUN, f"--nproc-per-node={processes}"]
-    script = Path(tempfile.gettempdir()) / f"exact-{os.getpid()}.py"
-    script.write_text(EXACT)
-    command += [str(script), "train", "digits", *TINY, *SAME, *map(str, words)]
+    command = [*TORCHRUN, f"--nproc-per-node={processes}", "-m", "hybvit", "train", "digits", *TINY, *SAME, *map(str, words)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
@@ -56,9 +47,9 @@ def trained(processes: int, out: Path, *words: object) -> tuple[list[float], dic
             patch.setattr(optim, "has_fast_bf16", lambda device: False)
             assert cli.main(["train", "digits", *TINY, *SAME, "--out", str(out), *map(str, words)]) == 0
     else:
-        running = torchrun(processes, "--out", out, *words)
-        _, said = running.communicate(timeout=300)
-        assert running.returncode == 0, said[-3000:]
+        with tempfile.TemporaryDirectory() as said:
+            ended = together(processes, ["train", "digits", *TINY, *SAME, "--out", out, *words], Path(said), exact=True)
+        assert all(process.returncode == 0 for process in ended), ended[0].stderr[-3000:]
     losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     (folder, *_) = checkpoint.step_folders(out / "checkpoints")
     return losses, checkpoint.read_tensors(folder / "ema.safetensors")
@@ -213,8 +204,8 @@ def test_the_job_script_is_sound():
 
 @pytest.mark.slow
 def test_parts_that_do_not_divide_the_rows_of_a_process_are_refused(tmp_path):
-    running = torchrun(2, "--out", tmp_path / "run", "--train.steps=2", "--train.batch_size=24", "--train.accumulate=8")
-    _, said = running.communicate(timeout=120)
+    words = ["--out", tmp_path / "run", "--train.steps=2", "--train.batch_size=24", "--train.accumulate=8"]
+    said = together(2, ["train", "digits", *TINY, *SAME, *words], tmp_path)[0].stderr
     assert "2 processes cannot share a mini-batch of 24 images in 8 parts each" in said
 
 
