@@ -66,22 +66,45 @@ def speed() -> str:
 
 def speed_of(record: dict[str, Any]) -> str:
     """The joint step beside the plain reference, in the precision that training takes, from a record of `hybvit bench`."""
-    if "rows" in record:
-        size, product = record["batch_size"], record["products"][-1]  # the last precision is the fastest
-        joint = {
-            row["system"]: row for row in record["rows"] if row["row"] == "joint" and row["precision"] == product["precision"]
-        }
-        ratio, low, high = (joint["plain reference"]["speedup"][key] for key in ("median", "low", "high"))
-        batch, precision, spread, peak = f"{size} + {size}", product["precision"], "quartiles", product["gflop_per_second"]
-        reached = joint["hybvit"]["fraction_of_peak"]["median"]
-    else:  # of 0.1.0, which timed nothing else
-        batch, precision, spread, peak = record["batch"], record["precision"], "pairwise", record["peak_gflop_per_second"]
-        ratio, (low, high), reached = record["speedup_over_reference"], record["speedup_range"], record["fraction_of_peak"]
+    size, product = record["batch_size"], record["products"][-1]  # the last precision is the fastest
+    joint = {row["system"]: row for row in record["rows"] if row["row"] == "joint" and row["precision"] == product["precision"]}
+    ratio, low, high = (joint["plain reference"]["speedup"][key] for key in ("median", "low", "high"))
+    reached = 100 * joint["hybvit"]["fraction_of_peak"]["median"]
     return (
-        f"The joint step at CIFAR-10's size (batch {batch}, {precision}) runs {ratio:.2f} times as fast as a plain reference "
-        f"step, timed alternately ({spread} {low:.2f} to {high:.2f}), at {100 * reached:.0f} % of the {peak:.0f} GFLOP/s of a "
-        "matrix product on the same machine."
+        f"The joint step at CIFAR-10's size (batch {size} + {size}, {product['precision']}) runs {ratio:.2f} times as fast as a "
+        f"plain reference step, timed alternately (quartiles {low:.2f} to {high:.2f}), at {reached:.0f} % of the "
+        f"{product['gflop_per_second']:.0f} GFLOP/s of a matrix product on the same machine. [More](docs/speed.md#measured)"
     )
+
+
+def bench(*names: str) -> str:
+    """All rows of records of `hybvit bench`, and which machine they are of."""
+    lines = []
+    for name in names:
+        record = result(name)
+        peaks = ", ".join(f"{p['gflop_per_second']:.0f} GFLOP/s in {p['precision']}" for p in record["products"])
+        lines += [
+            f"`{record['subject']}`, batch {record['batch_size']} (joint steps {record['batch_size']} + "
+            f"{record['batch_size']}), {record['samples']} samples of {record['steps']} steps:",
+            "",
+            "| row | system | precision | ms (quartiles) | images/s | of peak | MiB | hybvit is ... as fast |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for row in record["rows"]:
+            median, low, high = (1000 * row["seconds"][key] for key in ("median", "low", "high"))
+            ratio = "{median:.2f} x ({low:.2f} to {high:.2f})".format(**row["speedup"]) if "speedup" in row else ""
+            memory = "" if row["memory_mib"] is None else f"{row['memory_mib']:,.0f}"
+            lines.append(
+                f"| {row['row']} | {row['system']} | {row['precision']} | {median:,.0f} ({low:,.0f} to {high:,.0f}) "
+                f"| {row['images_per_second']:,.0f} | {100 * row['fraction_of_peak']['median']:.0f} % | {memory} | {ratio} |"
+            )
+        lines += [
+            "",
+            f"Medians of {record['repeats']} alternating repeats, {threads(record['threads'])} of an {record['device']}, whose "
+            f"large matrix products reach {peaks}; torch {record['environment']['torch']}.",
+            "",
+        ]
+    return "\n".join(lines[:-1])
 
 
 def loader() -> str:
@@ -894,6 +917,7 @@ def ood_both() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "table": table,
     "speed": speed,
+    "bench": partial(bench, "bench", "bench_cifar10_pocket_v2"),
     "loader": loader,
     "stream": stream,
     "datasets": datasets,
@@ -930,7 +954,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
 PAGES = (
     "README.md", "docs/ablation.md", "docs/certified.md", "docs/corruptions.md", "docs/data.md", "docs/doubt.md",
     "docs/editing.md", "docs/evaluation.md", "docs/ood.md", "docs/readings.md", "docs/reproduction.md", "docs/scale.md",
-    "docs/v2.md",
+    "docs/speed.md", "docs/v2.md",
     *(f"src/hybvit/assets/models/{name}/README.md" for name in MODELS),
 )  # fmt: skip
 
