@@ -71,8 +71,8 @@ def speed_of(record: dict[str, Any]) -> str:
     ratio, low, high = (joint["plain reference"]["speedup"][key] for key in ("median", "low", "high"))
     reached = 100 * joint["hybvit"]["fraction_of_peak"]["median"]
     return (
-        f"The joint step at CIFAR-10's size (batch {size} + {size}, {product['precision']}) runs {ratio:.2f} times as fast as a "
-        f"plain reference step, timed alternately (quartiles {low:.2f} to {high:.2f}), at {reached:.0f} % of the "
+        f"The joint step at CIFAR-10's size (batch {size} + {size}, {product['precision']}) runs {ratio:.2f} times as fast as "
+        f"a plain reference step, timed alternately (quartiles {low:.2f} to {high:.2f}), at {reached:.0f} % of the "
         f"{product['gflop_per_second']:.0f} GFLOP/s of a matrix product on the same machine. [More](docs/speed.md#measured)"
     )
 
