@@ -5,11 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -18,37 +19,49 @@ SERVER.set_forkserver_preload(
 )
 
 
-def fork(
-    said: Path, task: Callable[..., None], *arguments: object, variables: dict[str, str] | None = None
-) -> ForkServerProcess:
-    """Start ``task`` in a new process and session; what it says goes to ``said.out`` and ``said.err``."""
-    said.parent.mkdir(parents=True, exist_ok=True)
-    process = SERVER.Process(target=begin, args=(said, variables or {}, task, arguments))
-    process.start()
-    return process
+class Forked:
+    """A process and session of its own that calls ``task(*arguments)``, with a part of the interface of subprocess.Popen."""
+
+    def __init__(self, task: Callable[..., None], *arguments: object, variables: dict[str, str] | None = None) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="hybvit-said-")
+        self.process = SERVER.Process(target=begin, args=(self.folder.name, variables or {}, task, arguments))
+        self.process.start()
+        assert self.process.pid is not None
+        self.pid = self.process.pid
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def wait(self, timeout: float = 120) -> int:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            self.kill()
+            raise subprocess.TimeoutExpired(str(self.process), timeout)
+        return self.process.exitcode
+
+    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+        """Wait for it -> what it said on standard output and standard error."""
+        self.wait(timeout)
+        out, err = ((Path(self.folder.name) / name).read_text() for name in ("out", "err"))
+        return out, err
 
 
-def begin(said: Path, variables: dict[str, str], task: Callable[..., None], arguments: tuple) -> None:
+def begin(folder: str, variables: dict[str, str], task: Callable[..., None], arguments: tuple) -> None:
+    """In the new process."""
     os.setsid()
     for descriptor, name in ((1, "out"), (2, "err")):
-        opened = os.open(f"{said}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        opened = os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT)
         os.dup2(opened, descriptor)
         os.close(opened)
     os.environ.update(variables)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     task(*arguments)
 
 
-def finished(process: ForkServerProcess, said: Path, timeout: float) -> subprocess.CompletedProcess[str]:
-    """Wait for it -> how it ended, and what it said."""
-    process.join(timeout)
-    if process.exitcode is None:
-        process.kill()
-        raise TimeoutError(f"{said}: still running after {timeout} s")
-    out, err = (Path(f"{said}.{name}").read_text() for name in ("out", "err"))
-    return subprocess.CompletedProcess([], process.exitcode, out, err)
-
-
-def command(words: list[str], exact: bool) -> None:
+def command(words: list[str], exact: bool = False) -> None:
     """The command line. ``exact`` keeps Muon's products out of bfloat16, which turns a difference of the last bit into 1e-4."""
     from hybvit import cli
     from hybvit.training import optim
@@ -64,19 +77,23 @@ def script(path: Path, words: list[str]) -> None:
     runpy.run_path(str(path), run_name="__main__")
 
 
-def together(
-    processes: int, words: list, folder: Path, exact: bool = False, timeout: float = 300
-) -> list[subprocess.CompletedProcess[str]]:
-    """Run one command line in several processes that know each other, as torchrun would start them -> how each ended."""
+def started(*words: object) -> Forked:
+    """The command line in a process of its own."""
+    return Forked(command, list(map(str, words)))
+
+
+def together(processes: int, *words: object, exact: bool = False, timeout: float = 300) -> list[str]:
+    """Run one command line in several processes that know each other, as torchrun would start them -> what each said on
+    standard error, where all succeeded."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
-    started = [
-        fork(folder / rank, command, list(map(str, words)), exact, variables={**meeting, "RANK": rank, "LOCAL_RANK": rank})
-        for rank in map(str, range(processes))
-    ]
+    places = [{**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    running = [Forked(command, list(map(str, words)), exact, variables=place) for place in places]
     try:
-        return [finished(process, folder / str(rank), timeout) for rank, process in enumerate(started)]
+        said = [process.communicate(timeout)[1] for process in running]
     finally:
-        for process in started:
+        for process in running:
             process.kill()
+    assert not any(process.poll() for process in running), said[0][-3000:]
+    return said

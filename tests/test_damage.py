@@ -26,6 +26,7 @@ from hybvit.training.run_folder import RunFolder, read_metrics, training_summary
 
 from .conftest import QUICK, TINY
 from .conftest import hybvit as command
+from .forked import started
 
 # metrics.jsonl
 
@@ -225,9 +226,7 @@ def test_a_second_evaluation_in_one_folder_is_refused_in_one_line(tiny_run, tmp_
 def test_a_training_that_checkpoints_at_every_step_can_be_loaded_beside_it(tmp_path):
     out, failed, loaded = tmp_path / "run", [], []
     words = ["train", "digits", "--out", str(out), *TINY, "--train.steps=100000", "--train.checkpoint_every=1"]
-    training = subprocess.Popen(
-        [sys.executable, "-m", "hybvit", *words, "--train.keep_checkpoints=1"], stdout=subprocess.DEVNULL
-    )
+    training = started(*words, "--train.keep_checkpoints=1")
     try:
         deadline = time.monotonic() + 60
         while not checkpoint.step_folders(out / "checkpoints") and time.monotonic() < deadline:

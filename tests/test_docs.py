@@ -145,7 +145,7 @@ def test_the_commands_run(tmp_path, monkeypatch):
     verbs = ["train", "show", "reproduce", "reproduce", "train", "evaluate", "classify", "sample", *["reproduce"] * 4]
     assert [command.split()[0] for command in commands] == verbs
     quick = {
-        "train": ["--train.steps=2", "--train.batch_size=4"],
+        "train": ["--train.steps=2", "--train.batch_size=4", "--model.dim=32", "--model.readout_width=8"],
         "evaluate": [*QUICK, "--samples=4"],
         "sample": ["--steps=2"],
         "reproduce": ["--dry-run"],

@@ -558,8 +558,7 @@ def test_samples_on_disk_are_used_again_and_do_not_depend_on_how_they_were_drawn
 def test_two_processes_give_the_numbers_of_one(tiny_run, tmp_path):
     arguments = ["evaluate", str(tiny_run), *QUICK, "--batch-size=16", "--suites", ",".join(s for s in SUITES if s != "speed")]
     assert hybvit(*arguments, "--out", tmp_path / "one").returncode == 0
-    for ended in together(2, [*arguments, "--out", tmp_path / "two"], tmp_path / "said"):
-        assert ended.returncode == 0, ended.stderr[-2000:]
+    together(2, *arguments, "--out", tmp_path / "two")
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert two["environment"]["world_size"] == 2
     assert one["metrics"].keys() == two["metrics"].keys()

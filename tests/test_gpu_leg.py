@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import torch
 
 from hybvit import checkpoint
 
-from .forked import finished, fork
+from .forked import Forked
 from .forked import script as run_script
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu_leg.py"
@@ -34,29 +33,30 @@ def script():
     return module
 
 
-def leg(said: Path, *words: str) -> ForkServerProcess:
-    return fork(said, run_script, SCRIPT, ["run", *SMALL, *words])
+def leg(*words: str) -> Forked:
+    return Forked(run_script, SCRIPT, ["run", *SMALL, *words])
 
 
-def completed(said: Path, *words: str) -> None:
-    ended = finished(leg(said, *words), said, timeout=300)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+def finished(*words: str) -> None:
+    process = leg(*words)
+    said = process.communicate(timeout=300)
+    assert process.poll() == 0, said
 
 
 @pytest.mark.slow
 def test_a_killed_leg_is_gone_on_with_and_another_recipe_starts_from_its_average(tmp_path):
     state = tmp_path / "first" / "leg.json"
-    killed = leg(tmp_path / "killed", "--out", str(tmp_path / "first"), "--seconds", "300", *TINY)
+    killed = leg("--out", str(tmp_path / "first"), "--seconds", "300", *TINY)
     while not state.is_file():
-        assert killed.exitcode is None
+        assert killed.poll() is None
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
-    killed.join()
+    killed.wait()
     first = json.loads(state.read_text())
     assert "metrics" not in first["legs"][0]
     assert "/" not in "".join(first["files"])
 
-    completed(tmp_path / "said", "--state", str(tmp_path / "first"), "--out", str(tmp_path / "second"), "--seconds", "3")
+    finished("--state", str(tmp_path / "first"), "--out", str(tmp_path / "second"), "--seconds", "3")
     second = json.loads((tmp_path / "second" / "leg.json").read_text())
     one, two = second["legs"]
     assert one == first["legs"][0]
@@ -66,7 +66,7 @@ def test_a_killed_leg_is_gone_on_with_and_another_recipe_starts_from_its_average
     assert str(tmp_path) not in (tmp_path / "second" / "leg.json").read_text()
 
     last = tmp_path / "third"
-    completed(tmp_path / "said", "--state", str(tmp_path / "second"), "--out", str(last), "--seconds", "60", "--train.steps=4")
+    finished("--state", str(tmp_path / "second"), "--out", str(last), "--seconds", "60", "--train.steps=4")
     third = json.loads((last / "leg.json").read_text())["legs"]
     assert (len(third), third[-1]["step"], third[-1]["steps"]) == (3, 4, 4)
 

@@ -5,9 +5,6 @@ import io
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -40,6 +37,7 @@ from hybvit.storage import lock_folder
 from hybvit.training.cost import cost
 
 from .conftest import hybvit
+from .forked import started
 
 TINY = [
     "--train.steps=40", "--train.batch_size=8", "--train.checkpoint_every=4", "--train.log_every=4", "--optim.warmup_steps=2",
@@ -351,16 +349,15 @@ def finished(tmp_path_factory):
 def test_a_killed_reproduction_goes_on_where_it_stopped(finished, tmp_path):
     """SIGKILL, twice: at most one checkpoint interval is done again, and the weights are the same."""
     arguments = ["reproduce", "table7", "--runs", RUNS, "--out", str(tmp_path), *TINY, *LOOK]
-    command = [sys.executable, "-m", "hybvit.cli", *arguments]
     folder = tmp_path / "pocket" / "stl10_short_patch12"
     reached = []
     for wanted in (1, 3):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = started(*arguments)
         deadline = time.monotonic() + 90
         while process.poll() is None and time.monotonic() < deadline and len(step_folders(folder / "checkpoints")) < wanted:
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.wait()
         reached.append(step_of(step_folders(folder / "checkpoints")[0]))
     done = hybvit(*arguments)
     assert done.returncode == 0, done.stderr

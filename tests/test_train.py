@@ -24,6 +24,7 @@ from hybvit.training.optim import build_optimizers, learning_rate, optimizer_ten
 from hybvit.training.run_folder import read_metrics
 
 from .conftest import TINY, hybvit, hybvit_process
+from .forked import started
 
 STEPS = 60
 
@@ -66,18 +67,15 @@ def test_loader_workers_change_nothing_and_stop_with_the_run(uninterrupted, tmp_
     assert hybvit(*command(out, "--data.workers=2")).returncode == 0
     assert_identical(final_state(uninterrupted), final_state(out))
     stopped = tmp_path / "stopped"
-    started = subprocess.Popen(
-        [sys.executable, "-m", "hybvit.cli", *command(stopped, "--data.workers=2", "--train.steps=100000")],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    running = started(*command(stopped, "--data.workers=2", "--train.steps=100000"))
     while not step_folders(stopped / "checkpoints"):
         time.sleep(0.05)
-    os.killpg(started.pid, signal.SIGINT)  # as Ctrl-C does: workers get it too
-    _, said = started.communicate(timeout=60)
-    assert started.returncode == 75
+    os.killpg(running.pid, signal.SIGINT)  # as Ctrl-C does: workers get it too
+    _, said = running.communicate(timeout=60)
+    assert running.poll() == 75
     assert len(said.strip().splitlines()) == 1
     with pytest.raises(ProcessLookupError):
-        os.killpg(started.pid, 0)
+        os.killpg(running.pid, 0)
 
 
 @pytest.mark.slow
@@ -90,11 +88,11 @@ def test_a_stream_of_shards_resumes_exactly(tmp_path):
     shards += ["--model.image_size=8", "--model.patch_size=4", f"--train.steps={STEPS}", "--train.log_every=1"]
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     assert hybvit(*shards, "--out", whole).returncode == 0
-    started = subprocess.Popen([sys.executable, "-m", "hybvit.cli", *shards, "--out", str(pieces)], stdout=subprocess.DEVNULL)
+    running = started(*shards, "--out", pieces)
     while len(step_folders(pieces / "checkpoints")) < 2:
         time.sleep(0.02)
-    started.kill()
-    started.wait()
+    running.kill()
+    running.wait()
     assert newest(pieces / "checkpoints")[1]["step"] < STEPS
     assert hybvit(*shards, "--out", pieces).returncode == 0
     assert_identical(final_state(whole), final_state(pieces))
@@ -104,11 +102,7 @@ def test_a_stream_of_shards_resumes_exactly(tmp_path):
 def test_killed_at_random_moments_and_resumed_it_ends_the_same(uninterrupted, tmp_path):
     out, rng, kills = tmp_path / "killed", random.Random(0), 0
     for _ in range(40):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "hybvit.cli", *command(out, "--train.checkpoint_every=3")],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
+        process = started(*command(out, "--train.checkpoint_every=3"))
         before = len(step_folders(out / "checkpoints"))
         deadline = time.monotonic() + 60
         while kills < 4 and process.poll() is None and time.monotonic() < deadline:
@@ -117,12 +111,12 @@ def test_killed_at_random_moments_and_resumed_it_ends_the_same(uninterrupted, tm
                 break
             time.sleep(0.005)
         if kills < 4 and process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             kills += 1
         error = process.communicate(timeout=60)[1]
-        if process.returncode == 0:
+        if process.poll() == 0:
             break
-        assert process.returncode == -signal.SIGKILL, error
+        assert process.poll() == -signal.SIGKILL, error
     assert kills >= 2
     assert_identical(final_state(uninterrupted), final_state(out))
     lines = read_metrics(out / "metrics.jsonl")
@@ -155,19 +149,13 @@ def test_a_network_with_dropout_resumes_exactly(tmp_path):
 def test_a_signal_saves_exits_75_and_the_same_command_resumes(uninterrupted, tmp_path, number, workers):
     """Schedulers, timeouts and terminals send it to the whole process group, so to the workers that load images too."""
     out = tmp_path / "stopped"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hybvit.cli", *command(out, "--train.checkpoint_every=1000", f"--data.workers={workers}")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = started(*command(out, "--train.checkpoint_every=1000", f"--data.workers={workers}"))
     while not (out / "metrics.jsonl").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     os.killpg(process.pid, number)
     error = process.communicate(timeout=60)[1]
-    assert process.returncode == 75, error
+    assert process.poll() == 75, error
     assert "the state is saved" in error
     assert len(error.splitlines()) == 1
     stopped_at = newest(out / "checkpoints")[1]["step"]

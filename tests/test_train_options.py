@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -30,6 +28,7 @@ from hybvit.training.optim import BatchedMuon, build_optimizers, matrices_of_lay
 from hybvit.training.run_folder import read_metrics
 
 from .conftest import hybvit
+from .forked import started
 from .test_train import STEPS, assert_identical, command, final_state
 
 OPTIONS = (
@@ -50,9 +49,7 @@ def run(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_a_killed_run_with_every_option_resumes_exactly(run, tmp_path):
     out = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hybvit.cli", *command(out, *OPTIONS, "--train.checkpoint_every=1")], stdout=subprocess.DEVNULL
-    )
+    process = started(*command(out, *OPTIONS, "--train.checkpoint_every=1"))
     while not step_folders(out / "checkpoints"):
         assert process.poll() is None
         time.sleep(0.01)
