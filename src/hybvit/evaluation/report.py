@@ -128,21 +128,33 @@ MEANINGS: tuple[tuple[str, str], ...] = (
 )
 
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8888; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+:root { color-scheme: light dark; --line: #8884; --soft: light-dark(#666, #aaa); --paper: light-dark(#fff, #1b1b1b); }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; background: var(--paper); }
 h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.2rem; margin-top: 2.4rem; }
-p.sub, figcaption, td.meaning { color: #777; } figcaption { font-size: .85rem; max-width: 30rem; }
+p, td { overflow-wrap: break-word; }
+p.sub, figcaption, td.meaning { color: var(--soft); } figcaption { font-size: .85rem; max-width: 30rem; }
 .row { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: flex-start; } figure { margin: 0; max-width: 100%; }
 .tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
 .tile { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .9rem; }
 .tile b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
-.tile span { font-size: .85rem; color: #777; }
+.tile span { font-size: .85rem; color: var(--soft); }
 .warn { border-left: 4px solid #d97706; padding: .3rem .8rem; background: #d9770615; margin: .6rem 0; }
 img { max-width: 100%; height: auto; image-rendering: pixelated; border: 1px solid var(--line); }
 svg { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); }
 table { border-collapse: collapse; width: 100%; margin-top: .8rem; font-size: .92rem; }
 td, th { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 td.n { font-variant-numeric: tabular-nums; white-space: nowrap; } pre { overflow: auto; background: #8881; padding: 1rem; }
+@media (max-width: 45rem) { /* a row of the table is a paragraph: name, then its numbers, then their meaning */
+  tr:first-child { display: none; }
+  tr { display: flex; flex-wrap: wrap; column-gap: 1rem; padding: .5rem 0; border-bottom: 1px solid var(--line); }
+  td { padding: 0; border: 0; overflow-wrap: anywhere; } td:first-child, td.meaning { flex: 1 0 100%; } td:first-child { font-weight: 600; }
+  td.n:empty { display: none; } td.of:not(:empty)::before { content: "n "; } td.meaning { font-size: .85rem; }
+}
+@media (prefers-color-scheme: dark) { svg { filter: invert(.9) hue-rotate(180deg); } }
+@media print {
+  :root { color-scheme: light; } body { margin: 0; max-width: none; font-size: 10pt; } details { display: none; }
+  h2, figcaption { break-after: avoid; } figure, tr, .tile, .warn { break-inside: avoid; } svg, img { max-width: 8cm; }
+}
 """
 
 HEADLINES = (
@@ -250,7 +262,7 @@ def numbers(metrics: dict[str, dict[str, float]]) -> str:
     for name, metric in metrics.items():
         rows.append(
             f"<tr><td>{html.escape(name)}<td class=n>{shown(metric['value'])}<td class=n>{interval_of(metric)}"
-            f"<td class=n>{metric['n']:,}<td class=meaning>{html.escape(meaning(name))}"
+            f"<td class='n of'>{metric['n']:,}<td class=meaning>{html.escape(meaning(name))}"
         )
     return f"<table><tr><th>metric<th>value<th>95 % interval<th>n<th>meaning{''.join(rows)}</table>"
 
