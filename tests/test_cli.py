@@ -184,6 +184,18 @@ def test_an_internal_error_exits_1_and_debug_shows_where(monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_quiet_leaves_warnings_and_answers(tiny_run, picture, tmp_path, capsys):
+    words = ["train", "digits", "--quiet", *TINY, "--train.steps=1", "--optim.nesterov=true", "--out", str(tmp_path / "run")]
+    assert cli.main(words) == 0
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"warning: .*nesterov.*\n", out)
+    assert err == ""
+    assert cli.main(["--quiet", "sample", str(tiny_run), "-n", "2", "--steps=2", "--out", str(tmp_path / "grid.png")]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert cli.main(["classify", str(tiny_run), str(picture), "--quiet"]) == 0
+    assert picture.name in capsys.readouterr().out
+
+
 def test_presets_and_show(capsys):
     assert cli.main(["presets"]) == 0
     assert "fashion_mnist_pocket" in capsys.readouterr().out

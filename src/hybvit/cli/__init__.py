@@ -36,6 +36,7 @@ WRITES_FILES = (
     "evaluate",
     "reproduce",
 )  # they go on when nobody reads what they say: their results are files
+FILES_ONLY = (*WRITES_FILES, "sample", "edit", "show-data")  # what they print is not their result: --quiet leaves it out
 EXIT_CODES = (
     (errors.ConfigError, 2),
     (errors.DataError, 3),
@@ -51,13 +52,14 @@ EXIT_LEGEND = """exit codes: 0 done, 1 internal error, 2 usage or configuration,
 
 def usage() -> str:
     commands = "\n".join(f"  {command:<11}{words}" for command, words in COMMANDS.items())
-    return f"""usage: hybvit COMMAND ... [--debug]
+    return f"""usage: hybvit COMMAND ... [--quiet] [--debug]
 
 One Vision Transformer that classifies images, generates them, and estimates their likelihood.
 
 {commands}
 
-`hybvit COMMAND --help` lists the options of a command; --debug shows tracebacks; --version prints the version.
+`hybvit COMMAND --help` lists the options of a command; --quiet shows results, warnings and errors only, --debug
+tracebacks; --version prints the version.
 {EXIT_LEGEND}"""
 
 
@@ -70,11 +72,12 @@ def raised_by_us(error: BaseException) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command -> the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
-    arguments = [word for word in arguments if word != "--debug"]
+    debug, quiet = "--debug" in arguments, "--quiet" in arguments
+    arguments = [word for word in arguments if word not in ("--debug", "--quiet")]
     os.environ["MPLBACKEND"] = "agg"  # plots are files; an unknown backend would end the command
-    goes_on = bool(arguments) and arguments[0] in WRITES_FILES and not {"-h", "--help"} & {*arguments}
-    with guarded(goes_on) as out, plain_warnings(), stopped_by_signals():
+    command = arguments[0] if arguments and not {"-h", "--help"} & {*arguments} else ""
+    goes_on = command in WRITES_FILES
+    with guarded(goes_on, quiet, silent=quiet and command in FILES_ONLY) as out, plain_warnings(), stopped_by_signals():
         code, leaving = 0, None
         try:
             code = run(arguments, debug)
@@ -88,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise leaving
         if out.lost is None or not goes_on:
             return code
-        done = isinstance(out.lost, BrokenPipeError) and arguments[0] == "train"
+        done = isinstance(out.lost, BrokenPipeError) and command == "train"
         print(f"hybvit: {out.message()}; the work went on without it", file=sys.stderr)
         return code if code or done else 3
 

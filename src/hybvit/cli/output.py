@@ -39,21 +39,27 @@ class Stream:
     Args:
         goes_on: whether the work goes on when the stream fails, because its results are in files; what is said then is lost,
             and ``lost`` says why. Otherwise the first failure raises DataError.
+        quiet: whether it passes for no terminal, so that no progress is drawn.
+        silent: whether all that is written is dropped, except for warnings.
     """
 
-    def __init__(self, stream: TextIO | None, name: str, goes_on: bool) -> None:
-        self.stream, self.name, self.goes_on = stream, name, goes_on
+    def __init__(self, stream: TextIO | None, name: str, goes_on: bool, quiet: bool = False, silent: bool = False) -> None:
+        self.stream, self.name, self.goes_on, self.quiet, self.silent = stream, name, goes_on, quiet, silent
         self.lost: OSError | None = None
+        self.warns = False
 
     def write(self, text: str) -> int:
-        self._try("write", printable(text))
+        if text != "\n":  # which `print` writes by itself
+            self.warns = text.startswith("warning: ")
+        if self.warns or not self.silent:
+            self._try("write", printable(text))
         return len(text)
 
     def flush(self) -> None:
         self._try("flush")
 
     def isatty(self) -> bool:
-        return self.stream is not None and self.lost is None and self.stream.isatty()
+        return self.stream is not None and self.lost is None and not self.quiet and self.stream.isatty()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -97,19 +103,21 @@ def plain_warnings() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def guarded(goes_on: bool) -> Iterator[Stream]:
+def guarded(goes_on: bool, quiet: bool = False, silent: bool = False) -> Iterator[Stream]:
     """Replace standard output and standard error by streams that survive their readers -> the first of them.
 
     Args:
         goes_on: whether the work goes on without standard output.
+        quiet: whether no progress is shown.
+        silent: whether only warnings are written to standard output.
     """
     for descriptor in (0, 1, 2):
         _occupy(descriptor)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an answer with a name that this encoding lacks is still an answer
-    out, before = Stream(sys.stdout, "standard output", goes_on), (sys.stdout, sys.stderr)
-    sys.stdout, sys.stderr = out, Stream(sys.stderr, "standard error", True)
+    out, before = Stream(sys.stdout, "standard output", goes_on, quiet, silent), (sys.stdout, sys.stderr)
+    sys.stdout, sys.stderr = out, Stream(sys.stderr, "standard error", True, quiet)
     try:
         yield out
     finally:

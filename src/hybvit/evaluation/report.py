@@ -147,7 +147,8 @@ td.n { font-variant-numeric: tabular-nums; white-space: nowrap; } pre { overflow
 @media (max-width: 45rem) { /* a row of the table is a paragraph: name, then its numbers, then their meaning */
   tr:first-child { display: none; }
   tr { display: flex; flex-wrap: wrap; column-gap: 1rem; padding: .5rem 0; border-bottom: 1px solid var(--line); }
-  td { padding: 0; border: 0; overflow-wrap: anywhere; } td:first-child, td.meaning { flex: 1 0 100%; } td:first-child { font-weight: 600; }
+  td { padding: 0; border: 0; overflow-wrap: anywhere; } td:first-child, td.meaning { flex: 1 0 100%; }
+  td:first-child { font-weight: 600; }
   td.n:empty { display: none; } td.of:not(:empty)::before { content: "n "; } td.meaning { font-size: .85rem; }
 }
 @media (prefers-color-scheme: dark) { svg { filter: invert(.9) hue-rotate(180deg); } }
