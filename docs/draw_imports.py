@@ -31,7 +31,7 @@ FLOORS: list[tuple[str, list[list[tuple[str, str, int, int]]]]] = [
         [
             [("reproduce", "the paper's tables", TRUNK, WIDE)],
             [("evaluation", "every number", TRUNK, WIDE)],
-            [("training", "the loop", TRUNK, WIDE)],
+            [("training", "the loop", TRUNK, WIDE), ("export", "for others", LANE - 30, NARROW)],
         ],
     ),
     (
@@ -68,6 +68,8 @@ LEFT_OUT = {"__init__", "__main__"}  # the public names, and a call of cli: both
 # An arrow goes straight down unless it stands here: the side on which it leaves its box, then H and where it turns down, and
 # "side" where it enters the other box from the left instead of from above.
 BENDS = {
+    ("cli", "export"): ("left", f"H{LANE - 30}"),
+    ("export", "model"): ("down", "side"),
     ("reproduce", "presets"): ("left", f"H{LEFT}"),
     ("presets", "config"): ("down", "side"),
     ("baselines", "metrics"): ("left", f"H{LANE}"),

@@ -914,6 +914,31 @@ def ood_both() -> str:
     return "\n".join(lines)
 
 
+def deployment() -> str:
+    """Processor time and quality of each form of the classifier and the denoiser (benchmarks/deployment.py)."""
+    record = result("deployment")
+    rows = {(row["graph"], row["form"]): row for row in record["rows"]}
+    batches = [*record["rows"][0]["milliseconds"]]
+    heads = [f"{graph}, batch {batch}" for graph in ("classifier", "denoiser") for batch in batches]
+    lines = [f"| form | {heads[0]} | {heads[1]} | accuracy | {heads[2]} | {heads[3]} | x_0 off by |", f"|{'---|' * 7}"]
+    for form in dict.fromkeys(row["form"] for row in record["rows"]):
+        classifier, denoiser = rows["classifier", form], rows["denoiser", form]
+        times = [
+            [f"{row['milliseconds'][batch]['median']:.3g}" for batch in batches] for row in (classifier, denoiser)
+        ]
+        cells = [*times[0], f"{100 * classifier['accuracy']:.2f} %", *times[1], f"{denoiser['difference']:.2g}"]
+        lines.append(f"| {form} | {' | '.join(cells)} |")
+    facts = record["environment"]
+    lines += [
+        "",
+        f"Milliseconds of processor time per image on one thread ({facts['device']}), medians of {record['repeats']} alternating "
+        f"repeats. Model `{record['model']}`, accuracy on {record['images']:,} test images. The last column is the root mean "
+        f"square difference from eager fp32 in gray levels of 255. Seed {record['seed']}, torch {facts['torch']}, onnxruntime "
+        f"{facts['onnxruntime']} (`{record['command']}`).",
+    ]
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "table": table,
     "speed": speed,
@@ -938,6 +963,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "readings_attacks": readings_attacks,
     "ood_choice": ood_choice,
     "ood_both": ood_both,
+    "deployment": deployment,
     **{
         f"study_{name}": partial(study, name)
         for name in ("ablation_first", "ablation", "ablation_third", "v2", "cifar10_trials")
@@ -953,8 +979,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
 }
 PAGES = (
     "README.md", "docs/ablation.md", "docs/certified.md", "docs/corruptions.md", "docs/data.md", "docs/doubt.md",
-    "docs/editing.md", "docs/evaluation.md", "docs/ood.md", "docs/readings.md", "docs/reproduction.md", "docs/scale.md",
-    "docs/speed.md", "docs/v2.md",
+    "docs/editing.md", "docs/evaluation.md", "docs/export.md", "docs/ood.md", "docs/readings.md", "docs/reproduction.md",
+    "docs/scale.md", "docs/speed.md", "docs/v2.md",
     *(f"src/hybvit/assets/models/{name}/README.md" for name in MODELS),
 )  # fmt: skip
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "classify": "classify image files, with an in-distribution score",
     "calibrate": "let a model know how sure it may be, from images that it was not trained on",
     "edit": "inpaint, vary, interpolate or change the class of image files, with the answers before and after",
+    "export": "write a model as ONNX or torch.export graphs that run without hybvit",
     "evaluate": "evaluate a model and write results.json and report.html",
     "reproduce": "train, evaluate and render the paper's tables and figures",
     "presets": "list the presets",
@@ -34,6 +35,7 @@ WRITES_FILES = (
     "train",
     "calibrate",
     "evaluate",
+    "export",
     "reproduce",
 )  # they go on when nobody reads what they say: their results are files
 FILES_ONLY = (*WRITES_FILES, "sample", "edit", "show-data")  # what they print is not their result: --quiet leaves it out

@@ -499,7 +499,7 @@ class HybViT(nn.Module):
         patches = self.patch_embedding(patchify(pixels, self.cfg.patch_size))
         # The residual stream has the dtype of the matrix products (bf16 under autocast), which halves its memory traffic.
         token, positions = self.class_token.to(patches.dtype), self.positions.to(patches.dtype)
-        z = torch.cat((token.expand(len(x), -1, -1), patches), dim=1) + positions
+        z = torch.cat((token.expand(x.shape[0], -1, -1), patches), dim=1) + positions
         return self.run_layers(Stream(z, pixels, time, noisy, condition, []), 0, self.cfg.tap)
 
     def forward_tail(self, stream: Stream, y: Tensor | None) -> Stream:
@@ -509,7 +509,7 @@ class HybViT(nn.Module):
             if y is not None and (y.shape != stream.z.shape[:1] or y.is_floating_point()):
                 raise ValueError(f"y has shape {list(y.shape)}, type {y.dtype}: it must be int64 [{len(stream.z)}] of labels")
             if y is None:
-                y = torch.full((len(stream.z),), self.cfg.num_classes, device=stream.z.device)
+                y = torch.full((stream.z.shape[0],), self.cfg.num_classes, device=stream.z.device)
             stream = replace(stream, z=stream.z + self.label_embedding(y)[:, None].to(stream.z.dtype))
         elif y is not None:
             raise ValueError("y was passed, but this network was built without model.label_conditioning: leave y out")
