@@ -21,8 +21,8 @@ demo: .venv/installed  ## train the digits, evaluate, sample and write a report 
 test: lint types unit  ## lint, types and all tests
 
 lint: .venv/installed  ## ruff: style and format
-	$(BIN)/ruff check src tests benchmarks docs
-	$(BIN)/ruff format --check src tests benchmarks docs
+	$(BIN)/ruff check src tests benchmarks docs examples
+	$(BIN)/ruff format --check src tests benchmarks docs examples
 
 types: .venv/installed  ## mypy
 	$(BIN)/mypy
@@ -34,8 +34,8 @@ quick: .venv/installed  ## pytest without the tests that take more than a second
 	$(PYTEST) -m 'not slow'
 
 format: .venv/installed  ## let ruff rewrite what `make lint` would complain about
-	$(BIN)/ruff check --fix src tests benchmarks docs
-	$(BIN)/ruff format src tests benchmarks docs
+	$(BIN)/ruff check --fix src tests benchmarks docs examples
+	$(BIN)/ruff format src tests benchmarks docs examples
 
 readme: .venv/installed  ## render the figures of README.md and docs/ from results/
 	$(BIN)/python docs/render.py

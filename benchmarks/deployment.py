@@ -2,9 +2,10 @@
 
     python benchmarks/deployment.py [--model fashion-mnist] [--images 10000] [--repeats 9] [--write]
 
-Each form computes the same function of the same weights: eager in fp32 and in bf16 (autocast), torch.compile of both, the program
-of torch.export, onnxruntime in fp32, and onnxruntime with the weights of its products in int8 (dynamic quantization). All run on
-one thread, alternating in one process; a time is the median of the processor time, so that a busy machine matters less.
+Each form computes the same function of the same weights: eager in fp32 and in bf16 (autocast), torch.compile of both, the
+program of torch.export, onnxruntime in fp32, and onnxruntime with the weights of its products in int8 (dynamic quantization).
+All run on one thread, alternating in one process; a time is the median of the processor time, so that a busy machine matters
+less.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def quantized(content: bytes) -> bytes:
         plain, prepared, small = (str(Path(folder) / f"{name}.onnx") for name in ("plain", "prepared", "small"))
         Path(plain).write_bytes(content)
         quant_pre_process(plain, prepared)
-        quantize_dynamic(prepared, small, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"])
+        quantize_dynamic(
+            prepared, small, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
+        )
         return Path(small).read_bytes()
 
 
@@ -96,11 +99,14 @@ def timed(forms: dict[str, Call], graph: Graph, batch: int, args: argparse.Names
     for _ in range(args.repeats):
         for name, form in forms.items():
             taken[name].append(1000 / batch * processor_seconds(lambda form=form: form(*inputs), often[name]))
-    return {name: dict(zip(("low", "median", "high"), statistics.quantiles(values, n=4), strict=True)) for name, values in taken.items()}
+    return {
+        name: dict(zip(("low", "median", "high"), statistics.quantiles(values, n=4), strict=True))
+        for name, values in taken.items()
+    }
 
 
 def outputs(form: Call, inputs: tuple[Tensor, ...]) -> Tensor:
-    """The outputs for all rows, in batches of the size that is timed; the last one overlaps, since a new size would compile anew."""
+    """The outputs for all rows, in batches of a size that is timed; the last overlaps, since a new size would compile anew."""
     n, size, found = len(inputs[0]), BATCHES[-1], list[Tensor]()
     for stop in range(size, n + size, size):
         rows = slice(min(stop, n) - size, min(stop, n))
@@ -121,7 +127,7 @@ def differences(forms: dict[str, Call], graph: Graph) -> dict[str, float]:
 
 @torch.no_grad()
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    subject, started = subject_of(args.model), time.monotonic()
+    subject, started = subject_of(args.model, None), time.monotonic()
     test = subject.data.test.subsample(args.images)
     graphs, rows = graphs_of(subject.model), []
     for name in GRAPHS:

@@ -923,18 +923,16 @@ def deployment() -> str:
     lines = [f"| form | {heads[0]} | {heads[1]} | accuracy | {heads[2]} | {heads[3]} | x_0 off by |", f"|{'---|' * 7}"]
     for form in dict.fromkeys(row["form"] for row in record["rows"]):
         classifier, denoiser = rows["classifier", form], rows["denoiser", form]
-        times = [
-            [f"{row['milliseconds'][batch]['median']:.3g}" for batch in batches] for row in (classifier, denoiser)
-        ]
+        times = [[f"{row['milliseconds'][batch]['median']:.3g}" for batch in batches] for row in (classifier, denoiser)]
         cells = [*times[0], f"{100 * classifier['accuracy']:.2f} %", *times[1], f"{denoiser['difference']:.2g}"]
         lines.append(f"| {form} | {' | '.join(cells)} |")
     facts = record["environment"]
     lines += [
         "",
-        f"Milliseconds of processor time per image on one thread ({facts['device']}), medians of {record['repeats']} alternating "
-        f"repeats. Model `{record['model']}`, accuracy on {record['images']:,} test images. The last column is the root mean "
-        f"square difference from eager fp32 in gray levels of 255. Seed {record['seed']}, torch {facts['torch']}, onnxruntime "
-        f"{facts['onnxruntime']} (`{record['command']}`).",
+        f"Milliseconds of processor time per image on one thread ({facts['device']}), medians of {record['repeats']} "
+        f"alternating repeats. Model `{record['model']}`, accuracy on {record['images']:,} test images. The last column is the "
+        f"root mean square difference from eager fp32 in gray levels of 255. Seed {record['seed']}, torch {facts['torch']}, "
+        f"onnxruntime {facts['onnxruntime']} (`{record['command']}`).",
     ]
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """Sample with numpy and onnxruntime alone.
 
-    hybvit export fashion-mnist --out exported && python examples/sample_onnx.py exported samples.npy
+hybvit export fashion-mnist --out exported && python examples/sample_onnx.py exported samples.npy
 """
 
 import json

@@ -106,7 +106,11 @@ def chromium(folder: Path, *options: str) -> Iterator[Browser]:
 
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={folder}"]
     process = subprocess.Popen(
-        [*command, *options], close_fds=False, preexec_fn=as_three_and_four, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, *options],
+        close_fds=False,
+        preexec_fn=as_three_and_four,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     os.close(theirs_in)
     os.close(theirs_out)
@@ -118,7 +122,7 @@ def chromium(folder: Path, *options: str) -> Iterator[Browser]:
 
 
 WAIT = """new Promise((done) => { const look = () =>
-  document.getElementById("status").textContent.startsWith("64 digits") ? done(true) : setTimeout(look, 50); look(); })"""
+  document.getElementById("status")?.textContent.startsWith("64 digits") ? done(true) : setTimeout(look, 50); look(); })"""
 
 
 def stroke(browser: Browser, *points: tuple[int, int]) -> None:

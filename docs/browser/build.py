@@ -1,6 +1,6 @@
 """Put beside the page what it needs: the digits model as graphs, and onnxruntime-web, which npm fetches.
 
-    python docs/browser/build.py && python -m http.server --directory docs/browser
+python docs/browser/build.py && python -m http.server --directory docs/browser
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class NoisyClassifier(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """x_t [B, C, H, W] at t int64 [B], and labels y int64 [B] for a network that takes them -> the predicted x_0, not clipped."""
+    """x_t [B, C, H, W] at t int64 [B], with labels y int64 [B] if the network takes them -> the predicted x_0, not clipped."""
 
     def __init__(self, net: Any, diffusion: Diffusion, target: Target) -> None:
         super().__init__()
