@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -22,13 +21,12 @@ from typing import Any
 
 import onnxruntime
 import torch
-from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
 from torch import Tensor
 
 from hybvit.data.image_set import to_x
 from hybvit.devices import autocast, environment, keep_freed_memory
 from hybvit.evaluation.subject import subject_of
-from hybvit.export.folder import onnx_file, trace
+from hybvit.export.folder import onnx_file, quantized, trace
 from hybvit.export.graphs import Graph, graphs_of
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -59,18 +57,6 @@ def forms_of(graph: Graph) -> dict[str, Call]:
         "onnxruntime fp32": in_onnxruntime(content),
         "onnxruntime int8": in_onnxruntime(quantized(content)),
     }
-
-
-def quantized(content: bytes) -> bytes:
-    """An ONNX file with the weights of its matrix products in int8, a scale for each channel."""
-    with tempfile.TemporaryDirectory() as folder:
-        plain, prepared, small = (str(Path(folder) / f"{name}.onnx") for name in ("plain", "prepared", "small"))
-        Path(plain).write_bytes(content)
-        quant_pre_process(plain, prepared)
-        quantize_dynamic(
-            prepared, small, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
-        )
-        return Path(small).read_bytes()
 
 
 def in_onnxruntime(content: bytes) -> Call:

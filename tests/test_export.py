@@ -18,7 +18,7 @@ from hybvit import hub
 from hybvit.config import override
 from hybvit.data.image_set import to_x
 from hybvit.export import folder as exporting
-from hybvit.export.folder import export_graphs, open_graph, trace
+from hybvit.export.folder import export_graphs, open_graph, quantized, trace
 from hybvit.export.graphs import graphs_of, left_out
 from hybvit.model import HybridModel, run_to_pixels
 from hybvit.networks import build_network
@@ -81,6 +81,16 @@ def test_onnx_graphs_answer_as_the_model(fashion, in_onnx):
         "classifier.onnx", "denoiser.onnx", "manifest.json", "model.json", "noisy_classifier.onnx",
     ]  # fmt: skip
     assert_equal_for_any_batch(fashion, in_onnx, "onnx")
+
+
+@pytest.mark.slow
+def test_products_in_int8_change_the_answers_a_little(fashion, in_onnx):
+    content = quantized((in_onnx / "classifier.onnx").read_bytes())
+    x = graphs_of(fashion)["classifier"].examples(20)
+    expected = answers(fashion, "classifier", x)
+    off = (open_graph(content, "onnx")(*x) - expected).abs().max()
+    assert b"MatMulInteger" in content
+    assert 1e-4 < off < 0.1 * expected.std()
 
 
 SMALL = {"dim": 16, "depth": 2, "heads": 2}
@@ -209,6 +219,7 @@ def test_safetensors_are_what_hybvit_loads(tiny_run, tmp_path):
     ("words", "message"),
     [
         (["--format", "onnx"], "format onnx needs onnxscript: pip install 'hybvit[export]'"),
+        (["--format", "torch", "--int8"], "--int8 is for --format onnx, not for torch"),
         (["--format", "tflite"], "invalid choice: 'tflite'"),
         (["--format", "torch", "--out", "{run}"], "exists and holds no exported graphs; choose another folder"),
         (["--format", "torch", "--out", str(hub.BUNDLED / "digits")], "exists and holds no exported graphs"),
