@@ -71,8 +71,8 @@ def test_every_suite_measures_what_it_says(tiny_run, tmp_path):
     assert record["left_out"] == {}
     families = {name.split("/")[0] for name in record["metrics"]}
     assert families == {
-        "test", "calibration", "doubt", "ood", "robustness", "certified", "corruptions", "readings", "likelihood", "fidelity",
-        "judge", "samples", "quality", "speed",
+        "test", "calibration", "doubt", "probe", "ood", "robustness", "certified", "corruptions", "readings", "likelihood",
+        "fidelity", "judge", "samples", "quality", "speed",
     }  # fmt: skip
     for name, metric in record["metrics"].items():
         assert meaning(name), f"{name} is not explained"

@@ -179,6 +179,8 @@ class OptimConfig:
         drop: factor at a milestone.
         nesterov: use Nesterov momentum, for sgd.
         clip: bound on the global gradient norm; 0 for none.
+        freeze: train only the weights with a row per class: the linear map of the label read-out, and the label embedding. All
+            others stay as they are (`hybvit finetune --freeze`).
     """
 
     name: Literal["adamw", "sgd", "muon"] = "adamw"
@@ -194,6 +196,7 @@ class OptimConfig:
     drop: float = 0.2
     nesterov: bool = False
     clip: float = 1.0
+    freeze: bool = False
 
 
 @dataclass(frozen=True)
@@ -430,6 +433,8 @@ def _check_network(cfg: Config) -> None:
         )
     if cfg.optim.name == "muon" and network != "vit":
         raise ConfigError(f"optim.name is muon: it is for the layers of a vit, not for a {network}")
+    if cfg.optim.freeze and (network != "vit" or cfg.objective.kind not in ("vit", "hybvit")):
+        raise ConfigError("optim.freeze is for network.name vit with objective.kind vit or hybvit, whose classes it trains")
     if cfg.model.label_conditioning and network != "vit":
         raise ConfigError(f"model.label_conditioning is for network.name vit, not for a {network}")
 

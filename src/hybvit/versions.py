@@ -46,6 +46,9 @@ ADDED: dict[str, Any] = {  # fields that 0.1.0 did not have -> what it did with 
 }
 
 
+LAST_WITHOUT = {"optim.freeze": "0.2.0.dev0"}  # newer fields -> the last version without them, which did what their defaults do
+
+
 class Loader(yaml.SafeLoader):
     """YAML in which a key may occur once, since of two the last would win, and without aliases, with which a few lines hold
     millions of values."""
@@ -81,6 +84,10 @@ def migrate(content: dict[Any, Any], fields: Mapping[str, Collection[str]]) -> d
     written_by = content.pop(KEY, FIRST)
     if _order(written_by) > _order(__version__):
         raise ConfigError(f"written by hybvit {written_by}, this is {__version__}: install the newer version")
+    fields = {
+        group: [leaf for leaf in names if _order(LAST_WITHOUT.get(f"{group}.{leaf}", "0.0.0")) < _order(written_by)]
+        for group, names in fields.items()
+    }
     groups = {group: _group(content, group, fields) for group in content}
     for group, found in groups.items():
         for leaf in found:

@@ -18,6 +18,7 @@ from .output import guarded, plain_warnings
 
 COMMANDS = {
     "train": "train a preset, or resume an interrupted run",
+    "finetune": "train a model further on your images, with their classes",
     "sample": "generate images, as one grid or as single files",
     "classify": "classify image files, with an in-distribution score",
     "calibrate": "let a model know how sure it may be, from images that it was not trained on",
@@ -33,6 +34,7 @@ COMMANDS = {
 }
 WRITES_FILES = (
     "train",
+    "finetune",
     "calibrate",
     "evaluate",
     "export",
@@ -93,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise leaving
         if out.lost is None or not goes_on:
             return code
-        done = isinstance(out.lost, BrokenPipeError) and command == "train"
+        done = isinstance(out.lost, BrokenPipeError) and command in ("train", "finetune")
         print(f"hybvit: {out.message()}; the work went on without it", file=sys.stderr)
         return code if code or done else 3
 

@@ -41,12 +41,16 @@ def main(arguments: list[str]) -> None:
         cfg = override(cfg, objective={"kind": args.objective})
     if args.data:
         cfg = replace(cfg, data=locate(cfg.data, args.data))
+    run(cfg, fields, args.out or Path("runs") / (args.preset + (f"-{args.objective}" if args.objective else "")), args.data)
+
+
+def run(cfg: Config, fields: list[str], out: Path, data: str | None) -> None:
+    """Train, with a warning for each of the ``fields`` on the command line that does nothing, and say what to do next."""
     for line in without_effect(cfg, fields_in(fields)) if is_first() else ():
         say_at_once(f"warning: {line}")
-    out = args.out or Path("runs") / (args.preset + (f"-{args.objective}" if args.objective else ""))
     train(cfg, out)
-    places = {"--data": args.data, "--data.test_root": cfg.data.test_root}  # a run does not record where its data are
+    places = {"--data": data, "--data.test_root": cfg.data.test_root}  # a run does not record where its data are
     own = "".join(f" {option} {shlex.quote(place)}" for option, place in places.items() if place)
-    run = shlex.quote(str(out))
+    folder = shlex.quote(str(out))
     if is_first():
-        print(f"{out}: done; next: hybvit evaluate {run}{own} --report, hybvit sample {run}")
+        print(f"{out}: done; next: hybvit evaluate {folder}{own} --report, hybvit sample {folder}")

@@ -46,6 +46,8 @@ MEANINGS: tuple[tuple[str, str], ...] = (
     (r"doubt/abstain_above_\d+_risk", "share of wrong answers among these; at most the risk in its name"),
     (r"doubt/coverage_", "share of conformal sets with the true class; close to the coverage (in %) in its name"),
     (r"doubt/set_size_", "mean number of classes in these sets; lower is better"),
+    (r"probe/linear", "accuracy of a logistic regression on the features of the training images; higher is better"),
+    (r"probe/knn", "accuracy of the majority of the 20 nearest training images, by features; higher is better"),
     (r"ood/.*/auroc", "probability that a test image scores above an image of this set; 0.5 is chance, higher is better"),
     (r"ood/.*/aupr", "area under the precision-recall curve, test images as positives; higher is better"),
     (r"ood/.*/fpr95", "share of this set accepted at the threshold that accepts 95 % of test images; lower is better"),

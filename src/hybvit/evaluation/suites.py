@@ -30,6 +30,7 @@ from ..evaluation import (
     fidelity,
     likelihood,
     ood,
+    probe,
     quality,
     readings,
     robustness,
@@ -53,6 +54,7 @@ SUITES: dict[str, Suite] = {
         frozenset({"classes", "labels"}),
         doubt.run,
     ),
+    "probe": Suite("Features", "What a simple classifier makes of the features", frozenset({"classes", "labels"}), probe.run),
     "ood": Suite(
         "Out-of-distribution detection", "Whether the model recognizes images unlike its training data", frozenset(), ood.run
     ),

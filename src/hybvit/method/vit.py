@@ -108,7 +108,11 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
             q, k = self.rope(q), self.rope(k)
-        return self.out(attend(q, k, v).transpose(1, 2).reshape(b, n, d))
+        return self.out(self.attend(q, k, v).transpose(1, 2).reshape(b, n, d))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What a subclass may compute in another way, such as step by step."""
+        return attend(q, k, v)
 
 
 class AxialRoPE(nn.Module):

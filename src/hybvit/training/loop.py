@@ -108,6 +108,8 @@ def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one pl
         prepare(net, cfg, data)
     if start is not None:
         load_init_weights(start, net, say)
+    if cfg.optim.freeze:
+        freeze(net)
     net = net.to(device)
     ema = HybridModel(build_network(cfg), cfg, device)
     ema.trained_on = run.trained_on
@@ -296,6 +298,12 @@ def load_init_weights(start: HybridModel, net: Network, say: Callable[[str], Non
             found[name] = own[name]
             say(f"{name} is reinitialized: the model of train.init has other classes")
     checkpoint.load_strictly(net, found, Path("train.init"))
+
+
+def freeze(net: Network) -> None:
+    """Let only the weights with a row per class be trained (``optim.freeze``)."""
+    for name, weight in net.named_parameters():
+        weight.requires_grad_(name.startswith(OF_CLASSES))
 
 
 def prepare(net: JEM, cfg: Config, data: Dataset) -> None:

@@ -20,15 +20,15 @@ RELATIVE_RATE = "relative_lr"  # of a parameter group: its learning rate as a mu
 
 
 def build_optimizers(net: Network, cfg: OptimConfig) -> list[torch.optim.Optimizer]:
-    """One optimizer of all weights; for muon a second one, of the matrices inside the layers of the ViT.
+    """One optimizer of all weights that are not frozen; for muon a second one, of the matrices inside the layers of the ViT.
 
     Muon's update is the orthogonal matrix U V^T times sqrt(max(1, rows/columns)) (Jordan et al. 2024), with ``muon_lr``.
     PyTorch decays weights by lr * weight_decay; Muon's weight_decay is scaled so that all weights decay by
     ``cfg.lr * cfg.weight_decay`` at the peak.
     """
-    matrices = matrices_of_layers(net) if cfg.name == "muon" else []
+    matrices = [p for p in matrices_of_layers(net) if p.requires_grad] if cfg.name == "muon" else []
     apart = set(map(id, matrices))
-    others = [p for p in net.parameters() if id(p) not in apart]
+    others = [p for p in net.parameters() if p.requires_grad and id(p) not in apart]
     if cfg.name == "sgd":
         momentum, nesterov = cfg.beta1, cfg.nesterov
         return [torch.optim.SGD(others, lr=cfg.lr, momentum=momentum, weight_decay=cfg.weight_decay, nesterov=nesterov)]

@@ -1,0 +1,227 @@
+"""The denoisers of hybvit as a pipeline of diffusers, which runs with the schedulers of diffusers:
+
+    from hybvit.integrations.diffusers_pipeline import HybViTPipeline
+    pipe = HybViTPipeline.from_hybrid(hybvit.load("fashion-mnist"))
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    images = pipe(batch_size=16, class_labels=9, num_inference_steps=20).images
+
+diffusers counts times 0..T-1 where hybvit counts 1..T. Whatever target a network was trained for, its component predicts v
+(Salimans & Ho 2022), which every scheduler takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from ..config import DiffusionConfig
+from ..errors import CheckpointError, ConfigError
+from ..method.diffusion import Target
+from ..method.vit import HybViT, ViTConfig
+from ..model import HybridModel
+
+try:
+    from diffusers import ConfigMixin, DiffusionPipeline, DPMSolverMultistepScheduler, ModelMixin, SchedulerMixin
+    from diffusers.configuration_utils import register_to_config
+    from diffusers.models.unets.unet_2d import UNet2DOutput
+    from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+    from diffusers.utils.torch_utils import randn_tensor
+except ImportError:
+    raise ConfigError("a pipeline of diffusers needs diffusers: pip install 'hybvit[baselines]'") from None
+
+OUTPUTS = ("pil", "np", "pt")
+
+
+class HybViTDenoiser(ModelMixin, ConfigMixin):
+    """The network of a model, as a component of a pipeline.
+
+    Args:
+        vit: the fields of :class:`hybvit.ViTConfig`.
+        target: what the pixel read-out was trained for: eps, x0, v or flow.
+        schedule: the forward process: cosine, linear or flow.
+        steps: T.
+
+    Raises:
+        ValueError: a field is unknown or out of range.
+    """
+
+    @register_to_config
+    def __init__(self, vit: dict[str, Any], target: str, schedule: str, steps: int) -> None:
+        super().__init__()
+        unknown = vit.keys() - {field.name for field in dataclasses.fields(ViTConfig)}
+        if unknown or target not in get_args(Target):
+            raise ValueError(f"vit has unknown fields {sorted(unknown)}, or target {target!r} is none of {get_args(Target)}")
+        self.net = HybViT(ViTConfig(**vit))
+        self.diffusion = DiffusionConfig(schedule, steps).build()  # type: ignore[arg-type]
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """Predict v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0.
+
+        Args:
+            sample: x_t, float [B, C, H, W].
+            timestep: t - 1, in 0..T-1, one for all or [B]; between two times the nearer one is taken.
+            class_labels: int64 [B] for a network with ``label_conditioning``, where K means unconditional.
+        """
+        x_t, t = sample, self.times(timestep, sample)
+        prediction = self.net.denoise(x_t, t, class_labels)
+        v = (
+            prediction
+            if self.config.target == "v"
+            else self.v_of(self.diffusion.to_x0(self.config.target, prediction, x_t, t), x_t, t)
+        )
+        return UNet2DOutput(sample=v) if return_dict else (v,)
+
+    def times(self, timestep: Tensor | float, sample: Tensor) -> Tensor:
+        """t int64 [B] in 1..T."""
+        return (torch.as_tensor(timestep, device=sample.device).round().long() + 1).expand(len(sample))
+
+    def v_of(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The v that means this x_0."""
+        return self.diffusion.velocity(x0, t, self.diffusion.predict_eps(x_t, t, x0))
+
+    def clip(self, v: Tensor, sample: Tensor, timestep: Tensor | float) -> Tensor:
+        """The v whose x_0 is clipped to [-1, 1], as hybvit's samplers clip it at every step."""
+        t = self.times(timestep, sample)
+        return self.v_of(self.diffusion.to_x0("v", v, sample, t).clamp(-1, 1), sample, t)
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **options: Any) -> HybViTDenoiser:
+        """Read what ``save_pretrained`` wrote; safetensors only.
+
+        Raises:
+            CheckpointError: a weight is missing or unexpected, or has another shape, which diffusers itself would let pass.
+        """
+        found, info = super().from_pretrained(source, **options | {"use_safetensors": True, "output_loading_info": True})
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+            if info[problem]:
+                raise CheckpointError(f"{source}: {problem.replace('_', ' ')}: {next(iter(info[problem]))}")
+        return found
+
+
+class HybViTPipeline(DiffusionPipeline):
+    """Images from noise, by a denoiser of hybvit and a scheduler of diffusers.
+
+    Args:
+        denoiser: the network.
+        scheduler: any that takes v_prediction, for the same forward process. :meth:`from_hybrid` makes one, and
+            ``SCHEDULER.from_config(pipe.scheduler.config)`` another one of the same process.
+    """
+
+    model_cpu_offload_seq = "denoiser"
+
+    def __init__(self, denoiser: HybViTDenoiser, scheduler: SchedulerMixin) -> None:
+        super().__init__()
+        self.register_modules(denoiser=denoiser, scheduler=scheduler)
+
+    @classmethod
+    def from_hybrid(cls, model: HybridModel) -> HybViTPipeline:
+        """A pipeline with a copy of a model's weights on its device, and DPM-Solver++(2M), its default sampler.
+
+        Raises:
+            ConfigError: its network is no HybViT, or was not trained to denoise.
+        """
+        if not isinstance(model.net, HybViT) or not model.has_denoiser:
+            raise ConfigError("only a HybViT that was trained to denoise makes a pipeline of diffusers")
+        cfg = model.cfg
+        vit, target = dataclasses.asdict(cfg.model), cfg.objective.target
+        denoiser = HybViTDenoiser(vit=vit, target=target, schedule=cfg.diffusion.schedule, steps=cfg.diffusion.steps)
+        denoiser.net.load_state_dict(model.net.state_dict())
+        scheduler = DPMSolverMultistepScheduler(
+            num_train_timesteps=model.diffusion.T,
+            trained_betas=model.diffusion.beta[1:].tolist(),
+            prediction_type="v_prediction",
+            timestep_spacing="trailing",
+        )
+        return cls(denoiser.eval().to(model.device), scheduler)
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **options: Any) -> HybViTPipeline:
+        """Read what ``save_pretrained`` wrote; safetensors only, strictly.
+
+        Raises:
+            CheckpointError: a weight is missing or unexpected, or has another shape.
+        """
+        return super().from_pretrained(source, **options | {"use_safetensors": True})
+
+    @torch.no_grad()
+    def __call__(  # noqa: PLR0913  the names are those of diffusers
+        self,
+        batch_size: int = 1,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 20,
+        timesteps: Sequence[int] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        clip_sample: bool = True,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Generate ``batch_size`` images.
+
+        Args:
+            class_labels: the class of each image, or one for all, for a network with ``label_conditioning``; None means
+                unconditional.
+            guidance_scale: of classifier-free guidance: 1 is none, 1 + w is the ``guidance`` w of :meth:`HybridModel.sample`.
+            timesteps: the times t - 1, in place of ``num_inference_steps``, for a scheduler that takes them.
+            generator: of the noise; a list has one for each image.
+            clip_sample: whether to clip the predicted image to [-1, 1] at every step.
+            output_type: pil, np (float [B, H, W, C] in [0, 1]) or pt (float [B, C, H, W] in [0, 1]).
+
+        Raises:
+            ValueError: an argument is out of range, or there are labels and the network takes none, or guidance without labels.
+        """
+        vit, device = self.denoiser.net.cfg, self._execution_device
+        labels = self._labels(class_labels, batch_size, guidance_scale)
+        if output_type not in OUTPUTS:
+            raise ValueError(f"output_type is {output_type!r}: it must be {', '.join(OUTPUTS)}")
+        if timesteps is None:
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
+        elif "timesteps" in inspect.signature(self.scheduler.set_timesteps).parameters:
+            self.scheduler.set_timesteps(timesteps=list(timesteps), device=device)
+        else:
+            raise ValueError(f"timesteps are given, but a {type(self.scheduler).__name__} takes none: leave them out")
+        noise = randn_tensor((batch_size, *vit.image_shape), generator, device, self.denoiser.dtype)
+        image = noise * self.scheduler.init_noise_sigma
+        takes = inspect.signature(self.scheduler.step).parameters
+        extra = {"generator": generator} if "generator" in takes else {}
+        for t in self.progress_bar(self.scheduler.timesteps):
+            x_t = self.scheduler.scale_model_input(image, t)
+            v = self.denoiser(x_t, t, labels).sample
+            if guidance_scale != 1:
+                uncond = self.denoiser(x_t, t).sample
+                v = uncond + guidance_scale * (v - uncond)
+            v = self.denoiser.clip(v, x_t, t) if clip_sample else v
+            image = self.scheduler.step(v, t, image, **extra).prev_sample
+        self.maybe_free_model_hooks()
+        images: Any = (image / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            images = images.cpu().permute(0, 2, 3, 1).float().numpy()
+        if output_type == "pil":
+            images = self.numpy_to_pil(images)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _labels(self, given: int | Sequence[int] | Tensor | None, number: int, guidance_scale: float) -> Tensor | None:
+        """int64 [number]; arguments and errors are those of :meth:`__call__`."""
+        vit = self.denoiser.net.cfg
+        if number < 1:
+            raise ValueError(f"batch_size is {number}: it must be at least 1")
+        if given is None:
+            if guidance_scale != 1:
+                raise ValueError(f"guidance_scale is {guidance_scale}: guidance needs class_labels")
+            return None
+        if not vit.label_conditioning:
+            raise ValueError("class_labels are given, but this denoiser was not trained with labels: leave them out")
+        labels = torch.as_tensor(given, device=self._execution_device)
+        if labels.is_floating_point() or labels.shape not in ((), (number,)):
+            raise ValueError(f"class_labels are {labels.dtype} {list(labels.shape)}: give one whole number, or {number}")
+        if not bool(((labels >= 0) & (labels < vit.num_classes)).all()):
+            raise ValueError(f"class_labels must be in 0..{vit.num_classes - 1}")
+        return labels.long().expand(number)

@@ -1,0 +1,158 @@
+"""Fine-tuning: new classes on a model's weights, all of them or only those of the classes; and probes of its features."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+
+import hybvit
+from hybvit.checkpoint import read_tensors
+from hybvit.config import load_config, override, to_yaml
+from hybvit.errors import ConfigError
+from hybvit.hub import bundled
+from hybvit.metrics.probe import linear_probe, nearest_neighbors
+from hybvit.networks import build_network
+from hybvit.presets import preset
+from hybvit.training.finetune import finetuning
+from hybvit.training.loop import OF_CLASSES, freeze
+from hybvit.training.optim import build_optimizers
+
+from .conftest import hybvit as command
+
+SHORT = ("--steps=10", "--train.checkpoint_every=5", "--train.preview_every=0", "--train.log_every=5", "--train.batch_size=4")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Dark and light images, of two new classes."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    for name, shade in (("dark", 20), ("light", 220)):
+        (folder / name).mkdir(parents=True)
+        for i in range(12):
+            Image.new("RGB", (20 + i, 16), (shade + i,) * 3).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def frozen(tiny_run, photos, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "frozen"
+    done = command("finetune", tiny_run, "--data", photos, "--freeze", "--out", out, *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert f"next: hybvit evaluate {out} --data {photos} --report" in done.stdout
+    return out
+
+
+def test_a_frozen_network_keeps_all_weights_but_those_of_the_classes(tiny_run, frozen):
+    before, cfg = hybvit.load(tiny_run, "cpu").net.state_dict(), load_config(frozen / "config.yaml")
+    assert (cfg.optim.freeze, cfg.train.init, cfg.data.classes) == (True, str(tiny_run), ("dark", "light"))
+    start, end = (frozen / "checkpoints" / f"step-{step:08d}" for step in (5, 10))
+    for name in ("network", "ema"):
+        first, last = (read_tensors(folder / f"{name}.safetensors") for folder in (start, end))
+        for key, weight in last.items():
+            assert torch.equal(weight, first[key]) == (not key.startswith(OF_CLASSES)), (name, key)
+            assert key.startswith(OF_CLASSES) or torch.equal(weight, before[key]), (name, key)
+    assert hybvit.load(frozen, "cpu").net.state_dict()["class_readout.1.weight"].shape == (2, 16)
+
+
+def test_a_frozen_run_resumes_to_the_same_bits(frozen, tiny_run, photos, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(frozen, again)
+    shutil.rmtree(again / "checkpoints" / "step-00000010")
+    done = command("finetune", tiny_run, "--data", photos, "--freeze", "--out", again, *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step 5 of 10 steps" in done.stdout
+    expected = hybvit.load(frozen, "cpu").net.state_dict()
+    for name, weight in hybvit.load(again, "cpu").net.state_dict().items():
+        assert torch.equal(weight, expected[name]), name
+
+
+@pytest.mark.slow
+def test_the_result_is_a_run_like_any_other(tiny_run, photos, tmp_path):
+    out = tmp_path / "whole"
+    options = ("--optim.lr", "0.01", "--optim.beta2=0.9")
+    done = command("finetune", tiny_run, "--data", photos, "--out", out, *SHORT, "--steps=40", *options)
+    assert done.returncode == 0, done.stderr
+    model = hybvit.load(out, "cpu")
+    before = hybvit.load(tiny_run, "cpu").net.state_dict()
+    changed = {
+        name for name, weight in model.net.state_dict().items() if name not in before or not torch.equal(weight, before[name])
+    }
+    assert {"patch_embedding.weight", "layers.0.attention.qkv.weight", "class_readout.1.weight"} <= changed
+    assert model.sample(2, steps=2).shape == (2, 1, 8, 8)
+    classified = command("classify", out, photos / "dark" / "0.png", photos / "light" / "0.png")
+    assert [line.split()[1] for line in classified.stdout.splitlines() if ".png" in line] == ["dark", "light"], classified
+    judged = command("evaluate", out, "--data", photos, "--suites", "accuracy,probe")
+    assert judged.returncode == 0, judged.stderr
+    assert "probe/linear_accuracy" in judged.stdout
+    assert "probe/knn_accuracy" in judged.stdout
+
+
+def test_what_cannot_be_fine_tuned_is_refused(tiny_run, photos, tmp_path):
+    for words, said in (
+        ((tiny_run,), "--data"),
+        ((tiny_run, "--data", photos, "--freeze", "--objective", "genvit"), "optim.freeze is for network.name vit"),
+        ((tiny_run, "--data", photos, "--model.dim", "32"), "its model.dim is 16, this run's 32"),
+        ((tmp_path / "none", "--data", photos), "no such folder"),
+    ):
+        done = command("finetune", *words, "--out", tmp_path / "out")
+        assert done.returncode in (2, 3, 5)
+        assert said in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", bundled())
+def test_nothing_more_needs_to_be_chosen(name):
+    model = hybvit.load(name, "cpu")
+    cfg = finetuning(model.cfg, name)
+    assert cfg.model == model.cfg.model
+    assert (cfg.data.name, cfg.data.classes, cfg.train.init) == ("folder", (), name)
+    assert (cfg.objective.alpha, cfg.objective.alpha_end) == ({"digits": 5.0, "fashion-mnist": 0.5}[name], None)
+    assert finetuning(model.cfg, name, freeze=True).optim.lr == model.cfg.optim.lr > cfg.optim.lr
+
+
+def test_the_optimizers_take_what_is_not_frozen():
+    cfg = preset("fashion_mnist_v2")
+    net = build_network(override(cfg, model={"dim": 32, "depth": 2, "class_depth": 1}))
+    adamw, muon = build_optimizers(net, cfg.optim)
+    assert sum(len(group["params"]) for group in (*adamw.param_groups, *muon.param_groups)) == len(list(net.parameters()))
+    freeze(net)
+    (adamw,) = build_optimizers(net, cfg.optim)
+    names = {id(weight): name for name, weight in net.named_parameters()}
+    assert [names[id(weight)] for weight in adamw.param_groups[0]["params"]] == [
+        "label_embedding.weight", "class_readout.1.weight", "class_readout.1.bias",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"optim\.freeze"):
+        override(preset("cifar10_wrn28_10"), optim={"freeze": True})
+
+
+def test_a_configuration_from_before_there_was_freezing_is_read(tmp_path):
+    text, path = to_yaml(preset("digits")), tmp_path / "config.yaml"
+    older = text.replace(f"hybvit: {hybvit.__version__}\n", "hybvit: 0.2.0.dev0\n")
+    path.write_text(older.replace("  freeze: false\n", ""))
+    assert load_config(path) == preset("digits")
+    for damaged, said in ((text.replace("  freeze: false\n", ""), "is missing"), (older, "unknown field")):
+        path.write_text(damaged)
+        with pytest.raises(ConfigError, match=rf"{said}.*optim\.freeze|optim\.freeze {said}|{said} optim\.freeze"):
+            load_config(path)
+
+
+def test_probes_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 90)
+    features = (rng.normal(size=(90, 5)) + 1.2 * np.eye(5)[labels]).astype(np.float32) * [1, 1, 1, 100, 0.01]
+    train, test = features[:60].astype(np.float32), features[60:].astype(np.float32)
+    mean, std = train.astype(np.float64).mean(axis=0), train.astype(np.float64).std(axis=0)
+    fitted = LogisticRegression(max_iter=1000).fit((train - mean) / std, labels[:60])
+    given = torch.from_numpy(train), torch.from_numpy(labels[:60]), torch.from_numpy(test)
+    assert linear_probe(*given).tolist() == fitted.predict((test - mean) / std).tolist()
+    units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (train, test)]
+    neighbors = KNeighborsClassifier(7).fit(units[0], labels[:60])
+    assert nearest_neighbors(*given, k=7).tolist() == neighbors.predict(units[1]).tolist()
+    assert nearest_neighbors(*(part[:5] for part in given)).tolist() == [given[1][:5].mode().values.item()] * 5
