@@ -30,7 +30,7 @@ FLOORS: list[tuple[str, list[list[tuple[str, str, int, int]]]]] = [
         "work",
         [
             [("reproduce", "the paper's tables", TRUNK, WIDE)],
-            [("evaluation", "every number", TRUNK, WIDE)],
+            [("evaluation", "every number", TRUNK, WIDE), ("integrations", "timm, diffusers", LEFT - 60, WIDE)],
             [("training", "the loop", TRUNK, WIDE), ("export", "for others", LANE - 30, NARROW)],
         ],
     ),
@@ -70,7 +70,8 @@ LEFT_OUT = {"__init__", "__main__"}  # the public names, and a call of cli: both
 BENDS = {
     ("cli", "export"): ("left", f"H{LANE - 30}"),
     ("export", "model"): ("down", "side"),
-    ("reproduce", "presets"): ("left", f"H{LEFT}"),
+    ("reproduce", "presets"): ("left", f"H{LEFT + 21}"),
+    ("integrations", "model"): ("down", "side"),
     ("presets", "config"): ("down", "side"),
     ("baselines", "metrics"): ("left", f"H{LANE}"),
     ("model", "hub"): ("right", f"H{RIGHT}"),

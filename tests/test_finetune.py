@@ -26,7 +26,14 @@ from hybvit.training.optim import build_optimizers
 
 from .conftest import hybvit as command
 
-SHORT = ("--steps=10", "--train.checkpoint_every=5", "--train.preview_every=0", "--train.log_every=5", "--train.batch_size=4")
+SHORT = (
+    "--steps=10",
+    "--train.checkpoint_every=5",
+    "--train.preview_every=0",
+    "--train.log_every=5",
+    "--train.batch_size=4",
+    "--train.labelled_batch_size=4",
+)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +121,8 @@ def test_nothing_more_needs_to_be_chosen(name):
     assert cfg.model == model.cfg.model
     assert (cfg.data.name, cfg.data.classes, cfg.train.init) == ("folder", (), name)
     assert (cfg.objective.alpha, cfg.objective.alpha_end) == ({"digits": 5.0, "fashion-mnist": 0.5}[name], None)
-    assert finetuning(model.cfg, name, freeze=True).optim.lr == model.cfg.optim.lr > cfg.optim.lr
+    assert (cfg.train.batch_size, cfg.train.labelled_batch_size) == (64, 64)
+    assert cfg.optim.lr == model.cfg.optim.lr == finetuning(model.cfg, name, freeze=True).optim.lr / 10
 
 
 def test_the_optimizers_take_what_is_not_frozen():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import timm
@@ -210,3 +212,13 @@ def test_the_optimizers_of_timm_know_the_layers():
     assert scale["class_readout.1.weight"] == 1.0
     assert groups[id(model.positions)]["weight_decay"] == groups[id(model.class_token)]["weight_decay"] == 0
     assert groups[id(model.patch_embedding.weight)]["weight_decay"] == 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["timm", "diffusers"])
+def test_the_code_of_the_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parent.parent / "docs" / f"{page}.md").read_text(encoding="utf-8").replace("=20", "=2")
+    names: dict = {}
+    exec("".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
+    assert {"timm": names.get("maps"), "diffusers": names.get("again")}[page]
