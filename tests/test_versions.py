@@ -79,17 +79,19 @@ def test_the_version_is_one_that_there_was(tmp_path, version):
 
 def test_a_configuration_of_this_version_does_not_pass_for_an_older_one(tmp_path):
     rest = TEXTS["now"].split("\n", 1)[1]
-    for text in (rest, f"hybvit: 0.1.0\n{rest}"):
-        with pytest.raises(ConfigError, match=r"model\.norm is missing"):
-            load(text, tmp_path)
+    without = rest.replace("  freeze: false\n", "")
+    for text, reason in ((rest, r"unknown field optim\.freeze"), (without, r"model\.norm is missing")):
+        for first in ("", "hybvit: 0.1.0\n"):
+            with pytest.raises(ConfigError, match=reason):
+                load(first + text, tmp_path)
     older = f"hybvit: {hybvit.__version__}\n{TEXTS['0.1.0']}"
     with pytest.raises(ConfigError, match=r"data\.split is missing"):
         load(older, tmp_path)
     with pytest.raises(ConfigError, match=r"model\.norm"):
         load(
-            older.replace("\ndata:\n", "\ndata:\n  split: hash\n  bits: null\n  fingerprint: ''\n").replace(
-                "\ntrain:\n", "\ntrain:\n  accumulate: 1\n  recompute: false\n  parallel: auto\n"
-            ),
+            older.replace("\ndata:\n", "\ndata:\n  split: hash\n  bits: null\n  fingerprint: ''\n")
+            .replace("\noptim:\n", "\noptim:\n  freeze: false\n")
+            .replace("\ntrain:\n", "\ntrain:\n  accumulate: 1\n  recompute: false\n  parallel: auto\n"),
             tmp_path,
         )
 

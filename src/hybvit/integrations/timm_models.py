@@ -19,7 +19,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import global_pool_nlc, resample_abs_pos_embed, use_fused_attn
-from timm.models import adapt_input_conv, build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -234,10 +234,12 @@ def checkpoint_filter_fn(state: Mapping[str, Tensor], model: TimmHybViT) -> dict
     found = {name: state[name] for name in own if name in state}
     if found["positions"].shape != own["positions"].shape:
         found["positions"] = resample_abs_pos_embed(found["positions"], (model.grid, model.grid), num_prefix_tokens=1)
-    if model.stem is None and found["patch_embedding.weight"].shape != own["patch_embedding.weight"].shape:
-        patches = found["patch_embedding.weight"].unflatten(1, (model.patch_size, model.patch_size, -1)).permute(0, 3, 1, 2)
-        adapted = adapt_input_conv(model.in_chans, patches, patches.shape[1])
-        found["patch_embedding.weight"] = adapted.permute(0, 2, 3, 1).flatten(1)
+    first, channel = ("patch_embedding.weight", 2) if model.stem is None else ("stem.into.weight", 1)
+    if found[first].shape != own[first].shape:
+        # Equal weights for all channels, so that a gray image gives the same through any number of them.
+        weight = found[first] if model.stem is not None else found[first].unflatten(1, (model.patch_size**2, -1))
+        mean = weight.sum(dim=channel, keepdim=True) / model.in_chans
+        found[first] = mean.repeat_interleave(model.in_chans, dim=channel).reshape(own[first].shape)
     return found
 
 
@@ -259,8 +261,6 @@ def pretrained_cfg(vit: ViTConfig, classes: Sequence[str] = (), file: str | None
         "num_classes": vit.num_classes,
         "label_names": tuple(classes) or None,
         "classifier": CLASSIFIER,
-        "first_conv": "stem.into" if vit.patch_embedding == "conv" else None,
-        "license": "apache-2.0",
     }
 
 
