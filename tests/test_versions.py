@@ -79,12 +79,12 @@ def test_the_version_is_one_that_there_was(tmp_path, version):
 
 def test_a_configuration_of_this_version_does_not_pass_for_an_older_one(tmp_path):
     rest = TEXTS["now"].split("\n", 1)[1]
-    without = rest.replace("  freeze: false\n", "")
-    for text, reason in ((rest, r"unknown field optim\.freeze"), (without, r"model\.norm is missing")):
+    without = rest.replace("  freeze: false\n", "").replace("  track: ''\n", "  tensorboard: false\n")
+    for text, reason in ((rest, r"unknown field (optim\.freeze|train\.track)"), (without, r"model\.norm is missing")):
         for first in ("", "hybvit: 0.1.0\n"):
             with pytest.raises(ConfigError, match=reason):
                 load(first + text, tmp_path)
-    older = f"hybvit: {hybvit.__version__}\n{TEXTS['0.1.0']}"
+    older = f"hybvit: {hybvit.__version__}\n{TEXTS['0.1.0']}".replace("  tensorboard: false\n", "  track: ''\n")
     with pytest.raises(ConfigError, match=r"data\.split is missing"):
         load(older, tmp_path)
     with pytest.raises(ConfigError, match=r"model\.norm"):
@@ -103,6 +103,19 @@ def test_a_configuration_of_0_1_0_is_migrated(tmp_path):
     assert cfg.data.split == "hash"  # a named data set has a split of its own
     own = TEXTS["0.1.0"].replace(f"\n  name: {cfg.data.name}\n", "\n  name: folder\n")
     assert load(own, tmp_path).data.split == "every_fifth"
+
+
+@pytest.mark.parametrize(("switch", "names"), [("true", "tensorboard"), ("false", "")])
+def test_the_switch_of_tensorboard_became_a_name(tmp_path, switch, names):
+    first, rest = TEXTS["now"].split("\n", 1)
+    dev0 = "hybvit: 0.2.0.dev0\n" + rest.replace("  track: ''\n", f"  tensorboard: {switch}\n")
+    assert load(dev0, tmp_path) == override(load(TEXTS["now"], tmp_path), train={"track": names})
+    assert load(TEXTS["0.1.0"].replace("tensorboard: false", f"tensorboard: {switch}"), tmp_path).train.track == names
+    with pytest.raises(ConfigError, match=r"train\.tensorboard is 3: it must be true or false"):
+        load(dev0.replace(f"tensorboard: {switch}", "tensorboard: 3"), tmp_path)
+    for text in (f"{first}\n{dev0.split(chr(10), 1)[1]}", f"hybvit: 0.2.0.dev0\n{rest}"):
+        with pytest.raises(ConfigError, match="unknown field train"):
+            load(text, tmp_path)
 
 
 @pytest.mark.slow

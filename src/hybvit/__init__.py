@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .errors import CheckpointError, ConfigError, DataError, DivergedError, Interrupted
     from .evaluation import EvaluationOptions, Results, evaluate
     from .evaluation.adapters import Adapted
+    from .integrations.estimator import HybViTClassifier
     from .loading import load, load_published
     from .method.diffusion import Diffusion
     from .method.objective import Batch, Losses, Objective, hybrid_loss
@@ -38,6 +39,7 @@ _MODULE_OF = {
     "Interrupted": "errors",
     "EvaluationOptions": "evaluation", "Results": "evaluation", "evaluate": "evaluation",
     "Certificates": "metrics.certified",
+    "HybViTClassifier": "integrations.estimator",
     "HybridModel": "model", "Prediction": "model", "load": "loading", "load_published": "loading",
     "Batch": "method.objective", "Losses": "method.objective", "Objective": "method.objective",
     "hybrid_loss": "method.objective",

@@ -226,7 +226,8 @@ class TrainConfig:
             auto takes fsdp for a network of over a billion parameters.
         compile: use torch.compile: the start of a run takes a minute or more longer, then steps are faster. On a CPU it needs
             a C++ compiler; on a GPU it also uses CUDA graphs.
-        tensorboard: also write TensorBoard events to the run folder (extra `track`).
+        track: where to log metrics and previews too, by names and commas: tensorboard, wandb, mlflow, trackio (extra `track`;
+            docs/tracking.md).
     """
 
     steps: int = 585_000
@@ -246,7 +247,7 @@ class TrainConfig:
     recompute: bool = False
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     compile: bool = False
-    tensorboard: bool = False
+    track: str = ""
 
 
 @dataclass(frozen=True)
@@ -302,6 +303,9 @@ LARGEST_CONVOLVED = 1024  # pixels a side: a convolutional network keeps whole i
 MOST_BLOCKS = 128  # of the U-Net's encoder; DDPM's have 8 to 12
 
 
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+
+
 FINGERPRINT = r"|any|\d{1,12}\+\d{1,12} [0-9a-f]{16} [0-9a-f.]{,207}"  # data/fingerprint.py writes it
 
 
@@ -310,6 +314,11 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [  # fields, whether a va
     ("objective.guidance", lambda value: value < math.inf, "it must be finite"),
     ("objective.label_dropout", lambda value: 0 <= value <= 1, "a share, it must be in [0, 1]"),
     ("optim.milestones", lambda value: all(0 <= share <= 1 for share in value), "shares of the run, each in [0, 1]"),
+    (
+        "train.track",
+        lambda value: not value or set(value.split(",")) <= set(TRACKERS),
+        f"it must be names from {', '.join(TRACKERS)}, with commas between them",
+    ),
     ("data.fingerprint", lambda value: re.fullmatch(FINGERPRINT, value) is not None, "it must be empty, or any"),
     ("data.erasing data.mixing jem.restart", lambda value: value <= 1, "a probability is at most 1"),
     ("data.held_out", lambda value: 0 <= value <= 0.5, "a share of the training images, at most 0.5"),
@@ -480,7 +489,7 @@ def describe_batch(cfg: Config) -> str:
 
 FREE_TO_CHANGE = {  # what is written or where, not what is computed: a run may be resumed with other values
     "train.log_every", "train.preview_every", "train.checkpoint_every", "train.keep_checkpoints", "train.snapshot_every",
-    "train.tensorboard", "train.accumulate", "train.recompute", "train.parallel",
+    "train.track", "train.accumulate", "train.recompute", "train.parallel",
     "data.root", "data.test_root", "data.workers", "data.memory_gib", "data.fingerprint",
 }  # fmt: skip
 

@@ -1,22 +1,43 @@
-"""Models that are not local folders: those bundled with the package, and those on the Hugging Face hub."""
+"""Models that are not local folders: those bundled with the package, and those on the Hugging Face hub.
+
+On the hub a model is the files of an exported folder. Only safetensors and text are downloaded and read, never a pickle.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from . import checkpoint
-from .errors import DataError, did_you_mean
+from . import __version__, checkpoint
+from .catalog import CATALOG
+from .config import Config, to_dict
+from .errors import CheckpointError, DataError, did_you_mean
 from .storage import ASSETS
 
 BUNDLED = ASSETS / "models"
+CONFIG_JSON = "config.json"  # what the hub shows of a model; config.yaml is what is loaded
+DOWNLOADED = ("*.safetensors", "*.json", "*.yaml", "*.md", "*.png")
+PICKLED = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
+NOT_IN_CARD = ("speed/",)  # it is of the machine, not of the model
+TASKS = {"fidelity/": "unconditional-image-generation", "samples/": "unconditional-image-generation"}
 
 
-def download(hub_id: str) -> Path:
-    """Download a model from the Hugging Face hub -> its folder in the hub's cache.
+def download(source: str, revision: str | None = None, **options: Any) -> Path:
+    """Download a model from the Hugging Face hub, or find it in the hub's cache -> its folder there.
+
+    Args:
+        source: OWNER/NAME, or OWNER/NAME@REVISION.
+        revision: branch, tag or commit; None takes the newest of the main branch.
+        options: cache_dir, local_files_only, force_download and token, as ``huggingface_hub.snapshot_download`` has them.
 
     Raises:
-        DataError: ``hub_id`` is not a valid hub id, or the download failed.
+        DataError: ``source`` is not a valid hub id, the download failed, or what is there is not a model of hybvit.
     """
+    hub_id, _, pinned = source.partition("@")
     if "/" not in hub_id:
         known = bundled()
         not_bundled = f"none of the bundled models ({', '.join(known)}{did_you_mean(hub_id, known)})"
@@ -25,15 +46,141 @@ def download(hub_id: str) -> Path:
         others = f"; beside it: {', '.join(models[:5])}"
         raise DataError(f"{hub_id}: no such folder{did_you_mean(hub_id, models) or others}")
     from huggingface_hub import snapshot_download
+
+    with hub_errors(f"{source}: no such folder, and the download from the hub failed"):
+        folder = Path(snapshot_download(hub_id, revision=revision or pinned or None, allow_patterns=[*DOWNLOADED], **options))
+    if not (folder / checkpoint.MANIFEST).is_file():
+        raise DataError(f"{source}: on the hub, but not a model of hybvit (no {checkpoint.MANIFEST} in it)")
+    return folder
+
+
+@contextmanager
+def hub_errors(what: str) -> Iterator[None]:
+    """Raise what goes wrong with the hub as a DataError of one line that begins so."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id))
+        yield
     except HFValidationError:
-        raise DataError(f"{hub_id}: no such folder, and not a hub id (OWNER/NAME)") from None
+        raise DataError(f"{what} (it is not a hub id, OWNER/NAME)") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{hub_id}: no such folder, and the download from the hub failed ({reason})") from None
+        raise DataError(f"{what} ({reason})") from None
+
+
+def upload(
+    folder: Path, hub_id: str, *, message: str, revision: str | None = None, private: bool | None = None, token: str | None = None
+) -> str:
+    """Upload the files of an exported folder in one commit, to a repository that is created if need be -> the commit's address.
+
+    Args:
+        revision: the branch, which is created if need be; None is main.
+        private: whether a repository that is created is private; None leaves that to its owner's settings.
+        token: None takes HF_TOKEN, or that of `hf auth login`.
+
+    Raises:
+        DataError: the hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(token=token, library_name="hybvit", library_version=__version__)
+    with hub_errors(f"{hub_id}: the upload to the hub failed"):
+        api.create_repo(hub_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(hub_id, branch=revision, exist_ok=True)
+        files = [CommitOperationAdd(path.name, path) for path in uploaded(folder)]
+        return str(api.create_commit(hub_id, files, commit_message=message, revision=revision).commit_url)
+
+
+def uploaded(folder: Path) -> list[Path]:
+    """The files of an exported folder that go to the hub: those of its manifest, the manifest, the card and its picture."""
+    names = {*checkpoint.verify(folder)["sha256"], checkpoint.MANIFEST, checkpoint.CARD, "samples.png"}
+    return [folder / name for name in sorted(names) if (folder / name).is_file()]
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raise CheckpointError where a folder has weights in a format that can run code when it is read."""
+    for path in sorted(folder.glob("*")):
+        if path.suffix in PICKLED:
+            raise CheckpointError(f"{path}: a pickle, which can run code when it is read: hybvit reads safetensors only")
+
+
+def config_json(cfg: Config) -> str:
+    """The configuration as the hub reads it, with what the model is."""
+    return json.dumps({"model_type": "hybvit", "architectures": ["HybViT"], "hybvit": __version__, **to_dict(cfg)}, indent=1) + "\n"
+
+
+def model_card(cfg: Config, hub_id: str | None = None, results: Mapping[str, Any] | None = None) -> str:
+    """The README.md of a model: metadata, what it is, how to load it, and its figures.
+
+    Args:
+        hub_id: its name on the hub, where that is known.
+        results: the content of a results.json of `hybvit evaluate`.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    name, kind = hub_id or "my-model", cfg.objective.kind
+    info = CATALOG.get(cfg.data.name)
+    title = info.title if info else "images of its author"
+    metrics = {key: value for key, value in (results or {}).get("metrics", {}).items() if not key.startswith(NOT_IN_CARD)}
+    found = [
+        EvalResult(
+            task_type=next((task for start, task in TASKS.items() if key.startswith(start)), "image-classification"),
+            dataset_type=cfg.data.name,
+            dataset_name=title,
+            metric_type=key.rpartition("/")[2],
+            metric_name=key,
+            metric_value=entry["value"],
+        )
+        for key, entry in metrics.items()
+    ]
+    tags = ["hybvit", "vit", *(["diffusion"] if kind in ("genvit", "hybvit") else [])]
+    task = "unconditional-image-generation" if kind == "genvit" else "image-classification"
+    data = ModelCardData(
+        library_name="hybvit",
+        pipeline_tag=task,
+        tags=tags,
+        **({"eval_results": found, "model_name": name.rpartition("/")[2]} if found else {}),
+    )
+    lines = [f"---\n{data.to_yaml()}\n---\n", f"# {name.rpartition('/')[2]}\n", describe(cfg, title), LOADING.format(name=name)]
+    if metrics:
+        lines += ["Measured by `hybvit evaluate`; n is the number of images, and the interval is of 95 %.\n", table(metrics)]
+    return "\n".join(lines)
+
+
+LOADING = """```python
+import hybvit
+
+model = hybvit.load("{name}")  # or "{name}@REVISION", to pin it
+```
+
+The weights are safetensors, and every file is checked against the sums in manifest.json. Nothing is unpickled.
+"""
+
+
+def describe(cfg: Config, title: str) -> str:
+    height, width, channels = cfg.model.image_size, cfg.model.image_size, cfg.model.channels
+    does = {
+        "vit": "classifies such images",
+        "genvit": "generates such images and bounds their likelihood",
+        "jem": "classifies such images, scores and generates them",
+        "hybvit": "classifies such images, generates them, and bounds their likelihood",
+    }[cfg.objective.kind]
+    color = "grayscale" if channels == 1 else "color"
+    return (
+        f"A network of [hybvit](https://arxiv.org/abs/2208.07791), trained on {title} ({height}x{width}, {color}). It {does}; what "
+        "it says of other images means nothing.\n"
+    )
+
+
+def table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row for each metric: name, value, interval, number of images."""
+    rows = ["| metric | value | interval | n |", "|---|---|---|---|"]
+    for name, entry in metrics.items():
+        known = entry.get("low") is not None and entry.get("high") is not None
+        interval = f"{entry['low']:.4g} to {entry['high']:.4g}" if known else ""
+        rows.append(f"| `{name}` | {entry['value']:.4g} | {interval} | {entry.get('n', '')} |")
+    return "\n".join(rows) + "\n"
 
 
 def neighbors(path: Path) -> list[str]:

@@ -41,6 +41,9 @@ RETIRED: dict[str, Any] = {  # fields of 0.1.0 that were removed: a stored confi
     "objective.class_noise": 0.0, "optim.cooldown": 0.2, "train.ema_power": [],
 }  # fmt: skip
 
+SWITCH, TRACK = "tensorboard", "track"  # of train: the one that this version and older ones have, and what it became
+LAST_WITH_SWITCH = "0.2.0.dev0"
+
 ADDED: dict[str, Any] = {  # fields that 0.1.0 did not have -> what it did with the user's own images; others take their default
     "data.split": "every_fifth",
 }
@@ -88,6 +91,9 @@ def migrate(content: dict[Any, Any], fields: Mapping[str, Collection[str]]) -> d
         group: [leaf for leaf in names if _order(LAST_WITHOUT.get(f"{group}.{leaf}", "0.0.0")) < _order(written_by)]
         for group, names in fields.items()
     }
+    has_switch = _order(written_by) <= _order(LAST_WITH_SWITCH)
+    if has_switch:
+        fields = {**fields, "train": [SWITCH if leaf == TRACK else leaf for leaf in fields["train"]]}
     groups = {group: _group(content, group, fields) for group in content}
     for group, found in groups.items():
         for leaf in found:
@@ -109,6 +115,11 @@ def migrate(content: dict[Any, Any], fields: Mapping[str, Collection[str]]) -> d
         group, leaf = name.split(".")
         if leaf in groups[group]:
             raise ConfigError(f"unknown field {name}, which hybvit {written_by} did not have")
+    if has_switch:
+        switch = groups["train"].pop(SWITCH)
+        if not isinstance(switch, bool):
+            raise ConfigError(f"train.{SWITCH} is {switch!r}: it must be true or false")
+        groups["train"][TRACK] = SWITCH if switch else ""
     return groups
 
 

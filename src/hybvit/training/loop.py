@@ -47,8 +47,9 @@ from ..storage import refuse_inside
 from .ema import Average, ema_decay
 from .optim import BatchedMuon, build_optimizers, learning_rate, optimizer_tensors, restore_optimizers, set_rates
 from .parallel import put_together, shared, whole
-from .progress import Meter, StopSignal, diverged
+from .progress import Meter, StopSignal, diverged, silent
 from .run_folder import RunFolder
+from .trackers import check_trackers
 
 INFORMING_IMAGES = 10_000  # to fit the Gaussians of JEM++ to
 OF_CLASSES = ("class_readout.1.", "label_embedding.")  # weights with a row per class
@@ -79,9 +80,10 @@ def train(cfg: Config, out: str | os.PathLike[str], say: Callable[[str], None] =
         out, device = Path(out), best_device()
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        say = say if rank() == 0 else (lambda line: None)
+        say = say if rank() == 0 else silent
         keep_freed_memory()
         refuse_inside(out, image_folders(cfg.data))
+        from_first(lambda: check_trackers(cfg))
         data = first_of_all(lambda: open_images(cfg))
         cfg = from_first(lambda: resolve_config(cfg, data, device))
         fresh = from_first(lambda: not checkpoint.step_folders(out / "checkpoints"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,15 +21,20 @@ from ..data.image_set import Dataset, to_x
 from ..data.images import grid, save_image
 from ..devices import autocast
 from ..distributed import mean_of_all, rank
-from ..errors import HANGUP, STOPPING, ConfigError, DivergedError
+from ..errors import HANGUP, STOPPING, DivergedError
 from ..metrics.classification import topk_accuracy
 from ..model import HybridModel
 from .run_folder import RunFolder
+from .trackers import Trackers
 
 PREVIEW_IMAGES, PREVIEW_STEPS = 64, 20
 
 
 LINE_SECONDS = 10.0  # between two lines of a log
+
+
+def silent(line: str) -> None:
+    """A log that says nothing; no bar is shown beside it."""
 
 
 def diverged(out: Path, step: int, what: str) -> DivergedError:
@@ -54,24 +60,21 @@ class Meter:
         self.sums: dict[str, Tensor] = {}
         self.count, self.since, self.paused = 0, time.monotonic(), 0.0
         self.bar = tqdm(
-            total=cfg.train.steps, initial=done, unit="step", disable=rank() != 0 or not sys.stderr.isatty(), dynamic_ncols=True
+            total=cfg.train.steps,
+            initial=done,
+            unit="step",
+            disable=say is silent or not sys.stderr.isatty(),
+            dynamic_ncols=True,
         )
         self.last_line = time.monotonic()
-        self.writer: Any = None
-        if cfg.train.tensorboard and rank() == 0:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise ConfigError("train.tensorboard needs TensorBoard: pip install 'hybvit[track]'") from None
-            self.writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=done)
+        self.trackers = Trackers(run, done)
 
     def __enter__(self) -> Meter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.close()
-        if self.writer is not None:
-            self.writer.close()
+        self.trackers.close(failed=kind is not None)
 
     def add(self, step: int, values: dict[str, Tensor | None]) -> None:
         for name, value in values.items():
@@ -92,9 +95,7 @@ class Meter:
         rate = self.count * sum(minibatches(self.cfg)) / seconds
         line = {"step": step, **means, "lr": lr, "seconds": seconds, "images_per_second": rate}
         self.run.log(line)
-        if self.writer is not None:
-            for name, value in line.items():
-                self.writer.add_scalar(f"train/{name}", value, step)
+        self.trackers.log({f"train/{name}": value for name, value in line.items() if name != "step"}, step)
         left = (self.cfg.train.steps - step) * seconds / self.count
         shown = ", ".join(f"{name} {means[name]:.4f}" for name in ("loss", "ce", "denoising", "energy_gap") if name in means)
         self.bar.set_postfix_str(f"{shown}, {rate:.0f} images/s")
@@ -112,12 +113,13 @@ class Meter:
             if ema.has_samples:
                 pixels = ema.sample(PREVIEW_IMAGES, steps=PREVIEW_STEPS, seed=self.cfg.train.seed)
                 scale = max(1, 64 // pixels.shape[-1])
-                save_image(grid(pixels, scale=scale), self.run.path / "samples" / f"step-{step:08d}.png")
+                image = grid(pixels, scale=scale)
+                save_image(image, self.run.path / "samples" / f"step-{step:08d}.png")
+                self.trackers.image("samples", image, step)
             if ema.has_classes and data.test.labels is not None:
                 accuracy = test_accuracy(ema, data)
                 self.run.log({"step": step, "test/accuracy": accuracy})
-                if self.writer is not None:
-                    self.writer.add_scalar("test/accuracy", accuracy, step)
+                self.trackers.log({"test/accuracy": accuracy}, step)
         self.paused += time.monotonic() - started
 
 
@@ -125,7 +127,7 @@ class StopSignal:
     """Records SIGINT, SIGTERM or SIGHUP (the terminal is gone) for the loop to read between steps; a second one
     terminates at once.
 
-    One that is ignored stays so: nohup ignores SIGHUP.
+    One that is ignored stays so: nohup ignores SIGHUP. A thread other than the main one gets no signals.
     """
 
     def __init__(self) -> None:
@@ -133,7 +135,7 @@ class StopSignal:
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        for number in STOPPING:
+        for number in STOPPING if threading.current_thread() is threading.main_thread() else ():
             if number == HANGUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             self.previous[number] = signal.signal(number, self.receive)
