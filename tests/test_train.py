@@ -240,7 +240,7 @@ def test_divergence_exits_4_and_saves_nothing_broken(tmp_path):
 @pytest.mark.parametrize("kind", ["vit", "genvit"])
 def test_single_objectives_train(tmp_path, kind):
     out = tmp_path / kind
-    assert hybvit(*command(out, "--objective", kind, "--train.preview_every=30", "--train.tensorboard=true")).returncode == 0
+    assert hybvit(*command(out, "--objective", kind, "--train.preview_every=30", "--train.track=tensorboard")).returncode == 0
     assert list((out / "tensorboard").glob("events*"))
     last = read_metrics(out / "metrics.jsonl")
     assert any("test/accuracy" in line for line in last) == (kind == "vit")

@@ -6,6 +6,8 @@ resumed goes on in the same tracked run, by the id in the run folder.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
 import os
 from collections.abc import Mapping
@@ -160,16 +162,12 @@ class MLflow:
 
 
 class Trackio:
-    """A run of trackio, in its own folder (TRACKIO_DIR)."""
+    """A run of trackio, in trackio's own folder (TRACKIO_DIR): `trackio show --project hybvit`."""
 
     def __init__(self, run: RunFolder, done: int) -> None:
-        self.library = library_of("trackio")
-        self.run = self.library.init(
-            project=PROJECT,
-            name=f"{run.path.name}-{id_of(run)[:8]}",
-            config=hyperparameters(run.cfg),
-            resume="allow",
-        )
+        self.library, name = library_of("trackio"), f"{run.path.name}-{id_of(run)[:8]}"
+        with contextlib.redirect_stdout(None):  # it prints a page of hints
+            self.run = self.library.init(PROJECT, name, config=hyperparameters(run.cfg), resume="allow")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self.run.log(dict(metrics), step=step)
@@ -178,12 +176,13 @@ class Trackio:
         self.run.log({name: self.library.Image(image)}, step=step)
 
     def close(self, failed: bool) -> None:
-        self.library.finish()
+        with contextlib.redirect_stdout(None):
+            self.library.finish()
 
 
 def id_of(run: RunFolder) -> str:
     """The id of a run; a run of 0.1.0 has none, and is known by its place."""
-    return run.run_id or str(run.path.resolve())
+    return run.run_id or hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:32]
 
 
 OPEN: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow, "trackio": Trackio}
