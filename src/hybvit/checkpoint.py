@@ -38,6 +38,9 @@ CALIBRATION = "calibration.safetensors"  # in an exported folder, or in a run fo
 MANIFEST = "manifest.json"
 
 
+CARD = "README.md"  # people edit it, so no manifest names it
+
+
 DIGEST = "digest"  # of the manifest, in the manifest
 
 
@@ -77,7 +80,8 @@ def write_folder(
             save_file({key: value.contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors")
         for name, content in files.items():
             (temporary / name).write_bytes(content.encode() if isinstance(content, str) else content)
-        write_manifest(temporary, {**facts, "sha256": {path.name: sha256(path) for path in sorted(temporary.iterdir())}})
+        sums = {path.name: sha256(path) for path in sorted(temporary.iterdir()) if path.name != CARD}
+        write_manifest(temporary, {**facts, "sha256": sums})
 
 
 def add_file(folder: Path, name: str, content: bytes) -> None:

@@ -26,13 +26,24 @@ NOT_IN_CARD = ("speed/",)  # it is of the machine, not of the model
 TASKS = {"fidelity/": "unconditional-image-generation", "samples/": "unconditional-image-generation"}
 
 
-def download(source: str, revision: str | None = None, **options: Any) -> Path:
+def download(
+    source: str,
+    revision: str | None = None,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    token: str | bool | None = None,
+) -> Path:
     """Download a model from the Hugging Face hub, or find it in the hub's cache -> its folder there.
 
     Args:
         source: OWNER/NAME, or OWNER/NAME@REVISION.
-        revision: branch, tag or commit; None takes the newest of the main branch.
-        options: cache_dir, local_files_only, force_download and token, as ``huggingface_hub.snapshot_download`` has them.
+        revision: branch, tag or commit; None takes that of ``source``, or else the newest of the main branch.
+        cache_dir: None takes the hub's cache (HF_HOME).
+        local_files_only: take what is in the cache, without asking the hub; so does HF_HUB_OFFLINE=1.
+        force_download: download again what is in the cache.
+        token: None takes HF_TOKEN, or that of `hf auth login`.
 
     Raises:
         DataError: ``source`` is not a valid hub id, the download failed, or what is there is not a model of hybvit.
@@ -48,7 +59,17 @@ def download(source: str, revision: str | None = None, **options: Any) -> Path:
     from huggingface_hub import snapshot_download
 
     with hub_errors(f"{source}: no such folder, and the download from the hub failed"):
-        folder = Path(snapshot_download(hub_id, revision=revision or pinned or None, allow_patterns=[*DOWNLOADED], **options))
+        folder = Path(
+            snapshot_download(
+                hub_id,
+                revision=revision or pinned or None,
+                allow_patterns=[*DOWNLOADED],
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                force_download=force_download,
+                token=token,
+            )
+        )
     if not (folder / checkpoint.MANIFEST).is_file():
         raise DataError(f"{source}: on the hub, but not a model of hybvit (no {checkpoint.MANIFEST} in it)")
     return folder
@@ -63,18 +84,33 @@ def hub_errors(what: str) -> Iterator[None]:
         yield
     except HFValidationError:
         raise DataError(f"{what} (it is not a hub id, OWNER/NAME)") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, *connection_errors()) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"{what} ({reason})") from None
 
 
+def connection_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises where nobody answers, beside OSError."""
+    try:
+        from httpx import HTTPError  # since huggingface_hub 1.0
+    except ImportError:
+        return ()
+    return (HTTPError,)
+
+
 def upload(
-    folder: Path, hub_id: str, *, message: str, revision: str | None = None, private: bool | None = None, token: str | None = None
+    folder: Path,
+    repo_id: str,
+    *,
+    commit_message: str = "Upload a model of hybvit",
+    branch: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
 ) -> str:
     """Upload the files of an exported folder in one commit, to a repository that is created if need be -> the commit's address.
 
     Args:
-        revision: the branch, which is created if need be; None is main.
+        branch: created if need be; None is main.
         private: whether a repository that is created is private; None leaves that to its owner's settings.
         token: None takes HF_TOKEN, or that of `hf auth login`.
 
@@ -84,17 +120,17 @@ def upload(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(token=token, library_name="hybvit", library_version=__version__)
-    with hub_errors(f"{hub_id}: the upload to the hub failed"):
-        api.create_repo(hub_id, private=private, exist_ok=True)
-        if revision is not None:
-            api.create_branch(hub_id, branch=revision, exist_ok=True)
+    with hub_errors(f"{repo_id}: the upload to the hub failed"):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if branch is not None:
+            api.create_branch(repo_id, branch=branch, exist_ok=True)
         files = [CommitOperationAdd(path.name, path) for path in uploaded(folder)]
-        return str(api.create_commit(hub_id, files, commit_message=message, revision=revision).commit_url)
+        return str(api.create_commit(repo_id, files, commit_message=commit_message, revision=branch).commit_url)
 
 
 def uploaded(folder: Path) -> list[Path]:
-    """The files of an exported folder that go to the hub: those of its manifest, the manifest, the card and its picture."""
-    names = {*checkpoint.verify(folder)["sha256"], checkpoint.MANIFEST, checkpoint.CARD, "samples.png"}
+    """The files of an exported folder that go to the hub: those that its manifest names, the manifest and the card."""
+    names = {*checkpoint.verify(folder)["sha256"], checkpoint.MANIFEST, checkpoint.CARD}
     return [folder / name for name in sorted(names) if (folder / name).is_file()]
 
 

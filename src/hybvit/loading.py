@@ -18,7 +18,7 @@ from .checkpoint import CALIBRATION, CONFIG, EMA
 from .config import Config, DiffusionConfig, load_config, read_config
 from .data.trained_on import TRAINED_ON, checked
 from .errors import CheckpointError, ConfigError, DataError
-from .hub import BUNDLED, bundled
+from .hub import BUNDLED, bundled, refuse_pickles
 from .method.vit import HybViT, ViTConfig
 from .model import HybridModel
 from .networks import check_config, fill_network
@@ -29,7 +29,8 @@ READ = (f"{EMA}.safetensors", CONFIG, f"{TRAINED_ON}.safetensors")  # of a check
 
 def load(source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
     """Load a model from a run folder (the EMA weights of its newest valid checkpoint), one of its checkpoints, an exported
-    folder, the name of a bundled model (:func:`bundled`), or a hub id -> :class:`HybridModel`.
+    folder, the name of a bundled model (:func:`bundled`), or a hub id, OWNER/NAME or OWNER/NAME@REVISION ->
+    :class:`HybridModel`.
 
     A folder takes precedence over a bundled model of the same name.
 
@@ -46,6 +47,7 @@ def load(source: str | os.PathLike[str], device: torch.device | str | None = Non
     if (path / checkpoint.MANIFEST).is_file() or not path.is_dir():
         return HybridModel.from_pretrained(source, device)
     if not (path / CONFIG).is_file():
+        refuse_pickles(path)
         raise DataError(f"{path}: neither a run folder nor an exported model (no {CONFIG} in it)")
     load_config(path / CONFIG)  # report an invalid configuration before an invalid checkpoint
     return load_newest(path, device)

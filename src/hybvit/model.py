@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -23,7 +24,7 @@ from .data.images import as_pixels
 from .data.trained_on import DIGESTS, TRAINED_ON, checked
 from .devices import autocast, best_device, keep_freed_memory, resolve_precision
 from .errors import CheckpointError, ConfigError, DivergedError, did_you_mean
-from .hub import download
+from .hub import CONFIG_JSON, config_json, download, model_card, refuse_pickles, upload
 from .method import editing
 from .method.diffusion import Diffusion
 from .method.readings import DENOISED_AT, DENOISED_DRAWS, ROUNDS, DenoisedReading, DiffusionClassifier
@@ -853,9 +854,15 @@ class HybridModel:
         """
         return variational_bound(self.predict_x0, self.diffusion, x.to(self.device), generator(seed, "bound"))
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, repo_id: str | None = None, results: Mapping[str, Any] | None = None
+    ) -> None:
         """Write weights (safetensors), config.yaml, the calibration if there is one, and a manifest of SHA-256 sums, all or
-        nothing.
+        nothing; for the hub also config.json and a model card.
+
+        Args:
+            repo_id: the model's name on the hub, for the card.
+            results: the content of a results.json of `hybvit evaluate`, for the card.
 
         Raises:
             ConfigError: the folder exists and is not an exported model, or the weights were changed after the calibration.
@@ -864,25 +871,51 @@ class HybridModel:
         path = export_folder(folder)
         weights = {key: value.cpu() for key, value in self.net.state_dict().items()}
         known = {} if self.trained_on is None else {TRAINED_ON: {DIGESTS: self.trained_on}}
-        files: dict[str, str | bytes] = {CONFIG: to_yaml(without_addresses(self.cfg))}
+        cfg = without_addresses(self.cfg)
+        files: dict[str, str | bytes] = {
+            CONFIG: to_yaml(cfg), CONFIG_JSON: config_json(cfg), checkpoint.CARD: model_card(cfg, repo_id, results)
+        }  # fmt: skip
         if self.calibration is not None:
             if self.calibration.weights != checkpoint.digest_of_weights(weights):
                 raise ConfigError("the weights were changed after the calibration: calibrate again, or set calibration to None")
             files[CALIBRATION] = self.calibration.to_bytes()
         checkpoint.write_folder(path, {WEIGHTS: weights, **known}, files)
 
+    def push_to_hub(self, repo_id: str, *, results: Mapping[str, Any] | None = None, **options: Any) -> str:
+        """Upload what :meth:`save_pretrained` writes to the Hugging Face hub, in one commit -> its address.
+
+        Args:
+            repo_id: OWNER/NAME, created if need be.
+            options: commit_message, branch, private and token, as :func:`hybvit.hub.upload` has them.
+
+        Raises:
+            DataError: the hub refuses, or cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            self.save_pretrained(Path(place) / "model", repo_id=repo_id, results=results)
+            return upload(Path(place) / "model", repo_id, **options)
+
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str], device: torch.device | str | None = None) -> HybridModel:
-        """Read what :meth:`save_pretrained` wrote, from a folder or a Hugging Face hub id.
+    def from_pretrained(
+        cls, source: str | os.PathLike[str], device: torch.device | str | None = None, **options: Any
+    ) -> HybridModel:
+        """Read what :meth:`save_pretrained` wrote, from a folder or the Hugging Face hub. Nothing is unpickled.
+
+        Args:
+            source: a folder, or OWNER/NAME, or OWNER/NAME@REVISION.
+            options: revision, cache_dir, local_files_only, force_download and token, for the hub, as
+                :func:`hybvit.hub.download` has them.
 
         Raises:
             DataError: there is no such folder, nor such a model on the hub.
-            CheckpointError: a file is missing or altered, a weight does not fit, or the calibration is of other weights.
+            CheckpointError: a file is missing or altered, a weight does not fit, the calibration is of other weights, or there
+                are pickles in the folder.
         """
         folder = Path(source)
         checkpoint.recover(folder)
         if not folder.is_dir():
-            folder = download(str(source))
+            folder = download(str(source), **options)
+        refuse_pickles(folder)
         manifest = checkpoint.verify(folder, (CONFIG, f"{WEIGHTS}.safetensors"))
         model = cls(*load_network(load_config(folder / CONFIG), folder / f"{WEIGHTS}.safetensors"), device)
         kept = folder / f"{TRAINED_ON}.safetensors"

@@ -26,6 +26,7 @@ COMMANDS = {
     "export": "write a model as ONNX or torch.export graphs that run without hybvit",
     "evaluate": "evaluate a model and write results.json and report.html",
     "reproduce": "train, evaluate and render the paper's tables and figures",
+    "push": "upload a model to the Hugging Face hub, with a card of its results",
     "presets": "list the presets",
     "datasets": "list the known data sets, whether they are present, and how to get the others",
     "show-data": "write pictures of a preset's images under augmentation, diffusion and corruptions",

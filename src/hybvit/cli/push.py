@@ -1,0 +1,48 @@
+"""`hybvit push MODEL OWNER/NAME`: upload a model to the Hugging Face hub, with a card of its results."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..hub import upload, uploaded
+from ..loading import load
+from ..storage import read_json
+from .arguments import ArgumentParser, path
+
+RESULTS = "results.json"  # in a run folder, written by `hybvit evaluate`
+
+
+def main(arguments: list[str]) -> None:
+    parser = ArgumentParser(
+        prog="hybvit push",
+        description="Upload a model to the Hugging Face hub in one commit: weights, configuration, checksums, and a card with its "
+        "results. The token is that of HF_TOKEN or `hf auth login`; hybvit asks for none.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="run folder, exported folder, or bundled model")
+    parser.add_argument("repo", metavar="OWNER/NAME", help="the model's name on the hub; created if need be")
+    parser.add_argument("--dry-run", action="store_true", help="list the files and their sizes, and upload nothing")
+    parser.add_argument("--results", type=path, metavar="FILE", help=f"for the card (default: MODEL/{RESULTS}, if it is there)")
+    parser.add_argument("--private", action="store_true", help="if the repository is created, make it private")
+    parser.add_argument("--branch", help="created if need be (default: main)")
+    parser.add_argument("--message", default="Upload a model of hybvit", help="of the commit")
+    args = parser.parse_args(arguments)
+    if args.repo.count("/") != 1 or not all(args.repo.split("/")):
+        raise ConfigError(f"{args.repo!r} is not a name on the hub: give OWNER/NAME")
+    found = Path(args.model) / RESULTS
+    source = args.results or (found if found.is_file() else None)
+    results = None if source is None else read_json(source, "metrics")
+    model = load(args.model, "cpu")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        model.save_pretrained(folder, repo_id=args.repo, results=results)
+        for file in uploaded(folder):
+            print(f"{file.stat().st_size:>12,}  {file.name}")
+        print(f"results in the card: {source or 'none (`hybvit evaluate` writes them)'}")
+        if args.dry_run:
+            print(f"dry run: nothing was uploaded to {args.repo}")
+            return
+        private = True if args.private else None
+        url = upload(folder, args.repo, commit_message=args.message, branch=args.branch, private=private)
+    print(f"{url}; to load it: hybvit.load({args.repo!r})")
