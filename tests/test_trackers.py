@@ -1,4 +1,4 @@
-"""Trackers: a run that was interrupted is one tracked run, with its metrics, settings and images, as the real libraries read it."""
+"""Trackers: an interrupted run is one tracked run, with its metrics, settings and images, as the real libraries read it."""
 
 from __future__ import annotations
 

@@ -143,7 +143,10 @@ def refuse_pickles(folder: Path) -> None:
 
 def config_json(cfg: Config) -> str:
     """The configuration as the hub reads it, with what the model is."""
-    return json.dumps({"model_type": "hybvit", "architectures": ["HybViT"], "hybvit": __version__, **to_dict(cfg)}, indent=1) + "\n"
+    return (
+        json.dumps({"model_type": "hybvit", "architectures": ["HybViT"], "hybvit": __version__, **to_dict(cfg)}, indent=1)
+        + "\n"
+    )
 
 
 def model_card(cfg: Config, hub_id: str | None = None, results: Mapping[str, Any] | None = None) -> str:
@@ -195,17 +198,16 @@ The weights are safetensors, and every file is checked against the sums in manif
 
 
 def describe(cfg: Config, title: str) -> str:
-    height, width, channels = cfg.model.image_size, cfg.model.image_size, cfg.model.channels
     does = {
         "vit": "classifies such images",
         "genvit": "generates such images and bounds their likelihood",
         "jem": "classifies such images, scores and generates them",
         "hybvit": "classifies such images, generates them, and bounds their likelihood",
     }[cfg.objective.kind]
-    color = "grayscale" if channels == 1 else "color"
+    side, color = cfg.model.image_size, "grayscale" if cfg.model.channels == 1 else "color"
     return (
-        f"A network of [hybvit](https://arxiv.org/abs/2208.07791), trained on {title} ({height}x{width}, {color}). It {does}; what "
-        "it says of other images means nothing.\n"
+        f"A network of [hybvit](https://arxiv.org/abs/2208.07791), trained on {title} ({side}x{side}, {color}). It {does}; "
+        "what it says of other images means nothing.\n"
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..hub import upload, uploaded
 from ..loading import load
 from ..storage import read_json
@@ -17,8 +19,8 @@ RESULTS = "results.json"  # in a run folder, written by `hybvit evaluate`
 def main(arguments: list[str]) -> None:
     parser = ArgumentParser(
         prog="hybvit push",
-        description="Upload a model to the Hugging Face hub in one commit: weights, configuration, checksums, and a card with its "
-        "results. The token is that of HF_TOKEN or `hf auth login`; hybvit asks for none.",
+        description="Upload a model to the Hugging Face hub in one commit: weights, configuration, checksums, and a card with "
+        "its results. The token is that of HF_TOKEN or `hf auth login`; hybvit asks for none.",
     )
     parser.add_argument("model", metavar="MODEL", help="run folder, exported folder, or bundled model")
     parser.add_argument("repo", metavar="OWNER/NAME", help="the model's name on the hub; created if need be")
@@ -28,11 +30,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--branch", help="created if need be (default: main)")
     parser.add_argument("--message", default="Upload a model of hybvit", help="of the commit")
     args = parser.parse_args(arguments)
-    if args.repo.count("/") != 1 or not all(args.repo.split("/")):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repo):
         raise ConfigError(f"{args.repo!r} is not a name on the hub: give OWNER/NAME")
     found = Path(args.model) / RESULTS
     source = args.results or (found if found.is_file() else None)
-    results = None if source is None else read_json(source, "metrics")
+    results = None if source is None else read_results(source)
     model = load(args.model, "cpu")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
@@ -46,3 +48,20 @@ def main(arguments: list[str]) -> None:
         private = True if args.private else None
         url = upload(folder, args.repo, commit_message=args.message, branch=args.branch, private=private)
     print(f"{url}; to load it: hybvit.load({args.repo!r})")
+
+
+def read_results(file: Path) -> dict[str, Any]:
+    """The content of a results.json.
+
+    Raises:
+        DataError: it is not one, or is damaged.
+    """
+    results = read_json(file, "metrics")
+    metrics = results["metrics"]
+    for name, entry in metrics.items() if isinstance(metrics, dict) else [("metrics", metrics)]:
+        numbers = (
+            [entry.get("value"), *(entry.get(key, 0) for key in ("n", "low", "high"))] if isinstance(entry, dict) else [None]
+        )
+        if not all(type(number) in (int, float) for number in numbers):
+            raise DataError(f"{file}: {name!r} is no metric: give a results.json of `hybvit evaluate`")
+    return results

@@ -79,7 +79,8 @@ class Layout(NamedTuple):
         """Height, width and channels of the part of the image that holds a sample."""
         if len(self.shape) == 1:
             return self.side, self.side, 1
-        return (*self.shape[:2], self.shape[2] if len(self.shape) == 3 else 1)
+        height, width, *channels = self.shape
+        return height, width, channels[0] if channels else 1
 
     def to_pixels(self, X: NDArray[Any]) -> Tensor:
         """Samples [N, features] -> uint8 [N, C, side, side]. What is beyond the levels is clipped, what is left over is 0."""
@@ -118,7 +119,7 @@ class HybViTClassifier(ClassifierMixin, BaseEstimator):
     """A Vision Transformer that classifies samples, knows how likely they are, and draws new ones.
 
     A sample is an image, [height, width] or [height, width, channels], or a row of features. uint8 are pixels, taken as they
-    are. Other numbers are scaled to 256 levels, images by one range, each feature of a row by its own, and a row is laid out as a
+    are. Other numbers are scaled to 256 levels, images by one range, each feature of a row by its own. A row is laid out as a
     small square image, which has no more meaning than its order of features. docs/sklearn.md says what follows from that.
 
     Args:
@@ -209,8 +210,8 @@ class HybViTClassifier(ClassifierMixin, BaseEstimator):
             # density without labels, samples with them: half of the steps for each
             objective={"label_dropout": 0.5, "alpha": 5.0 if is_image else 1.0},
             data={
-                "name": "folder", "classes": tuple(map(str, self.classes_)), "held_out": 0.0, "augment": "weak" if is_image else "none",
-                "crop_padding": side // 8,
+                "name": "folder", "classes": tuple(map(str, self.classes_)), "held_out": 0.0,
+                "augment": "weak" if is_image else "none", "crop_padding": side // 8,
             },
             optim={"lr": float(self.learning_rate), "warmup_steps": min(100, int(self.max_iter) // 10)},
             train={
