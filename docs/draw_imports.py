@@ -30,8 +30,8 @@ FLOORS: list[tuple[str, list[list[tuple[str, str, int, int]]]]] = [
         "work",
         [
             [("reproduce", "the paper's tables", TRUNK, WIDE)],
-            [("evaluation", "every number", TRUNK, WIDE), ("integrations", "timm, diffusers", LEFT - 60, WIDE)],
-            [("training", "the loop", TRUNK, WIDE), ("export", "for others", LANE - 30, NARROW)],
+            [("evaluation", "every number", TRUNK, WIDE), ("integrations", "as in others", LANE - 30, NARROW)],
+            [("training", "the loop", TRUNK, WIDE), ("export", "for others", LEFT, NARROW)],
         ],
     ),
     (
@@ -68,10 +68,11 @@ LEFT_OUT = {"__init__", "__main__"}  # the public names, and a call of cli: both
 # An arrow goes straight down unless it stands here: the side on which it leaves its box, then H and where it turns down, and
 # "side" where it enters the other box from the left instead of from above.
 BENDS = {
-    ("cli", "export"): ("left", f"H{LANE - 30}"),
+    ("cli", "export"): ("left", f"H{LEFT}"),
     ("export", "model"): ("down", "side"),
-    ("reproduce", "presets"): ("left", f"H{LEFT + 21}"),
-    ("integrations", "model"): ("down", "side"),
+    ("reproduce", "presets"): ("left", f"H{LEFT - 90}", "side"),
+    ("integrations", "training"): ("down", "side"),
+    ("integrations", "presets"): ("left", f"H{LEFT - 62}"),
     ("presets", "config"): ("down", "side"),
     ("baselines", "metrics"): ("left", f"H{LANE}"),
     ("model", "hub"): ("right", f"H{RIGHT}"),

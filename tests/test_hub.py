@@ -118,7 +118,7 @@ def test_the_card_has_the_results_as_the_hub_reads_them(tmp_path):
     assert "| `test/accuracy` | 0.9835 | 0.9645 to 0.9924 | 364 |" in card.text
     assert 'hybvit.load("me/digits")' in card.text
     assert "speed/" not in card.content
-    assert "model-index" not in model_card(model.cfg)
+    assert "model-index" not in model_card(to_dict(model.cfg), "digits")
 
 
 def test_an_export_has_its_configuration_in_json_too_and_a_card_that_may_be_edited(tmp_path):

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, checkpoint
-from .catalog import CATALOG
-from .config import Config, to_dict
 from .errors import CheckpointError, DataError, did_you_mean
 from .storage import ASSETS
 
@@ -141,31 +139,30 @@ def refuse_pickles(folder: Path) -> None:
             raise CheckpointError(f"{path}: a pickle, which can run code when it is read: hybvit reads safetensors only")
 
 
-def config_json(cfg: Config) -> str:
-    """The configuration as the hub reads it, with what the model is."""
-    return (
-        json.dumps({"model_type": "hybvit", "architectures": ["HybViT"], "hybvit": __version__, **to_dict(cfg)}, indent=1)
-        + "\n"
-    )
+def config_json(content: Mapping[str, Any]) -> str:
+    """A configuration (``config.to_dict``) as the hub reads it, with what the model is."""
+    return json.dumps({"model_type": "hybvit", "architectures": ["HybViT"], "hybvit": __version__, **content}, indent=1) + "\n"
 
 
-def model_card(cfg: Config, hub_id: str | None = None, results: Mapping[str, Any] | None = None) -> str:
+def model_card(
+    content: Mapping[str, Any], title: str, repo_id: str | None = None, results: Mapping[str, Any] | None = None
+) -> str:
     """The README.md of a model: metadata, what it is, how to load it, and its figures.
 
     Args:
-        hub_id: its name on the hub, where that is known.
+        content: its configuration (``config.to_dict``).
+        title: of the images that it was trained on.
+        repo_id: its name on the hub, where that is known.
         results: the content of a results.json of `hybvit evaluate`.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    name, kind = hub_id or "my-model", cfg.objective.kind
-    info = CATALOG.get(cfg.data.name)
-    title = info.title if info else "images of its author"
+    name, kind = repo_id or "my-model", content["objective"]["kind"]
     metrics = {key: value for key, value in (results or {}).get("metrics", {}).items() if not key.startswith(NOT_IN_CARD)}
     found = [
         EvalResult(
             task_type=next((task for start, task in TASKS.items() if key.startswith(start)), "image-classification"),
-            dataset_type=cfg.data.name,
+            dataset_type=content["data"]["name"],
             dataset_name=title,
             metric_type=key.rpartition("/")[2],
             metric_name=key,
@@ -181,7 +178,12 @@ def model_card(cfg: Config, hub_id: str | None = None, results: Mapping[str, Any
         tags=tags,
         **({"eval_results": found, "model_name": name.rpartition("/")[2]} if found else {}),
     )
-    lines = [f"---\n{data.to_yaml()}\n---\n", f"# {name.rpartition('/')[2]}\n", describe(cfg, title), LOADING.format(name=name)]
+    lines = [
+        f"---\n{data.to_yaml()}\n---\n",
+        f"# {name.rpartition('/')[2]}\n",
+        describe(content, title),
+        LOADING.format(name=name),
+    ]
     if metrics:
         lines += ["Measured by `hybvit evaluate`; n is the number of images, and the interval is of 95 %.\n", table(metrics)]
     return "\n".join(lines)
@@ -197,14 +199,14 @@ The weights are safetensors, and every file is checked against the sums in manif
 """
 
 
-def describe(cfg: Config, title: str) -> str:
+def describe(content: Mapping[str, Any], title: str) -> str:
     does = {
         "vit": "classifies such images",
         "genvit": "generates such images and bounds their likelihood",
         "jem": "classifies such images, scores and generates them",
         "hybvit": "classifies such images, generates them, and bounds their likelihood",
-    }[cfg.objective.kind]
-    side, color = cfg.model.image_size, "grayscale" if cfg.model.channels == 1 else "color"
+    }[content["objective"]["kind"]]
+    side, color = content["model"]["image_size"], "grayscale" if content["model"]["channels"] == 1 else "color"
     return (
         f"A network of [hybvit](https://arxiv.org/abs/2208.07791), trained on {title} ({side}x{side}, {color}). It {does}; "
         "what it says of other images means nothing.\n"

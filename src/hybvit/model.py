@@ -16,8 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import checkpoint
+from .catalog import CATALOG
 from .checkpoint import CALIBRATION, CONFIG, WEIGHTS
-from .config import Config, load_config, to_yaml, without_addresses
+from .config import Config, load_config, to_dict, to_yaml, without_addresses
 from .data.fingerprint import pixel_digests
 from .data.image_set import to_pixels, to_x
 from .data.images import as_pixels
@@ -872,9 +873,12 @@ class HybridModel:
         weights = {key: value.cpu() for key, value in self.net.state_dict().items()}
         known = {} if self.trained_on is None else {TRAINED_ON: {DIGESTS: self.trained_on}}
         cfg = without_addresses(self.cfg)
+        title = CATALOG[cfg.data.name].title if cfg.data.name in CATALOG else "images of its author"
         files: dict[str, str | bytes] = {
-            CONFIG: to_yaml(cfg), CONFIG_JSON: config_json(cfg), checkpoint.CARD: model_card(cfg, repo_id, results)
-        }  # fmt: skip
+            CONFIG: to_yaml(cfg),
+            CONFIG_JSON: config_json(to_dict(cfg)),
+            checkpoint.CARD: model_card(to_dict(cfg), title, repo_id, results),
+        }
         if self.calibration is not None:
             if self.calibration.weights != checkpoint.digest_of_weights(weights):
                 raise ConfigError("the weights were changed after the calibration: calibrate again, or set calibration to None")
