@@ -21,6 +21,7 @@ from hybvit.integrations import estimator
 from hybvit.integrations.estimator import Layout
 
 
+@pytest.mark.slow
 @parametrize_with_checks([HybViTClassifier(max_iter=12, learning_rate=0.01, random_state=0)])
 def test_scikit_learn_finds_nothing_to_object_to(estimator, check):
     check(estimator)
@@ -52,6 +53,7 @@ def test_images_are_taken_as_they_are(digits, fitted):
         fitted.predict(images.reshape(-1, 4, 16))
 
 
+@pytest.mark.slow
 def test_the_score_of_a_sample_is_the_bound_on_its_log_probability(digits, fitted):
     images, _ = digits
     x = to_x(torch.from_numpy(images[:4])[:, None])
@@ -68,6 +70,7 @@ def of_a_feature() -> tuple[np.ndarray, HybViTClassifier]:
     return x, HybViTClassifier(max_iter=60, batch_size=64, learning_rate=0.01, random_state=0).fit(x, x[:, 0] > 0)
 
 
+@pytest.mark.slow
 def test_the_density_of_a_feature_integrates_to_at_most_one(of_a_feature):
     """It is a lower bound of a density: the integral cannot exceed 1, but for sampling error, and is close to it."""
     _, model = of_a_feature
@@ -79,9 +82,14 @@ def test_the_density_of_a_feature_integrates_to_at_most_one(of_a_feature):
 
 
 def test_a_density_is_in_the_units_of_the_features(of_a_feature):
+    """Samples in other units are the same pixels, so that only the volume of a level differs."""
     x, model = of_a_feature
-    again = clone(model).fit(1000 * x, x[:, 0] > 0)
-    np.testing.assert_allclose(again.score_samples(1000 * x[:5]), model.score_samples(x[:5]) - np.log(1000), rtol=1e-6)
+    layout = Layout.of(1000 * x, (1,))
+    assert torch.equal(layout.to_pixels(1000 * x), model.layout_.to_pixels(x))
+    assert layout.log_volume - model.layout_.log_volume == pytest.approx(np.log(1000))
+    at_first, model.layout_ = model.score_samples(x[:5]), layout
+    np.testing.assert_allclose(model.score_samples(1000 * x[:5]), at_first - np.log(1000), rtol=1e-6)
+    model.layout_ = Layout.of(x, (1,))
 
 
 def test_samples_are_distributed_as_the_training_samples_and_of_the_class_that_is_asked_for(of_a_feature):
@@ -121,6 +129,7 @@ def test_a_sample_is_an_image_and_back(shape, dtype):
     assert wild.max() == 255
 
 
+@pytest.mark.slow
 def test_it_goes_through_the_tools_of_scikit_learn():
     X, y = load_iris(return_X_y=True)
     pipeline = make_pipeline(StandardScaler(), HybViTClassifier(max_iter=20, learning_rate=0.01, random_state=0))
@@ -130,6 +139,7 @@ def test_it_goes_through_the_tools_of_scikit_learn():
     np.testing.assert_allclose(search.predict_proba(X).sum(axis=1), 1)
 
 
+@pytest.mark.slow
 def test_it_is_the_same_again_in_a_copy_and_in_a_thread(digits, fitted):
     images, names = digits
     wanted, state = fitted.predict_proba(images[400:]), torch.get_rng_state()
