@@ -30,7 +30,7 @@ FLOORS: list[tuple[str, list[list[tuple[str, str, int, int]]]]] = [
         "work",
         [
             [("reproduce", "the paper's tables", TRUNK, WIDE)],
-            [("evaluation", "every number", TRUNK, WIDE), ("integrations", "as in others", LANE - 30, NARROW)],
+            [("evaluation", "every number", TRUNK, WIDE), ("integrations", "other libraries", LANE - 30, NARROW)],
             [("training", "the loop", TRUNK, WIDE), ("export", "for others", LEFT, NARROW)],
         ],
     ),

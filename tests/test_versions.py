@@ -108,6 +108,7 @@ def test_a_configuration_of_0_1_0_is_migrated(tmp_path):
 @pytest.mark.parametrize(("switch", "names"), [("true", "tensorboard"), ("false", "")])
 def test_the_switch_of_tensorboard_became_a_name(tmp_path, switch, names):
     first, rest = TEXTS["now"].split("\n", 1)
+    rest = rest.replace("  freeze: false\n", "")
     dev0 = "hybvit: 0.2.0.dev0\n" + rest.replace("  track: ''\n", f"  tensorboard: {switch}\n")
     assert load(dev0, tmp_path) == override(load(TEXTS["now"], tmp_path), train={"track": names})
     assert load(TEXTS["0.1.0"].replace("tensorboard: false", f"tensorboard: {switch}"), tmp_path).train.track == names
