@@ -126,6 +126,7 @@ class DataConfig:
         held_out: share of the training images that are held out, to calibrate the probabilities on; in 0..0.5.
         bits: depth of grayscale images that are stored with 16 or 32 bits but use fewer, such as 12; None takes the full range.
             It is one for all images, and a file that declares fewer than 16 keeps its own.
+        labelled: share of the training images whose labels are used, the same of each class, in 0..1; all of them are denoised.
         unlabelled: denoise the data set's unlabeled images too (STL-10, Tiny-ImageNet).
         max_bad_files: unreadable image files that are skipped, each with a warning, before the run stops.
         memory_gib: image files are decoded once and kept if they fit into this much memory, else decoded whenever needed.
@@ -151,6 +152,7 @@ class DataConfig:
     clean_flip: bool = False
     held_out: float = 0.0
     bits: int | None = None
+    labelled: float = 1.0
     unlabelled: bool = False
     max_bad_files: int = 0
     memory_gib: float = 4.0
@@ -321,9 +323,10 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [  # fields, whether a va
     ),
     ("data.fingerprint", lambda value: re.fullmatch(FINGERPRINT, value) is not None, "it must be empty, or any"),
     ("data.erasing data.mixing jem.restart", lambda value: value <= 1, "a probability is at most 1"),
+    ("data.labelled", lambda value: 0 < value <= 1, "a share of the labels, above 0 and at most 1"),
     ("data.held_out", lambda value: 0 <= value <= 0.5, "a share of the training images, at most 0.5"),
     (
-        "objective.label_smoothing optim.beta1 optim.beta2 train.ema_decay",
+        "objective.pseudo_labels objective.label_smoothing optim.beta1 optim.beta2 train.ema_decay",
         lambda value: 0 <= value < 1,
         "it must be in [0, 1)",
     ),
@@ -342,13 +345,13 @@ _LABELLING, _DENOISING = ("vit", "hybvit", "jem"), ("genvit", "hybvit")
 
 
 USED_WITH: list[tuple[str, str, tuple[Any, ...]]] = [  # fields of a group, the one that decides whether they are used, and when
-    ("objective: alpha alpha_end noisy_labels", "objective.kind", ("hybvit",)),
+    ("objective: alpha alpha_end noisy_labels pseudo_labels", "objective.kind", ("hybvit",)),
     ("objective: norm target times weighting guidance label_dropout", "objective.kind", _DENOISING),
     ("objective: label_smoothing", "objective.kind", _LABELLING),
     ("objective: label_dropout guidance", "model.label_conditioning", (True,)),
     ("diffusion: schedule", "objective.kind", _DENOISING),
     ("train: labelled_batch_size", "objective.kind", _LABELLING),
-    ("data: augment", "objective.kind", _LABELLING),
+    ("data: augment labelled", "objective.kind", _LABELLING),
     ("data: flip crop_padding", "data.augment", ("weak", "strong")),
     ("data: policy erasing mixing", "data.augment", ("strong",)),
     ("data: clean_flip", "objective.kind", ("genvit", "hybvit", "jem")),
@@ -456,6 +459,11 @@ def _check_combinations(cfg: Config) -> None:
         raise ConfigError(
             f"objective.guidance is {cfg.objective.guidance}: it needs model.label_conditioning, and an "
             "objective.label_dropout above 0, since it compares with what is predicted without a label"
+        )
+    if cfg.objective.pseudo_labels > 0 and not needs_x0_labels(cfg):
+        raise ConfigError(
+            f"objective.pseudo_labels is {cfg.objective.pseudo_labels}: nothing uses the labels of the images that are "
+            "denoised; set objective.noisy_labels above 0, or model.label_conditioning"
         )
     if cfg.train.compile and cfg.objective.kind == "jem":
         raise ConfigError("train.compile does not go with objective.kind jem, whose steps are Langevin chains")

@@ -66,17 +66,23 @@ class TrainingBatches:
         self.data, self.sizes, self.seed, self.x0_labels = data, sizes, seed, x0_labels
         self.num_classes, self.rank, self.world = len(dataset.classes), rank, world
         denoising, labeled = sizes
-        to_denoise = [images for images in (dataset.train, dataset.unlabelled) if images is not None]
+        known, train = None, dataset.train
+        if data.labelled < 1 and labeled:
+            known = few_labeled(train, data, seed, len(dataset.classes))
+            train = without_other_labels(train, known)
+        to_denoise = [images for images in (train, dataset.unlabelled) if images is not None]
         self.to_denoise = self._sequence(to_denoise, "order of clean images", denoising, 1)
-        self.labeled = self._sequence([dataset.train], "order of labeled images", labeled, data.repeats)
+        self.labeled = self._sequence([train], "order of labeled images", labeled, data.repeats, known)
         strong = labeled > 0 and data.augment == "strong"
         self.mean = mean_color(dataset.train) if strong else None
         self.auto_augment = auto_augment(policy_of(data)) if strong else None
 
-    def _sequence(self, sets: list[ImageSet], stream: str, size: int, repeats: int) -> EndlessSequence:
+    def _sequence(
+        self, sets: list[ImageSet], stream: str, size: int, repeats: int, only: Tensor | None = None
+    ) -> EndlessSequence:
         if size and isinstance(sets[0].pixels, Shards):
             return ShardStream(sets[0].pixels, self.seed, stream, size, self.data.shuffle_buffer, repeats)
-        return ShuffledSets(sets, self.seed, stream, repeats)
+        return ShuffledSets(sets, self.seed, stream, repeats, only)
 
     def __call__(self, step: int) -> Batch:
         denoising, labeled = (step * n + torch.arange(n)[self.rank :: self.world] for n in self.sizes)
@@ -104,6 +110,32 @@ class TrainingBatches:
             return to_x(pixels), labels
         x = erase(to_x(self.auto_augment.apply(pixels, u)), u, data.erasing, self.mean)
         return mix_batch(x, labels, self.num_classes, data.mixing, generator(self.seed, "mixing", step))
+
+
+def few_labeled(images: ImageSet, data: DataConfig, seed: int, num_classes: int) -> Tensor:
+    """The images whose labels are used: ``data.labelled`` of each class, and at least one -> int64 [N], sorted.
+
+    Raises:
+        ConfigError: the images come from shards, whose labels are not known beforehand.
+    """
+    if images.labels is None or isinstance(images.pixels, Shards):
+        raise ConfigError(
+            f"data.labelled is {data.labelled:g}, but the labels of {data.name} are not known beforehand: set it to 1"
+        )
+    chosen = []
+    for k in range(num_classes):
+        of_class = (images.labels == k).nonzero().flatten()
+        count = max(1, round(data.labelled * len(of_class)))
+        chosen.append(of_class[torch.randperm(len(of_class), generator=generator(seed, "labeled images", k))[:count]])
+    return torch.cat(chosen).sort().values
+
+
+def without_other_labels(images: ImageSet, known: Tensor) -> ImageSet:
+    """The images with those labels only."""
+    assert images.labels is not None
+    labels = torch.full_like(images.labels, NO_LABEL)
+    labels[known] = images.labels[known]
+    return ImageSet(images.pixels, labels)
 
 
 def mean_color(images: ImageSet) -> Tensor:
@@ -166,14 +198,16 @@ class EndlessSequence(Protocol):
 
 
 class ShuffledSets:
-    """The concatenated images of several sets, reshuffled in every epoch."""
+    """The concatenated images of several sets, or ``only`` those at some indices, int64 [N], reshuffled in every epoch."""
 
-    def __init__(self, sets: Sequence[ImageSet], seed: int, stream: str, repeats: int = 1) -> None:
-        self.sets = sets
-        self.order = Order(sum(map(len, sets)), seed, stream, repeats)
+    def __init__(self, sets: Sequence[ImageSet], seed: int, stream: str, repeats: int = 1, only: Tensor | None = None) -> None:
+        self.sets, self.only = sets, only
+        self.order = Order(sum(map(len, sets)) if only is None else len(only), seed, stream, repeats)
 
     def take(self, positions: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         keys = self.order.at(positions)
+        if self.only is not None:
+            keys[:, 1] = self.only[keys[:, 1]]
         index = keys[:, 1]
         if len(self.sets) == 1:
             return *self.sets[0].take(index), keys

@@ -41,6 +41,8 @@ class Objective:
         weighting: weighting of the denoising loss over t, with mean 1: uniform, or min_snr (Hang et al. 2023).
         noisy_labels: weight of the cross-entropy of the noisy images, each classified at its own t and weighted by abar_t. It
             is almost free, since they pass the label read-out (``model.class_depth``) anyway.
+        pseudo_labels: probability from which the network's own label of an unlabeled image counts as its label (Lee 2013,
+            Sohn et al. 2020): see :func:`with_pseudo_labels`; 0 for none.
         label_smoothing: probability mass spread evenly over all classes.
         label_dropout: fraction of the images to be denoised whose label is dropped, if model.label_conditioning.
         guidance: strength of the classifier-free guidance that a network with model.label_conditioning learns, so that sampling
@@ -55,6 +57,7 @@ class Objective:
     times: Times = "uniform"
     weighting: Weighting = "uniform"
     noisy_labels: float = 0.0
+    pseudo_labels: float = 0.0
     label_smoothing: float = 0.1
     label_dropout: float = 0.1
     guidance: float = 0.0
@@ -180,6 +183,8 @@ def hybrid_loss(
     t = to_device_async(draw_times(n * len(x0), diffusion.T, objective.times, generator)[k::n], x0.device)
     noise = normal_like(x0 if n == 1 else x0[:1].expand(n * len(x0), *x0.shape[1:]), generator)[k::n]
     x_t, target = diffusion.q_sample(x0, t, noise), diffusion.target(objective.target, x0, t, noise)
+    if objective.pseudo_labels and x0_labels is not None:
+        x0_labels = with_pseudo_labels(net, x0, x0_labels, objective.pseudo_labels)
     cond: dict[str, Any] = {}
     null = getattr(net, "null_label", None)
     if x0_labels is not None and null is not None:
@@ -233,6 +238,17 @@ def noisy_cross_entropy(
         raise ValueError("noisy_labels needs `x0_labels`")
     losses = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none", ignore_index=-1)
     return (diffusion.at("alpha_bar", t, losses) * losses).mean()
+
+
+@torch.no_grad()
+def with_pseudo_labels(net: Any, x0: Tensor, labels: Tensor, confidence: float) -> Tensor:
+    """Label the unlabeled images by the network itself, where it is confident of the clean image: its noisy version is then to
+    get the same label, and the denoiser is told it. So the noise is the strong augmentation of Sohn et al. 2020.
+
+    x0 [Bd, C, H, W] in [-1, 1], labels int64 [Bd], -1 where unknown -> labels int64 [Bd].
+    """
+    found = net.classify(x0).float().softmax(dim=1).max(dim=1)
+    return torch.where((labels < 0) & (found.values >= confidence), found.indices, labels)
 
 
 def guided_target(target: Tensor, cond: Tensor, uncond: Tensor, guidance: float) -> Tensor:

@@ -22,6 +22,7 @@ STREAMS = {
     "edits": 13,
     "smoothing": 16,
     "readings": 20,
+    "labeled images": 21,
 }
 
 SPLITMIX_STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # (shift, factor) of splitmix64's finalizer, then

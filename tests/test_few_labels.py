@@ -1,0 +1,115 @@
+"""Few labels: which images keep theirs, and the labels that the network gives to the others."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from hybvit import load
+from hybvit.config import override, parse
+from hybvit.data.batches import NO_LABEL
+from hybvit.errors import ConfigError
+from hybvit.method.diffusion import Diffusion
+from hybvit.method.objective import Batch, Objective, hybrid_loss, with_pseudo_labels
+from hybvit.method.vit import HybViT, ViTConfig
+from hybvit.presets import preset
+
+from .conftest import TINY, batches_of, hybvit, opened
+
+
+def digits(**data):
+    return override(preset("digits"), data=data, objective={"noisy_labels": 1.0})
+
+
+def seen(cfg, steps=200):
+    """Every labeled image that the steps see, as bytes with its label, and the labels of the images that they denoise."""
+    batches = batches_of(opened(cfg), override(cfg, data={"augment": "none"}))
+    labeled, told = set(), []
+    for step in range(steps):
+        batch = batches(step)
+        labeled |= {(image.numpy().tobytes(), int(label)) for image, label in zip(batch.images, batch.labels, strict=True)}
+        told.append(batch.x0_labels)
+    return labeled, torch.cat(told)
+
+
+def test_the_same_share_of_each_class_keeps_its_labels():
+    cfg = digits(labelled=0.05)
+    data = opened(cfg)
+    labeled, told = seen(cfg)
+    known = torch.tensor([label for _, label in labeled]).bincount(minlength=10)
+    sizes = data.train.labels.bincount(minlength=10)
+    assert (known - 0.05 * sizes).abs().max() <= 1  # two images of a class may be equal
+    assert torch.equal(told.unique(), torch.arange(NO_LABEL, 10))
+    assert (told >= 0).float().mean() == pytest.approx(0.05, abs=0.01)
+
+
+def test_which_images_keep_them_follows_the_seed_alone():
+    first, _ = seen(digits(labelled=0.02))
+    again, _ = seen(override(digits(labelled=0.02), train={"batch_size": 32}), 600)
+    other, _ = seen(override(digits(labelled=0.02), train={"seed": 1}))
+    assert first == again != other
+
+
+def test_every_class_keeps_at_least_one():
+    labeled, _ = seen(digits(labelled=1e-6))
+    assert sorted(label for _, label in labeled) == list(range(10))
+
+
+def test_all_images_are_denoised_whatever_the_share():
+    every, few = (batches_of(opened(cfg), cfg) for cfg in (digits(), digits(labelled=0.02)))
+    for step in range(3):
+        assert torch.equal(every(step).x0, few(step).x0)
+
+
+class Fixed:
+    """A classifier that reads the class and its logit from the first two pixels."""
+
+    def classify(self, x):
+        logits = torch.zeros(len(x), 4)
+        return logits.scatter(1, x[:, 0, 0, :1].long(), x[:, 0, 0, 1:2])
+
+
+def test_an_unlabeled_image_gets_the_label_that_the_network_is_sure_of():
+    x = torch.zeros(4, 1, 2, 2)
+    x[:, 0, 0, 0] = torch.tensor([1.0, 2, 3, 0])
+    x[:, 0, 0, 1] = torch.tensor([9.0, 3, 9, 9])  # e^3 / (e^3 + 3) = 0.870
+    labels = torch.tensor([NO_LABEL, NO_LABEL, 0, NO_LABEL])
+    assert with_pseudo_labels(Fixed(), x, labels, 0.95).tolist() == [1, NO_LABEL, 0, 0]
+    assert with_pseudo_labels(Fixed(), x, labels, 0.87).tolist() == [1, 2, 0, 0]
+
+
+def test_the_loss_takes_those_labels_as_if_they_were_given():
+    torch.manual_seed(0)
+    net = HybViT(ViTConfig(image_size=8, patch_size=4, channels=1, num_classes=4, dim=16, depth=2, heads=2)).double()
+    x, images, labels = torch.rand(6, 1, 8, 8).double(), torch.rand(2, 1, 8, 8).double(), torch.tensor([0, 1])
+    own = net.classify(x).argmax(1)
+
+    def loss(x0_labels, **changes):
+        objective = Objective(noisy_labels=1.0, **changes)
+        batch = Batch(x, images, labels, x0_labels)
+        return hybrid_loss(net, Diffusion.cosine(10), batch, objective, generator=torch.Generator().manual_seed(1)).total
+
+    unknown = torch.full((6,), NO_LABEL)
+    assert torch.equal(loss(unknown, pseudo_labels=0.2), loss(own))  # of four classes, the most probable has more than 0.25
+    assert torch.equal(loss(unknown, pseudo_labels=0.9999), loss(unknown))
+    assert not torch.equal(loss(own), loss(unknown))
+
+
+def test_what_cannot_be_is_said():
+    with pytest.raises(ConfigError, match=r"data\.labelled is 0"):
+        parse(["--data.labelled=0"], preset("digits"))
+    with pytest.raises(ConfigError, match=r"data\.labelled is 1\.5"):
+        parse(["--data.labelled=1.5"], preset("digits"))
+    with pytest.raises(ConfigError, match=r"objective\.pseudo_labels is 0\.9: nothing uses the labels"):
+        parse(["--objective.pseudo_labels=0.9"], preset("digits"))
+
+
+def test_a_run_with_few_labels_is_a_run_like_any(tmp_path):
+    words = ["train", "digits", *TINY, "--data.labelled=0.05", "--objective.noisy_labels=1", "--objective.pseudo_labels=0.2"]
+    assert hybvit(*words, "--train.steps=10", "--out", tmp_path / "run").returncode == 0
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 2
+    cfg = load(tmp_path / "run").cfg
+    assert (cfg.data.labelled, cfg.objective.pseudo_labels) == (0.05, 0.2)
