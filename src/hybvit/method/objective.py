@@ -183,8 +183,7 @@ def hybrid_loss(
     t = to_device_async(draw_times(n * len(x0), diffusion.T, objective.times, generator)[k::n], x0.device)
     noise = normal_like(x0 if n == 1 else x0[:1].expand(n * len(x0), *x0.shape[1:]), generator)[k::n]
     x_t, target = diffusion.q_sample(x0, t, noise), diffusion.target(objective.target, x0, t, noise)
-    if objective.pseudo_labels and x0_labels is not None:
-        x0_labels = with_pseudo_labels(net, x0, x0_labels, objective.pseudo_labels)
+    x0_labels = with_pseudo_labels(net, x0, x0_labels, objective.pseudo_labels)
     cond: dict[str, Any] = {}
     null = getattr(net, "null_label", None)
     if x0_labels is not None and null is not None:
@@ -241,12 +240,14 @@ def noisy_cross_entropy(
 
 
 @torch.no_grad()
-def with_pseudo_labels(net: Any, x0: Tensor, labels: Tensor, confidence: float) -> Tensor:
+def with_pseudo_labels(net: Any, x0: Tensor, labels: Tensor | None, confidence: float) -> Tensor | None:
     """Label the unlabeled images by the network itself, where it is confident of the clean image: its noisy version is then to
     get the same label, and the denoiser is told it. So the noise is the strong augmentation of Sohn et al. 2020.
 
-    x0 [Bd, C, H, W] in [-1, 1], labels int64 [Bd], -1 where unknown -> labels int64 [Bd].
+    x0 [Bd, C, H, W] in [-1, 1], labels int64 [Bd], -1 where unknown -> labels int64 [Bd]; unchanged for a confidence of 0.
     """
+    if labels is None or not confidence:
+        return labels
     found = net.classify(x0).float().softmax(dim=1).max(dim=1)
     return torch.where((labels < 0) & (found.values >= confidence), found.indices, labels)
 
