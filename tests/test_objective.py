@@ -434,7 +434,7 @@ def test_guidance_needs_label_dropout():
 def test_options_survive_the_file(tmp_path):
     objective = Objective(
         alpha_end=1.0, norm="l2", target="flow", times="logit_normal", weighting="min_snr", label_dropout=0.2,
-        noisy_labels=1.0, label_smoothing=0.2, guidance=0.3,
+        noisy_labels=1.0, label_smoothing=0.2, guidance=0.3, pseudo_labels=0.9,
     )  # fmt: skip
     cfg = Config(ViTConfig(label_conditioning=True, class_depth=6), objective=objective, diffusion=DiffusionConfig("flow", 100))
     (tmp_path / "config.yaml").write_text(to_yaml(cfg))

@@ -41,12 +41,12 @@ class Objective:
         weighting: weighting of the denoising loss over t, with mean 1: uniform, or min_snr (Hang et al. 2023).
         noisy_labels: weight of the cross-entropy of the noisy images, each classified at its own t and weighted by abar_t. It
             is almost free, since they pass the label read-out (``model.class_depth``) anyway.
-        pseudo_labels: probability from which the network's own label of an unlabeled image counts as its label (Lee 2013,
-            Sohn et al. 2020): see :func:`with_pseudo_labels`; 0 for none.
         label_smoothing: probability mass spread evenly over all classes.
         label_dropout: fraction of the images to be denoised whose label is dropped, if model.label_conditioning.
         guidance: strength of the classifier-free guidance that a network with model.label_conditioning learns, so that sampling
             needs no second pass for it (Tang et al. 2025); 0.3 is a good start. The guidance of `hybvit sample` is added to it.
+        pseudo_labels: probability from which the network's own label of an unlabeled image counts as its label (Lee 2013,
+            Sohn et al. 2020): see :func:`with_pseudo_labels`; 0 for none.
     """
 
     kind: Literal["vit", "genvit", "hybvit", "jem"] = "hybvit"
@@ -57,10 +57,10 @@ class Objective:
     times: Times = "uniform"
     weighting: Weighting = "uniform"
     noisy_labels: float = 0.0
-    pseudo_labels: float = 0.0
     label_smoothing: float = 0.1
     label_dropout: float = 0.1
     guidance: float = 0.0
+    pseudo_labels: float = 0.0
 
     def alpha_at(self, progress: float) -> float:
         """alpha at ``progress``, the completed fraction of the run in [0, 1]."""
@@ -241,8 +241,8 @@ def noisy_cross_entropy(
 
 @torch.no_grad()
 def with_pseudo_labels(net: Any, x0: Tensor, labels: Tensor | None, confidence: float) -> Tensor | None:
-    """Label the unlabeled images by the network itself, where it is confident of the clean image: its noisy version is then to
-    get the same label, and the denoiser is told it. So the noise is the strong augmentation of Sohn et al. 2020.
+    """Label the unlabeled images by the network itself, where it is confident of the clean image. Its noisy version is then to
+    get the same label: the noise is the strong augmentation of Sohn et al. 2020. A class-conditional denoiser gets it too.
 
     x0 [Bd, C, H, W] in [-1, 1], labels int64 [Bd], -1 where unknown -> labels int64 [Bd]; unchanged for a confidence of 0.
     """
