@@ -14,7 +14,7 @@ import yaml
 import hybvit
 from hybvit.config import load_config
 from hybvit.errors import ConfigError
-from hybvit.versions import RETIRED
+from hybvit.versions import CHANGES, FIRST
 
 from .traces import pinned
 
@@ -78,6 +78,7 @@ def test_an_export_of_0_1_0_answers_as_it_did():
     assert gap.abs().max() <= 1
 
 
+GONE = CHANGES[FIRST].removed
 LOST = {  # name -> a value that it could have in 0.1.0, of an option that is gone, or gone from one that stays
     "model.norm": "rms", "model.registers": 4, "model.class_pool": "attention", "objective.balance": "gradient_norm",
     "objective.class_noise": 0.05, "optim.cooldown": 0.1, "train.ema_power": [0.05],
@@ -88,10 +89,10 @@ LOST = {  # name -> a value that it could have in 0.1.0, of an option that is go
 
 def test_a_configuration_of_0_1_0_holds_every_option_that_is_gone_at_its_default():
     content = yaml.safe_load((RECORDED / "run" / "config.yaml").read_text())
-    for name, default in RETIRED.items():
+    for name, [(default, _)] in GONE.items():
         group, leaf = name.split(".")
         assert content[group][leaf] == default
-    assert LOST.keys() >= RETIRED.keys()
+    assert LOST.keys() >= GONE.keys()
     load_config(RECORDED / "run" / "config.yaml")
 
 
@@ -104,4 +105,4 @@ def test_an_option_that_is_gone_is_refused_by_name(name, tmp_path):
     with pytest.raises(ConfigError) as refused:
         load_config(tmp_path / "config.yaml")
     assert f"{name} is {LOST[name]}" in str(refused.value).replace("'", "")
-    assert ("was removed" in str(refused.value)) == (name in RETIRED)
+    assert ("was removed" in str(refused.value)) == (name in GONE)

@@ -6,13 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 import hybvit
 from hybvit.config import load_config, override, to_yaml
 from hybvit.errors import CheckpointError, ConfigError
 from hybvit.networks import check_classes
 from hybvit.presets import preset
-from hybvit.versions import RETIRED
+from hybvit.versions import CHANGES, FIRST
 
 OLD = Path(__file__).parent / "data" / "v0.1.0" / "run" / "config.yaml"
 TEXTS = {  # configurations of this version and of the one that wrote no version
@@ -77,29 +78,38 @@ def test_the_version_is_one_that_there_was(tmp_path, version):
         load(f"hybvit: {version}\n{rest}", tmp_path)
 
 
-def test_a_configuration_of_this_version_does_not_pass_for_an_older_one(tmp_path):
-    rest = TEXTS["now"].split("\n", 1)[1]
-    without = rest.replace("  freeze: false\n", "").replace("  track: ''\n", "  tensorboard: false\n")
-    for text, reason in ((rest, r"unknown field (optim\.freeze|train\.track)"), (without, r"model\.norm is missing")):
-        for first in ("", "hybvit: 0.1.0\n"):
-            with pytest.raises(ConfigError, match=reason):
-                load(first + text, tmp_path)
-    older = f"hybvit: {hybvit.__version__}\n{TEXTS['0.1.0']}".replace("  tensorboard: false\n", "  track: ''\n")
-    with pytest.raises(ConfigError, match=r"data\.split is missing"):
-        load(older, tmp_path)
-    with pytest.raises(ConfigError, match=r"model\.norm"):
-        load(
-            older.replace("\ndata:\n", "\ndata:\n  split: hash\n  bits: null\n  fingerprint: ''\n")
-            .replace("\noptim:\n", "\noptim:\n  freeze: false\n")
-            .replace("\ntrain:\n", "\ntrain:\n  accumulate: 1\n  recompute: false\n  parallel: auto\n"),
-            tmp_path,
-        )
+def as_written_by(version: str) -> str:
+    """The configuration of this version as an older one wrote it, with its fields."""
+    groups = yaml.safe_load(TEXTS["now"])
+    del groups["hybvit"]
+    since = list(CHANGES.values())[list(CHANGES).index(version) :]
+    for changes in reversed(since):
+        for name in changes.added:
+            group, leaf = name.split(".")
+            del groups[group][leaf]
+        for name, understood in changes.removed.items():
+            group, leaf = name.split(".")
+            groups[group][leaf] = understood[0][0]
+    return yaml.safe_dump({} if version == FIRST else {"hybvit": version}, sort_keys=False).replace(
+        "{}\n", ""
+    ) + yaml.safe_dump(groups)
+
+
+@pytest.mark.parametrize("version", CHANGES)
+def test_what_each_version_wrote_is_read_and_nothing_else_passes_for_it(tmp_path, version):
+    now, then = TEXTS["now"].split("\n", 1)[1], as_written_by(version)
+    assert load(then, tmp_path) == load(TEXTS["now"], tmp_path)
+    claimed = "" if version == FIRST else f"hybvit: {version}\n"
+    with pytest.raises(ConfigError, match="unknown field"):
+        load(claimed + now, tmp_path)
+    with pytest.raises(ConfigError, match=r"unknown field|is missing"):
+        load(f"hybvit: {hybvit.__version__}\n{then.removeprefix(claimed)}", tmp_path)
 
 
 def test_a_configuration_of_0_1_0_is_migrated(tmp_path):
     cfg = load(TEXTS["0.1.0"], tmp_path)
     assert load(to_yaml(cfg), tmp_path) == cfg
-    assert not any(name.split(".")[1] + ":" in to_yaml(cfg) for name in RETIRED if name != "model.norm")
+    assert not any(name.split(".")[1] + ":" in to_yaml(cfg) for name in CHANGES[FIRST].removed if name != "model.norm")
     assert cfg.data.split == "hash"  # a named data set has a split of its own
     own = TEXTS["0.1.0"].replace(f"\n  name: {cfg.data.name}\n", "\n  name: folder\n")
     assert load(own, tmp_path).data.split == "every_fifth"
@@ -107,16 +117,11 @@ def test_a_configuration_of_0_1_0_is_migrated(tmp_path):
 
 @pytest.mark.parametrize(("switch", "names"), [("true", "tensorboard"), ("false", "")])
 def test_the_switch_of_tensorboard_became_a_name(tmp_path, switch, names):
-    first, rest = TEXTS["now"].split("\n", 1)
-    rest = rest.replace("  freeze: false\n", "")
-    dev0 = "hybvit: 0.2.0.dev0\n" + rest.replace("  track: ''\n", f"  tensorboard: {switch}\n")
-    assert load(dev0, tmp_path) == override(load(TEXTS["now"], tmp_path), train={"track": names})
-    assert load(TEXTS["0.1.0"].replace("tensorboard: false", f"tensorboard: {switch}"), tmp_path).train.track == names
-    with pytest.raises(ConfigError, match=r"train\.tensorboard is 3: it must be true or false"):
-        load(dev0.replace(f"tensorboard: {switch}", "tensorboard: 3"), tmp_path)
-    for text in (f"{first}\n{dev0.split(chr(10), 1)[1]}", f"hybvit: 0.2.0.dev0\n{rest}"):
-        with pytest.raises(ConfigError, match="unknown field train"):
-            load(text, tmp_path)
+    for version in CHANGES:
+        text = as_written_by(version).replace("tensorboard: false", f"tensorboard: {switch}")
+        assert load(text, tmp_path) == override(load(TEXTS["now"], tmp_path), train={"track": names})
+        with pytest.raises(ConfigError, match=r"train\.tensorboard is 3: of that option, .* only False or True is understood"):
+            load(text.replace(f"tensorboard: {switch}", "tensorboard: 3"), tmp_path)
 
 
 @pytest.mark.slow

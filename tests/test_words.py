@@ -59,7 +59,7 @@ RETIRED_WORDS = {  # regular expression, in any case -> what to write instead
 }
 
 KEPT = {  # stored keys and fields of published files, which keep their names
-    "versions.py": ['"train.ema_power": []', "ema_warmup ema_power seed"],
+    "versions.py": ['"train.ema_power": _only([])'],
     "evaluation/fidelity.py": ['"told":'],
     "reproduce/variants.py": ['"untold"'],
 }

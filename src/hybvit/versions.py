@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -20,36 +20,46 @@ from .errors import ConfigError, did_you_mean
 KEY = "hybvit"  # of the version in a stored configuration
 FIRST = "0.1.0"  # it wrote no version into its configurations
 
-FIELDS_OF_FIRST = {  # every configuration of 0.1.0 holds these fields
-    "model": "image_size patch_size channels num_classes dim depth heads mlp_ratio time ffn_time long_skips norm mlp rope "
-    "qk_norm registers class_depth class_pool patch_embedding stem_width pixel_readout readout_width final_norm "
-    "label_conditioning position_std",
-    "network": "name depth width dropout batch_norm channels layers attention_at",
-    "diffusion": "schedule steps",
-    "objective": "kind alpha alpha_end balance norm target times weighting class_noise noisy_labels label_smoothing "
-    "label_dropout guidance",
-    "jem": "steps step_size noise replay restart input_noise weight informative proximal limit",
-    "data": "name root test_root resize augment flip crop_padding policy erasing mixing repeats clean_flip held_out "
-    "unlabelled max_bad_files memory_gib shuffle_buffer workers classes",
-    "optim": "name lr muon_lr weight_decay beta1 beta2 warmup_steps schedule min_lr milestones drop cooldown nesterov clip",
-    "train": "steps batch_size labelled_batch_size ema_decay ema_warmup ema_power seed precision log_every preview_every "
-    "checkpoint_every keep_checkpoints snapshot_every init compile tensorboard",
+
+class Changes(NamedTuple):
+    """How the fields changed after a version.
+
+    Attributes:
+        added: fields that it did not have; it did what their defaults do.
+        removed: fields that are gone -> the values that are still understood, and what each of them is now.
+    """
+
+    added: tuple[str, ...]
+    removed: dict[str, list[tuple[Any, dict[str, Any]]]]
+
+
+def _only(value: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """Of an option that was removed, the value which left it out."""
+    return [(value, {})]
+
+
+CHANGES = {  # the last version before them -> the changes, the oldest first
+    FIRST: Changes(
+        ("data.split", "data.bits", "data.fingerprint", "train.accumulate", "train.recompute", "train.parallel"),
+        {
+            "model.norm": _only("layer"),
+            "model.registers": _only(0),
+            "model.class_pool": _only("token"),
+            "objective.balance": _only("fixed"),
+            "objective.class_noise": _only(0.0),
+            "optim.cooldown": _only(0.2),
+            "train.ema_power": _only([]),
+        },
+    ),
+    "0.2.0.dev0": Changes(
+        ("optim.freeze", "train.track", "data.labelled", "objective.pseudo_labels"),
+        {
+            "train.tensorboard": [(False, {"train.track": ""}), (True, {"train.track": "tensorboard"})],
+        },
+    ),
 }
 
-RETIRED: dict[str, Any] = {  # fields of 0.1.0 that were removed: a stored configuration may hold their defaults
-    "model.norm": "layer", "model.registers": 0, "model.class_pool": "token", "objective.balance": "fixed",
-    "objective.class_noise": 0.0, "optim.cooldown": 0.2, "train.ema_power": [],
-}  # fmt: skip
-
-SWITCH, TRACK = "tensorboard", "track"  # of train: the one that this version and older ones have, and what it became
-LAST_WITH_SWITCH = "0.2.0.dev0"
-
-ADDED: dict[str, Any] = {  # fields that 0.1.0 did not have -> what it did with the user's own images; others take their default
-    "data.split": "every_fifth",
-}
-
-
-LAST_WITHOUT = {"optim.freeze": "0.2.0.dev0"}  # newer fields -> the last version without them, which did what their defaults do
+MEANT_BY_FIRST = {"data.split": "every_fifth"}  # what 0.1.0 did with the user's own images, where it is not the default
 
 
 class Loader(yaml.SafeLoader):
@@ -87,40 +97,50 @@ def migrate(content: dict[Any, Any], fields: Mapping[str, Collection[str]]) -> d
     written_by = content.pop(KEY, FIRST)
     if _order(written_by) > _order(__version__):
         raise ConfigError(f"written by hybvit {written_by}, this is {__version__}: install the newer version")
-    fields = {
-        group: [leaf for leaf in names if _order(LAST_WITHOUT.get(f"{group}.{leaf}", "0.0.0")) < _order(written_by)]
-        for group, names in fields.items()
-    }
-    has_switch = _order(written_by) <= _order(LAST_WITH_SWITCH)
-    if has_switch:
-        fields = {**fields, "train": [SWITCH if leaf == TRACK else leaf for leaf in fields["train"]]}
+    since = [changes for last, changes in CHANGES.items() if _order(written_by) <= _order(last)]
+    known = _fields_before(since, fields)
     groups = {group: _group(content, group, fields) for group in content}
     for group, found in groups.items():
         for leaf in found:
-            if leaf not in fields[group] and f"{group}.{leaf}" not in RETIRED:
-                raise ConfigError(f"unknown field {group}.{leaf}{did_you_mean(str(leaf), list(fields[group]))}")
-    if _order(written_by) <= _order(FIRST):
-        _check_complete(groups, {group: names.split() for group, names in FIELDS_OF_FIRST.items()})
-        for name, before in RETIRED.items():
+            if leaf not in known[group]:
+                raise ConfigError(f"unknown field {group}.{leaf}{did_you_mean(str(leaf), known[group])}")
+    _check_complete(groups, known)
+    for changes in since:
+        for name, understood in changes.removed.items():
+            _replace(groups, name, understood)
+    if _order(written_by) <= _order(FIRST) and groups["data"]["name"] in OWN_IMAGES:
+        for name, before in MEANT_BY_FIRST.items():
             group, leaf = name.split(".")
-            if (value := groups[group].pop(leaf)) != before:
-                raise ConfigError(f"{name} is {value!r}, an option that was removed (docs/ablation.md says why)")
-        for name, before in ADDED.items():
-            group, leaf = name.split(".")
-            if leaf in fields[group] and groups["data"]["name"] in OWN_IMAGES:
-                groups[group].setdefault(leaf, before)
-    else:
-        _check_complete(groups, fields)
-    for name in RETIRED:
-        group, leaf = name.split(".")
-        if leaf in groups[group]:
-            raise ConfigError(f"unknown field {name}, which hybvit {written_by} did not have")
-    if has_switch:
-        switch = groups["train"].pop(SWITCH)
-        if not isinstance(switch, bool):
-            raise ConfigError(f"train.{SWITCH} is {switch!r}: it must be true or false")
-        groups["train"][TRACK] = SWITCH if switch else ""
+            groups[group][leaf] = before
     return groups
+
+
+def _fields_before(since: Sequence[Changes], fields: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
+    """The fields of a version, from those of this one and the changes since."""
+    known = {group: list(names) for group, names in fields.items()}
+    for changes in reversed(since):
+        for name in changes.added:
+            group, leaf = name.split(".")
+            if leaf in known[group]:
+                known[group].remove(leaf)
+        for name in changes.removed:
+            group, leaf = name.split(".")
+            known[group].append(leaf)
+    return known
+
+
+def _replace(groups: dict[str, dict[str, Any]], name: str, understood: Sequence[tuple[Any, dict[str, Any]]]) -> None:
+    """Replace a field that was removed by what its value is now."""
+    group, leaf = name.split(".")
+    value = groups[group].pop(leaf)
+    for known, now in understood:
+        if value == known and type(value) is type(known):
+            for new, meant in now.items():
+                group, leaf = new.split(".")
+                groups[group][leaf] = meant
+            return
+    values = " or ".join(repr(known) for known, _ in understood)
+    raise ConfigError(f"{name} is {value!r}: of that option, which was removed, only {values} is understood")
 
 
 def _order(version: Any) -> tuple[int, ...]:
