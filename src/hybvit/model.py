@@ -615,19 +615,22 @@ class HybridModel:
         Raises:
             ConfigError: guidance is given without labels to guide to, or the network was not trained to generate.
         """
+        if self.own_sampler and labels is None and not guidance:
+            return self.net.draw(indices, steps, seed)
+        denoise, noise = self.denoiser(indices, seed, guidance, labels), image_noise(indices, seed, self.image_shape, self.device)
+        with autocast(self.device, self.sampling_precision):  # around all steps, so that each weight is cast once
+            return run_to_pixels(denoise, self.diffusion, noise, sampler, steps, spacing)
+
+    def denoiser(self, indices: Sequence[int], seed: int, guidance: float = 0.0, labels: Tensor | None = None) -> Denoiser:
+        """The denoiser (-> x_0) that :meth:`draw` samples with; arguments and errors are those of it."""
         if guidance and labels is None and not self.draws_by_label:
             raise ConfigError(f"guidance {guidance}: this model's denoiser was not trained with labels to draw at random")
-        if self.own_sampler and labels is None:
-            return self.net.draw(indices, steps, seed)
         if labels is None and self.draws_by_label:
             classes = len(self.cfg.data.classes)
             labels = torch.tensor([derive_seed(seed, "labels of samples", i) % classes for i in indices], device=self.device)
-        denoise: Denoiser = self.predict_x0
-        if labels is not None:
-            denoise = (self.conditional if self.takes_labels else self.guided)(labels, guidance)
-        noise = image_noise(indices, seed, self.image_shape, self.device)
-        with autocast(self.device, self.sampling_precision):  # around all steps, so that each weight is cast once
-            return run_to_pixels(denoise, self.diffusion, noise, sampler, steps, spacing)
+        if labels is None:
+            return self.predict_x0
+        return (self.conditional if self.takes_labels else self.guided)(labels, guidance)
 
     def inpaint(
         self,

@@ -24,6 +24,7 @@ COMMANDS = {
     "calibrate": "let a model know how sure it may be, from images that it was not trained on",
     "edit": "inpaint, vary, interpolate or change the class of image files, with the answers before and after",
     "export": "write a model as ONNX or torch.export graphs that run without hybvit",
+    "serve": "open a page in the browser on which a model can be tried, with a JSON API",
     "evaluate": "evaluate a model and write results.json and report.html",
     "reproduce": "train, evaluate and render the paper's tables and figures",
     "push": "upload a model to the Hugging Face hub, with a card of its results",

@@ -1,0 +1,78 @@
+"""What the page and the API both hold: a model, the line before it, and what its images are compared with."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..data.image_set import to_x
+from ..model import HybridModel, Prediction
+from . import familiar
+from .familiar import Familiar
+from .limits import Desk
+
+COVERAGE = 0.95  # of the sets of labels, unless another is asked for
+VOTES, NOISE = 1000, 0.25  # of a certificate
+
+
+class Classified(NamedTuple):
+    """The answers for one image.
+
+    Attributes:
+        label: number of the most probable class.
+        probabilities: of all K classes.
+        log_density: higher = more like the training images.
+        held: numbers of the classes that hold the true one with the coverage that was asked for; None without a calibration.
+        familiarity: share of the familiar images that have a lower log density; None where nothing was measured yet.
+    """
+
+    label: int
+    probabilities: list[float]
+    log_density: float
+    held: list[int] | None
+    familiarity: float | None
+
+
+class Service:
+    """A model to serve.
+
+    Args:
+        name: what the user called it.
+
+    Attributes:
+        familiar: what images are compared with; None until it was measured.
+    """
+
+    def __init__(self, model: HybridModel, name: str) -> None:
+        self.model, self.name, self.desk = model, name, Desk()
+        self.familiar: Familiar | None = None
+        if model.has_classes:
+            self.familiar = familiar.known(model)
+            if self.familiar is None and model.has_samples:
+                self.desk.spare(map(self._compare_with, familiar.measured(model)))
+
+    def _compare_with(self, images: Familiar) -> Familiar:
+        self.familiar = images
+        return images
+
+    def classify(self, pixels: Tensor, coverage: float = COVERAGE) -> list[Classified]:
+        """
+        Raises:
+            Busy, and as :meth:`HybridModel.predict` and :meth:`HybridModel.prediction_set`.
+        """
+        found: Prediction = self.desk.submit(lambda: self.model.predict(pixels)).result()
+        held: list[list[int] | None] = [None] * len(pixels)
+        if self.model.calibration is not None:
+            sets = self.desk.submit(lambda: self.model.prediction_set(pixels, coverage)).result()
+            held = [row.nonzero().flatten().tolist() for row in sets]
+        compared = self.familiar
+        return [
+            Classified(label, row, score, classes, None if compared is None else compared.share_below(score))
+            for label, row, score, classes in zip(*(part.tolist() for part in found), held, strict=True)
+        ]
+
+    def bits_per_dim(self, pixels: Tensor) -> list[float]:
+        """The variational bound, of each image by itself, so that it does not depend on the others."""
+        work = lambda: [self.model.bits_per_dim(to_x(one[None])).item() for one in pixels]  # noqa: E731
+        return self.desk.submit(work).result()

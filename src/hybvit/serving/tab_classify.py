@@ -1,0 +1,84 @@
+"""The tab Classify: labels, their set, how familiar the picture is, and on request its bits and its certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+
+import gradio as gr
+
+from . import markup
+from .limits import read_picture
+from .parts import Given, on, picture
+from .service import COVERAGE, NOISE, VOTES, Service
+
+START = "Drop a picture: its labels appear here."
+
+
+def build(service: Service) -> Given:
+    model = service.model
+
+    def classify(path: str | None) -> Iterator[str]:
+        if path is None:
+            yield markup.hint(START)
+            return
+        pixels = read_picture(model, path)
+        found = service.classify(pixels)[0]
+        classes, side = model.classes, model.cfg.model.image_size
+        parts = [
+            markup.seen(markup.Shown(pixels[0], classes[found.label], f"what the model sees: {side} x {side} pixels")),
+            markup.bars(classes, found.probabilities, found.held),
+            set_of(service, found.held),
+        ]
+        if service.familiar is not None:
+            parts.append(markup.gauge(service.familiar, found.log_density))
+        yield "".join(parts)
+
+    def bits(path: str | None) -> Iterator[str]:
+        pixels = read_picture(model, path)
+        yield markup.hint(f"Computing the bound: {model.diffusion.T:,} evaluations of the network ...")
+        (found,) = service.bits_per_dim(pixels)
+        yield f"<p><b>{found:.2f} bits per dimension</b>, an upper bound by the denoiser; fewer are more likely.</p>"
+
+    def certify(path: str | None) -> Iterator[str]:
+        pixels = read_picture(model, path)
+        yield markup.hint(f"Collecting {VOTES:,} votes ...")
+        found = service.desk.submit(lambda: model.certify(pixels, noise=NOISE, votes=VOTES)).result()
+        yield certificate(service, found.labels.item(), found.radius.item())
+
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            given = picture()
+            drawn = gr.Button("Let the model draw one", size="sm", visible=model.has_samples)
+        with gr.Column(scale=3, min_width=280):
+            answer = gr.HTML(markup.hint(START), elem_id="labels")
+            with gr.Row():
+                bound = gr.Button("Bits per dimension", size="sm", visible=model.has_denoiser)
+                vouch = gr.Button("Certificate", size="sm", visible=model.labels_noisy)
+            more = gr.HTML(elem_id="more")
+    on(given.change, classify, given, answer)
+    on(bound.click, bits, given, more)
+    on(vouch.click, certify, given, more)
+    return Given(given, drawn)
+
+
+def set_of(service: Service, held: list[int] | None) -> str:
+    """The set in words; for a model that is not calibrated, how to come by one."""
+    if held is None:
+        return (
+            f"<p>No set of labels at {COVERAGE:.0%}: this model is not calibrated. "
+            f"<code>hybvit calibrate {escape(service.name)} --help</code> says how.</p>"
+        )
+    names = ", ".join(escape(service.model.classes[k]) for k in held) or "none of its classes"
+    return f"<p>At {COVERAGE:.0%} it is <b>{names}</b>.</p>"
+
+
+def certificate(service: Service, label: int, radius: float) -> str:
+    if label < 0:
+        return f"<p><b>No certificate</b>: the {VOTES:,} votes under noise of {NOISE} do not settle on a label.</p>"
+    name = escape(service.model.classes[label])
+    return (
+        f"<p><b>{name}, certified to {radius:.2f}</b>: no smaller change of the picture (L2, pixels in 0 to 1) alters the "
+        f"label that most of {VOTES:,} copies under noise of {NOISE} get. It holds with 99.9 % confidence, for that majority, "
+        "not for the bars above.</p>"
+    )

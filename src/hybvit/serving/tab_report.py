@@ -1,0 +1,61 @@
+"""The tab Report: the facts of the model, and its report or card."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import gradio as gr
+
+from ..hub import BUNDLED, bundled
+from . import markup
+from .service import Service
+
+REPORT, CARD = "report.html", "README.md"
+
+
+def folder_of(name: str) -> Path:
+    """Where what is known of a model lies: its folder, or that of the run of a checkpoint."""
+    path = BUNDLED / name if name in bundled() and not Path(name).exists() else Path(name)
+    return path.parent.parent if path.parent.name == "checkpoints" else path
+
+
+def report_of(name: str) -> Path | None:
+    """The page that `hybvit evaluate` wrote of a run; None if there is none."""
+    path = folder_of(name) / REPORT
+    return path if path.is_file() else None
+
+
+def build(service: Service) -> None:
+    gr.HTML(facts(service))
+    folder = folder_of(service.name)
+    if report_of(service.name) is not None:
+        gr.HTML(f'<iframe class="report" src="/{REPORT}" title="Report of {service.name}"></iframe>')
+    elif (folder / CARD).is_file():
+        gr.Markdown(card(folder / CARD), elem_id="card", latex_delimiters=[])
+    else:
+        gr.HTML(markup.hint(f"No report yet: hybvit evaluate {service.name} writes one."))
+
+
+def facts(service: Service) -> str:
+    model = service.model
+    shape, calibration = model.cfg.model, model.calibration
+    rows = [
+        ["images", f"{shape.image_size} x {shape.image_size}, {'color' if shape.channels == 3 else 'gray'}"],
+        ["classes", f"{len(model.classes)}: {', '.join(model.classes[:20])}{' ...' if len(model.classes) > 20 else ''}"],
+        ["parameters", f"{sum(weight.numel() for weight in model.parameters()):,}"],
+        ["objective", model.cfg.objective.kind],
+        ["calibration", "none" if calibration is None else f"by {len(calibration):,} images ({calibration.source})"],
+    ]
+    return markup.table(["model", service.name], rows)
+
+
+def card(path: Path) -> str:
+    """The text of a model card, without its metadata and its heading, and with its pictures inside."""
+    text = re.sub(r"\A---\n.*?\n---\n(\s*# [^\n]*\n)?", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+    def inside(link: re.Match[str]) -> str:
+        place = path.parent / Path(link[2]).name
+        return f"![{link[1]}]({markup.address(place.read_bytes())})" if place.suffix == ".png" and place.is_file() else link[1]
+
+    return re.sub(r"!\[([^\]]*)\]\(([^)]+)\)", inside, text)

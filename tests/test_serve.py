@@ -1,0 +1,368 @@
+"""`hybvit serve`: the line before the model, the JSON API, and the page in a browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+
+import hybvit
+from hybvit.checkpoint import digest_of_weights
+from hybvit.data.image_set import to_x
+from hybvit.hub import BUNDLED, bundled
+from hybvit.serving import familiar, markup, tab_report
+from hybvit.serving.api import build_api
+from hybvit.serving.app import Guard
+from hybvit.serving.drawing import Wanted, draw
+from hybvit.serving.familiar import Familiar
+from hybvit.serving.limits import Busy, Desk, Gone
+from hybvit.serving.service import Service
+from hybvit.storage import read_json
+
+from .conftest import hybvit as command
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def as_file(pixels: torch.Tensor) -> bytes:
+    return markup.png(pixels[None])
+
+
+# the line
+
+
+def test_a_desk_works_in_order_and_turns_away_who_finds_no_place():
+    desk, done, start = Desk(waiting=1), [], threading.Event()
+    first = desk.submit(lambda: (start.wait(10), done.append(1)))
+    second = desk.submit(lambda: done.append(2))
+    with pytest.raises(Busy, match=r"2 requests .* try again"):
+        desk.submit(lambda: done.append(3))
+    start.set()
+    first.result(10), second.result(10)
+    desk.submit(lambda: done.append(4)).result(10)
+    assert done == [1, 2, 4]
+    desk.close()
+
+
+def test_a_failed_work_gives_its_place_back():
+    desk = Desk(waiting=0)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            desk.submit(lambda: 1 / 0).result(10)
+    assert desk.submit(lambda: 5).result(10) == 5
+    desk.close()
+
+
+def test_a_stream_ends_with_the_result_and_leaves_out_what_was_overtaken():
+    desk, said = Desk(), threading.Event()
+
+    def work(say):
+        for i in range(100):
+            say(i)
+        said.set()
+        return "done"
+
+    stream = desk.stream(work)
+    first = next(stream)
+    said.wait(10)
+    rest = list(stream)
+    assert rest[-1] == "done"
+    assert len(rest) < 50
+    assert isinstance(first, int)
+    desk.close()
+
+
+def test_work_ends_when_nobody_listens():
+    desk, ended = Desk(), threading.Event()
+
+    def work(say):
+        try:
+            while True:
+                say(0)
+        except Gone:
+            ended.set()
+            raise
+
+    stream = desk.stream(work)
+    next(stream)
+    stream.close()
+    assert ended.wait(10)
+    desk.submit(lambda: None).result(10)
+    assert desk.taken == 0
+    desk.close()
+
+
+def test_spare_work_lets_others_go_first():
+    desk, done = Desk(), []
+    began, go_on = threading.Event(), threading.Event()
+
+    def pieces():
+        for i in range(3):
+            began.set()
+            go_on.wait(10)
+            done.append(i)
+            yield i
+
+    desk.spare(pieces())
+    began.wait(10)
+    asked = desk.submit(lambda: done.append("asked"))
+    go_on.set()
+    asked.result(10)
+    desk.close()
+    assert done[:2] == [0, "asked"]
+
+
+# drawing
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return hybvit.load("digits", "cpu")
+
+
+@pytest.fixture(scope="module")
+def fashion():
+    return hybvit.load("fashion-mnist", "cpu")
+
+
+@pytest.mark.parametrize("label", [None, "Bag"])
+def test_what_is_watched_is_what_sample_draws(fashion, label, monkeypatch):
+    monkeypatch.setattr("hybvit.serving.drawing.EVERY", 0)
+    views = []
+    pixels = draw(fashion, Wanted(n=3, label=label, steps=4, seed=5), views.append)
+    assert torch.equal(pixels, fashion.sample(3, steps=4, labels=label, seed=5))
+    assert [view.step for view in views] == [1, 2, 3, 4]
+    assert all(view.pixels.shape == pixels.shape and view.pixels.dtype == torch.uint8 for view in views)
+    assert torch.equal(views[-1].pixels, pixels)  # the last step of the sampler is its x_0
+    assert not torch.equal(views[0].pixels, pixels)
+
+
+def test_a_class_without_guidance_is_refused_where_nothing_guides_to_it(digits):
+    with pytest.raises(ValueError, match="labels and guidance belong together"):
+        draw(digits, Wanted(label="3", steps=2))
+    guided = draw(digits, Wanted(n=2, label="3", guidance=2.0, steps=2))
+    assert torch.equal(guided, digits.sample(2, steps=2, labels=3, guidance=2.0))
+
+
+# how familiar
+
+
+@pytest.mark.parametrize("name", bundled())
+def test_the_quantiles_are_of_the_bundled_weights_and_of_the_test_images(name):
+    model = hybvit.load(name, "cpu")
+    found = familiar.known(model)
+    assert found.densities == sorted(found.densities)
+    metrics = json.loads((ROOT / "results" / f"model_{name}.json").read_text())["metrics"]["quality/logpx_mean_test"]
+    assert f"{metrics['n']:,} test images" in found.images
+    assert np.mean(found.densities) == pytest.approx(metrics["value"], abs=0.05)
+    assert set(read_json(familiar.BUNDLED)) == {digest_of_weights(hybvit.load(n, "cpu").net.state_dict()) for n in bundled()}
+
+
+def test_the_share_below_is_that_of_the_images():
+    known = Familiar([1.0, 2.0, 3.0, 4.0], "4 images")
+    assert [known.share_below(value) for value in (0, 1, 1.5, 2.5, 9)] == [0, 0, 0.25, 0.5, 1]
+    assert "Unusual" in markup.gauge(known, 0.5)
+    assert "Familiar" in markup.gauge(known, 3.5)
+    assert "of 4 images" in markup.gauge(known, 3.5)
+
+
+def test_an_unknown_model_is_compared_with_what_it_draws(tiny_run):
+    service = Service(hybvit.load(tiny_run, "cpu"), "tiny")
+    for _ in range(2 * familiar.SAMPLES // familiar.AT_ONCE):  # each has its turn between two pieces
+        service.desk.submit(lambda: None).result(60)
+    assert service.familiar.images == f"{familiar.SAMPLES} images that the model drew itself"
+    assert len(service.familiar.densities) == familiar.SAMPLES
+    service.desk.close()
+
+
+# words
+
+
+def test_names_of_classes_are_text():
+    for html in (
+        markup.bars(["<b>x", "y"], [0.9, 0.1], [0]),
+        markup.notice("<b>x"),
+        markup.figures([markup.Shown(torch.zeros(1, 2, 2, dtype=torch.uint8), "<b>x", '"<b>x')]),
+        markup.table(["<b>x"], [["<b>x", "<b>x"]]),
+    ):
+        assert "<b>x" not in html
+        assert "&lt;b&gt;x" in html
+
+
+def test_a_percentage_is_never_rounded_to_certainty():
+    assert [markup.percent(p) for p in (1, 0.99999, 0.5, 0.0001, 0)] == ["100.0 %", ">99.9 %", "50.0 %", "<0.1 %", "0.0 %"]
+
+
+def test_a_card_has_its_pictures_inside_and_no_metadata():
+    text = tab_report.card(BUNDLED / "digits" / "README.md")
+    assert text.lstrip().startswith("# digits")
+    assert "](data:image/png;base64," in text
+    assert "samples.png" not in text
+
+
+def test_the_report_of_a_run_is_found_from_its_checkpoints(tmp_path):
+    (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
+    (tmp_path / "report.html").write_text("<p>")
+    for name in (tmp_path, tmp_path / "checkpoints" / "step-1"):
+        assert tab_report.report_of(str(name)) == tmp_path / "report.html"
+    assert tab_report.report_of("digits") is None
+
+
+# the API
+
+
+@pytest.fixture(scope="module")
+def service(digits):
+    served = Service(digits, "digits")
+    yield served
+    served.desk.close()
+
+
+@pytest.fixture(scope="module")
+def api(service):
+    app = build_api(service)
+    app.add_middleware(Guard, most=1 << 20)
+    return TestClient(app)
+
+
+@pytest.fixture(scope="module")
+def pixels(digits):
+    return digits.sample(3, steps=3)
+
+
+def test_classify_says_what_predict_does(api, digits, pixels):
+    files = [("image", (f"{i}.png", as_file(image))) for i, image in enumerate(pixels)]
+    answer = api.post("/v1/classify", files=files, params={"top": 2}).json()
+    expected = digits.predict(pixels)
+    for got, label, row, score in zip(answer["answers"], expected.labels, expected.probabilities, expected.score, strict=True):
+        assert got["label"] == digits.classes[label]
+        assert got["probabilities"] == pytest.approx({digits.classes[k]: row[k].item() for k in row.topk(2).indices})
+        assert next(iter(got["probabilities"])) == got["label"]
+        assert got["log_density"] == pytest.approx(score.item())
+        assert got["set"] is None
+        assert 0 <= got["familiarity"] <= 1
+    assert "test images" in answer["compared_with"]
+
+
+def test_a_calibrated_model_answers_with_sets(api, digits, pixels):
+    generator = torch.Generator().manual_seed(0)
+    unseen = torch.randint(0, 256, (60, *digits.image_shape), generator=generator, dtype=torch.uint8)
+    try:
+        digits.calibrate(unseen, torch.arange(60) % 10)
+        files = [("image", ("0.png", as_file(pixels[0])))]
+        (got,) = api.post("/v1/classify", files=files, params={"coverage": 0.5}).json()["answers"]
+        (held,) = digits.prediction_set(pixels[:1], 0.5)
+        assert got["set"] == [digits.classes[k] for k in held.nonzero().flatten()]
+    finally:
+        digits.calibration = None
+
+
+def test_sample_gives_the_images_of_the_seed(api, digits):
+    answer = api.post("/v1/sample", json={"n": 2, "steps": 3, "seed": 7}).json()
+    images = [np.array(Image.open(io.BytesIO(base64.b64decode(text)))) for text in answer["images"]]
+    assert np.array_equal(np.stack(images), digits.sample(2, steps=3, seed=7)[:, 0])
+
+
+@pytest.mark.slow
+def test_likelihood_is_the_bound_of_each_image_alone(api, digits, pixels):
+    files = [("image", (f"{i}.png", as_file(image))) for i, image in enumerate(pixels[:2])]
+    answer = api.post("/v1/likelihood", files=files).json()
+    assert [one["log_density"] for one in answer] == pytest.approx(digits.predict(pixels[:2]).score.tolist())
+    assert [one["bits_per_dim"] for one in answer] == pytest.approx(
+        [digits.bits_per_dim(to_x(image[None])).item() for image in pixels[:2]]
+    )
+
+
+def bomb() -> bytes:
+    """A PNG of a few kB that would be 900 million pixels."""
+    buffer = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "status", "words"),
+    [
+        ("classify", {"files": {"image": ("note.txt", b"hello")}}, 422, "note.txt: not an image of a format"),
+        ("classify", {"files": {"image": ("cut.png", b"\x89PNG\r\n\x1a\n123")}}, 422, "cut.png: "),
+        ("classify", {"files": {"image": ("large.png", bytes(2 << 20))}}, 413, "larger than 1 MB"),
+        ("classify", {"files": [("image", ("a.png", b"1"))] * 17}, 422, "image: .*at most 16"),
+        ("classify", {}, 422, "image: Field required"),
+        ("classify", {"files": {"image": ("a.png", b"1")}, "params": {"coverage": 2}}, 422, "coverage: .*less than 1"),
+        ("sample", {"json": {"n": 65}}, 422, "n: .*less than or equal to 64"),
+        ("sample", {"json": {"steps": 1000}}, 422, "steps: .*less than or equal to 100"),
+        ("sample", {"json": {"number": 2}}, 422, "number: Extra inputs"),
+        ("sample", {"json": {"label": "cat", "guidance": 1}}, 422, "label 'cat' is none of the model's classes"),
+        ("sample", {"json": {"label": "3"}}, 422, "labels and guidance belong together"),
+        ("sample", {"content": b"{"}, 422, "JSON decode error"),
+        ("likelihood", {"files": [("image", ("a.png", b"1"))] * 5}, 422, "image: .*at most 4"),
+        ("nothing", {}, 404, "Not Found"),
+    ],
+)
+def test_an_error_is_one_line_with_the_cure(api, path, sent, status, words):
+    answer = api.post(f"/v1/{path}", **sent)
+    assert answer.status_code == status
+    assert re.search(words, answer.json()["detail"]), answer.json()
+    assert "\n" not in answer.json()["detail"]
+
+
+@pytest.mark.slow
+def test_pixels_are_counted_before_they_are_decoded(api):
+    answer = api.post("/v1/classify", files={"image": ("bomb.png", bomb())})
+    assert answer.status_code == 422
+    assert re.search("bomb.png: .*pixels", answer.json()["detail"])
+
+
+def test_a_full_line_is_said_and_does_not_hide_the_health(api, service):
+    go_on = threading.Event()
+    held = [service.desk.submit(lambda: go_on.wait(20)) for _ in range(service.desk.places)]
+    try:
+        answer = api.post("/v1/sample", json={"steps": 1})
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
+        assert "busy" in answer.json()["detail"]
+        health = api.get("/healthz").json()
+        assert health == {"status": "ok", "model": "digits", "version": hybvit.__version__, "in_line": service.desk.places}
+    finally:
+        go_on.set()
+    for one in held:
+        one.result(20)
+
+
+def test_the_page_of_the_api_names_every_call_and_asks_nobody(api):
+    document, page = api.get("/openapi.json").json(), api.get("/docs").text
+    assert set(document["paths"]) == {"/v1/classify", "/v1/sample", "/v1/likelihood", "/healthz"}
+    for path in document["paths"]:
+        assert f"{path}</code></h2>" in page
+    assert "Sampler steps. (from 1, to 100, default 20)" in page
+    assert not re.search(r"(src|href)=.?(https?:)?//", page)
+
+
+# the command
+
+
+def test_a_port_that_is_taken_is_said(tmp_path):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = command("serve", "digits", "--port", taken.getsockname()[1])
+    assert done.returncode == 2
+    assert re.search(r"hybvit: --host 127.0.0.1 --port \d+: .*in use.*; give another --port, or 0", done.stderr)
+
+
+def test_a_missing_gradio_is_named_with_its_extra(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("hybvit.serving.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    done = command("serve", "digits", "--port", "0")
+    assert done.returncode == 2
+    assert "pip install 'hybvit[serve]'" in done.stderr
