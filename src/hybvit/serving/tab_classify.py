@@ -55,22 +55,23 @@ def build(service: Service) -> Given:
             with gr.Row():
                 bound = gr.Button("Bits per dimension", size="sm", visible=model.has_denoiser)
                 vouch = gr.Button("Certificate", size="sm", visible=model.labels_noisy)
-            more = gr.HTML(elem_id="more")
+            likely, vouched = gr.HTML(elem_id="bits"), gr.HTML(elem_id="certificate")
     on(given.change, classify, given, answer)
-    on(bound.click, bits, given, more)
-    on(vouch.click, certify, given, more)
+    on(bound.click, bits, given, likely)
+    on(vouch.click, certify, given, vouched)
     return Given(given, drawn)
 
 
 def set_of(service: Service, held: list[int] | None) -> str:
     """The set in words; for a model that is not calibrated, how to come by one."""
+    percent = f"{100 * COVERAGE:.0f}\u00a0%"
     if held is None:
         return (
-            f"<p>No set of labels at {COVERAGE:.0%}: this model is not calibrated. "
+            f"<p>No set of labels at {percent}: this model is not calibrated. "
             f"<code>hybvit calibrate {escape(service.name)} --help</code> says how.</p>"
         )
     names = ", ".join(escape(service.model.classes[k]) for k in held) or "none of its classes"
-    return f"<p>At {COVERAGE:.0%} it is <b>{names}</b>.</p>"
+    return f"<p>At {percent} it is <b>{names}</b>.</p>"
 
 
 def certificate(service: Service, label: int, radius: float) -> str:
