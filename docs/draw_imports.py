@@ -31,7 +31,11 @@ FLOORS: list[tuple[str, list[list[tuple[str, str, int, int]]]]] = [
         [
             [("reproduce", "the paper's tables", TRUNK, WIDE)],
             [("evaluation", "every number", TRUNK, WIDE), ("integrations", "other libraries", LANE - 30, NARROW)],
-            [("training", "the loop", TRUNK, WIDE), ("export", "for others", LEFT, NARROW)],
+            [
+                ("training", "the loop", TRUNK, WIDE),
+                ("export", "for others", LEFT, NARROW),
+                ("serving", "a page, an API", RIGHT, NARROW),
+            ],
         ],
     ),
     (
@@ -66,13 +70,15 @@ ROOMS = {room for _, rows in FLOORS for row in rows for room, *_ in row}
 LEFT_OUT = {"__init__", "__main__"}  # the public names, and a call of cli: both are nothing but imports
 
 # An arrow goes straight down unless it stands here: the side on which it leaves its box, then H and where it turns down, and
-# "side" where it enters the other box from the left instead of from above.
+# "side" where it enters the other box from its side instead of from above.
 BENDS = {
     ("cli", "export"): ("left", f"H{LEFT}"),
     ("export", "model"): ("down", "side"),
     ("reproduce", "presets"): ("left", f"H{LEFT - 90}", "side"),
     ("integrations", "training"): ("down", "side"),
     ("integrations", "presets"): ("left", f"H{LEFT - 62}"),
+    ("cli", "serving"): ("right", f"H{RIGHT}"),
+    ("serving", "model"): ("down", "side"),
     ("presets", "config"): ("down", "side"),
     ("baselines", "metrics"): ("left", f"H{LANE}"),
     ("model", "hub"): ("right", f"H{RIGHT}"),
@@ -145,7 +151,7 @@ def arrow(start: tuple[int, int, int], end: tuple[int, int, int], bends: tuple[s
     for step in way:
         if step == "side":
             y = y1 + BOX // 2 - (8 if leave == "down" else 0)
-            points += [(points[-1][0], y), (x1 - w1 // 2 - 7, y)]
+            points += [(points[-1][0], y), (x1 + sign(points[-1][0] - x1) * (w1 // 2 + 7), y)]
         else:
             points.append((int(step[1:]), points[-1][1]))
     if "side" not in way:

@@ -617,7 +617,8 @@ class HybridModel:
         """
         if self.own_sampler and labels is None and not guidance:
             return self.net.draw(indices, steps, seed)
-        denoise, noise = self.denoiser(indices, seed, guidance, labels), image_noise(indices, seed, self.image_shape, self.device)
+        denoise = self.denoiser(indices, seed, guidance, labels)
+        noise = image_noise(indices, seed, self.image_shape, self.device)
         with autocast(self.device, self.sampling_precision):  # around all steps, so that each weight is cast once
             return run_to_pixels(denoise, self.diffusion, noise, sampler, steps, spacing)
 

@@ -23,7 +23,7 @@ Handler = Callable[..., Iterator[str]]
 
 
 def picture() -> gr.Image:
-    """Where a picture is dropped. It arrives as the path of the file: hybvit decodes it, not gradio, which would at any size."""
+    """Where a picture is dropped. It arrives as the path of a file, since gradio would decode it whatever its size."""
     shown = gr.Image(label="Picture", format="png", sources=["upload"], height=280, buttons=[], elem_classes="picture")
     shown.preprocess = lambda payload: payload and payload.path  # a subclass would have gradio write a stub beside it
     return shown
