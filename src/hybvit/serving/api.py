@@ -33,9 +33,9 @@ class Answer(BaseModel):
     """The answers for one image."""
 
     label: str = Field(description="The most probable class.")
-    probabilities: dict[str, float] = Field(description="The most probable classes, first things first.")
+    probabilities: dict[str, float] = Field(description="The most probable classes, in descending order.")
     log_density: float = Field(description="Higher for images like the training images. It is a score, not a density.")
-    familiarity: float | None = Field(description="Share of `compared_with` of lower log density; null if not measured yet.")
+    familiarity: float | None = Field(description="Share of familiar images of lower log density; null if not measured yet.")
     set: list[str] | None = Field(description="Classes that hold the true one with this coverage; null if not calibrated.")
 
 
@@ -43,7 +43,7 @@ class Classification(BaseModel):
     """The answers for all images, in the order of the request."""
 
     answers: list[Answer]
-    compared_with: str | None = Field(description="The images that the familiarity is a share of.")
+    compared_with: str | None = Field(description="The familiar images.")
 
 
 class Likelihood(BaseModel):
@@ -80,7 +80,7 @@ def build_api(service: Service) -> FastAPI:
     app = FastAPI(
         title=f"hybvit: {service.name}",
         version=__version__,
-        description="Images in, JSON out. Every error is an object with one line, `detail`.",
+        description="Images in, JSON out. Every error is an object with one line, its detail.",
         docs_url=None,
         redoc_url=None,
         responses={413: {"model": Problem}, 422: {"model": Problem}, 503: {"model": Problem}},
@@ -148,7 +148,7 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: Any) -> JSONResponse:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"][1:])
+        field = ".".join(part for part in first["loc"][1:] if isinstance(part, str))
         return answer(422, f"{field or 'the request'}: {first['msg']}")
 
     @app.exception_handler(Busy)

@@ -38,8 +38,8 @@ def api_page(document: dict[str, Any]) -> str:
 def section(method: str, path: str, call: dict[str, Any], schemas: dict[str, Any]) -> str:
     """One call: what it does, what it takes and gives, and a line for the shell."""
     ((kind, body),) = call.get("requestBody", {"content": {"": {"schema": {}}}})["content"].items()
-    takes = [(field["name"], field["schema"] | field, "query") for field in call.get("parameters", [])]
-    takes += [(name, field, "form" if "form" in kind else "JSON") for name, field in fields_of(body["schema"], schemas)]
+    takes = [(field["name"], field["schema"] | field, "(query)") for field in call.get("parameters", [])]
+    takes += [(name, field, "(form)" if "form" in kind else "(JSON)") for name, field in fields_of(body["schema"], schemas)]
     answer = call["responses"]["200"]["content"]["application/json"]["schema"]
     gives = [(name, field, "") for name, field in fields_of(answer, schemas)]
     sent = " -F image=@picture.png" if "form" in kind else " --json '{\"n\": 4}'" if kind else ""
@@ -67,7 +67,7 @@ def rows(head: str, fields: list[tuple[str, dict[str, Any], str]]) -> str:
     if not fields:
         return ""
     cells = [
-        f'<tr><th scope="row"><code>{escape(name)}</code></th><td>{escape(f"{type_of(field)} {place}")}</td>'
+        f'<tr><th scope="row"><code>{escape(name)}</code></th><td>{type_of(field)} {place}</td>'
         f"<td>{escape(about(field))}</td></tr>"
         for name, field, place in fields
     ]
@@ -80,7 +80,7 @@ def type_of(field: dict[str, Any]) -> str:
 
 
 def about(field: dict[str, Any]) -> str:
-    bounds = [f"{words} {field[key]}" for key, words in BOUNDS.items() if key in field]
+    bounds = [f"{words} {field[key]:g}" for key, words in BOUNDS.items() if key in field]
     if field.get("default") is not None:
         bounds.append(f"default {json.dumps(field['default'])}")
     return field.get("description", "") + (f" ({', '.join(bounds)})" if bounds else "")

@@ -61,6 +61,11 @@ def on(event: Any, handler: Handler, inputs: Any, output: gr.HTML) -> Any:
     return event(answered(handler), inputs, output, show_progress="hidden", concurrency_limit=None, api_visibility="private")
 
 
+def forget(picture: gr.Image, *outputs: gr.HTML) -> None:
+    """Let what was said of a picture go with it."""
+    picture.change(None, None, list(outputs), js=f"() => Array({len(outputs)}).fill('')", api_visibility="private")
+
+
 def draw_one(service: Service) -> Any:
     """An image of a random seed, as PIL has it, for those who have none at hand."""
     try:

@@ -15,7 +15,7 @@ from ..model import HybridModel, Prediction, Reading
 from . import markup
 from .limits import read_picture
 from .markup import Shown
-from .parts import Given, on, picture
+from .parts import Given, forget, on, picture
 from .service import Service
 
 STEPS = 20
@@ -55,6 +55,7 @@ def build(service: Service) -> Given:
             )
     on(go.click, run, [given, eps], result)
     on(eps.release, run, [given, eps], result)
+    forget(given, result)
     return Given(given, drawn)
 
 

@@ -9,7 +9,7 @@ import gradio as gr
 
 from . import markup
 from .limits import read_picture
-from .parts import Given, on, picture
+from .parts import Given, forget, on, picture
 from .service import COVERAGE, NOISE, VOTES, Service
 
 START = "Drop a picture: its labels appear here."
@@ -59,6 +59,7 @@ def build(service: Service) -> Given:
     on(given.change, classify, given, answer)
     on(bound.click, bits, given, likely)
     on(vouch.click, certify, given, vouched)
+    forget(given, likely, vouched)
     return Given(given, drawn)
 
 

@@ -13,7 +13,7 @@ from . import markup
 from .brush import blank, brush, mask_of
 from .limits import read_picture
 from .markup import Shown
-from .parts import Given, classes_of, number_of, on, picture
+from .parts import Given, classes_of, forget, number_of, on, picture
 from .service import Service
 
 FILL, VARY, TURN = "Fill in", "Variations", "Counterfactual"
@@ -77,6 +77,7 @@ def build(service: Service) -> Given:
     given.change(painted, given, mask, show_progress="hidden", api_visibility="private")
     kind.change(chosen, kind, [explained, mask, label, strength, seed], show_progress="hidden", api_visibility="private")
     on(go.click, edit, [given, kind, mask, label, strength, seed], result)
+    forget(given, result)
     return Given(given, drawn)
 
 
