@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,14 @@ QUIET = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
     "--disable-component-update", "--disable-default-apps", "--disable-extensions", "--no-default-browser-check",
 )  # fmt: skip
+
+# Chromium reads from descriptor 3 and writes to 4.
+RENUMBER = """
+import fcntl, os, sys
+spare = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+os.dup2(spare[0], 3), os.dup2(spare[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -33,8 +42,8 @@ class Browser:
         theirs_in, self.out = os.pipe()
         self.inward, theirs_out = os.pipe()
         command = [PROGRAM, *QUIET, f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"]
-        shell = ["sh", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "sh", *command]
-        self.process = subprocess.Popen(shell, pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL)
+        renumbered = [sys.executable, "-ISc", RENUMBER, str(theirs_in), str(theirs_out), *command]
+        self.process = subprocess.Popen(renumbered, pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL)
         os.close(theirs_in)
         os.close(theirs_out)
         self.requests, self.faults = list[str](), list[str]()
@@ -97,27 +106,16 @@ class Browser:
         """The first value of an expression that is neither null nor false, within so many seconds."""
         return until(lambda: self.run(script), seconds, script)
 
-    def place(self, selector: str) -> tuple[float, float, float, float]:
-        """Left, top, width and height of the first element that is shown, scrolled into view."""
+    def use(self, selector: str, words: str = "") -> None:
+        """Press a button by keyboard: the first that is shown, and that says so."""
         script = f"""(() => {{
-            const shown = [...document.querySelectorAll({json.dumps(selector)})].find((found) => found.offsetParent);
-            if (!shown) return null;
-            shown.scrollIntoView({{block: "center"}});
-            const box = shown.getBoundingClientRect();
-            return [box.left, box.top, box.width, box.height];
+            const shown = [...document.querySelectorAll({json.dumps(selector)})].filter((found) => found.offsetParent);
+            const found = shown.find((found) => found.textContent.includes({json.dumps(words)}));
+            found?.focus();
+            return found && document.activeElement === found;
         }})()"""
-        return tuple(self.wait(script))
-
-    def click(self, selector: str) -> None:
-        left, top, width, height = self.place(selector)
-        self.drag((left + width / 2, top + height / 2))
-
-    def drag(self, *points: tuple[float, float]) -> None:
-        """Press the mouse at the first point, and release it at the last."""
-        for kind, (x, y) in zip(
-            ("mousePressed", *["mouseMoved"] * len(points[1:]), "mouseReleased"), (*points, points[-1]), strict=True
-        ):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+        self.wait(script)
+        self.press("Enter")
 
     def press(self, key: str, times: int = 1) -> None:
         text = {"Space": " ", "Enter": "\r"}.get(key, "")

@@ -8,11 +8,11 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -32,8 +32,9 @@ from hybvit.serving.limits import Busy, Desk, Gone
 from hybvit.serving.service import Service
 from hybvit.storage import read_json
 
-from .browser import PROGRAM, Browser
+from .browser import PROGRAM, Browser, until
 from .conftest import hybvit as command
+from .forked import started
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -379,30 +380,15 @@ def test_a_missing_gradio_is_named_with_its_extra(monkeypatch):
 
 
 @pytest.fixture
-def server(tmp_path):
+def server():
     """The address of a server, as a user starts it."""
-    command = [sys.executable, "-m", "hybvit", "serve", "fashion-mnist", "--port", "0"]
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        line = process.stdout.readline()
-        yield re.match(r"(http://127\.0\.0\.1:\d+) shows fashion-mnist", line)[1]
-        process.send_signal(signal.SIGINT)
-        said, faults = process.communicate(timeout=30)
-        assert (process.returncode, said, faults) == (0, "ended\n", "")
-    assert list(tmp_path.glob("hybvit-serve-*")) == []  # uploaded pictures go with the server
-
-
-def open_tab(browser: Browser, name: str) -> None:
-    """By keyboard: the tab's button is focused, and Enter is pressed."""
-    browser.wait(
-        f"""(() => {{
-            const tabs = [...document.querySelectorAll("[role=tablist] [role=tab]")];
-            const found = tabs.find((tab) => tab.textContent.trim() === "{name}");
-            found?.focus();
-            return Boolean(found);
-        }})()"""
-    )
-    browser.press("Enter")
+    running = started("serve", "fashion-mnist", "--port", 0)
+    said = Path(running.folder.name) / "out"
+    until(lambda: running.poll() is not None or (said.exists() and said.read_text()), 120, "the server answers")
+    yield re.match(r"(http://127\.0\.0\.1:\d+) shows fashion-mnist; Ctrl-C ends it\n", said.read_text())[1]
+    os.kill(running.pid, signal.SIGINT)
+    out, err = running.communicate(timeout=30)
+    assert (running.poll(), out.splitlines()[1:], err) == (0, ["ended"], "")
 
 
 def text_of(selector: str) -> str:
@@ -420,34 +406,37 @@ def test_the_page_in_a_browser(server, fashion, tmp_path):
         browser.open(server, width=390, height=844)
         browser.upload(".picture input[type=file]", note)
         browser.wait(f'{text_of("#labels .notice")}.includes("note.png: not an image of a format")')
-        browser.click(".picture [aria-label=Clear]")
+        browser.use('.picture [aria-label="Remove Image"]')
         browser.upload(".picture input[type=file]", shoe)
         first = browser.wait(text_of("#labels .seen b"))
         assert first == fashion.classes[fashion.predict(image).labels]
         assert "of the 10,000 test images" in browser.run(text_of("#labels .gauge"))
 
-        open_tab(browser, "Draw")
-        browser.click("#draw")
+        browser.use("[role=tab]", "Draw")
+        browser.use("#draw")
         browser.wait(f'{text_of("#drawn [role=status]")}.startsWith("20 steps")')
         assert browser.run('document.querySelector("#drawn img").naturalWidth') == 4 * 28 + 5  # 16 images with gaps
 
-        open_tab(browser, "Edit")
+        browser.use("[role=tab]", "Edit")
         browser.wait('document.querySelector("#brush img")?.naturalWidth === 28')
-        browser.click("#edit")
+        browser.use("#edit")
         browser.wait(f'{text_of("#edited .notice")}.includes("nothing is painted")')
         browser.run('document.querySelector("#brush canvas").focus()')
         browser.press("Space")
         browser.press("ArrowRight", 3)
         browser.press("Space")
-        browser.click("#edit")
+        browser.use("#edit")
         browser.wait('document.querySelectorAll("#edited figure").length === 5')
 
-        open_tab(browser, "Attack")
-        browser.click("#attack")
+        browser.use("[role=tab]", "Attack")
+        browser.use("#attack")
         browser.wait('document.querySelectorAll("#attacked tbody tr").length === 3')
 
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")
         assert "Traceback" not in browser.run("document.body.innerText")
+        kept = Path(browser.run('document.querySelector(".picture img").src').partition("file=")[2])
+        assert kept.parent.is_dir()
+        assert httpx.get(f"{server}/healthz", headers={"Host": "elsewhere.example"}).status_code == 400
         places = {address.split("/")[2] for address in browser.requests if not address.startswith(("data:", "blob:"))}
         assert places == {server.split("/")[2]}
         assert browser.faults == []

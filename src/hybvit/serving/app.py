@@ -60,7 +60,7 @@ def build_app(service: Service, host: str = LOOPBACK[0]) -> FastAPI:
     app = build_api(service)
     app.add_middleware(Guard)
     if host in LOOPBACK:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
     report = report_of(service.name)
     if report is not None:
         app.get(f"/{REPORT}", include_in_schema=False)(lambda: FileResponse(report))
@@ -77,10 +77,12 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        print(self.words, flush=True)
+        if self.started:
+            print(self.words, flush=True)
 
 
 def serve(app: FastAPI, place: socket.socket, words: str) -> None:
-    """Answer at a bound socket until a signal ends it."""
+    """Answer at a bound socket until a signal ends it; uploaded pictures go with it."""
     options: dict[str, Any] = {"log_level": "warning", "access_log": False, "ws": "none", "timeout_graceful_shutdown": 1}
-    Server(uvicorn.Config(app, **options), words).run(sockets=[place])
+    with app.state.uploads:
+        Server(uvicorn.Config(app, **options), words).run(sockets=[place])
