@@ -103,7 +103,7 @@ def build_api(service: Service) -> FastAPI:
                     probabilities={model.classes[k]: found.probabilities[k] for k in first},
                     log_density=found.log_density,
                     familiarity=found.familiarity,
-                    set=found.held and [model.classes[k] for k in found.held],
+                    set=None if found.held is None else [model.classes[k] for k in found.held],
                 )
             )
         return Classification(answers=answers, compared_with=service.familiar and service.familiar.images)

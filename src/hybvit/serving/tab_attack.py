@@ -66,11 +66,9 @@ def attack(model: HybridModel, pixels: Tensor, eps: float) -> Attacked:
         label = model.logits(x).argmax(dim=1)
     changed = strong_pgd(model.logits, x, label, eps, "linf", torch.Generator().manual_seed(0), STEPS).images
     both = torch.cat((pixels, to_pixels(changed).cpu()))
-    kinds: list[Reading] = [
-        "label",
-        *(["diffusion"] if model.takes_labels else []),
-        *(["denoised"] if model.has_denoiser else []),
-    ]
+    kinds: list[Reading] = ["label"]
+    kinds += ["diffusion"] if model.takes_labels else []
+    kinds += ["denoised"] if model.has_denoiser else []
     return Attacked(both, {kind: model.read(both, kind) for kind in kinds})
 
 

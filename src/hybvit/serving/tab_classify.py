@@ -44,7 +44,7 @@ def build(service: Service) -> Given:
         pixels = read_picture(model, path)
         yield markup.hint(f"Collecting {VOTES:,} votes ...")
         found = service.desk.submit(lambda: model.certify(pixels, noise=NOISE, votes=VOTES)).result()
-        yield certificate(service, found.labels.item(), found.radius.item())
+        yield certificate(service, int(found.labels), found.radius.item())
 
     with gr.Row():
         with gr.Column(scale=2, min_width=280):

@@ -38,12 +38,15 @@ def build(service: Service) -> Given:
             raise ValueError("no class: choose the one that the picture is to become")
         repeated, start = pixels.repeat(RESULTS, 1, 1, 1), int(seed or 0)
         yield markup.hint("Editing ...")
-        if mask is not None:
-            work = lambda: model.inpaint(repeated, mask, labels=label, seed=start)  # noqa: E731
-        elif kind == VARY:
-            work = lambda: model.vary(repeated, strength, labels=label, seed=start)  # noqa: E731
-        else:
-            work = lambda: model.counterfactual(pixels, label)  # noqa: E731
+
+        def work() -> Edit | Counterfactual:
+            if mask is not None:
+                return model.inpaint(repeated, mask, labels=label, seed=start)
+            if kind == VARY:
+                return model.vary(repeated, strength, labels=label, seed=start)
+            assert label is not None
+            return model.counterfactual(pixels, label)
+
         yield before_and_after(model, pixels, service.desk.submit(work).result())
 
     def painted(path: str | None) -> dict[str, Any]:
