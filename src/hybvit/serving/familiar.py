@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ..checkpoint import digest_of_weights
 from ..model import HybridModel
 from ..storage import ASSETS, read_json
+from .drawing import SAMPLER
 
 BUNDLED = ASSETS / "familiar.json"  # written by benchmarks/familiar.py
 SAMPLES, AT_ONCE, STEPS = 64, 8, 20  # of a model that nothing is known of
@@ -41,6 +42,6 @@ def measured(model: HybridModel) -> Iterator[Familiar]:
     """The log densities of images that the model draws itself, of a few more each time."""
     densities: list[float] = []
     for start in range(0, SAMPLES, AT_ONCE):
-        pixels = model.draw(range(start, start + AT_ONCE), "dpmpp_2m", min(STEPS, model.diffusion.T), seed=0)
+        pixels = model.draw(range(start, start + AT_ONCE), SAMPLER, min(STEPS, model.diffusion.T), seed=0)
         densities = sorted(densities + model.predict(pixels).score.tolist())
         yield Familiar(densities, f"{len(densities)} images that the model drew itself")

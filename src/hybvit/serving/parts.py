@@ -12,6 +12,7 @@ import gradio as gr
 
 from ..data.images import grid
 from ..errors import DivergedError
+from .drawing import SAMPLER
 from .limits import Busy, Gone
 from .markup import notice
 from .service import Service
@@ -71,7 +72,9 @@ def draw_one(service: Service) -> Any:
     """An image of a random seed, as PIL has it, for those who have none at hand."""
     try:
         index = random.randrange(2**31)
-        pixels = service.desk.submit(lambda: service.model.draw([index], "dpmpp_2m", 20, seed=0)).result()
+        pixels = service.desk.submit(
+            lambda: service.model.draw([index], SAMPLER, min(20, service.model.diffusion.T), seed=0)
+        ).result()
     except PLAIN as error:
         raise gr.Error(str(error)) from None
     return grid(pixels, gap=0)
