@@ -39,22 +39,29 @@ DRAW = """(async () => {
 })()"""
 
 
+def measure(browser: Browser, address: str) -> tuple[list[float], list[list[float]]]:
+    """First paints, and of each drawing when the first view was there, when all images were, and how wide their sheet is."""
+    paints = []
+    for _ in range(REPEATS):
+        browser.open("about:blank")
+        browser.open(address)
+        paints.append(browser.wait(PAINTED))
+    browser.use("[role=tab]", "Draw")
+    browser.wait('Boolean(document.querySelector("#draw")?.offsetParent)')
+    browser.wait(ASK_FOR_64)
+    return paints, [browser.run(DRAW) for _ in range(REPEATS)]
+
+
 def main() -> None:
     model = sys.argv[1] if sys.argv[1:] else "fashion-mnist"
     command = [sys.executable, "-m", "hybvit", "serve", model, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, tempfile.TemporaryDirectory() as profile:
-        assert server.stdout is not None
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
         address = server.stdout.readline().split()[0]
-        with Browser(Path(profile)) as browser:
-            paints = []
-            for _ in range(REPEATS):
-                browser.open("about:blank")
-                browser.open(address)
-                paints.append(browser.wait(PAINTED))
-            browser.use("[role=tab]", "Draw")
-            browser.wait('document.querySelector("#draw")?.offsetParent')
-            browser.wait(ASK_FOR_64)
-            views = [browser.run(DRAW) for _ in range(REPEATS)]
+        with tempfile.TemporaryDirectory() as profile, Browser(Path(profile)) as browser:
+            paints, views = measure(browser, address)
+    finally:
         server.terminate()
     first, done, width = (statistics.median(column) for column in zip(*views, strict=True))
     print(json.dumps({"first_paint": statistics.median(paints), "first_view": first, "all_images": done, "sheet_width": width}))
