@@ -54,7 +54,13 @@ SUITES: dict[str, Suite] = {
         frozenset({"classes", "labels"}),
         doubt.run,
     ),
-    "probe": Suite("Features", "What a simple classifier makes of the features", frozenset({"classes", "labels"}), probe.run),
+    "probe": Suite(
+        "Features",
+        "What a simple classifier makes of the features",
+        frozenset({"classes", "labels"}),
+        probe.run,
+        by_default=False,
+    ),
     "ood": Suite(
         "Out-of-distribution detection", "Whether the model recognizes images unlike its training data", frozenset(), ood.run
     ),
