@@ -37,13 +37,23 @@ format: .venv/installed  ## let ruff rewrite what `make lint` would complain abo
 	$(BIN)/ruff check --fix src tests benchmarks docs examples
 	$(BIN)/ruff format src tests benchmarks docs examples
 
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
+docs: .venv/installed-docs  ## build the documentation site into site/, and check its links
+	@$(BIN)/python docs/build_site.py
+
+tutorials: .venv/installed  ## run the tutorials of docs/ and write their outputs, pictures and notebooks
+	@$(BIN)/python docs/tutorials.py
+
 readme: .venv/installed  ## render the figures of README.md and docs/ from results/
 	$(BIN)/python docs/render.py
 
 clean:  ## delete .venv and caches (runs/ stays)
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build site
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-.PHONY: install demo test lint types unit quick format readme clean help
+.PHONY: install demo test lint types unit quick format docs tutorials readme clean help

@@ -937,6 +937,53 @@ def deployment() -> str:
     return "\n".join(lines)
 
 
+TASKS = {  # number in benchmarks/compare -> what it is
+    "1": "train a classifier; test accuracy with its interval",
+    "2": "draw 16 images of a class with 20 evaluations (theirs trains a generator first)",
+    "3": "calibrate; ECE, sets of classes at 95 %, risk and coverage",
+    "4": "foreign images: AUROC of six scores",
+    "5": "accuracy under AutoAttack, 16 images",
+}
+
+
+def compare() -> str:
+    """The lines of the programs of benchmarks/compare, and the time they took."""
+    record = result("compare")
+    lines = ["| task | here, lines | the peer, lines | of | here, s | the peer, s |", "|---|---|---|---|---|---|"]
+    totals = [0, 0]
+    for number, task in TASKS.items():
+        pair = {name[-3:]: found for name, found in record["programs"].items() if name.startswith(number)}
+        ours, theirs = pair[".sh"], pair[".py"]
+        peers = ", ".join(f"{name} {version}" for name, version in theirs["peers"].items())
+        seconds = f"{ours['cpu_seconds']:.0f} | {theirs['cpu_seconds']:.0f}"
+        lines.append(f"| {task} | {ours['lines']} | {theirs['lines']} | {peers} | {seconds} |")
+        totals = [totals[0] + ours["lines"], totals[1] + theirs["lines"]]
+    accuracy = record["ours"]["test/accuracy"]
+    lines += [
+        f"| together | {totals[0]} | {totals[1]} | | | |",
+        "",
+        "Seconds of processor time on one thread of a shared machine, the import of torch included; "
+        f"{record['steps']} steps, torch {record['torch']}, {record['date']} (`python benchmarks/compare/run.py`). "
+        f"Task 1 printed, here: test accuracy {accuracy['value']:.4f} ({accuracy['low']:.4f} to {accuracy['high']:.4f}), "
+        f"n {accuracy['n']}; there: {record['programs']['1_timm.py']['printed'][-1]}.",
+    ]
+    return "\n".join(lines)
+
+
+def compare_facts() -> str:
+    """How much the peers have of what they do better."""
+    record, versions = result("compare"), dict[str, str]()
+    for program in record["programs"].values():
+        versions |= program["peers"]
+    found = record["facts"]
+    return (
+        f"  timm {versions['timm']} lists {found['timm_models']:,} networks and {found['timm_weights']:,} sets of weights, "
+        f"diffusers {versions['diffusers']} has {found['diffusers_schedulers']} schedulers and pipelines for published models, "
+        f"pytorch-ood {versions['pytorch-ood']} has {found['pytorch_ood_detectors']} detectors. hybvit brings two networks, "
+        "for gray images of 8 and 28 pixels."
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "table": table,
     "speed": speed,
@@ -972,13 +1019,15 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "editing_inversion": editing_inversion,
     "editing_variations": editing_variations,
     "editing_tries": editing_tries,
+    "compare": compare,
+    "compare_facts": compare_facts,
     **{f"card_{name}": partial(card, name) for name in MODELS},
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
 }
 PAGES = (
-    "README.md", "docs/ablation.md", "docs/certified.md", "docs/corruptions.md", "docs/data.md", "docs/doubt.md",
-    "docs/editing.md", "docs/evaluation.md", "docs/export.md", "docs/ood.md", "docs/readings.md", "docs/reproduction.md",
-    "docs/scale.md", "docs/speed.md", "docs/v2.md",
+    "README.md", "docs/ablation.md", "docs/certified.md", "docs/compare.md", "docs/corruptions.md", "docs/data.md",
+    "docs/doubt.md", "docs/editing.md", "docs/evaluation.md", "docs/export.md", "docs/index.md", "docs/ood.md",
+    "docs/readings.md", "docs/reproduction.md", "docs/scale.md", "docs/speed.md", "docs/v2.md",
     *(f"src/hybvit/assets/models/{name}/README.md" for name in MODELS),
 )  # fmt: skip
 

@@ -705,7 +705,7 @@ class HybridModel:
         b, up to the error of inversion, about a gray level. ``before`` are the answers for a and b.
 
         Args:
-            a, b: one image each, as :meth:`predict` takes them.
+            a: one image, as :meth:`predict` takes it; b: another.
             frames: at least 2.
             steps: of the probability flow, of two evaluations each, to the noise and back.
 
