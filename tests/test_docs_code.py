@@ -59,6 +59,12 @@ GIVEN = {
     "docs/ood.md": ("", [("limit=60", "limit=20"), ("bound_images=4", "bound_images=2")]),
     "docs/readings.md": ("", [("sample(4, labels=9)", "sample(2, labels=9, steps=1)")]),
 }  # fmt: skip
+ELSEWHERE = {  # page -> the test that runs its code
+    "README.md": "test_docs.py",
+    "docs/timm.md": "test_timm.py",
+    "docs/diffusers.md": "test_timm.py",
+    "docs/export.md": "test_export.py",  # its export_graphs of both bundled models: exporting takes seconds
+}
 OPTIONS = (
     "options = hybvit.EvaluationOptions(limit=8, corruption_images=8, bound_images=2, bound_draws=2, corruptions=('fog',))"
 )
@@ -81,8 +87,9 @@ def replaced(source: str, pairs: list[tuple[str, str]]) -> str:
 
 def test_every_page_with_code_is_run():
     with_code = {page for page in PAGES if python_of(page) and "/tutorials/" not in page}
-    assert with_code == {*GIVEN, "README.md"}
-    assert len(python_of("README.md")) == 1  # which test_docs.py runs
+    assert with_code == {*GIVEN, *ELSEWHERE}
+    for page, test in ELSEWHERE.items():
+        assert Path(page).stem in (ROOT / "tests" / test).read_text(encoding="utf-8"), f"{test} does not run {page}"
 
 
 @pytest.fixture
@@ -209,7 +216,7 @@ def options_of(command: str) -> set[str]:
 def test_options_in_the_text_exist():
     """``--option`` and `hybvit COMMAND --option` in prose: of some command, or a field of the configuration."""
     known = {command: options_of(command) for command in cli.COMMANDS}
-    anywhere = set().union(*known.values()) | {"--debug", "--version", "--max-restarts", "--nproc-per-node"}
+    anywhere = set().union(*known.values()) | {"--debug", "--quiet", "--version", "--max-restarts", "--nproc-per-node"}
     scripts = " ".join(path.read_text() for path in (ROOT / "benchmarks").rglob("*.py"))
     for page in PAGES:
         if page == "docs/log.md" or page in PAPERS:
