@@ -72,6 +72,10 @@ OPTIONS = (
 )
 
 
+NOT_OURS = {"docs/paper.md", "docs/log.md"}  # the published code's options, and those that were removed
+OF_OTHERS = {"--input-img-mode"}  # of timm's training script
+
+
 def text_of(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
@@ -196,7 +200,7 @@ def commands_of(page: str) -> list[list[str]]:
     return [[word for word in line if word != "..."] for line in words]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page) and page != "docs/log.md"])
+@pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page) and page not in NOT_OURS])
 def test_the_commands_of_a_page_parse(page):
     for words in commands_of(page):
         assert words[0] in cli.COMMANDS, words
@@ -216,28 +220,18 @@ def options_of(command: str) -> set[str]:
 
 
 def test_options_in_the_text_exist():
-    """``--option`` and `hybvit COMMAND --option` in prose: of some command, or a field of the configuration."""
+    """``--option`` and `hybvit COMMAND --option` in prose: of that command, of any, or a field of the configuration."""
     known = {command: options_of(command) for command in cli.COMMANDS}
     anywhere = set().union(*known.values()) | {"--debug", "--quiet", "--version"} | OF_OTHERS
-    scripts = " ".join(path.read_text() for path in (ROOT / "benchmarks").rglob("*.py"))
-    for page in PAGES:
-        if page == "docs/log.md" or page in PAPERS:
-            continue
-        for span in re.findall(r"`([^`\n]*--[a-z][^`\n]*)`", text_of(page)):
+    for page in set(PAGES) - NOT_OURS:
+        for span in re.findall(r"`((?:hybvit|--[a-z])[^`\n]*)`", text_of(page)):
             words = span.split()
-            options = [word.split("=")[0] for word in words if word.startswith("--")]
-            command = words[1] if words[0] == "hybvit" and len(words) > 1 and words[1] in known else None
-            for option in options:
+            command = words[1] if words[0] == "hybvit" and words[1:2] and words[1] in known else None
+            for option in (word.split("=")[0] for word in words if word.startswith("--")):
                 if "." in option and option not in anywhere:
                     value_of(Config(), option[2:])
-                elif words[0] in ("python", "pip", "make", "torchrun"):
-                    assert option in scripts or option in anywhere, (page, span)
                 else:
-                    assert option in (known[command] if command else anywhere), (page, span)
-
-
-PAPERS = {"docs/paper.md"}  # quotes the options of the published code
-OF_OTHERS = {"--max-restarts", "--nproc-per-node", "--input-img-mode", "--logdir", "--backend-store-uri"}  # torchrun, timm, ...
+                    assert option in ((known[command] | {"--debug", "--quiet"}) if command else anywhere), (page, span)
 
 
 def templates() -> Iterator[str]:
