@@ -962,10 +962,12 @@ def compare() -> str:
     lines += [
         f"| together | {totals[0]} | {totals[1]} | | | |",
         "",
-        "Seconds of processor time on one thread of a shared machine, the import of torch included; "
-        f"{record['steps']} steps, torch {record['torch']}, {record['date']} (`python benchmarks/compare/run.py`). "
-        f"Task 1 printed, here: test accuracy {accuracy['value']:.4f} ({accuracy['low']:.4f} to {accuracy['high']:.4f}), "
-        f"n {accuracy['n']}; there: {record['programs']['1_timm.py']['printed'][-1]}.",
+        "Seconds of processor time on one thread of a shared machine, the import of torch included; torch "
+        f"{record['torch']}, {record['date']} (`python benchmarks/compare/run.py`). Task 1 printed after "
+        f"{record['programs']['1_timm.py']['steps']} steps, here: test accuracy {accuracy['value']:.4f} "
+        f"({accuracy['low']:.4f} to {accuracy['high']:.4f}), n {accuracy['n']}; there: "
+        f"{record['programs']['1_timm.py']['printed'][-1]}. The generator of task 2 took "
+        f"{record['programs']['2_diffusers.py']['steps']} steps.",
     ]
     return "\n".join(lines)
 

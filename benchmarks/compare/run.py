@@ -69,6 +69,7 @@ def run(program: Path, folder: Path, steps: int, cwd: Path) -> dict[str, Any]:
     seconds = sum(after[2:4]) - sum(before[2:4])  # of the children
     return {
         "lines": lines_of_code(program),
+        "steps": steps,
         "sha256": hashlib.sha256(program.read_bytes()).hexdigest(),
         "cpu_seconds": round(seconds, 1),
         "printed": done.stdout.replace(str(folder), "digits").strip().splitlines()[-8:],
@@ -105,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=400)
     args = parser.parse_args()
-    record: dict[str, Any] = {"steps": args.steps, "machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}
+    record: dict[str, Any] = {"machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}
     record["torch"] = importlib.metadata.version("torch")
     record["facts"], record["programs"], record["ours"] = facts(), {}, {}
     with tempfile.TemporaryDirectory() as name:
