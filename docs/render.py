@@ -955,7 +955,7 @@ def compare() -> str:
         pair = {name[-3:]: found for name, found in record["programs"].items() if name.startswith(number)}
         ours, theirs = pair[".sh"], pair[".py"]
         peers = ", ".join(f"{name} {version}" for name, version in theirs["peers"].items())
-        seconds = f"{ours['cpu_seconds']:.0f} | {theirs['cpu_seconds']:.0f}"
+        seconds = " | ".join(f"{found['cpu_seconds']:.0f}" if "cpu_seconds" in found else "not run" for found in (ours, theirs))
         lines.append(f"| {task} | {ours['lines']} | {theirs['lines']} | {peers} | {seconds} |")
         totals = [totals[0] + ours["lines"], totals[1] + theirs["lines"]]
     accuracy = record["ours"]["test/accuracy"]

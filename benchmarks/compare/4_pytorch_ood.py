@@ -2,7 +2,7 @@ import sys
 
 import torch
 from pytorch_ood.detector import KNN, RMD, EnergyBased, Entropy, MaxLogit, MaxSoftmax
-from pytorch_ood.utils import OODMetrics
+from pytorch_ood.metrics import OODMetrics
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2

@@ -80,7 +80,7 @@ def run(program: Path, folder: Path, steps: int, cwd: Path) -> dict[str, Any]:
 def metrics_of(folder: Path) -> dict[str, Any]:
     """What our evaluation stored for the tasks."""
     names = (
-        "test/accuracy", "calibration/ece_15", "calibration/ece_15_scaled", "doubt/thr_95_coverage", "doubt/thr_95_size",
+        "test/accuracy", "calibration/ece_15", "calibration/ece_15_scaled", "doubt/coverage_thr_95", "doubt/set_size_thr_95",
         "ood/noise/auroc_logpx", "ood/noise/auroc_knn", "robustness/autoattack_linf_8",
     )  # fmt: skip
     found = json.loads((folder / "results.json").read_text())["metrics"]
