@@ -13,7 +13,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import brentq, minimize
 from torch import Tensor
 
 from .classification import nll
@@ -89,6 +88,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     Raises:
         ValueError: there is no image or a logit is not finite.
     """
+    from scipy.optimize import brentq
+
     logits, labels = logits.detach().cpu().double(), labels.cpu()
     if len(logits) < 1 or not bool(logits.isfinite().all()):
         raise ValueError("a temperature is fitted to at least one image, with finite logits")
@@ -147,6 +148,8 @@ def fit_vector_scaling(logits: Tensor, labels: Tensor, penalty: float = 1.0) -> 
     Raises:
         ValueError: there is no image or a logit is not finite; or ``penalty`` is negative.
     """
+    from scipy.optimize import minimize
+
     if penalty < 0:
         raise ValueError(f"penalty is {penalty}: it must not be negative")
     temperature = fit_temperature(logits, labels)

@@ -9,7 +9,6 @@ import math
 from typing import NamedTuple
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 ABSTAINED = -1
@@ -37,6 +36,8 @@ def clopper_pearson_lower(hits: Tensor, n: int, confidence: float) -> Tensor:
         hits: int64, the successes in n independent trials.
         confidence: probability that the bound is not above the true value, in (0, 1).
     """
+    from scipy.special import betaincinv
+
     # k = 0 has no beta distribution; its bound is 0.
     bound = betaincinv(hits.clamp(min=1).double().numpy(), (n - hits + 1).double().numpy(), 1 - confidence)
     return torch.where(hits > 0, torch.from_numpy(bound), torch.zeros((), dtype=torch.float64))

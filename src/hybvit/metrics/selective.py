@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from .likelihood import log_density
@@ -111,6 +110,8 @@ def risk_at_coverage(curve: RiskCoverage, coverage: float) -> float:
 def risk_bound(errors: int, n: int, chance: float) -> float:
     """The largest error rate at which at most ``errors`` errors in n answers have a probability of at least ``chance``: the
     upper bound of Clopper & Pearson (1934) at confidence 1 - ``chance``."""
+    from scipy.special import betaincinv
+
     return 1.0 if errors >= n else float(betaincinv(errors + 1, n - errors, 1 - chance))
 
 
