@@ -13,6 +13,7 @@ import re
 import textwrap
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -538,6 +539,13 @@ def without_effect(cfg: Config, given: Collection[str]) -> list[str]:
     return list(found.values())
 
 
+@cache
+def field_options() -> dict[str, Any]:
+    """Every field as an option, such as ``--optim.lr`` -> its type."""
+    groups = get_type_hints(Config)
+    return {f"--{group}.{name}": kind for group in GROUPS for name, kind in get_type_hints(groups[group]).items()}
+
+
 def fields_in(arguments: list[str]) -> list[str]:
     """The names in ``["--optim.lr", "1e-4", "--train.steps=7"]``."""
     return [word.removeprefix("--").split("=")[0] for word in arguments if word.startswith("--")]
@@ -549,7 +557,7 @@ def parse(arguments: list[str], base: Config) -> Config:
     Raises:
         ConfigError: a field is unknown (the message names the nearest one) or a value does not fit.
     """
-    known = [f"--{group}.{f.name}" for group in GROUPS for f in dataclasses.fields(getattr(base, group))]
+    known = field_options()
     for word in arguments:
         name = word.split("=")[0]
         if name.startswith("--") and name not in known:

@@ -32,6 +32,8 @@ COMMANDS = {
     "datasets": "list the known data sets, whether they are present, and how to get the others",
     "show-data": "write pictures of a preset's images under augmentation, diffusion and corruptions",
     "show": "print a preset's full configuration",
+    "doctor": "say what this machine and this installation offer, and what would mend each trouble",
+    "completion": "print a script that lets bash, zsh or fish complete commands, options, presets and models",
     "bench": "time training and inference beside other systems, and as a share of the machine's peak",
 }
 WRITES_FILES = (
@@ -57,7 +59,7 @@ EXIT_LEGEND = """exit codes: 0 done, 1 internal error, 2 usage or configuration,
 
 
 def usage() -> str:
-    commands = "\n".join(f"  {command:<11}{words}" for command, words in COMMANDS.items())
+    commands = "\n".join(f"  {command:<12}{words}" for command, words in COMMANDS.items())
     return f"""usage: hybvit COMMAND ... [--quiet] [--debug]
 
 One Vision Transformer that classifies images, generates them, and estimates their likelihood.
@@ -166,6 +168,9 @@ def report(error: Exception, debug: bool) -> int:
         traceback.print_exception(error)
     if isinstance(error, OSError) and error.strerror:  # what the system refuses: a name too long, a folder without permission
         error = errors.DataError(f"{error.filename or 'the system says'}: {error.strerror}")
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith(__name__.partition(".")[0]):
+        missing = error.name.partition(".")[0]
+        error = errors.ConfigError(f"needs {missing}, which is not installed; `hybvit doctor` lists what is missing")
     if isinstance(error, MemoryError) or errors.is_used_up(error):
         what = "threads" if "thread" in str(error) else "memory"
         error = errors.ConfigError(f"not enough {what} ({' '.join(str(error).split())[:120]}): free some, or ask for less")

@@ -12,7 +12,7 @@ from ..model import export_folder
 from .arguments import ArgumentParser, location, naming, path
 
 
-def main(arguments: list[str]) -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="hybvit calibrate",
         description="Calibrate a model: its probabilities, when to abstain, and sets of classes. That is stored with the "
@@ -32,7 +32,11 @@ def main(arguments: list[str]) -> None:
         help="use every second test image of each class; `hybvit evaluate` then judges the calibration by the others",
     )
     parser.add_argument("--out", type=path, help="folder for a calibrated copy of the model, which itself stays as it is")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    args = build_parser().parse_args(arguments)
     model = load(args.model)
     if args.out is None:
         folder = calibration_folder(args.model)

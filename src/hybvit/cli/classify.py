@@ -17,7 +17,7 @@ from .arguments import ArgumentParser, naming, positive_int
 RISK, COVERAGE = 0.05, 0.95  # of a calibrated model, unless others are asked for
 
 
-def main(arguments: list[str]) -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="hybvit classify",
         description="Classify image files of any format and size. The log density is higher for images like the training "
@@ -40,7 +40,11 @@ def main(arguments: list[str]) -> None:
         help=f"probability of the sets, for a calibrated model; below its accuracy some are empty ({COVERAGE})",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per image")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    args = build_parser().parse_args(arguments)
     model = load(args.model)
     named, pixels, bad = list[str](), list[Tensor](), list[DataError]()
     shape, originals = model.cfg.model, Originals(model.cfg.data.bits)

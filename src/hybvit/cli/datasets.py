@@ -65,13 +65,17 @@ def describe_state(facts: dict[str, Any]) -> str:
     return f"missing: {facts['to_do']}"
 
 
-def main(arguments: list[str]) -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="hybvit datasets", description="List the known data sets and where they were found.")
-    parser.add_argument("names", metavar="NAME", nargs="*", help="show all details of these")
+    parser.add_argument("names", metavar="DATASET", nargs="*", help="show all details of these")
     parser.add_argument("--data", type=location, metavar="DIR", help="search this folder instead of the usual places")
     parser.add_argument("--json", action="store_true", help="print one JSON object per data set")
     parser.add_argument("--clear-cache", action="store_true", help="delete the decoded images that are kept")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    args = build_parser().parse_args(arguments)
     if args.clear_cache:
         if args.names or args.data or args.json:
             raise ConfigError("--clear-cache deletes all decoded images: give it alone")

@@ -37,7 +37,7 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--data", type=location, help="location of the data, if they have moved since training")
     parser.add_argument("--data.test_root", dest="test_root", type=location, help="test images that lie outside of --data")
-    parser.add_argument("--dataset", metavar="NAME", help="data set, by its name; a model of hybvit has its own")
+    parser.add_argument("--dataset", metavar="DATASET", help="data set, by its name; a model of hybvit has its own")
     add_options(parser)
     parser.add_argument("--out", type=path, help="folder for the results (the run folder, or ./evaluated/NAME)")
     parser.add_argument("--report", action="store_true", help="also write report.html and report.md")

@@ -51,10 +51,14 @@ def describe_cost(cfg: Config) -> str:
     )
 
 
-def main(arguments: list[str]) -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="hybvit presets", description="List the presets; `hybvit show PRESET` prints one in full.")
     parser.add_argument("--cost", action="store_true", help="also estimate the cost of each training (takes half a minute)")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    args = build_parser().parse_args(arguments)
     width = max(map(len, PRESETS)) + 2
     for name, (cfg, summary) in PRESETS.items():
         print(f"{name:<{width}}{summary}")

@@ -10,14 +10,18 @@ from .arguments import ArgumentParser
 from .presets import describe_cost, describe_row
 
 
-def main(arguments: list[str]) -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="hybvit show",
         usage="hybvit show PRESET [--any.nested.field VALUE ...]",
         description="Print a preset's full configuration as YAML. Fields given as options replace the preset's.",
     )
     parser.add_argument("preset", metavar="PRESET", help="`hybvit presets` lists them")
-    args, fields = parser.parse_known_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    args, fields = build_parser().parse_known_args(arguments)
     name = args.preset
     cfg = parse(fields, preset(name))
     changed = ", ".join(differences(preset(name), cfg))

@@ -109,10 +109,10 @@ def sheet(rows: list[Row]) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def main(arguments: list[str]) -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="hybvit show-data",
-        usage="hybvit show-data PRESET [--data DIR] [--out DIR] [--columns N] [--corruption NAME] "
+        usage="hybvit show-data PRESET [--data DIR] [--out DIR] [--columns N] [--corruption CORRUPTION] "
         "[--any.nested.field VALUE ...]",
         description="Write augmentation.png (raw, weakly and strongly augmented and mixed images with their labels), "
         "figure1.png (images at five diffusion times) and corruptions.png (test images under each common corruption).",
@@ -121,8 +121,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", type=location, metavar="DIR", help="as for hybvit train")
     parser.add_argument("--out", type=path, metavar="DIR", help="output folder (runs/show-data/PRESET)")
     parser.add_argument("--columns", type=positive_int, default=10, help="images side by side (10)")
-    parser.add_argument("--corruption", metavar="NAME", help="let corruptions.png show one of them, on several images")
-    args, fields = parser.parse_known_args(arguments)
+    parser.add_argument("--corruption", metavar="CORRUPTION", help="let corruptions.png show one of them, on several images")
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    args, fields = build_parser().parse_known_args(arguments)
     if args.corruption:
         check_corruption(args.corruption)
     cfg = parse(fields, preset(args.preset))

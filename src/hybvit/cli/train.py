@@ -14,14 +14,13 @@ from ..training.loop import say_at_once, train
 from .arguments import ArgumentParser, location, path
 
 
-def main(arguments: list[str]) -> None:
-    named = [word for word in arguments if word in PRESETS]
-    base = PRESETS[named[0]].config if named else Config()
+def build_parser(base: Config | None = None) -> ArgumentParser:
+    """The parser, whose help lists the fields with the values of ``base``."""
     parser = ArgumentParser(
         prog="hybvit train",
         usage="hybvit train PRESET [--objective KIND] [--data DIR] [--out DIR] [--any.nested.field VALUE ...]",
         description="Train a preset. The same command resumes an interrupted run.",
-        epilog=f"fields, with the values of the preset:\n{field_help(base)}",
+        epilog=f"fields, with the values of the preset:\n{field_help(base or Config())}",
     )
     parser.add_argument("preset", metavar="PRESET", help="`hybvit presets` lists them")
     parser.add_argument(
@@ -35,7 +34,12 @@ def main(arguments: list[str]) -> None:
         "manifest, a parquet file, hf://OWNER/NAME or tar shards; or the folder that holds the preset's own data set",
     )
     parser.add_argument("--out", type=path, metavar="DIR", help="run folder (runs/PRESET)")
-    args, fields = parser.parse_known_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    named = [word for word in arguments if word in PRESETS]
+    args, fields = build_parser(PRESETS[named[0]].config if named else None).parse_known_args(arguments)
     cfg = parse(fields, preset(args.preset))
     if args.objective:
         cfg = override(cfg, objective={"kind": args.objective})
