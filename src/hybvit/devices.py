@@ -83,13 +83,21 @@ def environment() -> dict[str, Any]:
     }
 
 
+def cpp_compiler() -> str:
+    """The compiler that torch.compile calls on a CPU, which may not be there."""
+    return (os.environ.get("CXX") or "g++").split()[0]
+
+
 @cache
 def device_name() -> str:
     """The name of the GPU, or the model of the CPU if the system reports it."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    if torch.backends.mps.is_available():
-        return f"{platform.processor()} (MPS)"
+    return f"{platform.processor()} (MPS)" if torch.backends.mps.is_available() else cpu_name()
+
+
+def cpu_name() -> str:
+    """The model of the CPU if the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -24,7 +24,7 @@ from ..data.loader import batches_of_steps, resolve_workers
 from ..data.locate import image_folders
 from ..data.shards import Shards
 from ..data.trained_on import united
-from ..devices import autocast, best_device, keep_freed_memory, resolve_precision
+from ..devices import autocast, best_device, cpp_compiler, keep_freed_memory, resolve_precision
 from ..distributed import (
     any_of_all,
     first_of_all,
@@ -263,7 +263,7 @@ def resolve_config(cfg: Config, data: Dataset, device: torch.device) -> Config:
     """Fill in what depends on the data and the machine: the classes and the precision."""
     if len(data.classes) == 1 and cfg.objective.kind != "genvit":
         raise ConfigError(f"{cfg.data.root}: only one class, {data.classes[0]!r}: classification needs two; --objective genvit")
-    compiler = os.environ.get("CXX", "g++").split()[0]
+    compiler = cpp_compiler()
     if cfg.train.compile and device.type == "cpu" and shutil.which(compiler) is None:
         raise ConfigError(f"train.compile needs a C++ compiler and finds no {compiler}; install one, or --train.compile false")
     precision = resolve_precision(cfg.train.precision, device)
