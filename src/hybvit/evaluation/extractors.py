@@ -252,7 +252,7 @@ def inception_extractor(path: Path | None, device: torch.device) -> Extractor:
     try:
         architecture = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     except ImportError:
-        raise ConfigError("extractor inception needs torch-fidelity: pip install 'hybvit[eval]'") from None
+        raise ConfigError("extractor inception needs torch-fidelity: pip install torch-fidelity") from None
     if path is None:
         path = cached_inception()
         if not path.is_file():

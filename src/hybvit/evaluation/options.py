@@ -11,6 +11,7 @@ from typing import Any
 from ..data.corruptions import check_corruption
 from ..errors import ConfigError
 from ..method.samplers import SAMPLERS
+from ..metrics.autoattack import AUTOATTACK_CURE, has_autoattack
 from ..metrics.certified import check_votes
 from .adapters import Evaluable
 
@@ -143,14 +144,19 @@ class Options:
         return {f.name: getattr(self, f.name) for f in fields(self) if not (of := f.metadata["suites"]) or suite in of}
 
     def for_model(self, model: Evaluable) -> Options:
-        """These options, with the default number of sampler steps limited to the model's number of diffusion steps.
+        """These options, with the default number of sampler steps limited to the model's number of diffusion steps, and no
+        AutoAttack by default where it is not installed.
 
         Raises:
-            ConfigError: more steps were requested, or guidance for a network without label conditioning.
+            ConfigError: more was requested, or guidance for a network without label conditioning.
         """
-        most = model.diffusion.T
+        most, attacked = model.diffusion.T, self.autoattack_images
         if self.steps > most and self.steps != Options().steps:
             raise ConfigError(f"steps {self.steps}: the model's diffusion has {most} steps")
         if self.guidance and not (math.isfinite(self.guidance) and model.draws_by_label):
             raise ConfigError(f"guidance {self.guidance}: it must be finite, and needs a network with model.label_conditioning")
-        return replace(self, steps=min(self.steps, most))
+        if attacked and not has_autoattack():
+            if attacked != Options().autoattack_images:
+                raise ConfigError(f"autoattack_images {attacked}: AutoAttack {AUTOATTACK_CURE}")
+            attacked = 0
+        return replace(self, steps=min(self.steps, most), autoattack_images=attacked)

@@ -14,7 +14,7 @@ from ..data.image_set import ImageSet, to_pixels, to_x
 from ..data.images import grid
 from ..distributed import from_first, share_batches, share_calls
 from ..evaluation import plots
-from ..metrics.autoattack import autoattack, distinct
+from ..metrics.autoattack import AUTOATTACK_CURE, autoattack, distinct, has_autoattack
 from ..metrics.classification import wilson_interval
 from ..metrics.reliability import reliability
 from ..metrics.robustness import L2_EPS, LINF_EPS, PGD_STEP, Norm, pgd, robust_curve, strong_pgd
@@ -120,7 +120,8 @@ def run_autoattack(ctx: Context, images: ImageSet, result: Result) -> list[str]:
     """AutoAttack's standard version on a few images -> those of its warnings that make the result unreliable."""
     few, doubts = images.subsample(max(1, ctx.options.autoattack_images)), list[str]()
     if not ctx.options.autoattack_images:
-        result.notes.append("AutoAttack was not run (--autoattack-images 0), so the results are those of PGD alone.")
+        why = "--autoattack-images 0" if has_autoattack() else f"it {AUTOATTACK_CURE}"
+        result.notes.append(f"AutoAttack was not run ({why}), so the results are those of PGD alone.")
         return doubts
 
     def attack(norm: Norm, index: Tensor) -> tuple[Tensor, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import re
 import sys
@@ -21,6 +22,7 @@ from .robustness import X_PER_PIXEL, Attack, Logits, Norm, check_norm, misclassi
 LOGGER = "auto-attack"  # the name of the library's logger
 SQUARE_QUERIES = 5000  # the library's
 NAMES = {"linf": "Linf", "l2": "L2"}  # of the norms in the library
+AUTOATTACK_CURE = "needs pyautoattack: pip install 'hybvit[eval]'"
 TARGETS = 9  # classes that the targeted attacks try, besides the label
 
 
@@ -98,12 +100,17 @@ def autoattack(  # noqa: PLR0913  the attack's own parameters, as the library ha
     return AutoAttackResult(~found.broken, images, distinct(said))
 
 
+def has_autoattack() -> bool:
+    """Whether the library is installed."""
+    return importlib.util.find_spec("pyautoattack") is not None
+
+
 def _pyautoattack() -> tuple[Any, Any]:
     """The library and its module of checks; ConfigError where it is not installed."""
     try:
         return importlib.import_module("pyautoattack"), importlib.import_module("pyautoattack.checks")
     except ImportError as error:
-        raise ConfigError("AutoAttack needs pyautoattack: pip install 'hybvit[eval]'") from error
+        raise ConfigError(f"AutoAttack {AUTOATTACK_CURE}") from error
 
 
 def _attack_in_turn(

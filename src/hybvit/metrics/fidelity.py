@@ -237,4 +237,4 @@ def _torch_fidelity(module: str) -> Any:
     try:
         return importlib.import_module(f"torch_fidelity.{module}")
     except ImportError:
-        raise ConfigError("fidelity needs torch-fidelity: pip install 'hybvit[eval]'") from None
+        raise ConfigError("fidelity needs torch-fidelity: pip install torch-fidelity") from None
