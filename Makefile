@@ -50,10 +50,24 @@ tutorials: .venv/installed  ## run the tutorials of docs/ and write their output
 readme: .venv/installed  ## render the figures of README.md and docs/ from results/
 	$(BIN)/python docs/render.py
 
+.venv/dist:
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet build twine check-wheel-contents uv || (rm -r $@; false)
+
+dist: .venv/dist  ## build the wheel and the sdist into dist/, and check them
+	rm -rf dist
+	.venv/dist/bin/python -m build --outdir dist
+	.venv/dist/bin/python -m twine check --strict dist/*
+	.venv/dist/bin/check-wheel-contents dist/*.whl
+	@du -h dist/*
+
+oldest: .venv/dist  ## install the wheel with the oldest allowed versions, which are downloaded, and use it
+	PATH="$(CURDIR)/.venv/dist/bin:$$PATH" $(PYTHON) benchmarks/install.py oldest
+
 clean:  ## delete .venv and caches (runs/ stays)
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build site
+	rm -rf .venv dist build site .pytest_cache .mypy_cache .ruff_cache
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-.PHONY: install demo test lint types unit quick format docs tutorials readme clean help
+.PHONY: install demo test lint types unit quick format docs tutorials readme dist oldest clean help

@@ -7,6 +7,7 @@ import json
 import re
 import statistics
 import sys
+import tomllib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -986,7 +987,37 @@ def compare_facts() -> str:
     )
 
 
+EXTRAS = {  # extra of pyproject.toml -> what it is for
+    "baselines": "the U-Net of DDPM, and diffusers' networks in `hybvit bench`",
+    "docs": "the documentation site, `make docs`",
+    "eval": "AutoAttack; without it `hybvit evaluate` attacks by PGD alone, and says so",
+    "export": "`hybvit export --format onnx`",
+    "judge": "the extractor `efficientnet-lite0`, with its weights",
+    "serve": "`hybvit serve`, the page in the browser",
+    "stream": "data sets of the hub, parquet files, tar shards",
+    "test": "all tests, with the packages that they compare with",
+    "track": "TensorBoard, Weights & Biases, MLflow, trackio",
+}
+
+
+def extras() -> str:
+    """What each extra is for, and the packages that it installs."""
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert asked.keys() == EXTRAS.keys(), "each extra has its words"
+    rows = [f"| `{name}` | {words} | {', '.join(asked[name])} |" for name, words in EXTRAS.items()]
+    return "\n".join(["| extra | for | packages |", "|---|---|---|", *rows])
+
+
+def lean() -> str:
+    """What a lean installation may leave out."""
+    from hybvit.health.packages import OPTIONAL
+
+    return "\n".join(["| package | needed for |", "|---|---|", *(f"| {name} | {words} |" for name, words in OPTIONAL.items())])
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "extras": extras,
+    "lean": lean,
     "table": table,
     "speed": speed,
     "bench": partial(bench, "bench", "bench_cifar10_pocket_v2"),
@@ -1028,7 +1059,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
 }
 PAGES = (
     "README.md", "docs/ablation.md", "docs/certified.md", "docs/compare.md", "docs/corruptions.md", "docs/data.md",
-    "docs/doubt.md", "docs/editing.md", "docs/evaluation.md", "docs/export.md", "docs/index.md", "docs/ood.md",
+    "docs/doubt.md", "docs/editing.md", "docs/evaluation.md", "docs/export.md", "docs/index.md", "docs/install.md", "docs/ood.md",
     "docs/readings.md", "docs/reproduction.md", "docs/scale.md", "docs/speed.md", "docs/v2.md",
     *(f"src/hybvit/assets/models/{name}/README.md" for name in MODELS),
 )  # fmt: skip
