@@ -2,8 +2,8 @@
 
     python benchmarks/install.py oldest [--python 3.12] [--keep FOLDER]
 
-It needs uv (`pip install uv`), and downloads torch unless uv's cache has it. The wheel is built, installed and used from a folder
-that is not a clone of this repository, as a user has it. The last line says what worked, with which versions.
+It needs uv (`pip install uv`), and downloads torch unless uv's cache has it. The wheel is built, installed and used away from
+this clone, as a user has it. The last line says what worked, with which versions.
 """
 
 from __future__ import annotations
@@ -50,18 +50,26 @@ def direct_dependencies() -> list[str]:
 def versions(python: Path) -> str:
     code = "import platform, sys; from importlib.metadata import version as v; "
     code += "print('python', platform.python_version(), *(f'{n} {v(n)}' for n in sys.argv[1:]), sep=', ')"
-    return subprocess.run([python, "-c", code, *direct_dependencies()], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [python, "-c", code, *direct_dependencies()], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def check(which: str, python: str, folder: Path) -> None:
     """Build the wheel, install it with these versions into ``folder``, and run COMMANDS there."""
-    uv, environment, away = shutil.which("uv") or sys.exit("uv is not installed: pip install uv"), folder / "venv", folder / "work"
+    uv, environment, away = (
+        shutil.which("uv") or sys.exit("uv is not installed: pip install uv"),
+        folder / "venv",
+        folder / "work",
+    )
     away.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "dist", ignore_errors=True)  # wheels of other versions, in a folder that is kept
     run(uv, "build", "--quiet", "--wheel", "--out-dir", folder / "dist", ROOT)
     run(uv, "venv", "--quiet", "--clear", "--python", python, environment)
     (wheel,) = (folder / "dist").glob("*.whl")
     interpreter = environment / "bin" / "python"
-    run(uv, "pip", "install", "--quiet", "--python", interpreter, "--resolution", RESOLUTIONS[which], wheel)
+    direct = ("--requirements", ROOT / "pyproject.toml")  # else uv takes the oldest wheel of hybvit, and all others new
+    run(uv, "pip", "install", "--quiet", "--python", interpreter, "--resolution", RESOLUTIONS[which], wheel, *direct)
     run(uv, "pip", "check", "--python", interpreter)
     for command in COMMANDS:
         run(environment / "bin" / "hybvit", *command.split(), cwd=away)

@@ -34,7 +34,8 @@ FLOORS: list[tuple[str, list[list[tuple[str, str, int, int]]]]] = [
             [
                 ("training", "the loop", TRUNK, WIDE),
                 ("export", "for others", LEFT, NARROW),
-                ("serving", "a page, an API", RIGHT, NARROW),
+                ("health", "for the doctor", RIGHT, NARROW),
+                ("serving", "a page, an API", FAR, NARROW),
             ],
         ],
     ),
@@ -73,11 +74,13 @@ LEFT_OUT = {"__init__", "__main__"}  # the public names, and a call of cli: both
 # "side" where it enters the other box from its side instead of from above.
 BENDS = {
     ("cli", "export"): ("left", f"H{LEFT}"),
+    ("cli", "health"): ("right", f"H{RIGHT}"),
+    ("health", "loading"): ("down", "side"),
     ("export", "model"): ("down", "side"),
     ("reproduce", "presets"): ("left", f"H{LEFT - 90}", "side"),
     ("integrations", "training"): ("down", "side"),
     ("integrations", "presets"): ("left", f"H{LEFT - 62}"),
-    ("cli", "serving"): ("right", f"H{RIGHT}"),
+    ("cli", "serving"): ("right", f"H{FAR}"),
     ("serving", "model"): ("down", "side"),
     ("presets", "config"): ("down", "side"),
     ("baselines", "metrics"): ("left", f"H{LANE}"),

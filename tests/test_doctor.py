@@ -83,7 +83,12 @@ def test_a_package_that_cannot_be_imported_is_broken(monkeypatch):
 
 
 def test_extras_say_what_is_missing_or_does_not_fit(monkeypatch):
-    asked = ["torch>=2", "onnx>=1.17; extra == 'export'", "onnxruntime>=1.22; extra == 'export'", "gradio<7,>=6; extra == 'serve'"]
+    asked = [
+        "torch>=2",
+        "onnx>=1.17; extra == 'export'",
+        "onnxruntime>=1.22; extra == 'export'",
+        "gradio<7,>=6; extra == 'serve'",
+    ]
     asked += ["wandb>=0.20; extra == 'track'"]
     monkeypatch.setattr(packages, "requires", lambda name: asked)
     monkeypatch.setattr(packages, "version", version_of({"onnx": "1.18", "gradio": "5.1", "wandb": "0.21"}))
@@ -151,10 +156,10 @@ def test_the_size_of_a_cache_is_that_of_its_files(tmp_path):
 
 
 def test_an_altered_model_is_broken_and_the_exit_code_says_so(monkeypatch, capsys):
-    def altered(folder: Path):
-        raise CheckpointError(f"{folder.name}: altered")
+    def altered(name: str, device: str):
+        raise CheckpointError(f"{name}: altered")
 
-    monkeypatch.setattr(places.checkpoint, "verify", altered)
+    monkeypatch.setattr(places, "load", altered)
     monkeypatch.setattr("hybvit.cli.doctor.CHECKS", ("places.models",))
     assert cli.main(["doctor"]) == 2
     out, err = capsys.readouterr()

@@ -13,6 +13,7 @@ from hybvit.config import override
 from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.data.images import grid, save_image
 from hybvit.errors import ConfigError, DataError
+from hybvit.evaluation import options, robustness
 from hybvit.evaluation.adapters import Adapted, adapt
 from hybvit.evaluation.context import NOT_FITTED, Context, Options, Result
 from hybvit.evaluation.extractors import open_extractor
@@ -300,6 +301,18 @@ def test_attacks_on_a_linear_classifier_and_their_curve(linear, tmp_path):
     )
     assert record["metrics"]["robustness/pgd_linf_1"]["value"] == (~paper.broken).double().mean()  # the paper's, as it was
     assert record["metrics"]["robustness/reliable"]["value"] == 1
+
+
+def test_autoattack_is_left_out_where_it_is_not_installed_unless_it_was_asked_for(linear, tmp_path, monkeypatch):
+    assert Options().for_model(linear).autoattack_images == Options().autoattack_images
+    for module in (options, robustness):
+        monkeypatch.setattr(module, "has_autoattack", lambda: False)
+    assert Options().for_model(linear).autoattack_images == 0
+    with pytest.raises(ConfigError, match=re.escape("autoattack_images 8: AutoAttack needs pyautoattack")):
+        Options(autoattack_images=8).for_model(linear)
+    result = Result()
+    assert robustness.run_autoattack(context(linear, tmp_path), digits().test, result) == []
+    assert "pip install 'hybvit[eval]'" in result.notes[0]
 
 
 @pytest.mark.slow

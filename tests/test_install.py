@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hybvit import __version__, cli
+from hybvit import cli
 from hybvit.health.packages import OPTIONAL
 
 from .conftest import hybvit
@@ -89,14 +89,16 @@ def test_the_files_of_forges_can_be_read_and_name_what_exists():
         read[path.name] = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert isinstance(read[path.name], dict), path.name
     ci, targets = read["ci.yml"]["jobs"], re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    steps = [step["run"] for job in (*ci.values(), read["release.yml"]["jobs"]["build"]) for step in job["steps"] if "run" in step]
+    steps = [
+        step["run"] for job in (*ci.values(), read["release.yml"]["jobs"]["build"]) for step in job["steps"] if "run" in step
+    ]
     made = {target for step in steps if step.startswith("make ") for target in step.split()[1:]}
     assert made == {"lint", "types", "unit", "dist", "oldest"}
     assert made <= set(targets)
     claimed = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
     assert set(claimed) <= set(ci["test"]["strategy"]["matrix"]["python-version"])
     assert read["release.yml"]["jobs"]["publish"]["permissions"] == {"id-token": "write"}
-    assert read["CITATION.cff"]["version"] == __version__
+    assert read["CITATION.cff"]["license"] == PROJECT["license"]
     for form in ("bug.yml", "idea.yml"):
         assert {"name", "description", "body"} <= read[form].keys()
 

@@ -33,7 +33,7 @@ FLOORS = [  # a room imports from its own floor and those below, and never in a 
         "catalog", "config", "presets", "devices", "storage", "distributed", "checkpoint", "data", "baselines", "networks",
         "hub", "model", "loading", "versions",
     },
-    {"training", "evaluation", "export", "integrations", "reproduce", "serving"},
+    {"training", "evaluation", "export", "health", "integrations", "reproduce", "serving"},
     {"cli", "__main__"},
 ]  # fmt: skip
 TOP_LEVEL_MODULES = 18

@@ -77,7 +77,7 @@ def option_of(action: argparse.Action) -> Option:
 
 def known_words(action: argparse.Action) -> tuple[str, ...]:
     """The values of an argument: its choices, or what its metavar or its name stands for."""
-    known = {
+    known: dict[str, Iterable[str] | Callable[[], Iterable[str]]] = {
         "PRESET": PRESETS, "MODEL": bundled(), "DATASET": CATALOG,
         "SUITES": suites, "ROWS": rows, "CORRUPTION": corruptions, "NAME": tables,
     }  # fmt: skip

@@ -11,7 +11,7 @@ from ..model import export_folder
 from .arguments import ArgumentParser, naming, path
 
 
-def main(arguments: list[str]) -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="hybvit export",
         description="Write a model as graphs that onnxruntime or torch.export runs without hybvit: the classifier, the "
@@ -27,6 +27,11 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--int8", action="store_true", help="matrix products in int8, for onnx: faster on CPUs, less exact")
     parser.add_argument("--out", type=path, help="folder to write (MODEL-FORMAT in the current one)")
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    parser = build_parser()
     args = parser.parse_args(arguments)
     if args.int8 and args.format != "onnx":
         parser.error(f"--int8 is for --format onnx, not for {args.format}")

@@ -13,7 +13,7 @@ from .arguments import ArgumentParser, location, path, positive_int
 from .train import run
 
 
-def main(arguments: list[str]) -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="hybvit finetune",
         usage="hybvit finetune MODEL --data DIR [--freeze] [--objective KIND] [--steps N] [--out DIR] "
@@ -29,7 +29,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--objective", choices=("vit", "genvit", "hybvit"), help="what to train for (that of the model)")
     parser.add_argument("--steps", type=positive_int, default=STEPS, help=f"training steps ({STEPS})")
     parser.add_argument("--out", type=path, metavar="DIR", help="run folder (runs/MODEL-finetuned)")
-    args, fields = parser.parse_known_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    args, fields = build_parser().parse_known_args(arguments)
     base = finetuning(load(args.model, "cpu").cfg, args.model, args.freeze)
     base = override(base, train={"steps": args.steps}, optim={"warmup_steps": args.steps // 20})
     if args.objective:

@@ -16,7 +16,7 @@ from .arguments import ArgumentParser, path
 RESULTS = "results.json"  # in a run folder, written by `hybvit evaluate`
 
 
-def main(arguments: list[str]) -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="hybvit push",
         description="Upload a model to the Hugging Face hub in one commit: weights, configuration, checksums, and a card with "
@@ -29,7 +29,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--private", action="store_true", help="if the repository is created, make it private")
     parser.add_argument("--branch", help="created if need be (default: main)")
     parser.add_argument("--message", default="Upload a model of hybvit", help="of the commit")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    args = build_parser().parse_args(arguments)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repo):
         raise ConfigError(f"{args.repo!r} is not a name on the hub: give OWNER/NAME")
     found = Path(args.model) / RESULTS

@@ -11,7 +11,7 @@ from .arguments import ArgumentParser, nonnegative_int
 PORT = 7860
 
 
-def main(arguments: list[str]) -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="hybvit serve",
         description="Open a page on which a model classifies, draws, edits and is attacked, with a JSON API beside it "
@@ -22,7 +22,11 @@ def main(arguments: list[str]) -> None:
         "--host", default="127.0.0.1", help="address to answer at (127.0.0.1; 0.0.0.0: anybody who reaches this machine)"
     )
     parser.add_argument("--port", type=nonnegative_int, default=PORT, help=f"port ({PORT}; 0: any that is free)")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    args = build_parser().parse_args(arguments)
     with bound(args.host, args.port) as place:
         try:
             from ..serving.app import build_app, serve

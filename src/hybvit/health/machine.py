@@ -33,10 +33,14 @@ def devices() -> Iterator[Finding]:
         yield Finding("devices", "mps", f"Apple GPU, {describe_bf16(False)}", facts={"fast_bf16": False})
     if not torch.cuda.is_available() and shutil.which("nvidia-smi"):
         if torch.version.cuda is None:
-            yield Finding("devices", "cuda", "torch is a build for CPUs, beside NVIDIA's driver", "warning", "install torch for CUDA")
+            yield Finding(
+                "devices", "cuda", "torch is a build for CPUs, beside NVIDIA's driver", "warning", "install torch for CUDA"
+            )
         else:
             words = f"no GPU is visible to torch, built for CUDA {torch.version.cuda}"
-            yield Finding("devices", "cuda", words, "warning", "see nvidia-smi: the driver may be too old; CUDA_VISIBLE_DEVICES")
+            yield Finding(
+                "devices", "cuda", words, "warning", "see nvidia-smi: the driver may be too old; CUDA_VISIBLE_DEVICES"
+            )
 
 
 def describe_bf16(fast: bool) -> str:
@@ -56,7 +60,7 @@ def gpu(device: torch.device) -> Finding:
         return Finding("devices", name, f"{about.name} does not compute: {reason}", "broken", cure, facts)
     facts["free_memory"] = free
     memory = f"{gib(free)} of {gib(about.total_memory)} free"
-    return Finding("devices", name, f"{about.name}, {memory}, {describe_bf16(facts['fast_bf16'])}", facts=facts)
+    return Finding("devices", name, f"{about.name}, {memory}, {describe_bf16(has_fast_bf16(device))}", facts=facts)
 
 
 def usable_cores() -> set[int]:
@@ -76,14 +80,18 @@ def threads() -> Iterator[Finding]:
     pays = max(1, min(cores, int(quota) if quota is not None else cores))
     if n > pays:
         limit = f"{cores} usable cores" if quota is None else f"a quota of {quota:g} cores"
-        yield Finding("threads", "number", f"{words}, on {limit}", "warning", f"OMP_NUM_THREADS={pays}", {**facts, "threads": n})
+        yield Finding(
+            "threads", "number", f"{words}, on {limit}", "warning", f"OMP_NUM_THREADS={pays}", {**facts, "threads": n}
+        )
     else:
         yield Finding("threads", "number", words, facts={**facts, "threads": n})
     busy = busy_share(WATCHED)
     if busy is None:
         return
     words = f"other programs keep {busy:.0%} of the usable cores busy now"
-    cure = "OMP_NUM_THREADS=1 is faster meanwhile, since threads wait for each other" if n > 1 else "timings mean little meanwhile"
+    cure = (
+        "OMP_NUM_THREADS=1 is faster meanwhile, since threads wait for each other" if n > 1 else "timings mean little meanwhile"
+    )
     if busy < BUSY:
         yield Finding("threads", "other programs", words, facts={"busy": busy})
     else:

@@ -77,7 +77,9 @@ def package(requirement: Any) -> Finding:
             importlib.import_module(MODULES[name])
     except Exception as error:  # torchvision raises RuntimeError beside a torch that it was not built for
         reason = " ".join(str(error).split())[:150]
-        pair = "pip install --force-reinstall torch torchvision, which fit each other only in pairs" if "torch" in name else cure
+        pair = (
+            "pip install --force-reinstall torch torchvision, which fit each other only in pairs" if "torch" in name else cure
+        )
         return Finding("versions", name, f"{words}; cannot be imported: {reason}", "broken", pair, {**facts, "error": reason})
     return Finding("versions", name, words, facts=facts)
 
