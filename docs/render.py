@@ -1059,8 +1059,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
 }
 PAGES = (
     "README.md", "docs/ablation.md", "docs/certified.md", "docs/compare.md", "docs/corruptions.md", "docs/data.md",
-    "docs/doubt.md", "docs/editing.md", "docs/evaluation.md", "docs/export.md", "docs/index.md", "docs/install.md", "docs/ood.md",
-    "docs/readings.md", "docs/reproduction.md", "docs/scale.md", "docs/speed.md", "docs/v2.md",
+    "docs/doubt.md", "docs/editing.md", "docs/evaluation.md", "docs/export.md", "docs/index.md", "docs/install.md",
+    "docs/ood.md", "docs/readings.md", "docs/reproduction.md", "docs/scale.md", "docs/speed.md", "docs/v2.md",
     *(f"src/hybvit/assets/models/{name}/README.md" for name in MODELS),
 )  # fmt: skip
 
