@@ -16,7 +16,7 @@ def logits(x):  # the attack works on [0, 1]
     return net(2 * x - 1)
 
 
-attack = AutoAttack(logits, norm="Linf", eps=8 / 255, version="standard", device="cpu", verbose=False)
-broken = attack.run_standard_evaluation(images, labels, bs=16)
+attack = AutoAttack(logits, norm="Linf", eps=8 / 255, version="standard", device="cpu")
+broken, _ = attack.run_standard_evaluation(images, labels, batch_size=16)
 with torch.no_grad():
     print(f"accuracy under AutoAttack at 8/255: {(logits(broken).argmax(dim=1) == labels).float().mean():.4f}, n {len(labels)}")
