@@ -73,7 +73,7 @@ OPTIONS = (
 
 
 NOT_OURS = {"docs/paper.md", "docs/log.md"}  # the published code's options, and those that were removed
-OF_OTHERS = {"--input-img-mode"}  # of timm's training script
+OF_OTHERS = {"--gpus", "--build-arg", "--input-img-mode"}  # of Docker, and of timm's training script
 
 
 def text_of(page: str) -> str:
@@ -190,14 +190,20 @@ def parsed(words: list[str]) -> tuple[Any, list[str]]:
     return found, fields
 
 
+AT = ("hybvit", "hybvit.cli")  # what a command follows
+
+
 def commands_of(page: str) -> list[list[str]]:
     """The words of every hybvit command in the code blocks of a page, fenced or indented."""
     text = text_of(page)
     fenced = [cell.source for cell in tutorials.cells(text) if cell.language == "bash"]
     indented = re.findall(r"^ {4}(\S.*)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
     found = tutorials.commands("\n".join([*fenced, *(line for line in indented if "hybvit " in line)]))
-    words = [line[line.index(at) + 1 :] for line in found for at in ("hybvit", "hybvit.cli") if at in line[:-1]]
-    return [[word for word in line if word != "..."] for line in words]
+    words = [
+        line[line.index(at) + 1 :] for line in found if line[0] != "docker" or "run" in line for at in AT if at in line[:-1]
+    ]
+    to_shell = [next((i for i, word in enumerate(line) if word in (">", "|", "&&")), len(line)) for line in words]
+    return [[word for word in line[:end] if word != "..."] for line, end in zip(words, to_shell, strict=True)]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page) and page not in NOT_OURS])
