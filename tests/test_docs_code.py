@@ -73,7 +73,7 @@ OPTIONS = (
 
 
 NOT_OURS = {"docs/paper.md", "docs/log.md"}  # the published code's options, and those that were removed
-OF_OTHERS = {"--gpus", "--build-arg", "--user", "--input-img-mode"}  # of Docker, and of timm's training script
+OF_OTHERS = {"--gpus", "--build-arg", "--user", "--shm-size", "--input-img-mode"}  # of Docker, and of timm's training script
 
 
 def text_of(page: str) -> str:
