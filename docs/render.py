@@ -1044,7 +1044,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "deployment": deployment,
     **{
         f"study_{name}": partial(study, name)
-        for name in ("ablation_first", "ablation", "ablation_third", "v2", "cifar10_trials")
+        for name in ("ablation_first", "ablation", "ablation_third", "v2", "cifar10_trials", "few_labels")
     },
     "shipped": shipped,
     "editing_counterfactuals": editing_counterfactuals,
@@ -1059,8 +1059,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
 }
 PAGES = (
     "README.md", "docs/ablation.md", "docs/certified.md", "docs/compare.md", "docs/corruptions.md", "docs/data.md",
-    "docs/doubt.md", "docs/editing.md", "docs/evaluation.md", "docs/export.md", "docs/index.md", "docs/install.md",
-    "docs/ood.md", "docs/readings.md", "docs/reproduction.md", "docs/scale.md", "docs/speed.md", "docs/v2.md",
+    "docs/doubt.md", "docs/editing.md", "docs/evaluation.md", "docs/export.md", "docs/few_labels.md", "docs/index.md",
+    "docs/install.md", "docs/ood.md", "docs/readings.md", "docs/reproduction.md", "docs/scale.md", "docs/speed.md",
+    "docs/v2.md",
     *(f"src/hybvit/assets/models/{name}/README.md" for name in MODELS),
 )  # fmt: skip
 

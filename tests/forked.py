@@ -24,6 +24,8 @@ class Forked:
 
     def __init__(self, task: Callable[..., None], *arguments: object, variables: dict[str, str] | None = None) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="hybvit-said-")
+        for name in ("out", "err"):  # it may be killed before it opens them
+            (Path(self.folder.name) / name).touch()
         self.process = SERVER.Process(target=begin, args=(self.folder.name, variables or {}, task, arguments))
         self.process.start()
         assert self.process.pid is not None
@@ -53,7 +55,7 @@ def begin(folder: str, variables: dict[str, str], task: Callable[..., None], arg
     """In the new process."""
     os.setsid()
     for descriptor, name in ((1, "out"), (2, "err")):
-        opened = os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT)
+        opened = os.open(Path(folder) / name, os.O_WRONLY)
         os.dup2(opened, descriptor)
         os.close(opened)
     os.environ.update(variables)

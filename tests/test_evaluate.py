@@ -544,7 +544,7 @@ def test_models_that_lack_something_get_the_suites_that_make_sense(linear, tmp_p
     denoiser = Adapted((1, 8, 8), denoise=lambda x_t, t: x_t, device="cpu")
     record = run_suites(context(denoiser, tmp_path / "b"), tuple(SUITES), quiet)
     assert set(record["left_out"]) == {
-        "accuracy", "calibration", "doubt", "robustness", "certified", "corruptions", "readings", "quality",
+        "accuracy", "calibration", "doubt", "probe", "robustness", "certified", "corruptions", "readings", "quality",
     }  # fmt: skip
     assert {"likelihood/bits_per_dim", "fidelity/fd_cnn-digits_40"} <= record["metrics"].keys()
     unlabelled = Dataset(digits().train, ImageSet(digits().test.in_memory), ())

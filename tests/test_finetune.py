@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import hybvit
 from hybvit.checkpoint import read_tensors
-from hybvit.config import load_config, override, to_yaml
+from hybvit.config import load_config, override
 from hybvit.errors import ConfigError
 from hybvit.hub import bundled
 from hybvit.metrics.probe import linear_probe, nearest_neighbors
@@ -138,17 +138,6 @@ def test_the_optimizers_take_what_is_not_frozen():
     ]  # fmt: skip
     with pytest.raises(ConfigError, match=r"optim\.freeze"):
         override(preset("cifar10_wrn28_10"), optim={"freeze": True})
-
-
-def test_a_configuration_from_before_there_was_freezing_is_read(tmp_path):
-    text, path = to_yaml(preset("digits")), tmp_path / "config.yaml"
-    older = text.replace(f"hybvit: {hybvit.__version__}\n", "hybvit: 0.2.0.dev0\n")
-    path.write_text(older.replace("  freeze: false\n", ""))
-    assert load_config(path) == preset("digits")
-    for damaged, said in ((text.replace("  freeze: false\n", ""), "is missing"), (older, "unknown field")):
-        path.write_text(damaged)
-        with pytest.raises(ConfigError, match=rf"{said}.*optim\.freeze|optim\.freeze {said}|{said} optim\.freeze"):
-            load_config(path)
 
 
 def test_probes_are_those_of_scikit_learn():
