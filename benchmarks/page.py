@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -49,7 +50,11 @@ def measure(browser: Browser, address: str) -> tuple[list[float], list[list[floa
     browser.use("[role=tab]", "Draw")
     browser.wait('Boolean(document.querySelector("#draw")?.offsetParent)')
     browser.wait(ASK_FOR_64)
-    return paints, [browser.run(DRAW) for _ in range(REPEATS)]
+    views = []
+    for _ in range(REPEATS):
+        time.sleep(1)  # a press while the page still takes in the last images is lost
+        views.append(browser.run(DRAW))
+    return paints, views
 
 
 def main() -> None:
