@@ -21,8 +21,10 @@ from PIL import Image
 
 import hybvit
 from hybvit.checkpoint import digest_of_weights
+from hybvit.cli.serve import bound
 from hybvit.config import override
 from hybvit.data.image_set import to_x
+from hybvit.errors import ConfigError
 from hybvit.hub import BUNDLED, bundled
 from hybvit.model import HybridModel
 from hybvit.serving import familiar, markup, tab_report
@@ -359,6 +361,12 @@ def test_the_page_of_the_api_names_every_call_and_asks_nobody(api):
 
 
 # the command
+
+
+@pytest.mark.parametrize("port", [65536, 99999, 10**12])
+def test_a_port_that_there_is_not_is_refused(port):
+    with pytest.raises(ConfigError, match=f"--port {port}: a port is at most 65535"):
+        bound("127.0.0.1", port)
 
 
 def test_a_port_that_is_taken_is_said(tmp_path):

@@ -8,7 +8,7 @@ from ..errors import ConfigError
 from ..loading import load
 from .arguments import ArgumentParser, nonnegative_int
 
-PORT = 7860
+PORT, LAST_PORT = 7860, 65535
 
 
 def build_parser() -> ArgumentParser:
@@ -48,8 +48,10 @@ def bound(host: str, port: int) -> socket.socket:
     """A socket at an address, before anything long starts.
 
     Raises:
-        ConfigError: the address is not of this machine, or the port is in use.
+        ConfigError: the address is not of this machine, or the port is in use, or too large.
     """
+    if port > LAST_PORT:
+        raise ConfigError(f"--port {port}: a port is at most {LAST_PORT}; the system would take another one")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
