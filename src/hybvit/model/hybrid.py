@@ -3,97 +3,40 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint
-from .catalog import CATALOG
-from .checkpoint import CALIBRATION, CONFIG, WEIGHTS
-from .config import Config, load_config, to_dict, to_yaml, without_addresses
-from .data.fingerprint import pixel_digests
-from .data.image_set import to_pixels, to_x
-from .data.images import as_pixels
-from .data.trained_on import DIGESTS, TRAINED_ON, checked
-from .devices import autocast, best_device, keep_freed_memory, resolve_precision
-from .errors import CheckpointError, ConfigError, DivergedError, did_you_mean
-from .hub import CONFIG_JSON, config_json, download, model_card, refuse_pickles, upload
-from .method import editing
-from .method.diffusion import Diffusion
-from .method.readings import DENOISED_AT, DENOISED_DRAWS, ROUNDS, DenoisedReading, DiffusionClassifier
-from .method.samplers import Denoiser, ImageNoise, Spacing, run_sampler
-from .method.seeds import derive_seed, generator
-from .method.smoothing import NoiseLevel, NoisyClassifier, cast_votes, noisy_reading
-from .metrics.certified import Certificates, certify_votes, check_votes
-from .metrics.conformal import METHODS, Method
-from .metrics.doubt import Calibration
-from .metrics.likelihood import log_density, variational_bound
-from .networks import Network, load_network
-from .storage import read_bytes
-
-READ_AT, READINGS = 0.43, 4  # of noisy versions of a counterfactual: share of T, and how many
+from .. import checkpoint
+from ..config import Config
+from ..data.fingerprint import pixel_digests
+from ..data.image_set import to_x
+from ..data.images import as_pixels
+from ..devices import autocast, best_device, keep_freed_memory, resolve_precision
+from ..errors import ConfigError, DivergedError, did_you_mean
+from ..method.diffusion import Diffusion
+from ..method.readings import DENOISED_AT, DENOISED_DRAWS, ROUNDS, DenoisedReading, DiffusionClassifier
+from ..method.samplers import Denoiser, Spacing
+from ..method.seeds import derive_seed, generator
+from ..method.smoothing import NoiseLevel, NoisyClassifier, cast_votes, noisy_reading
+from ..metrics.certified import Certificates, certify_votes, check_votes
+from ..metrics.conformal import METHODS, Method
+from ..metrics.doubt import Calibration
+from ..metrics.likelihood import log_density, variational_bound
+from ..networks import Network
+from . import edits, folders
+from .answers import Images, Labels, Prediction
+from .sampling import image_noise, run_to_pixels
 
 ACCEPTED = 0.5  # p(y|x) from which a sample is not drawn anew
 ATTEMPT = 2**32  # the next try of image i is image i + 2^32 of the seed
 
 Reading = Literal["label", "diffusion", "denoised"]
-
-
-class Prediction(NamedTuple):
-    """The answers for N images, on the CPU.
-
-    Attributes:
-        labels: int64 [N], the most probable classes; -1 where the model abstains.
-        probabilities: float [N, K], in 0..1; calibrated if the model is.
-        score: float [N], the log density; higher = more in-distribution.
-    """
-
-    labels: Tensor
-    probabilities: Tensor
-    score: Tensor
-
-
-Images = Tensor | Image.Image | Sequence[Image.Image]  # as HybridModel.predict takes them
-
-
-class Edit(NamedTuple):
-    """Edited images, and what the classifier says of them.
-
-    Attributes:
-        pixels: uint8 [N, C, H, W], on the CPU.
-        before, after: the classifier's answers for the originals and for the edited images; None for a model without classes.
-    """
-
-    pixels: Tensor
-    before: Prediction | None
-    after: Prediction | None
-
-
-class Counterfactual(NamedTuple):
-    """Images changed until the classifier sees another class, on the CPU.
-
-    Attributes:
-        pixels: uint8 [N, C, H, W].
-        before, after: the classifier's answers for the originals and for the changed images.
-        accepted: bool [N], whether p(y|x) of the wanted class reached the confidence; where not, the best attempt is given.
-        hold: float [N], how strongly each result was held to its original; infinite where that was accepted as it is.
-        distance: float [N], the Euclidean distance between original and result, with pixels in 0..1.
-    """
-
-    pixels: Tensor
-    before: Prediction
-    after: Prediction
-    accepted: Tensor
-    hold: Tensor
-    distance: Tensor
 
 
 class HybridModel:
@@ -217,9 +160,7 @@ class HybridModel:
             )
         return threshold.score
 
-    def prediction_set(
-        self, images: Tensor | Image.Image | Sequence[Image.Image], coverage: float = 0.95, method: Method = "thr"
-    ) -> Tensor:
+    def prediction_set(self, images: Images, coverage: float = 0.95, method: Method = "thr") -> Tensor:
         """The classes of each image that hold the true one with probability ``coverage``: bool [N, K], on the CPU.
 
         It is a promise about the mean over new images that are drawn like the calibration images, not about one image or one
@@ -268,7 +209,7 @@ class HybridModel:
         return self.calibration
 
     @torch.no_grad()
-    def _logits_of(self, images: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
+    def _logits_of(self, images: Images) -> Tensor:
         """The logits [N, K] of images on the CPU, before any calibration; arguments and errors are those of :meth:`predict`."""
         if not self.has_classes:
             raise ConfigError("this model was trained with objective genvit: it has no labels to give")
@@ -305,7 +246,7 @@ class HybridModel:
 
     def certify(
         self,
-        images: Tensor | Image.Image | Sequence[Image.Image],
+        images: Images,
         *,
         noise: float = 0.25,
         votes: int = 1000,
@@ -483,7 +424,7 @@ class HybridModel:
         n: int,
         sampler: str = "dpmpp_2m",
         steps: int = 20,
-        labels: Sequence[int | str] | Tensor | int | str | None = None,
+        labels: Labels | None = None,
         guidance: float = 0.0,
         seed: int = 0,
         spacing: Spacing | None = None,
@@ -535,9 +476,7 @@ class HybridModel:
         bar.close()
         return torch.cat(parts)
 
-    def _labels_of_samples(
-        self, labels: Sequence[int | str] | Tensor | int | str | None, n: int, guidance: float, tries: int
-    ) -> Tensor | None:
+    def _labels_of_samples(self, labels: Labels | None, n: int, guidance: float, tries: int) -> Tensor | None:
         """The class of each of n samples, int64 [n]; None if :meth:`draw` chooses. Arguments and errors are those of
         :meth:`sample`."""
         if not math.isfinite(guidance):
@@ -553,7 +492,7 @@ class HybridModel:
         if tries > 1 and not self.has_classes:
             raise ConfigError(f"tries is {tries}: this model was trained with objective genvit: it has no classifier to ask")
         if labels is not None:
-            return self._wanted_labels(labels, n)
+            return self.wanted_labels(labels, n)
         if tries > 1 and not self.draws_by_label:
             raise ValueError(f"tries is {tries}: name the labels to check for; this model draws images without any")
         return torch.arange(n, device=self.device) % len(self.cfg.data.classes) if tries > 1 else None
@@ -575,7 +514,7 @@ class HybridModel:
         pixels[rows[better]] = drawn[better]
         return pixels
 
-    def _wanted_labels(self, labels: Sequence[int | str] | Tensor | int | str, n: int) -> Tensor:
+    def wanted_labels(self, labels: Labels, n: int) -> Tensor:
         """The class of each of n images, int64 [n]; arguments and errors are those of :meth:`sample`."""
         if isinstance(labels, str):
             labels = self.class_number(labels)
@@ -633,217 +572,6 @@ class HybridModel:
             return self.predict_x0
         return (self.conditional if self.takes_labels else self.guided)(labels, guidance)
 
-    def inpaint(
-        self,
-        images: Images,
-        mask: Tensor,
-        labels: Sequence[int | str] | Tensor | int | str | None = None,
-        steps: int = 20,
-        repeats: int = 4,
-        seed: int = 0,
-        batch_size: int = 128,
-    ) -> Edit:
-        """Draw the pixels under a mask anew, to fit the others, which stay as they are. See :func:`.editing.inpaint`.
-
-        Args:
-            images: as :meth:`predict` takes them.
-            mask: bool [H, W], or [N, H, W] with one for each image; True where pixels are drawn.
-            labels: the class of each image, or one for all, for a model with ``label_conditioning``; None: unconditional.
-            steps: sampler steps, each taken ``repeats`` times.
-            seed: image i is drawn from (seed, i), whatever n and the batch size.
-
-        Raises:
-            ValueError: an argument is out of range, or labels are given to a model without ``label_conditioning``.
-            ConfigError: the network was not trained to denoise.
-        """
-        pixels = self.as_pixels(images)
-        if mask.dtype != torch.bool or tuple(mask.shape) not in (self.image_shape[1:], (len(pixels), *self.image_shape[1:])):
-            raise ValueError(
-                f"mask is {mask.dtype} {list(mask.shape)}: it must be bool {list(self.image_shape[1:])}, or one for each image"
-            )
-        if steps < 1 or repeats < 1:
-            raise ValueError(f"steps is {steps} and repeats {repeats}: both must be at least 1")
-        mask = mask.expand(len(pixels), *self.image_shape[1:])[:, None]
-
-        def paint(x: Tensor, rows: slice, denoise: Denoiser, noise: ImageNoise) -> Tensor:
-            return editing.inpaint(denoise, self.diffusion, x, mask[rows].to(self.device), noise, steps, repeats)
-
-        edited = self._edit(pixels, paint, labels, seed, batch_size)
-        return edited._replace(pixels=torch.where(mask, edited.pixels, pixels.cpu()))
-
-    def vary(
-        self,
-        images: Images,
-        strength: float = 0.6,
-        labels: Sequence[int | str] | Tensor | int | str | None = None,
-        steps: int = 20,
-        seed: int = 0,
-        batch_size: int = 128,
-    ) -> Edit:
-        """Variations of images: noise up to a share ``strength`` of the way to pure noise, and back (SDEdit).
-
-        Args:
-            images: as :meth:`predict` takes them; repeat an image for several variations of it.
-            strength: in (0, 1]; small values change texture, large ones the object, and 1 forgets the image.
-            steps: sampler steps at strength 1.
-
-        The other arguments and all errors are those of :meth:`inpaint`.
-        """
-        if not 0 < strength <= 1:
-            raise ValueError(f"strength is {strength}: it must be above 0 and at most 1")
-        if steps < 1:
-            raise ValueError(f"steps is {steps}: it must be at least 1")
-
-        def change(x: Tensor, rows: slice, denoise: Denoiser, noise: ImageNoise) -> Tensor:
-            return editing.vary(denoise, self.diffusion, x, strength, noise, steps)
-
-        return self._edit(self.as_pixels(images), change, labels, seed, batch_size)
-
-    @torch.no_grad()
-    def interpolate(self, a: Images, b: Images, frames: int = 9, steps: int = 30) -> Edit:
-        """Images on the way from a to b, through their own noise. ``pixels`` are [frames, C, H, W]; the first is a and the last
-        b, up to the error of inversion, about a gray level. ``before`` are the answers for a and b.
-
-        Args:
-            a: one image, as :meth:`predict` takes it; b: another.
-            frames: at least 2.
-            steps: of the probability flow, of two evaluations each, to the noise and back.
-
-        Raises:
-            ValueError: an argument is out of range.
-            ConfigError: the network was not trained to denoise.
-        """
-        ends = torch.cat((self.as_pixels(a), self.as_pixels(b)))
-        if len(ends) != 2 or frames < 2:
-            raise ValueError(f"{len(ends)} images and {frames} frames: interpolation takes two images and at least two frames")
-        self._must_denoise()
-        x_a, x_b = to_x(ends.to(self.device))
-        x = editing.interpolate(self.predict_x0, self.diffusion, x_a, x_b, frames, steps)
-        return self._edited(ends, x)
-
-    @torch.no_grad()
-    def counterfactual(
-        self,
-        images: Images,
-        labels: Sequence[int | str] | Tensor | int | str,
-        confidence: float = 0.95,
-        guidance: float = 1.0,
-        pull: float = 100.0,
-        batch_size: int = 128,
-    ) -> Counterfactual:
-        """What would make each image one of the class ``labels``, with little else changed.
-
-        An image is led to its own noise and decoded with the denoiser of the class, held to the image less and less, until the
-        classifier accepts (:func:`.editing.counterfactual`). It is deterministic. A network that was trained to classify noisy
-        images (``noisy_labels``) steers by these readings and must accept noisy versions of the result too. That is harder to
-        fool than the reading of the clean image alone.
-
-        Args:
-            images: as :meth:`predict` takes them.
-            labels: the wanted class of each image, or one for all, by number or name.
-            confidence: the p(y|x) that is accepted, above 0 and below 1. A network that was trained with smoothed labels is
-                never nearly certain: ask it for less.
-            guidance: weight of classifier-free guidance, for a network with ``label_conditioning``.
-            pull: weight of the classifier's own gradient.
-
-        Raises:
-            ValueError: an argument is out of range.
-            ConfigError: the network was not trained both to denoise and to classify.
-        """
-        pixels = self.as_pixels(images)
-        if not 0 < confidence < 1 or batch_size < 1:
-            raise ValueError(f"confidence is {confidence}, batch_size {batch_size}: above 0 and below 1, and at least 1")
-        if not (math.isfinite(guidance) and math.isfinite(pull)):
-            raise ValueError(f"guidance is {guidance} and pull {pull}: both must be finite numbers")
-        self._must_denoise()
-        if not self.has_classes:
-            raise ConfigError("this model was trained with objective genvit: it has no classifier to ask")
-        wanted, search = self._wanted_labels(labels, len(pixels)), editing.Search(confidence=confidence)
-        found = [
-            self._counterfactual(to_x(part.to(self.device)), y, search, guidance, pull)
-            for part, y in zip(pixels.split(batch_size), wanted.split(batch_size), strict=True)
-        ]
-        edited = self._edited(pixels, torch.cat([part.x for part in found]))
-        assert edited.before is not None
-        assert edited.after is not None
-        accepted = torch.cat([part.log_p for part in found]).cpu() >= math.log(confidence)
-        hold = torch.cat([part.hold for part in found]).cpu()
-        distance = (edited.pixels.float() - pixels.cpu().float()).flatten(1).norm(dim=1) / 255
-        return Counterfactual(edited.pixels, edited.before, edited.after, accepted, hold, distance)
-
-    def _counterfactual(
-        self, x0: Tensor, labels: Tensor, search: editing.Search, guidance: float, pull: float
-    ) -> editing.Counterfactual:
-        """One batch; labels int64 [B]."""
-        reads_noise = self.cfg.objective.noisy_labels > 0
-
-        def of_class(logits: Tensor, y: Tensor) -> Tensor:
-            return logits.log_softmax(dim=1).gather(1, y[:, None])[:, 0]
-
-        def log_p(x: Tensor, rows: Tensor) -> Tensor:
-            """The lesser of the readings of the image as it will be stored, and of noisy versions of it on average."""
-            x, y = to_x(to_pixels(x)), labels[rows]
-            found = of_class(self.logits(x), y)
-            if not reads_noise:
-                return found
-            t = torch.full((len(x),), max(1, round(READ_AT * self.diffusion.T)), device=self.device)
-            noises = torch.randn(READINGS, *self.image_shape, generator=generator(0, "edits")).to(self.device)
-            noisy = [of_class(self.net.classify(self.diffusion.q_sample(x, t, noise), t), y) for noise in noises]
-            return torch.minimum(found, torch.stack(noisy).exp().mean(dim=0).log())
-
-        def steered(rows: Tensor, hold: float) -> Denoiser:
-            y = labels[rows]
-            denoise = self.conditional(y, guidance) if self.takes_labels else self.predict_x0
-
-            def noisy_log_p(x_t: Tensor, t: Tensor) -> Tensor:
-                return of_class(
-                    self.net.classify(x_t, t) if reads_noise else self.logits(self.predict_x0(x_t, t).clamp(-1, 1)), y
-                )
-
-            close = editing.held(denoise, self.diffusion, x0[rows], hold)
-            return editing.classifier_guided(close, self.diffusion, noisy_log_p, pull)
-
-        seen = self.logits(x0).argmax(dim=1)
-        own = self.conditional(seen, 0.0) if self.takes_labels else self.predict_x0
-        return editing.counterfactual(own, steered, log_p, self.diffusion, x0, search)
-
-    def _must_denoise(self) -> None:
-        if not self.has_denoiser:
-            raise ConfigError(
-                f"this model was trained with objective {self.cfg.objective.kind}: it has no denoiser to edit with"
-            )
-
-    @torch.no_grad()
-    def _edit(
-        self,
-        pixels: Tensor,
-        work: Callable[[Tensor, slice, Denoiser, ImageNoise], Tensor],
-        labels: Sequence[int | str] | Tensor | int | str | None,
-        seed: int,
-        batch_size: int,
-    ) -> Edit:
-        """Edit images in batches by ``work``: x [B, C, H, W], their rows, a denoiser and their noise -> x."""
-        self._must_denoise()
-        if labels is not None and not self.takes_labels:
-            raise ValueError("labels are given, but this model's denoiser was not trained with labels: leave them out")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
-        wanted = None if labels is None else self._wanted_labels(labels, len(pixels))
-        parts = []
-        for start in range(0, len(pixels), batch_size):
-            rows = slice(start, min(start + batch_size, len(pixels)))
-            noise = image_noise(range(rows.start, rows.stop), seed, self.image_shape, self.device, "edits")
-            denoise = self.predict_x0 if wanted is None else self.conditional(wanted[rows], 0.0)
-            parts.append(work(to_x(pixels[rows].to(self.device)), rows, denoise, noise))
-        return self._edited(pixels, torch.cat(parts))
-
-    def _edited(self, originals: Tensor, x: Tensor) -> Edit:
-        if not bool(x.isfinite().all()):
-            raise DivergedError("the edited images are not finite: this model diverged in training; use another checkpoint")
-        pixels = to_pixels(x).cpu()
-        before, after = (self.predict(images) if self.has_classes else None for images in (originals, pixels))
-        return Edit(pixels, before, after)
-
     @torch.no_grad()
     def bits_per_dim(self, x: Tensor, seed: int = 0) -> Tensor:
         """The full variational bound on -log2 p(x), [B] in bits per dimension, by the unconditional denoiser.
@@ -859,129 +587,12 @@ class HybridModel:
         """
         return variational_bound(self.predict_x0, self.diffusion, x.to(self.device), generator(seed, "bound"))
 
-    def save_pretrained(
-        self, folder: str | os.PathLike[str], *, repo_id: str | None = None, results: Mapping[str, Any] | None = None
-    ) -> None:
-        """Write weights (safetensors), config.yaml, the calibration if there is one, and a manifest of SHA-256 sums, all or
-        nothing; for the hub also config.json and a model card.
+    inpaint = edits.inpaint
+    vary = edits.vary
+    interpolate = edits.interpolate
+    counterfactual = edits.counterfactual
 
-        Args:
-            repo_id: the model's name on the hub, for the card.
-            results: the content of a results.json of `hybvit evaluate`, for the card.
-
-        Raises:
-            ConfigError: the folder exists and is not an exported model, or the weights were changed after the calibration.
-            DataError: it cannot be written.
-        """
-        path = export_folder(folder)
-        weights = {key: value.cpu() for key, value in self.net.state_dict().items()}
-        known = {} if self.trained_on is None else {TRAINED_ON: {DIGESTS: self.trained_on}}
-        cfg = without_addresses(self.cfg)
-        title = CATALOG[cfg.data.name].title if cfg.data.name in CATALOG else "images of its author"
-        files: dict[str, str | bytes] = {
-            CONFIG: to_yaml(cfg),
-            CONFIG_JSON: config_json(to_dict(cfg)),
-            checkpoint.CARD: model_card(to_dict(cfg), title, repo_id, results),
-        }
-        if self.calibration is not None:
-            if self.calibration.weights != checkpoint.digest_of_weights(weights):
-                raise ConfigError("the weights were changed after the calibration: calibrate again, or set calibration to None")
-            files[CALIBRATION] = self.calibration.to_bytes()
-        checkpoint.write_folder(path, {WEIGHTS: weights, **known}, files)
-
-    def push_to_hub(self, repo_id: str, *, results: Mapping[str, Any] | None = None, **options: Any) -> str:
-        """Upload what :meth:`save_pretrained` writes to the Hugging Face hub, in one commit -> its address.
-
-        Args:
-            repo_id: OWNER/NAME, created if need be.
-            options: commit_message, branch, private and token, as :func:`hybvit.hub.upload` has them.
-
-        Raises:
-            DataError: the hub refuses, or cannot be reached.
-        """
-        with tempfile.TemporaryDirectory() as place:
-            self.save_pretrained(Path(place) / "model", repo_id=repo_id, results=results)
-            return upload(Path(place) / "model", repo_id, **options)
-
-    @classmethod
-    def from_pretrained(
-        cls, source: str | os.PathLike[str], device: torch.device | str | None = None, **options: Any
-    ) -> HybridModel:
-        """Read what :meth:`save_pretrained` wrote, from a folder or the Hugging Face hub. Nothing is unpickled.
-
-        Args:
-            source: a folder, or OWNER/NAME, or OWNER/NAME@REVISION.
-            options: revision, cache_dir, local_files_only, force_download and token, for the hub, as
-                :func:`hybvit.hub.download` has them.
-
-        Raises:
-            DataError: there is no such folder, nor such a model on the hub.
-            CheckpointError: a file is missing or altered, a weight does not fit, the calibration is of other weights, or there
-                are pickles in the folder.
-        """
-        folder = Path(source)
-        checkpoint.recover(folder)
-        if not folder.is_dir():
-            folder = download(str(source), **options)
-        refuse_pickles(folder)
-        manifest = checkpoint.verify(folder, (CONFIG, f"{WEIGHTS}.safetensors"))
-        model = cls(*load_network(load_config(folder / CONFIG), folder / f"{WEIGHTS}.safetensors"), device)
-        kept = folder / f"{TRAINED_ON}.safetensors"
-        if kept.name in manifest["sha256"]:
-            model.trained_on = checked(checkpoint.read_tensors(kept), kept)
-        if CALIBRATION in manifest["sha256"] and not model.take_calibration(folder):
-            raise CheckpointError(f"{folder / CALIBRATION}: was made for other weights: run `hybvit calibrate` again")
-        return model
-
-    def take_calibration(self, folder: Path) -> bool:
-        """Use the calibration that a folder holds -> whether it is of these weights; another is not used.
-
-        Raises:
-            CheckpointError: it is damaged.
-        """
-        path = folder / CALIBRATION
-        try:
-            found = Calibration.from_bytes(read_bytes(path))
-        except OSError as error:
-            raise CheckpointError(f"{path}: unreadable ({error.strerror})") from None
-        except ValueError:
-            raise CheckpointError(f"{path}: damaged; delete it, and run `hybvit calibrate` again") from None
-        fits = found.weights == checkpoint.digest_of_weights(self.net.state_dict())
-        self.calibration = found if fits else None
-        return fits
-
-
-def export_folder(folder: str | os.PathLike[str]) -> Path:
-    """The path of a folder to export to.
-
-    Raises:
-        ConfigError: it exists and is not an exported model.
-    """
-    path = Path(folder)
-    checkpoint.recover(path)
-    if path.exists() and not (path / checkpoint.MANIFEST).is_file():
-        raise ConfigError(f"{path}: exists and is not an exported model; choose another folder")
-    return path
-
-
-def image_noise(
-    indices: Sequence[int],
-    seed: int,
-    image_shape: tuple[int, int, int],
-    device: torch.device | str,
-    stream: str = "samples",
-) -> ImageNoise:
-    """The noise of the images of a seed with these numbers; that of image i does not depend on the others."""
-    return ImageNoise([derive_seed(seed, stream, i) for i in indices], image_shape, device)
-
-
-@torch.no_grad()
-def run_to_pixels(
-    denoise: Denoiser, diffusion: Diffusion, noise: ImageNoise, sampler: str, steps: int, spacing: Spacing | None = None
-) -> Tensor:
-    """Run a sampler with a denoiser (-> x_0), one image for each of the noise: uint8 [B, C, H, W] on the CPU."""
-    for x in run_sampler(sampler, denoise, diffusion, noise, steps, spacing):
-        pass
-    if not bool(x.isfinite().all()):
-        raise DivergedError("the generated images are not finite: this model diverged in training; use another checkpoint")
-    return to_pixels(x).cpu()
+    save_pretrained = folders.save_pretrained
+    push_to_hub = folders.push_to_hub
+    from_pretrained = classmethod(folders.from_pretrained)
+    take_calibration = folders.take_calibration
