@@ -305,7 +305,7 @@ def test_the_api_page_has_every_public_name():
 def test_links_that_lead_out_of_the_docs_are_mended():
     site = script("docs/build_site.py")
     card, stays = "src/hybvit/assets/models/digits/README.md", "[b](data.md#speed) [d](https://x.y) ![e](a.svg)"
-    text = f"[a](../src/hybvit/model.py) [c](../{card}) {stays}"
+    text = f"[a](../src/hybvit/networks.py) [c](../{card}) {stays}"
     assert site.mended(text, Path("paper.md")) == f"a [c](models/digits.md) {stays}"
     assert site.mended(f"[c](../../{card})", Path("tutorials/x.md")) == "[c](../models/digits.md)"
     assert site.mended("[x](draw_imports.py)", Path("architecture.md")) == "x"
