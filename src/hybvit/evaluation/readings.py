@@ -13,17 +13,18 @@ from torch import Tensor
 
 from ..data.image_set import ImageSet
 from ..distributed import share_batches
-from ..evaluation import plots
 from ..method.readings import DENOISED_AT, DENOISED_DRAWS, DenoisedReading, DiffusionClassifier
 from ..method.seeds import generator
 from ..metrics.agreement import agreement
 from ..metrics.calibration import bootstrap_interval, expected_calibration_error, reliability_table
 from ..metrics.classification import mean_interval, nll, wilson_interval
 from ..metrics.robustness import strong_pgd
-from ..metrics.selective import aurc, max_probability
+from ..metrics.selective import aurc, max_probability, risk_coverage
 from ..model import HybridModel
+from . import plots
 from .calibration import filled
 from .context import Context, Metric, Picture, Result, proportion
+from .doubt import thinned
 from .robustness import batch_of
 
 EPS = 8 / 255  # L-inf, on the [0, 1] scale
@@ -115,19 +116,12 @@ def measure_agreement(ctx: Context, logits: dict[str, Tensor], labels: Tensor, r
 
     change = bootstrap_interval(lowered, len(labels), ctx.options.seed, 1000)
     result.metrics["readings/aurc_lowered_by"] = Metric(lowered(torch.arange(len(labels))), len(labels), *change)
-    lines = {name: risk_curve(scores, correct) for name, scores in confidences.items()}
+    lines = {name: thinned(risk_coverage(scores, correct)) for name, scores in confidences.items()}
     words = {"max_prob": "largest probability of the label read-out", "agreement": "agreement of the readings"}
     result.pictures["risk_coverage"] = Picture(
         plots.curves({words[name]: points for name, points in lines.items()}, "coverage", "share of wrong answers"),
         f"Wrong answers of the label read-out among the images that it is surest of, by two confidences ({len(labels)} images)",
     )
-
-
-def risk_curve(scores: Tensor, correct: Tensor, points: int = 20) -> list[tuple[float, float]]:
-    """The share of wrong answers among the surest images, at evenly spaced coverages."""
-    wrong = (~correct)[scores.argsort(descending=True)].double()
-    sizes = [max(1, round(len(wrong) * (i + 1) / points)) for i in range(points)]
-    return [(size / len(wrong), wrong[:size].mean().item()) for size in sizes]
 
 
 def measure_attacks(ctx: Context, noisy: dict[str, NoisyReading], result: Result) -> None:
