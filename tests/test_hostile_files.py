@@ -24,6 +24,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hybvit import cli
 from hybvit.data import files, images, shards
 from hybvit.data.files import Files
 from hybvit.data.images import Originals, formats, read_image
@@ -94,6 +95,16 @@ def test_other_formats_are_refused_before_any_program_runs(tmp_path, monkeypatch
     for file in (None, io.BytesIO(FOREIGN[kind])):
         with pytest.raises(DataError, match=rf"photo\.jpg: {expected}"):
             read_image(tmp_path / "photo.jpg", 3, 8, file)
+
+
+@pytest.mark.parametrize("side", [9_000, 12_000, 20_000])  # Pillow warns from 9,459 on, and refuses from 13,377 on
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_a_picture_that_is_too_large_is_refused_in_the_same_line_at_any_size(tmp_path, capsys, side):
+    path = tmp_path / "large.ppm"
+    path.write_bytes(b"P6 %d %d 255\n" % (side, side))
+    assert cli.main(["classify", "digits", str(path)]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(f"{path}: .*more than 64,000,000 pixels: reduce its size$", line)
 
 
 def test_an_icon_cannot_claim_another_size_than_it_has(tmp_path):

@@ -24,7 +24,7 @@ from hybvit.method.seeds import generator
 from hybvit.networks import build_network, number_of_parameters
 from hybvit.presets import PRESETS, preset
 from hybvit.reproduce import published
-from hybvit.training.cost import GPU, PEAK, ROWS, UTILISATION, cost
+from hybvit.training.cost import GPU, PEAK, ROWS, UTILISATION, cost, flop_counter
 from hybvit.training.loop import train
 from hybvit.training.optim import learning_rate
 
@@ -285,6 +285,16 @@ def test_the_cost_of_a_batch_is_that_of_a_real_one(name):
         losses = losses_of(net, cfg, real_batch(cfg, size, "meta"))
         losses.total.backward()
     assert counter.get_total_flops() == round(cost(cfg).train_gflop_per_step * 1e9)
+
+
+def test_the_operations_on_a_cpu_are_those_counted_without_values():
+    def operations(device: str) -> int:
+        q, k, v = torch.randn(3, 2, 4, 9, 8, device=device, requires_grad=True).unbind()
+        with flop_counter() as counter:
+            torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
+        return counter.get_total_flops()
+
+    assert operations("cpu") == operations("meta") == 3 * 2 * (2 * 2 * 4 * 9 * 9 * 8)
 
 
 @pytest.mark.slow

@@ -95,11 +95,13 @@ class Stream:
 def plain_warnings() -> Iterator[None]:
     """Let a warning of Python, ours or a library's, be one line of standard error like any other: "warning: ..."."""
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *place, **line: f"warning: {' '.join(str(message).split())}\n"
-    try:
-        yield
-    finally:
-        warnings.formatwarning = before
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # such a picture is refused with a line
+        warnings.formatwarning = lambda message, *place, **line: f"warning: {' '.join(str(message).split())}\n"
+        try:
+            yield
+        finally:
+            warnings.formatwarning = before
 
 
 @contextlib.contextmanager

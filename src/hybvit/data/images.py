@@ -40,6 +40,7 @@ WRITTEN = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "JPEG2000", "BMP", "GIF", "PPM
 MUCH_LARGER = 4  # as a multiple of the model's size
 VISIBLE_COLOR = 16  # levels between the channels of a pixel; below, a gray image was stored as color
 MAX_IMAGE_PIXELS = 64_000_000  # larger images are rejected before they are decoded
+TOO_LARGE = f"more than {MAX_IMAGE_PIXELS:,} pixels: reduce its size"
 LARGE_MEMBER = 16 << 20  # bytes of a file in an archive from which on its beginning is looked at before the rest is unpacked
 LARGEST_HEADER = 1 << 20
 SIGNATURES = re.compile(rb"II|MM|\xff\xd8\xff|\0\0\0.(ftyp|jP  )", re.DOTALL)  # formats whose header may lie further behind
@@ -249,8 +250,10 @@ def read_image(
         raise DataError(f"{path}: a folder, not an image; name the files in it, as in {path}/*.png") from None
     except PermissionError:
         raise DataError(f"{path}: no permission to read it") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError):
+    except UnidentifiedImageError:
         raise DataError(f"{path}: {what_it_is(path, file)}") from None
+    except Image.DecompressionBombError:  # Pillow's own limit, which is higher, and met as the file is opened
+        raise DataError(f"{path}: {TOO_LARGE}") from None
     except Exception as error:
         if is_used_up(error):
             raise
@@ -289,8 +292,10 @@ def check_start(files: Files, name: str) -> None:
     try:
         with Image.open(io.BytesIO(start), formats=formats()) as image:
             check_pixels(image)
-    except (DataError, Image.DecompressionBombError) as error:
+    except DataError as error:
         raise DataError(f"{where}: {error}") from None
+    except Image.DecompressionBombError:
+        raise DataError(f"{where}: {TOO_LARGE}") from None
     except Exception:
         if not SIGNATURES.match(start):
             raise DataError(f"{where}: {what_it_is(name, io.BytesIO(start))}") from None
@@ -298,7 +303,7 @@ def check_start(files: Files, name: str) -> None:
 
 def check_pixels(image: Image.Image) -> None:
     if image.width * image.height > MAX_IMAGE_PIXELS:
-        raise DataError(f"{image.width} x {image.height} is more than {MAX_IMAGE_PIXELS:,} pixels: reduce its size")
+        raise DataError(f"{image.width} x {image.height} is {TOO_LARGE}")
 
 
 def size_of(files: Files, name: str) -> tuple[int, int] | None:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import minibatches, needs_x0_labels
 from ..data.batches import random_batch
@@ -17,6 +16,7 @@ from ..method.objective import hybrid_loss
 from ..method.seeds import generator
 from ..model import HybridModel
 from ..networks import build_network, number_of_parameters
+from ..training.cost import flop_counter
 from .context import Context, Metric, Result
 
 REPEATS, IMAGES = 5, 64
@@ -73,7 +73,7 @@ def train_speed(model: HybridModel, result: Result) -> None:
 
 def gflop(call: Callable[[], object]) -> float:
     """10^9 operations of a call."""
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         call()
     return counter.get_total_flops() / 1e9
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..baselines.jem import JEM
 from ..config import Config, minibatches, needs_x0_labels
@@ -63,6 +63,25 @@ def cost(cfg: Config) -> Cost:
     )
 
 
+def flop_counter() -> FlopCounterMode:
+    """A counter of operations that knows the fused attention of CPUs as well, which PyTorch's counter takes for none.
+
+    Its backward pass counts as two forward passes, like that of any product of matrices: what it computes anew does not count.
+    """
+    aten = torch.ops.aten
+    forward, backward = (
+        aten._scaled_dot_product_flash_attention_for_cpu,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward,
+    )
+    return FlopCounterMode(
+        display=False,
+        custom_mapping={
+            forward: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+            backward: lambda _, q, k, v, *__, **___: 2 * sdpa_flop_count(q, k, v),
+        },
+    )
+
+
 class _Counted(NamedTuple):
     parameters: int
     langevin: int
@@ -76,7 +95,7 @@ def _counted(cfg: Config, sizes: tuple[int, int]) -> _Counted:
         net = build_network(cfg)
     batch = random_batch(cfg.model, sizes, needs_x0_labels(cfg), "meta")
     langevin = 0
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         if isinstance(net, JEM):
             # The passes of JEM.loss, which itself reads the energies, and meta tensors have no values. The product with
             # 1 is needed because the counter's module hooks accept no leaf tensor inside autograd.grad.
