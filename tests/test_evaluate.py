@@ -34,7 +34,7 @@ from .forked import together
 
 FAST = Options(
     limit=60, samples=40, steps=3, bound_images=8, bound_draws=4, attack_images=16, autoattack_images=0, attack_steps=3,
-    corruption_images=8, certified_images=4, certified_votes=20,
+    corruption_images=8, certified_images=4, certified_votes=20, reading_images=12, reading_attacks=4,
 )  # fmt: skip
 
 

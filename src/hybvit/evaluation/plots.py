@@ -79,10 +79,9 @@ def histograms(values: Mapping[str, Sequence[float]], x: str, bins: int = 50) ->
     low, high = np.quantile(everything, [0.005, 0.995])
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
     for i, (name, part) in enumerate(values.items()):
-        axes.hist(np.clip(part, edges[0], edges[-1]), edges, density=True, alpha=0.25, color=INK[i % 6])
-        axes.hist(
-            np.clip(part, edges[0], edges[-1]), edges, density=True, histtype="step", color=INK[i % 6], label=literal(name)
-        )
+        density, _ = np.histogram(np.clip(part, edges[0], edges[-1]), edges, density=True)
+        axes.stairs(density, edges, fill=True, alpha=0.25, color=INK[i % 6])
+        axes.stairs(density, edges, color=INK[i % 6], label=literal(name))
     axes.set_xlabel(x)
     axes.set_yticks([])
     axes.legend(fontsize=8)
@@ -101,7 +100,8 @@ def histogram_panels(values: Mapping[str, Sequence[float]], x: str, bins: int = 
     everything = np.concatenate([np.asarray(part, dtype=float) for part in values.values()])
     edges = np.linspace(everything.min(), max(everything.max(), everything.min() + 1e-6), bins + 1)
     for axes, (name, part) in zip(grid, values.items(), strict=False):
-        axes.hist(part, edges, density=True, color=INK[0], alpha=0.7)
+        density, _ = np.histogram(part, edges, density=True)
+        axes.stairs(density, edges, fill=True, color=INK[0], alpha=0.7)
         axes.set_title(literal(f"{name} ({len(part)})"), fontsize=8)
         axes.set_yticks([])
         axes.tick_params(axis="x", labelsize=7)
