@@ -31,7 +31,7 @@ from hybvit.reproduce.runs import (
     state_of,
     try_job,
 )
-from hybvit.reproduce.scales import FULL, POCKET
+from hybvit.reproduce.scales import CIFAR, FULL, POCKET
 from hybvit.reproduce.tables import FIGURES, NAMES, Measured, Row, measured, rows, runs_of, suites_of
 from hybvit.storage import lock_folder
 from hybvit.training.cost import cost
@@ -127,30 +127,42 @@ def test_the_full_scale_is_the_preset():
     assert with_snapshots.train.checkpoint_every == preset("cifar10").train.checkpoint_every
 
 
+IMAGES = {  # of each small scale: the paper's -> ours, where it has them
+    "pocket": {"cifar10": "fashion_mnist", "stl10": "digits"},
+    "cifar": {"cifar10": "cifar10", "stl10": "cifar10", "celeba_hq": "celeba"},
+}
+
+
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_pocket_scale_shrinks_what_it_has_data_for(name):
-    small = POCKET.config(name)
-    if preset(name).data.name not in scales.STAND_INS or not rows_of(name):
+@pytest.mark.parametrize("scale", [POCKET, CIFAR], ids=["pocket", "cifar"])
+def test_a_small_scale_shrinks_what_it_has_data_for(name, scale):
+    small, images = scale.config(name), IMAGES[scale.name].get(preset(name).data.name)
+    only_in_gray = name.startswith("stl10") and not name.startswith("stl10_short")
+    if images is None or not rows_of(name) or (scale is CIFAR and (only_in_gray or name == "stl10_short_patch6")):
         assert small is None
         return
-    assert small.data.name in ("fashion_mnist", "digits")
+    assert small.data.name == images
+    assert small.model.channels == CATALOG[images].channels
+    assert small.model.image_size % small.model.patch_size == 0
     assert small.objective == preset(name).objective
     assert small.data.augment == preset(name).data.augment
     assert small.jem.steps == preset(name).jem.steps
-    assert cost(small).parameters < 2_000_000
+    assert cost(small).parameters < 2_000_000 if scale is POCKET else cost(small).parameters < 5_000_000
     assert small.train.checkpoint_every * 10 == small.train.steps
 
 
-def test_the_pocket_scale_keeps_the_order_of_an_ablation():
+@pytest.mark.parametrize(
+    ("scale", "patches"), [(POCKET, {4: 1, 6: 2, 8: 4, 12: 8}), (CIFAR, {4: 2, 8: 4, 12: 8})], ids=["pocket", "cifar"]
+)
+def test_a_small_scale_keeps_the_order_of_an_ablation(scale, patches):
     def sizes(field, *names):
-        return [getattr(POCKET.config(name).model, field) for name in names]
+        return [getattr(scale.config(name).model, field) for name in names]
 
     assert sizes("dim", "cifar10_dim192", "cifar10", "cifar10_dim768") == [48, 96, 192]
     assert sizes("depth", "cifar10_depth6", "cifar10", "cifar10_depth12") == [4, 6, 8]
     assert sizes("heads", "cifar10_heads6", "cifar10_heads8", "cifar10", "cifar10_heads16") == [2, 3, 4, 6]
-    patches = [f"stl10_short_patch{p}" for p in (4, 6, 8, 12)]
-    assert sizes("patch_size", *patches) == [1, 2, 4, 8]
-    steps = [POCKET.config(f"cifar10{epochs}").train.steps for epochs in ("_epochs100", "_epochs300", "")]
+    assert sizes("patch_size", *(f"stl10_short_patch{p}" for p in patches)) == list(patches.values())
+    steps = [scale.config(f"cifar10{epochs}").train.steps for epochs in ("_epochs100", "_epochs300", "")]
     assert steps == [600, 1800, 3000]
 
 
@@ -478,8 +490,7 @@ def test_steps_are_timed_side_by_side():
 @pytest.fixture
 def on_digits(monkeypatch):
     """CIFAR-10's rows on the digits: seconds."""
-    monkeypatch.setitem(scales.STAND_INS, "cifar10", "digits")
-    monkeypatch.setitem(scales.PATCHES, "digits", {4: 4, 8: 4})
+    monkeypatch.setitem(scales.GRAY, "cifar10", scales.StandIn("digits", {4: 4, 8: 4}))
     for module in (work, pages):
         monkeypatch.setattr(module, "run_dir", lambda run, scale: run)  # else both data sets share folders
     scales.pocket.cache_clear()

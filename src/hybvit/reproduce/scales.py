@@ -1,15 +1,16 @@
-"""The two scales of a reproduction: the paper's settings, and the same presets reduced to minutes on a CPU."""
+"""The scales of a reproduction: the paper's settings, and the same presets reduced to minutes or hours on a CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import NamedTuple
 
 from ..catalog import CATALOG
 from ..config import Config, override
 from ..evaluation.options import Options
-from ..presets import preset
+from ..presets import PRESETS, preset
 from ..training.cost import GPU, PEAK, UTILISATION, cost
 from .published import rows_of
 
@@ -43,74 +44,115 @@ class Scale:
         return price.gpu_hours if self.name == "full" else price.total_eflop * 1e18 / self.speed / 3600
 
 
-POCKET_STEPS, POCKET_BATCH = 3000, 64
-POCKET_LR = 3e-3  # three times the paper's, since the runs are short
-STAND_INS = {"cifar10": "fashion_mnist", "stl10": "digits"}
-PATCHES = {"fashion_mnist": {4: 7}, "digits": {12: 8, 8: 4, 6: 2, 4: 1}}
+class StandIn(NamedTuple):
+    """Images in the place of the paper's.
+
+    ``patches`` has the patch size on these for each of the paper's, or None where it is left out. ``size`` is that of the
+    images; None takes the data set's own.
+    """
+
+    data: str
+    patches: Mapping[int, int | None]
+    size: int | None = None
+
+
+SMALL_STEPS, SMALL_BATCH = 3000, 64
+SMALL_LR = 3e-3  # three times the paper's, since the runs are short
+TO_DIGITS = StandIn("digits", {12: 8, 8: 4, 6: 2, 4: 1})
+GRAY = {  # the start of a preset's name -> its images; the first that fits
+    "cifar10": StandIn("fashion_mnist", {4: 7}),
+    "stl10_short": TO_DIGITS,
+    "stl10": TO_DIGITS,
+}
+COLOR = {
+    "cifar10": StandIn("cifar10", {4: 4}),
+    "stl10_short": StandIn("cifar10", {12: 8, 8: 4, 6: None, 4: 2}),  # 16, 64 and 256 tokens
+    "celeba": StandIn("celeba", {8: 8}, size=64),
+}
 
 
 @cache
 def pocket(name: str) -> Config | None:
-    """The preset with a quarter of the width, two thirds of the depth, a third of the heads, on small gray images.
+    """A preset on small gray images: CIFAR-10 becomes Fashion-MNIST and STL-10 scikit-learn's digits; nothing else is there."""
+    return small(name, GRAY)
 
-    CIFAR-10 becomes Fashion-MNIST and STL-10 becomes scikit-learn's digits; the other data sets have no stand-in. Training
-    lengths keep their proportions: 100 of 500 epochs become 600 of 3,000 steps.
+
+@cache
+def cifar(name: str) -> Config | None:
+    """A preset on small color images: CIFAR-10 is itself, and stands for STL-10 where patch sizes are compared; CelebA-HQ
+    becomes the aligned faces of CelebA."""
+    return small(name, COLOR)
+
+
+def small(name: str, images: Mapping[str, StandIn]) -> Config | None:
+    """The preset with a quarter of the width, two thirds of the depth, a third of the heads, on other images; None if there
+    are none for it.
+
+    Training lengths keep their proportions: 100 of 500 epochs become 600 of 3,000 steps.
     """
-    cfg = preset(name)
-    data = STAND_INS.get(cfg.data.name)
-    if data is None or not rows_of(name):  # it belongs to no row of the paper
+    family = family_of(name, tuple(images))
+    if family is None or not rows_of(name):  # it belongs to no row of the paper
         return None
-    info = CATALOG[data]
-    assert info.size is not None
+    cfg, stand_in = preset(name), images[family]
+    info = CATALOG[stand_in.data]
+    size = stand_in.size or info.size
+    assert size is not None
+    patch = stand_in.patches.get(cfg.model.patch_size, 1)
+    if patch is None:
+        return None
     model = replace(
         cfg.model,
-        image_size=info.size,
+        image_size=size,
         channels=info.channels,
-        num_classes=info.num_classes,
-        patch_size=PATCHES[data].get(cfg.model.patch_size, 1),
+        num_classes=info.num_classes or cfg.model.num_classes,
+        patch_size=patch,
         dim=cfg.model.dim // 4,
         depth=cfg.model.depth * 2 // 3,
         heads=-(-cfg.model.heads // 3),
     )
-    cfg = override(
-        replace(cfg, model=model), data={"name": data, "flip": data == "fashion_mnist", "crop_padding": info.size // 8}
-    )
+    flip = stand_in.data != "digits"
+    cfg = override(replace(cfg, model=model), data={"name": stand_in.data, "flip": flip, "crop_padding": size // 8})
     if cfg.network.name == "vit":
-        longest = preset(longest_of(name)).train.steps
-        steps = round(POCKET_STEPS * min(1.0, cfg.train.steps / longest))
+        steps = round(SMALL_STEPS * cfg.train.steps / longest(family, tuple(images)))
         cfg = override(
             cfg,
-            train={"steps": steps, "batch_size": POCKET_BATCH, "ema_decay": 0.995, "ema_warmup": True},
-            optim={"warmup_steps": steps // 50, "lr": POCKET_LR},
+            train={"steps": steps, "batch_size": SMALL_BATCH, "ema_decay": 0.995, "ema_warmup": True},
+            optim={"warmup_steps": steps // 50, "lr": SMALL_LR},
         )
     else:
         cfg = smaller_baseline(cfg)
     return override(cfg, train={"checkpoint_every": max(1, cfg.train.steps // 10), "preview_every": 0})
 
 
-def longest_of(name: str) -> str:
-    """The preset with the longest training on the same data; STL-10's short runs form a group of their own."""
-    return "stl10_short_vit" if name.startswith("stl10_short") else name.split("_")[0]
+def family_of(name: str, families: tuple[str, ...]) -> str | None:
+    return next((family for family in families if f"{name}_".startswith(f"{family}_")), None)
+
+
+@cache
+def longest(family: str, families: tuple[str, ...]) -> int:
+    """The steps of the longest training among a family's transformers."""
+    own = (preset(name) for name in PRESETS if family_of(name, families) == family and rows_of(name))
+    return max(cfg.train.steps for cfg in own if cfg.network.name == "vit")
 
 
 def smaller_baseline(cfg: Config) -> Config:
     """The CNN baselines, thin enough to train in minutes; those that are slower per image get fewer images, not more time."""
     if cfg.objective.kind == "jem":
-        steps, batch = 600, POCKET_BATCH
+        steps, batch = 600, SMALL_BATCH
         cfg = override(cfg, network={"depth": 10, "width": 1}, jem={"replay": 2000})
         lr = {"adamw": 1e-3, "sgd": cfg.optim.lr}[cfg.optim.name]  # for far fewer steps than the preset has
         return override(cfg, train={"steps": steps, "batch_size": batch}, optim={"warmup_steps": 50, "lr": lr})
     if cfg.network.name == "unet":
         return override(
             cfg,
-            network={"channels": (32, 64, 64), "layers": 1, "attention_at": 7, "dropout": 0.0},
-            train={"steps": 1000, "batch_size": POCKET_BATCH, "ema_decay": 0.995, "ema_warmup": True},
+            network={"channels": (32, 64, 64), "layers": 1, "attention_at": cfg.model.image_size // 4, "dropout": 0.0},
+            train={"steps": 1000, "batch_size": SMALL_BATCH, "ema_decay": 0.995, "ema_warmup": True},
             optim={"warmup_steps": 50, "lr": 1e-3},
         )
     return override(
         cfg,
         network={"depth": 10, "width": 1},
-        train={"steps": POCKET_STEPS, "batch_size": POCKET_BATCH},
+        train={"steps": SMALL_STEPS, "batch_size": SMALL_BATCH},
         optim={"warmup_steps": 0},
     )
 
@@ -146,4 +188,13 @@ POCKET = Scale(
     "two CPU cores at 60 GFLOP/s",
     6e10,
 )
-SCALES = {scale.name: scale for scale in (FULL, POCKET)}
+CIFAR = Scale(
+    "cifar",
+    "small models on CIFAR-10 itself, hours on a CPU",
+    cifar,
+    POCKET.eval_options,
+    {"svhn": "mnist", "interpolation": "interpolation", "cifar100": "tiny_imagenet", "celeba": "celeba", "noise": "noise"},
+    "two CPU cores at 130 GFLOP/s in bf16",  # as results/bench_cifar10_pocket_v2.json has it
+    1.3e11,
+)
+SCALES = {scale.name: scale for scale in (FULL, POCKET, CIFAR)}
