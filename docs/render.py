@@ -1044,7 +1044,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "deployment": deployment,
     **{
         f"study_{name}": partial(study, name)
-        for name in ("ablation_first", "ablation", "ablation_third", "v2", "cifar10_trials", "few_labels")
+        for name in ("ablation_first", "ablation", "ablation_third", "v2", "cifar10", "cifar10_trials", "few_labels")
     },
     "shipped": shipped,
     "editing_counterfactuals": editing_counterfactuals,

@@ -52,7 +52,7 @@ def shard_of(text: str) -> tuple[int, int]:
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="hybvit reproduce",
-        usage="hybvit reproduce NAME ... [--scale pocket|full] [--out DIR] [--dry-run] [--shard i/n] [--any.field VALUE ...]",
+        usage="hybvit reproduce NAME ... [--scale pocket|cifar|full] [--out DIR] [--dry-run] [--shard i/n] [--FIELD VALUE ...]",
         description="Train the runs behind a table or figure of the paper, evaluate them, and render them beside the published "
         "figures. The same command resumes an interrupted reproduction. Processes with different --shard share the work and "
         "the folder, on several machines or several GPUs (CUDA_VISIBLE_DEVICES=0 hybvit reproduce all --shard 1/2, ...).",
