@@ -465,6 +465,16 @@ def test_celeba(tmp_path, monkeypatch, packed):
         opened(override(config("celeba", tmp_path), objective={"kind": "hybvit"}))
 
 
+def test_a_part_of_celeba_without_its_list_is_divided_and_said_once(tmp_path, capsys):
+    faces = {f"img_align_celeba/{i:06d}.jpg": official.jpeg(i, (178, 218)) for i in range(1, 22)}
+    official.unpacked(tmp_path, faces)
+    data = opened(config("celeba", tmp_path))
+    assert (len(data.train), len(data.test)) == (18, 3)
+    opened(config("celeba", tmp_path))
+    said = capsys.readouterr().err
+    assert said.count("list_eval_partition.txt: missing, so every tenth of 21 images is a test image") == 1
+
+
 def test_celeba_hq(tmp_path, monkeypatch):
     official.zip_file(tmp_path / "CelebAMask-HQ.zip", official.celeba_hq())
     small(monkeypatch, "celeba_hq", tmp_path, splits={"train": 18, "test": 2})
@@ -556,6 +566,7 @@ def test_missing_annotations_and_partitions_are_named(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"val_annotations\.txt"):
         datasets.read_split("tiny_imagenet", "test", str(tmp_path), decoding(64), False)
     official.unpacked(tmp_path, official.celeba()[0])
+    small(monkeypatch, "celeba", tmp_path, splits={"train": 6, "validation": 1, "test": 3})  # so this is all of it
     with pytest.raises(DataError, match=r"list_eval_partition\.txt"):
         datasets.read_split("celeba", "test", str(tmp_path), decoding(64), False)
 

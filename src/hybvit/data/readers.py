@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -289,9 +290,16 @@ def imagenet(source: Path, split: str, decoding: Decoding) -> ImageSet:
 
 
 def celeba(source: Path, split: str, decoding: Decoding) -> ImageSet:
-    """The aligned images as a folder or zip, with list_eval_partition.txt in the same folder. There are no classes."""
+    """The aligned images as a folder or zip, with list_eval_partition.txt in the same folder. There are no classes.
+
+    A part of the set is often passed on without that list: every tenth image is then a test image.
+    """
     check_md5_of_archive("celeba", source)
     (partition,) = parts_of("celeba", source, split)
+    whole = sum(CATALOG["celeba"].splits.values())
+    if not partition.exists() and len(faces := sorted(image_names(Files(source)))) < whole:
+        say_once(f"warning: {partition}: missing, so every tenth of {len(faces):,} images is a test image")
+        return load_image_files(Files(source), tenth(faces, split), None, decoding)
     check_md5(partition, CATALOG["celeba"].md5[partition.name])
     code = {"train": "0", "validation": "1", "test": "2"}[split]
     rows = [line.split() for line in Files(source.parent).text(partition.name).splitlines() if line.strip()]
@@ -315,9 +323,17 @@ def celeba_hq(source: Path, split: str, decoding: Decoding) -> ImageSet:
     total = sum(CATALOG["celeba_hq"].splits.values())
     if len(faces) != total:
         raise DataError(f"{source}: {len(faces):,} images, but {CATALOG['celeba_hq'].title} has {total:,}")
-    held_out = faces[::10]
-    chosen = held_out if split == "test" else [face for i, face in enumerate(faces) if i % 10]
-    return load_image_files(files, chosen, None, decoding)
+    return load_image_files(files, tenth(faces, split), None, decoding)
+
+
+@cache
+def say_once(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def tenth(names: list[str], split: str) -> list[str]:
+    """Every tenth as test images, the others for training."""
+    return names[::10] if split == "test" else [name for i, name in enumerate(names) if i % 10]
 
 
 READERS: dict[str, Callable[[Path, str, Decoding], ImageSet]] = {
