@@ -30,7 +30,8 @@ FLOORS: list[tuple[str, list[list[tuple[str, str, int, int]]]]] = [
         "work",
         [
             [("reproduce", "the paper's tables", TRUNK, WIDE)],
-            [("evaluation", "every number", TRUNK, WIDE), ("integrations", "other libraries", LANE - 30, NARROW)],
+            [("evaluation", "every number", TRUNK, WIDE)],
+            [("integrations", "other libraries", TRUNK, WIDE)],
             [
                 ("training", "the loop", TRUNK, WIDE),
                 ("export", "for others", LEFT, NARROW),
@@ -77,8 +78,6 @@ BENDS = {
     ("cli", "health"): ("right", f"H{RIGHT}"),
     ("health", "loading"): ("down", "side"),
     ("export", "model"): ("down", "side"),
-    ("reproduce", "presets"): ("left", f"H{LEFT - 90}", "side"),
-    ("integrations", "training"): ("down", "side"),
     ("integrations", "presets"): ("left", f"H{LEFT - 62}"),
     ("cli", "serving"): ("right", f"H{FAR}"),
     ("serving", "model"): ("down", "side"),

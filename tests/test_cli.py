@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -89,7 +90,7 @@ BAD = {
         3,
         "a-0.tar: no such shard",
     ),
-    "a folder to classify": (["classify", "{run}", "{tmp}"], 3, "name the files in it"),
+    "a folder without images": (["classify", "{run}", "{tmp}/empty"], 3, "empty: no image files in this folder"),
     "show-data of nothing": (["show-data", "paper_32", "--data", "{tmp}/none"], 3, "none: no such folder"),
     "a list": (
         ["train", "digits", "--optim.milestones", "0.05"],
@@ -133,6 +134,7 @@ def test_bad_input_is_one_line_with_the_right_code(case, tmp_path, tiny_run, cap
     arguments, code, named = case
     for name in ("text.png", "a.tsv", "a.json", "a.tar.gz"):
         (tmp_path / name).write_text("no picture")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "badrun").mkdir()
     (tmp_path / "badrun" / "config.yaml").write_text("model: {dimm: 3}")
     (tmp_path / "flatrun").mkdir()
@@ -220,6 +222,10 @@ def test_classify(tiny_run, picture, capsys):
     assert next(iter(first["probabilities"])) == first["label"]
     assert cli.main(["classify", str(tiny_run), str(picture), "--top", "1"]) == 0
     assert "log density" in capsys.readouterr().out
+    shutil.copyfile(picture, picture.parent / "other.png")
+    assert cli.main(["classify", str(tiny_run), str(picture.parent), str(picture), "--json"]) == 0  # the folder's first
+    named = [Path(json.loads(line)["image"]).name for line in capsys.readouterr().out.splitlines()]
+    assert named == ["grey.png", "other.png", "grey.png"]
 
 
 @pytest.mark.slow

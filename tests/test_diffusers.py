@@ -118,7 +118,12 @@ def test_the_folder_of_diffusers_gives_the_same_images(clothes, tmp_path):
     assert index["denoiser"] == ["hybvit.integrations.diffusers_pipeline", "HybViTDenoiser"]
     again = HybViTPipeline.from_pretrained(tmp_path)
     assert not again.denoiser.training
-    assert torch.equal(drawn(again, 2, 3, class_labels=3), drawn(pipe, 2, 3, class_labels=3))
+    named = drawn(again, 2, 3, class_labels="Dress")
+    assert torch.equal(named, drawn(pipe, 2, 3, class_labels=3))
+    assert torch.equal(named, drawn(again, 2, 3, class_labels=["Dress", 3]))
+    assert again.get_label_ids(["Sandal", "T-shirt/top"]) == [5, 0]
+    with pytest.raises(ValueError, match="no class 'dres': did you mean"):
+        again.get_label_ids("dres")
     size = (tmp_path / "denoiser" / "diffusion_pytorch_model.safetensors").stat().st_size
     assert size == pytest.approx(4 * sum(w.numel() for w in clothes.parameters()), rel=0.02)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -244,6 +245,14 @@ def test_a_class_name_kills_no_plot(name):
     assert "<svg" in plots.histograms({name: [1.0, 2.0], other: [3.0]}, "x")
     assert "<svg" in plots.histogram_panels({name: [1.0, 2.0], other: [3.0]}, "x")
     assert "<svg" in plots.curves({name: [(0, 1), (1, 2)]}, "x", "y")
+
+
+def test_a_long_legend_stands_below_the_lines():
+    def height(number: int) -> float:
+        drawn = plots.curves({str(k): [(0, k), (1, k)] for k in range(number)}, "x", "y")
+        return float(re.search(r'height="([\d.]+)pt"', drawn)[1])
+
+    assert height(1) == height(4) < height(5) < height(8)
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_it_says_what_went_wrong_in_its_own_terms(monkeypatch, capfd):
         HybViTClassifier(learning_rate=1e30, max_iter=30).fit(X, y)
     assert capfd.readouterr() == ("", "")
     HybViTClassifier(max_iter=2, verbose=True).fit(X, y)
-    assert capfd.readouterr().out.startswith("hybvit on folder")
+    assert capfd.readouterr().out.startswith("hybvit on 0 and 1, ")
     monkeypatch.setattr(estimator, "train_in", lambda *_: (_ for _ in ()).throw(estimator.Interrupted("SIGINT")))
     with pytest.raises(KeyboardInterrupt):
         HybViTClassifier(max_iter=2).fit(X, y)

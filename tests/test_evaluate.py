@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -645,6 +647,19 @@ def test_a_timm_or_torchvision_model_with_weights_of_ones_own(tmp_path, kind):
     with torch.no_grad():
         expected = network.eval()((resized - mean) / deviation)
     assert torch.allclose(found.logits(x.to(found.device)).cpu(), expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_model_of_hybvit_that_timm_knows_is_evaluated_by_its_name():
+    """In a process of its own, where nothing has registered it before."""
+    lines = (
+        "import torch, hybvit",
+        "from hybvit.evaluation.adapters import adapt",
+        "x = torch.rand(4, 1, 28, 28) * 2 - 1",
+        "found, expected = adapt('timm:hybvit_fashion_mnist', (1, 28, 28), 10), hybvit.load('fashion-mnist').logits(x)",
+        "torch.testing.assert_close(found.logits(x), expected, rtol=1e-4, atol=1e-4)",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
 
 
 def test_an_adapter_needs_something_to_evaluate():

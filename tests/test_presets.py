@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 import hybvit
 from hybvit import cli
 from hybvit.catalog import CATALOG
-from hybvit.config import Config, ConfigError, differences, minibatches, override, to_dict
+from hybvit.config import Config, ConfigError, DataConfig, describe_data, differences, minibatches, override, to_dict
 from hybvit.method.objective import Batch, Losses, hybrid_loss
 from hybvit.method.seeds import generator
 from hybvit.networks import build_network, number_of_parameters
@@ -371,3 +371,18 @@ def test_presets_with_cost(capsys, monkeypatch):
     assert "1,108 GFLOP per step, 0.65 EFLOP, 149,760,000 images: about 1.6 hours on one A100" in out
     assert "less than 0.01 hours" in out
     assert "about 244 hours" in out
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (DataConfig(name="cifar10"), "cifar10"),
+        (DataConfig(), "images without labels"),
+        (DataConfig(classes=("cats",)), "cats"),
+        (DataConfig(classes=("cats", "dogs")), "cats and dogs"),
+        (DataConfig(classes=tuple("abcd")), "a, b, c and d"),
+        (DataConfig(classes=tuple("abcdef")), "a, b, c and 3 other classes"),
+    ],
+)
+def test_own_images_go_by_their_classes(data, words):
+    assert describe_data(data) == words

@@ -490,6 +490,14 @@ def needs_x0_labels(cfg: Config) -> bool:
     return cfg.model.label_conditioning or (cfg.objective.kind == "hybvit" and cfg.objective.noisy_labels > 0)
 
 
+def describe_data(data: DataConfig) -> str:
+    """The name of a data set, or the classes of the user's own images."""
+    if data.name not in OWN_IMAGES:
+        return data.name
+    few = list(data.classes) if len(data.classes) <= 4 else [*data.classes[:3], f"{len(data.classes) - 3:,} other classes"]
+    return " and ".join(filter(None, [", ".join(few[:-1]), *few[-1:]])) or "images without labels"
+
+
 def describe_batch(cfg: Config) -> str:
     """``128``, or ``128 + 64`` where the labeled mini-batch has another size."""
     denoising, labelled = minibatches(cfg)

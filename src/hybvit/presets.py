@@ -200,30 +200,29 @@ CIFAR10_POCKET_V2 = override(
     data={"clean_flip": True},
 )
 
-PRESETS: dict[str, Preset] = {
-    "digits": Preset(
-        Config(
-            model=ViTConfig(
-                image_size=8,
-                patch_size=4,
-                channels=1,
-                dim=96,
-                depth=3,
-                heads=4,
-                time="adaln_zero",
-                long_skips=True,
-                pixel_readout="conv",
-                readout_width=64,
-                final_norm=True,
-                position_std=0.1,
-            ),
-            objective=Objective(alpha=5.0, norm="l2", target="v"),
-            data=DataConfig(name="digits", augment="weak", crop_padding=1, held_out=0.1),
-            optim=OptimConfig(lr=3e-3, warmup_steps=100),
-            train=TrainConfig(steps=2000, batch_size=96, ema_warmup=True, checkpoint_every=500, preview_every=500),
-        ),
-        "scikit-learn's 8x8 digits, our best recipe for two minutes on two CPU cores",
+DIGITS = Config(
+    model=ViTConfig(
+        image_size=8,
+        patch_size=4,
+        channels=1,
+        dim=96,
+        depth=3,
+        heads=4,
+        time="adaln_zero",
+        long_skips=True,
+        pixel_readout="conv",
+        readout_width=64,
+        final_norm=True,
+        position_std=0.1,
     ),
+    objective=Objective(alpha=5.0, norm="l2", target="v"),
+    data=DataConfig(name="digits", augment="weak", crop_padding=1, held_out=0.1),
+    optim=OptimConfig(lr=3e-3, warmup_steps=100),
+    train=TrainConfig(steps=2000, batch_size=96, ema_warmup=True, checkpoint_every=500, preview_every=500),
+)
+
+PRESETS: dict[str, Preset] = {
+    "digits": Preset(DIGITS, "scikit-learn's 8x8 digits, our best recipe for two minutes on two CPU cores"),
     "digits_paper": Preset(
         Config(
             model=ViTConfig(image_size=8, patch_size=2, channels=1, dim=96, depth=4, heads=4),
@@ -258,6 +257,14 @@ PRESETS: dict[str, Preset] = {
     "imagenet32_v2": Preset(_v2_natural(IMAGENET32), "ImageNet 32x32 with our recipe"),
     "imagenet128_v2": Preset(_v2_natural(IMAGENET128, 9, 6), "ImageNet 128x128 with our recipe"),
     "imagenet224_v2": Preset(_v2_natural(IMAGENET224, 7), "ImageNet 224x224 with our recipe"),
+    "photos_32": Preset(
+        override(
+            DIGITS,
+            model={"image_size": 32, "channels": 3},
+            data={"name": "folder", "flip": True, "clean_flip": True, "crop_padding": 4},
+        ),
+        "a small network for a folder of your own images (--data DIR), 32x32, for two CPU cores",
+    ),
     "paper_32": Preset(
         Config(optim=OptimConfig(warmup_steps=11_700), data=STRONG),
         "the paper's CIFAR-10 network and recipe for any folder of images (--data DIR), 32x32",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..data.files import Files
 from ..data.images import Originals, read_image
+from ..data.own_images import image_names
 from ..errors import DataError
 from ..loading import load
 from ..model import HybridModel
@@ -25,7 +30,7 @@ def build_parser() -> ArgumentParser:
         "and names the classes that hold the true one with a probability of 95 % (the set).",
     )
     parser.add_argument("model", metavar="MODEL", help="run folder, exported folder, hub id, or bundled model")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
     parser.add_argument("--top", type=positive_int, default=3, help="classes shown per image (3)")
     parser.add_argument(
         "--abstain-above",
@@ -48,7 +53,7 @@ def main(arguments: list[str]) -> None:
     model = load(args.model)
     named, pixels, bad = list[str](), list[Tensor](), list[DataError]()
     shape, originals = model.cfg.model, Originals(model.cfg.data.bits)
-    for image in args.images:
+    for image in itertools.chain.from_iterable(map(image_files, args.images)):
         try:
             pixels.append(read_image(image, shape.channels, shape.image_size, originals=originals))
             named.append(image)
@@ -64,6 +69,15 @@ def main(arguments: list[str]) -> None:
         print(f"hybvit: {' '.join(str(other).split())}", file=sys.stderr)  # a name may have line breaks
     if bad:
         raise bad[-1]
+
+
+def image_files(place: str) -> list[str]:
+    """The image files below a folder; any other place is taken for one itself."""
+    if not os.path.isdir(place):
+        return [place]
+    if not (names := image_names(Files(Path(place)))):
+        raise DataError(f"{place}: no image files in this folder")
+    return [os.path.join(place, name) for name in names]
 
 
 def default_risk(model: HybridModel) -> float | None:

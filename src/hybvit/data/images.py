@@ -151,7 +151,10 @@ class Originals:
             cures.append("--model.channels 3")
         if lost:
             cure = " and ".join(cures).replace("model.image_size", "a larger --model.image_size", 1)
-            print(f"warning: {where}: its images are {' and '.join(lost)}; {cure} keeps more of them", file=sys.stderr)
+            print(
+                f"warning: {where}: its images are {' and '.join(lost)}; a model trained with {cure} keeps more of them",
+                file=sys.stderr,
+            )
 
 
 def is_colorful(image: Image.Image) -> bool:
@@ -247,7 +250,7 @@ def read_image(
     except FileNotFoundError:
         raise DataError(f"{path}: {'a link to a file that is gone' if os.path.islink(path) else 'no such file'}") from None
     except IsADirectoryError:
-        raise DataError(f"{path}: a folder, not an image; name the files in it, as in {path}/*.png") from None
+        raise DataError(f"{path}: a folder, not an image") from None
     except PermissionError:
         raise DataError(f"{path}: no permission to read it") from None
     except UnidentifiedImageError:

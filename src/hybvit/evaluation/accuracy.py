@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from ..data.images import grid
 from ..evaluation import plots
 from ..metrics.classification import brier, confusion_matrix, mean_interval, nll, per_class_accuracy
@@ -38,5 +40,7 @@ def run(ctx: Context) -> Result:
         named = [f"{classes[labels[i]]} predicted as {classes[predictions[i]]}" for i in wrong.tolist()]
         result.tables["mistakes"] = named
         picture = grid(pixels, columns=min(10, len(wrong)), scale=max(1, 48 // pixels.shape[-1]))
-        result.pictures["mistakes"] = Picture(picture, "The first mistakes: " + "; ".join(named))
+        runs = [(mistake, len(list(same))) for mistake, same in groupby(named)]
+        caption = "; ".join(mistake if n == 1 else f"{mistake} ({n} times)" for mistake, n in runs)
+        result.pictures["mistakes"] = Picture(picture, f"The first mistakes: {caption}")
     return result

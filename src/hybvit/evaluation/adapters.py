@@ -213,7 +213,9 @@ Network = tuple[Any, int, tuple[float, ...], tuple[float, ...]]  # the module, i
 def _timm(name: str, weights: str, num_classes: int) -> Network:
     import timm
 
-    if name not in timm.list_models():
+    from ..integrations import timm_models  # noqa: F401  timm knows hybvit's models from here on
+
+    if not timm.is_model(name):
         raise ConfigError(f"timm:{name or 'NAME'}: timm has no such model")
     try:
         options: dict[str, Any] = {"checkpoint_path": weights, "num_classes": num_classes} if weights else {"pretrained": True}

@@ -99,17 +99,20 @@ def thinned(curve: RiskCoverage) -> list[tuple[float, float]]:
 def abstention(calibration: Calibration, logits: Tensor, labels: Tensor, result: Result) -> None:
     """How many images are answered if a risk is not to be exceeded, and the risk that they have."""
     confidence, predicted = calibration.probabilities(logits).max(dim=1)
+    refused = dict[str, float]()
     for risk in RISKS:
         threshold = calibration.threshold(risk)
         answered, name = confidence >= threshold.score, f"abstain_above_{100 * risk:.0f}"
         if not bool(answered.any()):
-            result.notes.append(
-                f"No image is answered with a risk of at most {risk:.0%}: {len(calibration):,} calibration images can vouch "
-                f"for {threshold.bound:.1%} at best."
-            )
+            refused[f"{risk:.0%}"] = threshold.bound
             continue
         result.metrics[f"doubt/{name}_answered"] = proportion(answered)
         result.metrics[f"doubt/{name}_risk"] = proportion((predicted != labels)[answered])
+    if refused:
+        result.notes.append(
+            f"No image is answered with a risk of at most {' or '.join(refused)}: {len(calibration):,} calibration images "
+            f"cannot prove a risk below {min(refused.values()):.1%}. More of them (data.held_out, or hybvit calibrate) can."
+        )
 
 
 def conformal(ctx: Context, calibration: Calibration, logits: Tensor, labels: Tensor, result: Result) -> None:

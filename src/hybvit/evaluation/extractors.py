@@ -331,6 +331,8 @@ def timm_extractor(spec: str, device: torch.device) -> Extractor:
     """
     import timm
 
+    from ..integrations import timm_models  # noqa: F401  timm knows hybvit's models from here on
+
     model, at, file = spec.partition("@")
     name = clean_name(model)
     if not timm.is_model(model) and not model.startswith(("hf-hub:", "hf_hub:")):

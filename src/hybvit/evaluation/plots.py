@@ -57,8 +57,9 @@ def curve(points: Sequence[tuple[float, float]], x: str, y: str, log: bool = Fal
 def curves(
     lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, from_zero: bool = True, markers: bool = True
 ) -> str:
-    """Several named lines, with or without markers at their points."""
-    figure, axes = _axes(4.6, 3)
+    """Several named lines, with or without markers at their points. A long legend stands below, where it covers none."""
+    below = len(lines) > 4
+    figure, axes = _axes(4.6, 3 + (0.1 * len(lines) if below else 0))
     marker = "o" if markers else ""
     for i, (name, points) in enumerate(lines.items()):
         axes.plot(*zip(*points, strict=True), STYLES[i % 4], color=INK[i % 6], marker=marker, markersize=3, label=literal(name))
@@ -66,7 +67,10 @@ def curves(
     axes.set_ylabel(y)
     if from_zero:
         axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
+    if below:
+        figure.legend(fontsize=8, loc="outside lower left", ncols=2)
+    else:
+        axes.legend(fontsize=8)
     return svg(figure)
 
 

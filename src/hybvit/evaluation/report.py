@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..config import Config, describe_batch, to_yaml
+from ..config import Config, describe_batch, describe_data, to_yaml
 from ..evaluation import plots
 from ..storage import write_text
 from .context import Suite
@@ -186,7 +186,7 @@ def write_report(
     order = dict.fromkeys(name for name in ("fidelity", *suites) if name in record["suites"])  # its pictures come first
     pictures = {name: stored_pictures(out / "evaluation" / name) for name in order}
     write_text(out / "report.html", page(out, record, cfg, history, suites, pictures))
-    write_text(out / "report.md", markdown(out, record, suites, pictures))
+    write_text(out / "report.md", markdown(out, record, cfg, suites, pictures))
 
 
 def stored_pictures(folder: Path) -> dict[Path, str]:
@@ -238,7 +238,8 @@ def heading(record: dict[str, Any], cfg: Config | None) -> tuple[str, str]:
         f"{m.image_size}x{m.image_size}x{m.channels}, patch {m.patch_size}, dim {m.dim}, depth {m.depth}, {m.time}; "
         f"{record['parameters']:,} parameters; {cfg.train.steps:,} steps of batch {describe_batch(cfg)}, seed {cfg.train.seed}"
     )
-    return f"{record['objective']} on {record['data']}", sub
+    data = describe_data(cfg.data) if cfg.data.name == record["data"] else record["data"]
+    return f"{record['objective']} on {data}", sub
 
 
 def of_suite(record: dict[str, Any], name: str, out: Path) -> dict[str, dict[str, float]]:
@@ -303,9 +304,16 @@ def training(history: list[dict[str, Any]]) -> list[str]:
     return [f"<h2>Training</h2><div class=row>{''.join(found)}</div>"] if found else []
 
 
-def markdown(out: Path, record: dict[str, Any], suites: Mapping[str, Suite], pictures: dict[str, dict[Path, str]]) -> str:
+def markdown(
+    out: Path,
+    record: dict[str, Any],
+    cfg: Config | None,
+    suites: Mapping[str, Suite],
+    pictures: dict[str, dict[Path, str]],
+) -> str:
     """The same report as Markdown, with links to the pictures."""
-    lines = [f"# {plain(record['objective'])} on {plain(record['data'])}", "", f"{record['parameters']:,} parameters.", ""]
+    title, sub = heading(record, cfg)
+    lines = [f"# {plain(title)}", "", f"{plain(sub)}.", ""]
     for name in pictures:
         lines += [f"## {suites[name].heading}", "", f"*{suites[name].description}.*", ""]
         lines += [f"> {plain(note)}\n" for note in record["notes"][name]]

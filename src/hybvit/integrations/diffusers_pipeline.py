@@ -3,7 +3,7 @@
     from hybvit.integrations.diffusers_pipeline import HybViTPipeline
     pipe = HybViTPipeline.from_hybrid(hybvit.load("fashion-mnist"))
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
-    images = pipe(batch_size=16, class_labels=9, num_inference_steps=20).images
+    images = pipe(batch_size=16, class_labels="Ankle boot", num_inference_steps=20).images
 
 diffusers counts times 0..T-1 where hybvit counts 1..T. Whatever target a network was trained for, its component predicts v
 (Salimans & Ho 2022), which every scheduler takes.
@@ -14,14 +14,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from ..config import DiffusionConfig
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, did_you_mean
 from ..method.diffusion import Target
 from ..method.vit import HybViT, ViTConfig
 from ..model import HybridModel
@@ -36,6 +36,7 @@ except ImportError:
     raise ConfigError("a pipeline of diffusers needs diffusers: pip install 'hybvit[baselines]'") from None
 
 OUTPUTS = ("pil", "np", "pt")
+Labels = int | str | Sequence[int | str] | Tensor
 
 
 class HybViTDenoiser(ModelMixin, ConfigMixin):
@@ -113,13 +114,18 @@ class HybViTPipeline(DiffusionPipeline):
         denoiser: the network.
         scheduler: any that takes v_prediction, for the same forward process. :meth:`from_hybrid` makes one, and
             ``SCHEDULER.from_config(pipe.scheduler.config)`` another one of the same process.
+        id2label: the name of each class, as the DiT pipeline of diffusers has it; ``labels`` is the other way round.
     """
 
     model_cpu_offload_seq = "denoiser"
 
-    def __init__(self, denoiser: HybViTDenoiser, scheduler: SchedulerMixin) -> None:
+    def __init__(
+        self, denoiser: HybViTDenoiser, scheduler: SchedulerMixin, id2label: Mapping[int | str, str] | None = None
+    ) -> None:
         super().__init__()
         self.register_modules(denoiser=denoiser, scheduler=scheduler)
+        self.labels = {name: int(k) for k, name in (id2label or {}).items()}
+        self.register_to_config(id2label={str(k): name for name, k in self.labels.items()})  # JSON has no other keys
 
     @classmethod
     def from_hybrid(cls, model: HybridModel) -> HybViTPipeline:
@@ -140,7 +146,7 @@ class HybViTPipeline(DiffusionPipeline):
             prediction_type="v_prediction",
             timestep_spacing="trailing",
         )
-        return cls(denoiser.eval().to(model.device), scheduler)
+        return cls(denoiser.eval().to(model.device), scheduler, dict(enumerate(model.classes)))
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], **options: Any) -> HybViTPipeline:
@@ -155,7 +161,7 @@ class HybViTPipeline(DiffusionPipeline):
     def __call__(  # noqa: PLR0913  the names are those of diffusers
         self,
         batch_size: int = 1,
-        class_labels: int | Sequence[int] | Tensor | None = None,
+        class_labels: Labels | None = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 20,
         timesteps: Sequence[int] | None = None,
@@ -167,8 +173,8 @@ class HybViTPipeline(DiffusionPipeline):
         """Generate ``batch_size`` images.
 
         Args:
-            class_labels: the class of each image, or one for all, for a network with ``label_conditioning``; None means
-                unconditional.
+            class_labels: the class of each image, or one for all, by number or name, for a network with
+                ``label_conditioning``; None means unconditional.
             guidance_scale: of classifier-free guidance: 1 is none, 1 + w is the ``guidance`` w of :meth:`HybridModel.sample`.
             timesteps: the times t - 1, in place of ``num_inference_steps``, for a scheduler that takes them.
             generator: of the noise; a list has one for each image.
@@ -208,7 +214,19 @@ class HybViTPipeline(DiffusionPipeline):
             images = self.numpy_to_pil(images)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _labels(self, given: int | Sequence[int] | Tensor | None, number: int, guidance_scale: float) -> Tensor | None:
+    def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
+        """The numbers of classes, by their names.
+
+        Raises:
+            ValueError: a class is unknown.
+        """
+        names = [label] if isinstance(label, str) else list(label)
+        for name in names:
+            if name not in self.labels:
+                raise ValueError(f"no class {name!r}{did_you_mean(name, self.labels)}; `labels` has all")
+        return [self.labels[name] for name in names]
+
+    def _labels(self, given: Labels | None, number: int, guidance_scale: float) -> Tensor | None:
         """int64 [number]; arguments and errors are those of :meth:`__call__`."""
         vit = self.denoiser.net.cfg
         if number < 1:
@@ -219,6 +237,10 @@ class HybViTPipeline(DiffusionPipeline):
             return None
         if not vit.label_conditioning:
             raise ValueError("class_labels are given, but this denoiser was not trained with labels: leave them out")
+        if isinstance(given, str):
+            (given,) = self.get_label_ids(given)
+        elif not isinstance(given, int | Tensor):
+            given = [self.get_label_ids(label)[0] if isinstance(label, str) else label for label in given]
         labels = torch.as_tensor(given, device=self._execution_device)
         if labels.is_floating_point() or labels.shape not in ((), (number,)):
             raise ValueError(f"class_labels are {labels.dtype} {list(labels.shape)}: give one whole number, or {number}")

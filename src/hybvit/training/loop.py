@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import checkpoint
 from ..baselines.jem import JEM
-from ..config import Config, differences, minibatches, needs_x0_labels, override
+from ..config import Config, describe_data, differences, minibatches, needs_x0_labels, override
 from ..data.batches import TrainingBatches
 from ..data.datasets import open_dataset
 from ..data.image_set import Dataset, to_x
@@ -138,7 +138,7 @@ def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one pl
     processes = f" in {world_size()} processes" if world_size() > 1 else ""
     resumed = f"resumed at step {done} of " if done else ""
     say(
-        f"{out}: {cfg.objective.kind} on {cfg.data.name}, {number_of_parameters(net):,} parameters, "
+        f"{out}: {cfg.objective.kind} on {describe_data(cfg.data)}, {number_of_parameters(net):,} parameters, "
         f"{device.type} {cfg.train.precision}{processes}, {resumed}{cfg.train.steps} steps"
     )
     if cfg.train.compile:

@@ -1,0 +1,91 @@
+"""Time the commands of README.md, "Your own images", from a folder of photographs to the page -> results/first_model.json.
+
+    python benchmarks/first_model.py FOLDER [--steps 2000]
+
+The commands are read from README.md and run as they stand, in an empty folder with FOLDER as `photos` and one of its images as
+`new.jpg`; only the training may be given fewer steps, and the page any port. Beside the seconds stand those of the processor,
+which other programs on the machine hardly change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hybvit
+from hybvit.devices import cpu_name
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "results" / "first_model.json"
+ADDRESS = re.compile(r"http://\S+")
+
+
+def commands() -> list[list[str]]:
+    """The words of each command of the section."""
+    section = re.search(r"^## Your own images\n(.*?)^## ", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)[1]
+    return [shlex.split(line, comments=True) for line in re.findall(r"^ {4}(hybvit .+)$", section, re.MULTILINE)]
+
+
+def timed(words: list[str], folder: Path) -> dict[str, Any]:
+    """Run a command to its end, a server until it answers -> its seconds, those of the processor, and its last line."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    command = [sys.executable, "-m", "hybvit.cli", *words[1:]]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            if words[1] == "serve" and ADDRESS.search(line):
+                process.send_signal(signal.SIGINT)
+                break
+        seconds = time.monotonic() - started
+    if process.returncode and words[1] != "serve":
+        sys.exit(f"{shlex.join(words)}: failed")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"command": shlex.join(words), "seconds": round(seconds, 1), "processor_seconds": round(used, 1)}
+
+
+def measure(photos: Path, steps: int) -> dict[str, Any]:
+    changed = {"train": ["--train.steps", str(steps)], "serve": ["--port", "0"]}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "photos").symlink_to(photos.resolve())
+        shutil.copyfile(sorted(photos.glob("**/*.jpg"))[0], folder / "new.jpg")
+        rows = [timed(words + changed.get(words[1], []), folder) for words in commands()]
+        metrics = json.loads((folder / "runs" / "photos" / "results.json").read_text(encoding="utf-8"))["metrics"]
+    return {
+        "steps": steps,
+        "images": sum(1 for _ in photos.glob("**/*.jpg")),
+        "rows": rows,
+        "accuracy": metrics["test/accuracy"],
+        "machine": cpu_name(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())),
+        "torch": torch.__version__,
+        "version": hybvit.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photos", type=Path, metavar="FOLDER", help="photographs (.jpg), in train/CLASS and test/CLASS")
+    parser.add_argument("--steps", type=int, default=2000, help="training steps (2000, the preset's)")
+    args = parser.parse_args()
+    OUT.write_text(json.dumps(measure(args.photos, args.steps), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
