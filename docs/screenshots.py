@@ -46,17 +46,24 @@ def paint(browser: Browser, left: int, top: int, right: int, bottom: int) -> Non
     browser.wait('document.querySelector("#brush img")?.naturalWidth === 28')
     x, y = browser.run("(({x, y}) => [x, y])(document.querySelector('#brush canvas').getBoundingClientRect())")
     for row in range(top, bottom, 10):
-        for kind, at in (("mousePressed", left), ("mouseMoved", right), ("mouseReleased", right)):
+        moves = [("mouseMoved", at) for at in range(left, right, 10)]
+        for kind, at in (("mousePressed", left), *moves, ("mouseReleased", right)):
             browser.call("Input.dispatchMouseEvent", type=kind, x=x + at, y=y + row, button="left", clickCount=1)
 
 
+def picture(browser: Browser, name: str) -> None:
+    browser.run("document.activeElement.blur()")  # the ring of the keyboard's focus
+    browser.screenshot(DOCS / f"{name}.png", full=False)
+
+
 def take(browser: Browser, address: str, boot: Path, pullover: Path) -> None:
+    browser.call("Emulation.setScrollbarsHidden", hidden=True)
     browser.open(address, *next(iter(SIZES.items())))
     choose(browser, boot)
     for button, answer in (("Bits per dimension", "bits"), ("Certificate", "certificate")):
         browser.use("button", button)
         browser.wait(f'document.querySelector("#{answer} b")?.textContent')
-    browser.screenshot(DOCS / "serve_classify.png", full=False)
+    picture(browser, "serve_classify")
 
     browser.open(address, 1280, 820, dark=True)
     choose(browser, pullover)
@@ -64,14 +71,14 @@ def take(browser: Browser, address: str, boot: Path, pullover: Path) -> None:
     paint(browser, 75, 75, 200, 120)
     browser.use("#edit")
     browser.wait('document.querySelectorAll("#edited figure").length === 5')
-    browser.screenshot(DOCS / "serve_edit.png", full=False)
+    picture(browser, "serve_edit")
 
-    browser.open(address, 390, 844)
+    browser.open(address, 390, 1250)
     choose(browser, boot)
     show(browser, "Attack")
     browser.use("#attack")
     browser.wait('document.querySelectorAll("#attacked tbody tr").length === 3')
-    browser.screenshot(DOCS / "serve_attack.png")
+    picture(browser, "serve_attack")
 
 
 def check(browser: Browser, address: str, axe: str, boot: Path) -> int:
