@@ -28,6 +28,7 @@ import torch
 
 import hybvit
 from hybvit.devices import cpu_name
+from hybvit.presets import preset
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "results" / "first_model.json"
@@ -42,16 +43,16 @@ def commands() -> list[list[str]]:
 
 def timed(words: list[str], folder: Path) -> dict[str, Any]:
     """Run a command to its end, a server until it answers -> its seconds, those of the processor, and its last line."""
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    before, started, ready = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), 0.0
     command = [sys.executable, "-m", "hybvit.cli", *words[1:]]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
             if words[1] == "serve" and ADDRESS.search(line):
+                ready = time.monotonic()
                 process.send_signal(signal.SIGINT)
-                break
-        seconds = time.monotonic() - started
+    seconds = (ready or time.monotonic()) - started
     if process.returncode and words[1] != "serve":
         sys.exit(f"{shlex.join(words)}: failed")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -69,6 +70,7 @@ def measure(photos: Path, steps: int) -> dict[str, Any]:
         metrics = json.loads((folder / "runs" / "photos" / "results.json").read_text(encoding="utf-8"))["metrics"]
     return {
         "steps": steps,
+        "steps_of_preset": preset("photos_32").train.steps,
         "images": sum(1 for _ in photos.glob("**/*.jpg")),
         "rows": rows,
         "accuracy": metrics["test/accuracy"],
