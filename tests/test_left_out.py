@@ -94,12 +94,12 @@ def test_a_folder_with_files_is_no_download_target(tmp_path, name):
             (90, 40),
             1,
             "color",
-            "reduced from 40 to 8 pixels a side and turned gray; a larger --model.image_size and --model.chan",
+            "reduced from 40 to 8 pixels a side and turned gray; a model trained with a larger --model.image_size and --mo",
         ),
-        ((12, 9), 1, "color", "are turned gray; --model.channels 3 keeps"),
+        ((12, 9), 1, "color", "are turned gray; a model trained with --model.channels 3 keeps"),
         ((12, 9), 1, "gray", ""),
         ((12, 9), 3, "color", ""),
-        ((40, 90), 1, "gray stored as color", "reduced from 40 to 8 pixels a side; a larger"),
+        ((40, 90), 1, "gray stored as color", "reduced from 40 to 8 pixels a side; a model trained with a larger"),
     ],
 )
 def test_what_most_images_lose_is_said(tmp_path, capfd, size, channels, colors, said):
