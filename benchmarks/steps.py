@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 from hybvit.config import Config, minibatches, override
-from hybvit.devices import alternating, best_device, environment, resolve_precision
-from hybvit.evaluation.speed import peak_mib
+from hybvit.devices import alternating, best_device, environment, peak_mib, resolve_precision
 from hybvit.presets import preset
 from hybvit.reproduce.timing import REPEATS, SPAN, warmed_up
 from hybvit.storage import write_text

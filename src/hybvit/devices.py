@@ -9,8 +9,10 @@ import math
 import os
 import platform
 import re
+import resource
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,11 @@ import torch
 from . import __version__
 from .distributed import world_size
 from .errors import ConfigError
+from .waiting import forecast, tell, tells, unwatched
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 LEAST_REPEATS = 3  # of what is timed, where the time allows no more
+WARM = 1.0  # seconds of a first call, above which what it takes to warm up does not count
 
 
 def best_device() -> torch.device:
@@ -156,6 +160,42 @@ def synchronize() -> None:
         torch.cuda.synchronize()
     elif torch.backends.mps.is_available():
         torch.mps.synchronize()
+
+
+def announce(
+    calls: Iterable[tuple[Callable[[], object], float]], device: torch.device, held: float = 0, at_most: bool = False
+) -> None:
+    """Say what work will take before it starts, where that is long and somebody reads it (:func:`.waiting.forecast`).
+
+    Args:
+        calls: parts of the work, such as one batch, and how often each is made. Each is timed once; nothing it does counts.
+        held: bytes that the results will take, on top of the most memory that was held until then.
+        at_most: whether the work may end early.
+
+    Raises:
+        ConfigError, ValueError: what the calls raise.
+    """
+    if not tells():
+        return
+    with unwatched():
+        taken = sum(times * _warm_seconds(call) for call, times in calls if times)
+    line = forecast(taken, peak_mib(device) + held / 2**20, at_most)
+    if line is not None:
+        tell(line)
+
+
+def _warm_seconds(call: Callable[[], object]) -> float:
+    """Seconds of a call: of a second one where the first is so short that warming up shows in it."""
+    first = seconds(call)
+    return first if first > WARM else min(first, seconds(call))
+
+
+def peak_mib(device: torch.device) -> float:
+    """The most memory held so far: of the GPU if ``device`` is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def working_memory(call: Callable[[], object], device: torch.device) -> float | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -13,9 +12,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 from .errors import ConfigError, DivergedError, Interrupted
+from .waiting import Progress
 
 T = TypeVar("T")
 LONGEST_WAIT = timedelta(hours=2)  # for a download or a preview of the first process
@@ -185,13 +184,14 @@ def share_batches(n: int, size: int, work: Callable[[Tensor], Tensor | tuple[Ten
 
     Args:
         work: int64 [b] -> a tensor [b, ...] or a tuple of such tensors.
-        what: label of the progress bar.
+        what: what to call the work while somebody waits for it.
     """
     starts = range(0, n, size)
-    own = {}
-    hidden = rank() != 0 or not sys.stderr.isatty() or len(starts) < 3
-    for start in tqdm(list(starts[rank() :: world_size()]), desc=what, unit="batch", disable=hidden, leave=False):
-        result = work(torch.arange(start, min(start + size, n)))
-        own[start] = tuple(part.detach().cpu() for part in (result if isinstance(result, tuple) else (result,)))
+    own, mine = {}, starts[rank() :: world_size()]
+    with Progress(len(mine), what, shown=rank() == 0) as progress:
+        for start in mine:
+            result = work(torch.arange(start, min(start + size, n)))
+            own[start] = tuple(part.detach().cpu() for part in (result if isinstance(result, tuple) else (result,)))
+            progress.update()
     parts = {start: result for of_rank in all_gather(own) for start, result in of_rank.items()}
     return tuple(torch.cat(column) for column in zip(*(parts[start] for start in starts), strict=True))

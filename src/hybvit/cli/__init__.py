@@ -67,7 +67,7 @@ One Vision Transformer that classifies images, generates them, and estimates the
 {commands}
 
 `hybvit COMMAND --help` lists the options of a command; --quiet shows results, warnings and errors only, --debug
-tracebacks; --version prints the version.
+tracebacks; --version prints the version. Commands with --json print that alone to standard output.
 {EXIT_LEGEND}"""
 
 
@@ -85,7 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ["MPLBACKEND"] = "agg"  # plots are files; an unknown backend would end the command
     command = arguments[0] if arguments and not {"-h", "--help"} & {*arguments} else ""
     goes_on = command in WRITES_FILES
-    with guarded(goes_on, quiet, silent=quiet and command in FILES_ONLY) as out, plain_warnings(), stopped_by_signals():
+    silent = quiet and command in FILES_ONLY and "--json" not in arguments
+    with guarded(goes_on, quiet, silent) as out, plain_warnings(), stopped_by_signals():
         code, leaving = 0, None
         try:
             code = run(arguments, debug)

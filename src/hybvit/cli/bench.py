@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..config import parse
@@ -21,7 +21,9 @@ from ..training.bench import bench, identity, table
 from ..training.bench.growth import MEMORY, growth, growth_table
 from ..training.bench.record import as_json, compare, read_record, refuse_other
 from ..training.bench.rows import DEFAULT_ROWS, ROWS, Settings, with_batch_size
+from ..waiting import tell
 from .arguments import ArgumentParser, path, positive_int
+from .next_step import suggest
 
 CPU_BATCH = 32  # images; on a GPU the preset's own batch is timed
 
@@ -53,6 +55,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--out", type=path, help="write the results as JSON to this file")
     parser.add_argument("--plot", type=path, help="write a plot to this file (.svg)")
     parser.add_argument("--compare", type=path, metavar="FILE", help="say what changed since this file of --out")
+    parser.add_argument("--json", action="store_true", help="print what --out writes, and all else to standard error")
     return parser
 
 
@@ -90,21 +93,24 @@ def main(arguments: list[str]) -> None:
         refuse_other(args.compare, before, identity(subject, cfg, settings))
     if args.growth is not None:
         record = growth(subject, cfg, args.growth, device, settings)
-        report(args.out, args.plot, record, growth_table(record), growth_plot)
+        report(args, record, growth_table(record), growth_plot)
         return
-    record = bench(subject, model or HybridModel(build_network(cfg), cfg, device), cfg, settings, print)
-    report(args.out, args.plot, record, table(record), rows_plot)
+    said = tell if args.json else print
+    record = bench(subject, model or HybridModel(build_network(cfg), cfg, device), cfg, settings, said)
+    report(args, record, table(record), rows_plot)
     for line in compare(before, record) if before is not None else ():
-        print(f"since {args.compare}: {line}")
+        said(f"since {args.compare}: {line}")
+    if not args.json and before is None:
+        suggest("bench" if args.out is None else "bench --out", arguments=arguments, out=str(args.out))
 
 
-def report(out: Path | None, plot: Path | None, record: Mapping[str, Any], lines: list[str], draw: Any) -> None:
+def report(args: argparse.Namespace, record: Mapping[str, Any], lines: list[str], draw: Any) -> None:
     """Print a record, and write it and its plot."""
-    print("\n".join(lines))
-    if out is not None:
-        write_text(out, as_json(record))
-    if plot is not None:
-        write_text(plot, draw(record))
+    print(json.dumps(record) if args.json else "\n".join(lines))
+    if args.out is not None:
+        write_text(args.out, as_json(record))
+    if args.plot is not None:
+        write_text(args.plot, draw(record))
 
 
 def rows_plot(record: Mapping[str, Any]) -> str:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
+
+from ..data.image_set import to_x
+from ..devices import announce
 from ..errors import ConfigError
 from ..evaluation.doubt import COVERAGES, RISKS
 from ..evaluation.subject import with_own_data
@@ -9,7 +15,9 @@ from ..evaluation.unseen import calibration_images
 from ..loading import calibration_folder, load, save_calibration
 from ..metrics.doubt import Calibration
 from ..model import export_folder
+from ..waiting import Progress
 from .arguments import ArgumentParser, location, naming, path
+from .next_step import data_options, suggest
 
 
 def build_parser() -> ArgumentParser:
@@ -47,7 +55,9 @@ def main(arguments: list[str]) -> None:
     images, source = calibration_images(with_own_data(model, None, args.data, args.test_root), args.half_of_test)
     images = images.subsample(len(images))  # in memory
     assert images.labels is not None
-    with naming(args.model):
+    with naming(args.model), Progress(1, "calibrating"):
+        few = to_x(images.in_memory[:256]).to(model.device)
+        announce([(torch.no_grad()(partial(model.logits, few)), len(images) / len(few))], model.device)
         calibration = model.calibrate(images.in_memory, images.labels, source)
     describe(calibration)
     if args.out is None:
@@ -55,6 +65,9 @@ def main(arguments: list[str]) -> None:
     else:
         model.save_pretrained(args.out)
         print(f"{args.out}: a calibrated copy of {args.model}")
+    new = args.data is not None and not args.half_of_test  # images that are all used, so that others have to judge
+    where = data_options(args.data, args.test_root)
+    suggest("calibrate with --data" if new else "calibrate", model=args.out or args.model, data=where)
 
 
 def describe(calibration: Calibration) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sys
@@ -17,7 +16,9 @@ from ..data.own_images import image_names
 from ..errors import DataError
 from ..loading import load
 from ..model import HybridModel
+from ..waiting import Progress
 from .arguments import ArgumentParser, naming, positive_int
+from .next_step import suggest
 
 RISK, COVERAGE = 0.05, 0.95  # of a calibrated model, unless others are asked for
 
@@ -53,12 +54,15 @@ def main(arguments: list[str]) -> None:
     model = load(args.model)
     named, pixels, bad = list[str](), list[Tensor](), list[DataError]()
     shape, originals = model.cfg.model, Originals(model.cfg.data.bits)
-    for image in itertools.chain.from_iterable(map(image_files, args.images)):
-        try:
-            pixels.append(read_image(image, shape.channels, shape.image_size, originals=originals))
-            named.append(image)
-        except DataError as error:
-            bad.append(error)
+    files = [file for place in args.images for file in image_files(place)]
+    with Progress(len(files), "reading") as progress:
+        for image in files:
+            try:
+                pixels.append(read_image(image, shape.channels, shape.image_size, originals=originals))
+                named.append(image)
+            except DataError as error:
+                bad.append(error)
+            progress.update()
     originals.warn_of_depth(f"{args.images[0]}{' and others' if args.images[1:] else ''}", "save them with values up to 65,535")
     if pixels:
         with naming(args.model):
@@ -69,6 +73,8 @@ def main(arguments: list[str]) -> None:
         print(f"hybvit: {' '.join(str(other).split())}", file=sys.stderr)  # a name may have line breaks
     if bad:
         raise bad[-1]
+    if not args.json:
+        suggest("classify" if model.has_denoiser else "classify without a denoiser", model=args.model, image=named[0])
 
 
 def image_files(place: str) -> list[str]:
@@ -95,8 +101,9 @@ def answer(
 ) -> None:
     """Print a line for each image, by its name; ``wanted`` are the risk to abstain above and the coverage of the sets."""
     risk, coverage = wanted
-    sets = [None] * len(images) if coverage is None else model.prediction_set(pixels, coverage).tolist()
-    labels, probabilities, scores = model.predict(pixels, risk)
+    with Progress(1 if coverage is None else 2, "classifying"):
+        sets = [None] * len(images) if coverage is None else model.prediction_set(pixels, coverage).tolist()
+        labels, probabilities, scores = model.predict(pixels, risk)
     width = max(map(len, images))
     for path, label, row, score, held in zip(images, labels.tolist(), probabilities, scores.tolist(), sets, strict=True):
         top = row.topk(min(top_classes, len(row)))

@@ -12,6 +12,7 @@ from ..data.datasets import download_hint, find
 from ..data.readers import missing_files
 from ..errors import ConfigError
 from .arguments import ArgumentParser, location
+from .next_step import data_options, suggest
 
 OWN = """your own images, given with --data to any preset:
   DIR or FILE.zip        one sub-folder per class; no sub-folders with --objective genvit
@@ -84,8 +85,10 @@ def main(arguments: list[str]) -> None:
     unknown = [name for name in args.names if name not in CATALOG]
     if unknown:
         raise ConfigError(f"unknown data set {unknown[0]!r}: it must be one of {', '.join(CATALOG)}")
+    present = list[str]()
     for name in args.names or CATALOG:
         facts = record(name, args.data)
+        present += [name] if facts["found"] and not facts["missing"] and facts["preset"] else []
         if args.json:
             print(json.dumps(facts))
             continue
@@ -109,3 +112,5 @@ def main(arguments: list[str]) -> None:
         if kept := decoded.kept():
             size = sum(size for _, size, _ in kept) / 1e6
             print(f"\ndecoded images of {len(kept)} sets are kept in {decoded.folder()}: {size:,.1f} MB (--clear-cache)")
+    if present and not args.json:
+        suggest("datasets", preset=str(CATALOG[present[0]].preset), data=data_options(args.data))

@@ -10,6 +10,7 @@ from itertools import groupby
 from ..errors import ConfigError
 from ..health.finding import Finding, worst
 from .arguments import ArgumentParser
+from .next_step import suggest
 
 CHECKS = ("packages.packages", "packages.extras", "machine.devices", "machine.threads", "machine.memory", "machine.compiler",
           "places.caches", "places.models", "places.data_sets")  # fmt: skip
@@ -35,6 +36,8 @@ def main(arguments: list[str]) -> None:
         print("\n".join(describe(findings)))
     if broken := [finding.name for finding in findings if finding.state == "broken"]:
         raise ConfigError(f"needed, but broken: {', '.join(broken)}; what would mend it is said above")
+    if not args.json:
+        suggest("doctor")
 
 
 def examine(check: str) -> Iterator[Finding]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +13,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.image_set import to_x
 from ..data.images import captioned_grid, check_image_suffix, grid, read_image, save_image
+from ..devices import announce
 from ..errors import ConfigError
 from ..loading import load
+from ..method.editing import Search
+from ..metrics.autoattack import GRADIENT
 from ..model import HybridModel, Prediction
+from ..waiting import Progress
 from .arguments import ArgumentParser, naming, path, positive_int
+from .next_step import suggest
 from .sample import open_folder
 
+STEPS, REPEATS, FLOW_STEPS = 20, 4, 30  # of the samplers, and of the way to noise and back
+BATCH = 128  # images that are edited at a time
 SHOWN_SIZE = 112  # pixels of an image in the picture, at least: a caption fits below it
 
 
@@ -43,7 +53,10 @@ def main(arguments: list[str]) -> None:
             into = None if args.into is None else model.class_number(args.into)
         except ValueError as error:
             parser.error(f"{'--' if args.label is not None else '--into: '}{error}")
-        pairs = edit(model, pixels, args, label, into)
+        check_used(args)
+        announce_edits(model, pixels, args)
+        with Progress(len(pixels) if args.toward is not None else 1, "editing"):
+            pairs = edit(model, pixels, args, label, into)
     results = len(pairs) // len(args.pictures)
     names = [picture for picture in args.pictures for _ in range(results)]
     for name, pair in zip(names, pairs, strict=True):
@@ -55,6 +68,7 @@ def main(arguments: list[str]) -> None:
             save_image(grid(pair.after[None], gap=0), args.folder / file)
     save_image(picture_of(pairs, results, max(1, SHOWN_SIZE // side)), args.out)
     print(f"{args.out}: before and after" + ("" if args.folder is None else f"; {args.folder}: {len(pairs)} images"))
+    suggest("edit", model=args.model)
 
 
 def build_parser() -> ArgumentParser:
@@ -98,11 +112,10 @@ def box(text: str) -> tuple[int, int, int, int]:
 
 def edit(model: HybridModel, pixels: Tensor, args: argparse.Namespace, label: int | None, into: int | None) -> list[Pair]:
     """Edit the pictures as asked, ``args.n`` times each, the results of a picture beside each other."""
-    check_used(args)
     n = args.n or 1
     repeated = pixels.repeat_interleave(n, dim=0)
     if into is not None:
-        changed = model.counterfactual(pixels, into, confidence=args.confidence)
+        changed = model.counterfactual(pixels, into, confidence=args.confidence, batch_size=BATCH)
         words = [
             f"{said}, changed by {distance:.1f}" + ("" if accepted else " (not accepted)")
             for said, distance, accepted in zip(
@@ -112,16 +125,35 @@ def edit(model: HybridModel, pixels: Tensor, args: argparse.Namespace, label: in
         return pairs_of(pixels, changed.pixels, answers(model, changed.before, len(pixels)), words)
     if args.toward is not None:
         frames, other = args.n or 9, read_image(args.toward, model.cfg.model.channels, model.cfg.model.image_size)
-        found = [model.interpolate(image[None], other[None], frames) for image in pixels]
+        found = [model.interpolate(image[None], other[None], frames, FLOW_STEPS) for image in pixels]
         before = [said for edited in found for said in answers(model, edited.before, 2)[:1] * frames]
         after = [said for edited in found for said in answers(model, edited.after, frames)]
         return pairs_of(pixels.repeat_interleave(frames, dim=0), torch.cat([edited.pixels for edited in found]), before, after)
     if args.vary is not None:
-        edited = model.vary(repeated, args.vary, labels=label, seed=args.seed)
+        edited = model.vary(repeated, args.vary, label, STEPS, args.seed, BATCH)
     else:
-        edited = model.inpaint(repeated, mask_of(model, args), labels=label, seed=args.seed)
+        edited = model.inpaint(repeated, mask_of(model, args), label, STEPS, REPEATS, args.seed, BATCH)
     said = [answers(model, prediction, len(repeated)) for prediction in (edited.before, edited.after)]
     return pairs_of(repeated, edited.pixels, *said)
+
+
+def announce_edits(model: HybridModel, pixels: Tensor, args: argparse.Namespace) -> None:
+    """Say what the edits will take, from one call of the denoiser. Counterfactuals may need less than all their attempts."""
+    if not model.has_denoiser or not (args.vary is None or 0 < args.vary <= 1):  # which the edit itself says
+        return
+    search, results = Search(), args.n or (9 if args.toward is not None else 1)
+    calls, evaluations = (STEPS - 1) * REPEATS + 1, 1
+    if args.vary is not None:
+        calls = math.ceil(STEPS * args.vary)
+    elif args.toward is not None:
+        calls = 4 * FLOW_STEPS
+    elif args.into is not None:  # each call has a gradient
+        calls, evaluations = 2 * search.steps * (1 + len(search.holds)), 1 + GRADIENT
+    n = len(pixels) * results
+    x = to_x(pixels[:1].expand(min(n, BATCH), -1, -1, -1)).to(model.device)
+    t = torch.full((len(x),), model.diffusion.T, device=model.device)
+    call = torch.no_grad()(partial(model.predict_x0, x, t))
+    announce([(call, calls * evaluations * n / len(x))], model.device, at_most=args.into is not None)
 
 
 def check_used(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ from ..distributed import process_group
 from ..errors import ConfigError
 from ..evaluation import measure
 from ..evaluation.options import Options
-from ..evaluation.subject import open_subject
+from ..evaluation.subject import Subject, open_subject
 from ..evaluation.suites import DEFAULT, SUITES, check_suites
+from ..model import HybridModel
+from ..waiting import tell
 from .arguments import ArgumentParser, location, nonnegative_int, path, positive_int
+from .next_step import data_options, suggest
 
 
 def build_parser() -> ArgumentParser:
@@ -44,6 +48,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--again", action="store_true", help="measure again even where a result with the same settings is stored"
     )
+    parser.add_argument("--json", action="store_true", help="print the content of results.json, and all else to standard error")
     return parser
 
 
@@ -58,7 +63,9 @@ def main(arguments: list[str]) -> None:
     with process_group() as (rank, _):
 
         def say(line: str) -> None:
-            if rank == 0:
+            if rank == 0 and args.json:
+                tell(line)
+            elif rank == 0:
                 print(line, flush=True)
 
         subject = open_subject(args.model, args.dataset, args.data, args.test_root)
@@ -67,6 +74,25 @@ def main(arguments: list[str]) -> None:
         say(f"{results.save(out)} written")
         if args.report:
             say(f"{results.report(out)} and report.md written: open it in a browser")
+        if rank == 0 and args.json:
+            print(json.dumps(results.record, allow_nan=False))
+        elif rank == 0:
+            suggest_next(args, arguments, subject)
+
+
+def suggest_next(args: argparse.Namespace, arguments: list[str], subject: Subject) -> None:
+    """The report; then a calibration, if the model can have one; then to try the model."""
+    if not args.report:
+        suggest("evaluate", arguments=arguments)
+    elif not isinstance(model := subject.model, HybridModel):  # the other commands do not take it
+        return
+    elif model.calibration is None and model.has_classes and subject.data.test.labels is not None:
+        own = [] if Path(args.model).is_dir() else ["--out", f"{subject.name}-calibrated"]
+        suggest(
+            "evaluate --report without a calibration", model=args.model, data=data_options(args.data, args.test_root), out=own
+        )
+    else:
+        suggest("evaluate --report", model=args.model)
 
 
 def add_options(parser: ArgumentParser) -> None:

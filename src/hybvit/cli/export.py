@@ -9,6 +9,7 @@ from ..export.graphs import left_out
 from ..loading import load
 from ..model import export_folder
 from .arguments import ArgumentParser, naming, path
+from .next_step import suggest
 
 
 def build_parser() -> ArgumentParser:
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> None:
         export_folder(out)
         load(args.model, "cpu").save_pretrained(out)
         print(f"{out}: weights and configuration; hybvit.load({str(out)!r}) reads it")
+        suggest("export --format safetensors", out=out)
         return
     graphs_folder(out)
     need_packages(args.format)

@@ -39,7 +39,7 @@ class Stream:
     Args:
         goes_on: whether the work goes on when the stream fails, because its results are in files; what is said then is lost,
             and ``lost`` says why. Otherwise the first failure raises DataError.
-        quiet: whether it passes for no terminal, so that no progress is drawn.
+        quiet: whether it passes for no terminal, so that no progress is drawn, and is told nothing that can be left out.
         silent: whether all that is written is dropped, except for warnings.
     """
 
@@ -57,6 +57,11 @@ class Stream:
 
     def flush(self) -> None:
         self._try("flush")
+
+    @property
+    def tells(self) -> bool:
+        """Whether a person reads what a program need not (:func:`hybvit.waiting.tell`)."""
+        return self.stream is not None and self.lost is None and not self.quiet
 
     def isatty(self) -> bool:
         return self.stream is not None and self.lost is None and not self.quiet and self.stream.isatty()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from ..config import Config, describe_batch
+import json
+from typing import Any
+
+from ..config import Config, describe_batch, to_dict
 from ..presets import PRESETS
 from ..reproduce import published
 from .arguments import ArgumentParser
+from .next_step import suggest
 
 
 def describe_network(cfg: Config) -> str:
@@ -54,6 +58,7 @@ def describe_cost(cfg: Config) -> str:
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="hybvit presets", description="List the presets; `hybvit show PRESET` prints one in full.")
     parser.add_argument("--cost", action="store_true", help="also estimate the cost of each training (takes half a minute)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per preset")
     return parser
 
 
@@ -61,9 +66,26 @@ def main(arguments: list[str]) -> None:
     args = build_parser().parse_args(arguments)
     width = max(map(len, PRESETS)) + 2
     for name, (cfg, summary) in PRESETS.items():
+        if args.json:
+            print(json.dumps(record(name, args.cost)), flush=True)
+            continue
         print(f"{name:<{width}}{summary}")
         print(f"{'':<{width}}{describe_network(cfg)}; {cfg.train.steps:,} steps of batch {describe_batch(cfg)}")
         for row in published.rows_of(name)[:1]:
             print(f"{'':<{width}}paper: {describe_row(row)}")
         if args.cost:
             print(f"{'':<{width}}{describe_cost(cfg)}", flush=True)
+    if not args.json:
+        suggest("presets")
+
+
+def record(name: str, with_cost: bool) -> dict[str, Any]:
+    """A preset as plain values: its whole configuration, and the figures that the paper prints for it."""
+    cfg, summary = PRESETS[name]
+    paper = [{"table": row.table, "model": row.model, **row.values} for row in published.rows_of(name)]
+    found: dict[str, Any] = {"name": name, "summary": summary, "configuration": to_dict(cfg), "paper": paper}
+    if with_cost:
+        from ..training.cost import cost
+
+        found["cost"] = cost(cfg)._asdict()
+    return found

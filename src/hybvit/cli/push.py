@@ -12,6 +12,7 @@ from ..hub import upload, uploaded
 from ..loading import load
 from ..storage import read_json
 from .arguments import ArgumentParser, path
+from .next_step import suggest
 
 RESULTS = "results.json"  # in a run folder, written by `hybvit evaluate`
 
@@ -48,10 +49,12 @@ def main(arguments: list[str]) -> None:
         print(f"results in the card: {source or 'none (`hybvit evaluate` writes them)'}")
         if args.dry_run:
             print(f"dry run: nothing was uploaded to {args.repo}")
+            suggest("push --dry-run", arguments=[word for word in arguments if word != "--dry-run"])
             return
         private = True if args.private else None
         url = upload(folder, args.repo, commit_message=args.message, branch=args.branch, private=private)
     print(f"{url}; to load it: hybvit.load({args.repo!r})")
+    suggest("push", repo=args.repo)
 
 
 def read_results(file: Path) -> dict[str, Any]:

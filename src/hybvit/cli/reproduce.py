@@ -16,11 +16,12 @@ from ..reproduce.pages import write_out
 from ..reproduce.runs import share_of
 from ..reproduce.scales import SCALES
 from ..reproduce.tables import NAMES
-from ..reproduce.work import collect, dry_run, plan, prepare, raise_worst, run_jobs
+from ..reproduce.work import announce_jobs, collect, dry_run, plan, prepare, raise_worst, run_jobs
 from ..storage import make_folder
 from ..training.loop import say_at_once
 from .arguments import ArgumentParser, path
 from .evaluate import parse_options
+from .next_step import suggest
 
 MOST_MINUTES = 1e6  # of a training
 DRAWINGS = ("figure2", "figure3", "figure7", "figure9")
@@ -93,6 +94,8 @@ def main(arguments: list[str]) -> None:
     overrides = overrides_of(args.look)
     if set(args.names) & set(studies.STUDIES):
         run_study(args, fields, overrides)
+        if args.dry_run:
+            suggest("reproduce --dry-run", arguments=[word for word in arguments if word != "--dry-run"])
         return
     if args.budget is not None or args.seeds is not None:
         raise ConfigError(f"--budget and --seeds are for {', '.join(studies.STUDIES)}: leave them out for tables and figures")
@@ -106,11 +109,13 @@ def main(arguments: list[str]) -> None:
     mine = share_of(work.jobs, shard, shards)
     if args.dry_run:
         dry_run(work, mine, folder, scale)
+        suggest("reproduce --dry-run", arguments=[word for word in arguments if word != "--dry-run"])
         return
     make_folder(folder)
     failures: dict[str, list[Exception]] = {}
     try:
         if not args.render:
+            announce_jobs(mine, folder, scale)
             prepare(work, folder, scale, fields, shards)
             failures = run_jobs(mine, folder, scale, overrides, say_at_once)
         for run, reason in work.missing.items():
@@ -119,6 +124,8 @@ def main(arguments: list[str]) -> None:
     except KeyboardInterrupt:
         raise Interrupted(f"{folder}: interrupted; finished work is kept, the same command resumes") from None
     raise_worst(failures)
+    if scale.name == "pocket":
+        suggest("reproduce", names=names)
 
 
 def overrides_of(words: list[str]) -> dict[str, Any]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import math
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+import torch
+
 from ..data.images import check_image_suffix, grid, readable_suffixes, save_image
+from ..devices import announce
 from ..errors import DataError
 from ..loading import load
 from ..method.samplers import SAMPLERS
+from ..model import HybridModel
 from ..storage import lock_folder, make_folder
 from .arguments import ArgumentParser, naming, path, positive_int
+from .next_step import suggest
 
 
 def main(arguments: list[str]) -> None:
@@ -32,6 +39,7 @@ def main(arguments: list[str]) -> None:
         check_image_suffix(args.out)
     with contextlib.nullcontext() if args.folder is None else open_folder(args.folder, files):
         with naming(args.model):
+            announce_samples(model, args, label)
             pixels = model.sample(
                 args.n,
                 sampler=args.sampler,
@@ -48,6 +56,24 @@ def main(arguments: list[str]) -> None:
         for name, image in zip(files, pixels if files else (), strict=True):
             save_image(grid(image[None], gap=0), args.folder / name)
     print(f"{args.folder or args.out}: {args.n} images{of_class}")
+    if args.folder is None:
+        suggest("sample", arguments=arguments, folder=args.out.with_suffix(""))
+    elif model.has_classes:
+        suggest("sample --folder", model=args.model, image=args.folder / files[0])
+    else:
+        suggest("sample --folder without classes", model=args.model)
+
+
+def announce_samples(model: HybridModel, args: argparse.Namespace, label: int | None) -> None:
+    """Say what the samples will take, from one step of the first batch."""
+    batch = min(args.n, args.batch_size)
+    labels = None if label is None else torch.full((batch,), label, device=model.device)
+    calls = 2 * args.steps - 1 if args.sampler == "heun" else args.steps
+
+    def step() -> None:
+        model.draw(range(batch), args.sampler, 1, args.seed, args.guidance, labels=labels)
+
+    announce([(step, calls * args.n / batch * args.tries)], model.device, held=2 * args.n * math.prod(model.image_shape))
 
 
 def build_parser() -> ArgumentParser:

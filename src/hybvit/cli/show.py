@@ -7,6 +7,7 @@ from ..presets import PRESETS, preset
 from ..reproduce.published import rows_of
 from ..training.cost import cost
 from .arguments import ArgumentParser
+from .next_step import suggest
 from .presets import describe_cost, describe_row
 
 
@@ -32,3 +33,4 @@ def main(arguments: list[str]) -> None:
     for row in rows_of(name) if not changed else ():
         print(f"# {describe_row(row)}")
     print(to_yaml(cfg), end="")
+    suggest("show", preset=name, fields=fields)

@@ -22,6 +22,7 @@ from ..evaluation.plots import literal
 from ..method.seeds import generator
 from ..presets import preset
 from .arguments import ArgumentParser, location, path, positive_int
+from .next_step import data_options, suggest
 
 FIGURE_1_TIMES = (0, 0.25, 0.5, 0.75, 1)  # t / T
 FIGURE_1_IMAGES = 4
@@ -140,3 +141,4 @@ def main(arguments: list[str]) -> None:
     rows = severity_rows(test, args.corruption, seed) if args.corruption else overview_rows(test, seed)
     save_image(sheet(rows), out / "corruptions.png")
     print(", ".join(str(out / f"{name}.png") for name in ("augmentation", "figure1", "corruptions")))
+    suggest("show-data", preset=args.preset, data=data_options(args.data), fields=fields)

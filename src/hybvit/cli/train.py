@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from ..distributed import is_first
 from ..presets import PRESETS, preset
 from ..training.loop import say_at_once, train
 from .arguments import ArgumentParser, location, path
+from .next_step import data_options, suggest
 
 
 def build_parser(base: Config | None = None) -> ArgumentParser:
@@ -53,8 +53,6 @@ def run(cfg: Config, fields: list[str], out: Path, data: str | None) -> None:
     for line in without_effect(cfg, fields_in(fields)) if is_first() else ():
         say_at_once(f"warning: {line}")
     train(cfg, out)
-    places = {"--data": data, "--data.test_root": cfg.data.test_root}  # a run does not record where its data are
-    own = "".join(f" {option} {shlex.quote(place)}" for option, place in places.items() if place)
-    folder = shlex.quote(str(out))
     if is_first():
-        print(f"{out}: done; next: hybvit evaluate {folder}{own} --report, hybvit sample {folder}")
+        print(f"{out}: done")
+        suggest("train", run=out, data=data_options(data, cfg.data.test_root))

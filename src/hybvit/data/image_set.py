@@ -19,9 +19,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..errors import DataError
+from ..waiting import Progress
 from . import decoded
 from .files import Files
 from .images import Originals, check_start, read_image
@@ -279,13 +279,12 @@ def decode_all(n: int, decode: Decode, decoding: Decoding, what: str) -> tuple[T
                 bad.append((i, error))
         return bad
 
-    bar = tqdm(total=n, unit="image", desc=f"reading {what}", disable=n < 2000 or not sys.stderr.isatty(), leave=False)
     threads = os.cpu_count() or 1
     step = max(1, min(16, n // (8 * threads)))  # with a task for each image, threads would mostly wait for each other
     chunks = [range(start, min(start + step, n)) for start in range(0, n, step)]
-    with ThreadPoolExecutor(threads) as pool, bar:
+    with ThreadPoolExecutor(threads) as pool, Progress(n, f"reading {what}") as progress:
         for chunk, bad in zip(chunks, pool.map(read, chunks), strict=True):
-            bar.update(len(chunk))
+            progress.update(len(chunk))
             for i, error in bad:
                 decoding.bad_files.add(error)
                 good[i] = False

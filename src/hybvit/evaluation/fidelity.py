@@ -42,8 +42,7 @@ def run(ctx: Context) -> Result:
     if o.inception and o.extractor not in (None, "inception"):
         raise ConfigError(f"--inception {o.inception} requires --extractor inception, not {o.extractor}")
     try:
-        spec = o.extractor or ("inception" if o.inception else None)
-        extractor = open_extractor(spec, ctx.data_name, Path(o.inception) if o.inception else None, ctx.model.device)
+        extractor = extractor_of(ctx)
     except (ConfigError, DataError) as error:
         if o.extractor or o.inception:
             raise
@@ -60,6 +59,17 @@ def run(ctx: Context) -> Result:
         distances(ctx, extractor, samples, result)
     judge_by_svm(ctx, samples, result)
     return result
+
+
+def extractor_of(ctx: Context) -> Extractor:
+    """The feature network of this evaluation.
+
+    Raises:
+        ConfigError, DataError: there is none, or it cannot be read.
+    """
+    weights = ctx.options.inception
+    spec = ctx.options.extractor or ("inception" if weights else None)
+    return open_extractor(spec, ctx.data_name, Path(weights) if weights else None, ctx.model.device)
 
 
 def distances(ctx: Context, extractor: Extractor, samples: Tensor, result: Result) -> None:

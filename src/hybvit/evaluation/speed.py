@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 from collections.abc import Callable
 
 import torch
 
 from ..config import minibatches, needs_x0_labels
 from ..data.batches import random_batch
-from ..devices import alternating, autocast, resolve_precision
+from ..devices import alternating, autocast, peak_mib, resolve_precision
 from ..method.objective import hybrid_loss
 from ..method.seeds import generator
 from ..model import HybridModel
@@ -81,11 +79,3 @@ def gflop(call: Callable[[], object]) -> float:
 def median_seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
     """Median over the repeats, after one warm-up call."""
     return statistics.median(alternating({"call": call}, repeats)["call"])
-
-
-def peak_mib(device: torch.device) -> float:
-    """Peak memory of the GPU if the model is on one, else of this process so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -38,7 +38,9 @@ from ..evaluation import (
 )
 from ..storage import make_folder, read_bytes, write_text
 from ..versions import FIRST
+from ..waiting import tells
 from .context import Context, Metric, Picture, Result, Suite, missing_requirement
+from .expected import announce_suites
 
 SUITES: dict[str, Suite] = {
     "accuracy": Suite("Accuracy", "How often the predicted class is correct", frozenset({"classes", "labels"}), accuracy.run),
@@ -134,6 +136,8 @@ def run_suites(ctx: Context, suites: Sequence[str], say: Callable[[str], None] =
     """
     record: dict[str, Any] = {"suites": {}, "left_out": {}, "metrics": {}, "tables": {}, "notes": {}}
     weights = ctx.fingerprint  # computed here because all processes must take part
+    if tells():
+        announce_suites(ctx, [name for name in suites if is_to_measure(ctx, name, again)])
     for name in SUITES:
         if name not in suites:
             earlier = stored_before(ctx, name, weights)
@@ -156,12 +160,7 @@ def run_suites(ctx: Context, suites: Sequence[str], say: Callable[[str], None] =
 
 def run_or_read(ctx: Context, name: str, say: Callable[[str], None], again: bool) -> dict[str, Any]:
     """The record of one suite: read if it is stored with the same settings, measured otherwise."""
-    facts = {"version": __version__, "data": ctx.data_name, "test_images": test_digest(ctx), "weights": ctx.fingerprint}
-    settings = facts | ctx.options.of_suite(name)
-    settings |= {"training_images": digest_of_images(ctx.data.train), "files": digests_of_files(settings)}
-    if name in CALIBRATED and ctx.own_calibration is not None:
-        settings["calibration"] = hashlib.sha256(ctx.own_calibration.to_bytes()).hexdigest()
-    folder = ctx.folder / "evaluation" / name
+    settings, folder = settings_of(ctx, name), ctx.folder / "evaluation" / name
     stored: dict[str, Any] | None = all_gather(None if again else read_stored(folder, settings))[0]
     if stored is not None:
         say(f"{name}: read from {folder} (--again measures it again)")
@@ -173,6 +172,23 @@ def run_or_read(ctx: Context, name: str, say: Callable[[str], None], again: bool
     if rank() == 0:
         store(folder, stored, result.pictures)
     return stored
+
+
+def settings_of(ctx: Context, name: str) -> dict[str, Any]:
+    """What the result of a suite depends on."""
+    facts = {"version": __version__, "data": ctx.data_name, "test_images": test_digest(ctx), "weights": ctx.fingerprint}
+    settings = facts | ctx.options.of_suite(name)
+    settings |= {"training_images": digest_of_images(ctx.data.train), "files": digests_of_files(settings)}
+    if name in CALIBRATED and ctx.own_calibration is not None:
+        settings["calibration"] = hashlib.sha256(ctx.own_calibration.to_bytes()).hexdigest()
+    return settings
+
+
+def is_to_measure(ctx: Context, name: str, again: bool) -> bool:
+    """Whether a suite applies to the model and has no stored result."""
+    if missing_requirement(ctx, SUITES[name].requires) is not None:
+        return False
+    return again or read_stored(ctx.folder / "evaluation" / name, settings_of(ctx, name)) is None
 
 
 def add(record: dict[str, Any], name: str, stored: dict[str, Any]) -> None:

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..errors import ConfigError
+from ..waiting import Progress
 from .robustness import X_PER_PIXEL, Attack, Logits, Norm, check_norm, misclassified
 
 LOGGER = "auto-attack"  # the name of the library's logger
@@ -24,6 +24,8 @@ SQUARE_QUERIES = 5000  # the library's
 NAMES = {"linf": "Linf", "l2": "L2"}  # of the norms in the library
 AUTOATTACK_CURE = "needs pyautoattack: pip install 'hybvit[eval]'"
 TARGETS = 9  # classes that the targeted attacks try, besides the label
+ITERATIONS = 100  # of all attacks but square, as the library has them
+GRADIENT = 3  # forward passes that a gradient takes about as long as
 
 
 class AutoAttackResult(NamedTuple):
@@ -68,7 +70,7 @@ def autoattack(  # noqa: PLR0913  the attack's own parameters, as the library ha
         queries: model calls of square for each batch.
         batch_size: images in one model call. The targeted attacks fill it up: they try several target classes beside each
             other, and an image that falls is not attacked with those that are left.
-        progress: what to call the progress bar; None for none.
+        progress: what to call it while somebody waits for it; None shows nothing.
 
     Raises:
         ValueError: ``norm`` is neither linf nor l2, or the model has a single class.
@@ -91,8 +93,12 @@ def autoattack(  # noqa: PLR0913  the attack's own parameters, as the library ha
         names, notes = _possible(prepared().attacks_to_run if attacks is None else attacks, model.classes)
         said.extend(notes)
         right = ~misclassified(scores, labels)
-        with _shown(model, progress):
-            found, accuracy = _attack_in_turn(names, prepared, pixels, labels, right, batch_size, said)
+        most = [len(x) * passes(name, model.classes, queries) for name in names]
+        with Progress(sum(most), progress or "", shown=progress is not None, at_most=True) as shown:
+            model.passed, after_each = shown.part, iter(most)
+            found, accuracy = _attack_in_turn(
+                names, prepared, pixels, labels, right, batch_size, said, lambda: shown.update(next(after_each))
+            )
         checks.check_square_sr(accuracy, logger=logging.getLogger(LOGGER))
     said.extend(model.warnings())
     changed = (found.images != pixels).flatten(1).any(dim=1)[:, None, None, None]
@@ -121,6 +127,7 @@ def _attack_in_turn(
     right: Tensor,
     batch_size: int,
     said: list[str],
+    done: Callable[[], None],
 ) -> tuple[Attack, dict[str, float]]:
     """Run the attacks one at a time, each on the images that are left, so that one that raises does not discard what the
     others found. Each reseeds itself, so the outcome is that of a single run.
@@ -130,6 +137,7 @@ def _attack_in_turn(
         pixels: float32 [B, C, H, W] in [0, 1].
         right: bool [B], which images the model classifies correctly before the attacks.
         said: a list to which a warning is appended for each attack that raises.
+        done: called after each attack.
 
     Returns:
         The attack's images, in pixels, and the accuracy in 0..1 before the attacks ("clean") and after each.
@@ -148,6 +156,8 @@ def _attack_in_turn(
             reason = (str(error).splitlines() or [""])[0]
             said.append(f"{name} failed ({type(error).__name__}: {reason}): the robust accuracy is an upper bound")
             continue
+        finally:
+            done()
         broken = answers != labels[left]
         robust[left[broken]] = False
         found[left[broken]] = images[broken]
@@ -218,15 +228,16 @@ def _by_target(
     return images
 
 
-@contextmanager
-def _shown(model: _OnPixels, what: str | None) -> Iterator[None]:
-    """Count the calls of the model on a progress bar. Their number is not known before: images that fall take no more."""
-    with tqdm(desc=what, unit="call", leave=False, disable=what is None or not sys.stderr.isatty()) as bar:
-        model.called = bar.update
-        yield
+def passes(attack: str, classes: int, queries: int = SQUARE_QUERIES) -> int:
+    """What one of the library's attacks costs for an image at most, in forward passes; a gradient counts two more. An image
+    that falls takes no more of them."""
+    if attack == "square":
+        return queries
+    of_target = ITERATIONS * (GRADIENT + 1 if attack.startswith("fab") else GRADIENT)
+    return of_target * (min(TARGETS, classes - 1) if attack in ("apgd-t", "fab-t") else 1)
 
 
-def square_attack(
+def square_attack(  # noqa: PLR0913  as autoattack
     logits: Logits,
     x: Tensor,
     labels: Tensor,
@@ -236,12 +247,15 @@ def square_attack(
     queries: int = SQUARE_QUERIES,
     *,
     batch_size: int = 250,
+    progress: str | None = None,
 ) -> AutoAttackResult:
     """Square attack (Andriushchenko et al. 2020): a random search, which a hidden gradient does not stop.
 
     For l2 images must be at least 5 pixels high and wide. All else is as in ``autoattack``.
     """
-    return autoattack(logits, x, labels, eps, norm, seed, attacks=["square"], queries=queries, batch_size=batch_size)
+    return autoattack(
+        logits, x, labels, eps, norm, seed, attacks=["square"], queries=queries, batch_size=batch_size, progress=progress
+    )
 
 
 def _possible(attacks: Sequence[str], classes: int) -> tuple[list[str], list[str]]:
@@ -287,13 +301,14 @@ class _OnPixels:
     def __init__(self, logits: Logits, dtype: torch.dtype, classes: int) -> None:
         self.logits, self.dtype, self.classes = logits, dtype, classes
         self.without_gradient = self.not_finite = False
-        self.called: Callable[[], object] = bool  # after each call
+        self.passed: Callable[[float], object] = bool  # is told of each call how many forward passes it is worth
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        self.called()
+        with_gradient = torch.is_grad_enabled() and pixels.requires_grad
+        self.passed(len(pixels) * (GRADIENT if with_gradient else 1))
         if not len(pixels):  # Square calls the model without images where all margins are 0
             return pixels.new_zeros(0, self.classes)
-        if torch.is_grad_enabled() and pixels.requires_grad:
+        if with_gradient:
             scores: Tensor = _Apart.apply(pixels, self)
             return scores
         with torch.no_grad():

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..method.diffusion import Diffusion
 from ..method.samplers import Denoiser
+from ..waiting import part_done
 
 BIN = 1 / 255  # half the distance between two of the 256 levels
 
@@ -172,4 +173,5 @@ def _terms_at(
         noise = torch.cat([torch.randn(x0.shape, generator=generator) for _ in some]).to(x0.device, x0.dtype)
         repeated = x0.repeat(len(some), *[1] * (x0.ndim - 1))
         parts.append(step_bits(denoise, diffusion, repeated, some.flatten(), noise).reshape(some.shape))
+        part_done(len(some) / len(times))
     return torch.cat(parts)

@@ -65,7 +65,7 @@ def reliability(  # noqa: PLR0913  the parameters of the attacks that it makes
     reasons += _symptoms_in_attacks(unbounded, one_step, attacked, doubled)
     if queries:
         seed = int(torch.randint(2**31, (), generator=generator))
-        blind = square_attack(logits, x, labels, eps, norm, seed, queries)
+        blind = square_attack(logits, x, labels, eps, norm, seed, queries, progress="attack without gradients")
         missed = (~blind.robust & ~attacked).double().mean().item()
         if missed > _threshold(len(x)):
             reasons.append(f"an attack without gradients breaks {missed:.0%} of the images that the one with gradients cannot")

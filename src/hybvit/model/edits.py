@@ -14,8 +14,9 @@ from ..errors import ConfigError, DivergedError
 from ..method import editing
 from ..method.samplers import Denoiser, ImageNoise
 from ..method.seeds import generator
+from ..waiting import part_done, unwatched
 from .answers import Images, Labels, Prediction
-from .sampling import image_noise
+from .sampling import counted, image_noise
 
 if TYPE_CHECKING:
     from .hybrid import HybridModel
@@ -90,7 +91,7 @@ def inpaint(
     def paint(x: Tensor, rows: slice, denoise: Denoiser, noise: ImageNoise) -> Tensor:
         return editing.inpaint(denoise, model.diffusion, x, mask[rows].to(model.device), noise, steps, repeats)
 
-    edited = _edit(model, pixels, paint, labels, seed, batch_size)
+    edited = _edit(model, pixels, paint, labels, seed, batch_size, (steps - 1) * repeats + 1)
     return edited._replace(pixels=torch.where(mask, edited.pixels, pixels.cpu()))
 
 
@@ -120,7 +121,7 @@ def vary(
     def change(x: Tensor, rows: slice, denoise: Denoiser, noise: ImageNoise) -> Tensor:
         return editing.vary(denoise, model.diffusion, x, strength, noise, steps)
 
-    return _edit(model, model.as_pixels(images), change, labels, seed, batch_size)
+    return _edit(model, model.as_pixels(images), change, labels, seed, batch_size, math.ceil(strength * steps))
 
 
 @torch.no_grad()
@@ -142,7 +143,7 @@ def interpolate(model: HybridModel, a: Images, b: Images, frames: int = 9, steps
         raise ValueError(f"{len(ends)} images and {frames} frames: interpolation takes two images and at least two frames")
     _must_denoise(model)
     x_a, x_b = to_x(ends.to(model.device))
-    x = editing.interpolate(model.predict_x0, model.diffusion, x_a, x_b, frames, steps)
+    x = editing.interpolate(counted(model.predict_x0, 4 * steps), model.diffusion, x_a, x_b, frames, steps)
     return _edited(model, ends, x)
 
 
@@ -185,7 +186,7 @@ def counterfactual(
         raise ConfigError("this model was trained with objective genvit: it has no classifier to ask")
     wanted, search = model.wanted_labels(labels, len(pixels)), editing.Search(confidence=confidence)
     found = [
-        _counterfactual(model, to_x(part.to(model.device)), y, search, guidance, pull)
+        _counterfactual(model, to_x(part.to(model.device)), y, search, guidance, pull, len(part) / len(pixels))
         for part, y in zip(pixels.split(batch_size), wanted.split(batch_size), strict=True)
     ]
     edited = _edited(model, pixels, torch.cat([part.x for part in found]))
@@ -198,9 +199,9 @@ def counterfactual(
 
 
 def _counterfactual(
-    model: HybridModel, x0: Tensor, labels: Tensor, search: editing.Search, guidance: float, pull: float
+    model: HybridModel, x0: Tensor, labels: Tensor, search: editing.Search, guidance: float, pull: float, share: float
 ) -> editing.Counterfactual:
-    """One batch; labels int64 [B]."""
+    """One batch, this share of all images; labels int64 [B]."""
     reads_noise = model.cfg.objective.noisy_labels > 0
 
     def of_class(logits: Tensor, y: Tensor) -> Tensor:
@@ -218,6 +219,7 @@ def _counterfactual(
         return torch.minimum(found, torch.stack(noisy).exp().mean(dim=0).log())
 
     def steered(rows: Tensor, hold: float) -> Denoiser:
+        part_done(share / len(search.holds))
         y = labels[rows]
         denoise = model.conditional(y, guidance) if model.takes_labels else model.predict_x0
 
@@ -247,8 +249,9 @@ def _edit(
     labels: Labels | None,
     seed: int,
     batch_size: int,
+    calls: int,
 ) -> Edit:
-    """Edit images in batches by ``work``: x [B, C, H, W], their rows, a denoiser and their noise -> x."""
+    """Edit images in batches by ``work``: x [B, C, H, W], their rows, a denoiser, which it calls so often, and noise -> x."""
     _must_denoise(model)
     if labels is not None and not model.takes_labels:
         raise ValueError("labels are given, but this model's denoiser was not trained with labels: leave them out")
@@ -260,6 +263,7 @@ def _edit(
         rows = slice(start, min(start + batch_size, len(pixels)))
         noise = image_noise(range(rows.start, rows.stop), seed, model.image_shape, model.device, "edits")
         denoise = model.predict_x0 if wanted is None else model.conditional(wanted[rows], 0.0)
+        denoise = counted(denoise, calls * len(pixels) / (rows.stop - rows.start))
         parts.append(work(to_x(pixels[rows].to(model.device)), rows, denoise, noise))
     return _edited(model, pixels, torch.cat(parts))
 
@@ -268,5 +272,6 @@ def _edited(model: HybridModel, originals: Tensor, x: Tensor) -> Edit:
     if not bool(x.isfinite().all()):
         raise DivergedError("the edited images are not finite: this model diverged in training; use another checkpoint")
     pixels = to_pixels(x).cpu()
-    before, after = (model.predict(images) if model.has_classes else None for images in (originals, pixels))
+    with unwatched():
+        before, after = (model.predict(images) if model.has_classes else None for images in (originals, pixels))
     return Edit(pixels, before, after)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from .. import checkpoint
 from ..config import Config
@@ -29,6 +27,7 @@ from ..metrics.conformal import METHODS, Method
 from ..metrics.doubt import Calibration
 from ..metrics.likelihood import log_density, variational_bound
 from ..networks import Network
+from ..waiting import Progress, part_done
 from . import edits, folders
 from .answers import Images, Labels, Prediction
 from .sampling import image_noise, run_to_pixels
@@ -217,7 +216,10 @@ class HybridModel:
 
     def _in_parts(self, logits_of: Callable[[Tensor], Tensor], pixels: Tensor, size: int) -> Tensor:
         """What a function of x gives as the logits of pixels, [N, K] on the CPU, in batches of this size."""
-        parts = [logits_of(to_x(part.to(self.device))).cpu() for part in pixels.split(size)]
+        parts = []
+        for part in pixels.split(size):
+            parts.append(logits_of(to_x(part.to(self.device))).cpu())
+            part_done(len(part) / len(pixels))
         logits = torch.cat(parts or [torch.empty(0, self.cfg.model.num_classes)])
         if not bool(logits.isfinite().all()):
             raise DivergedError("the logits are not finite: this model diverged in training; use another checkpoint")
@@ -448,7 +450,7 @@ class HybridModel:
             seed: image i is drawn from (seed, i).
             spacing: how the steps are spaced over the T times; None takes the sampler's default.
             batch_size: images per batch.
-            progress: whether to show a progress bar, if standard error is a terminal.
+            progress: whether to show how far it is (:mod:`hybvit.waiting`).
             tries: draw an image anew, up to so many times in all, while the classifier gives its label a p(y|x) below one half;
                 if all fail, the most probable one is kept. Without ``labels``, image i is then of class i mod K. See
                 docs/editing.md for what it does to the samples.
@@ -462,18 +464,18 @@ class HybridModel:
             raise ValueError(f"n is {n} and batch_size {batch_size}: both must be at least 1")
         wanted = self._labels_of_samples(labels, n, guidance, tries)
         keep_freed_memory()
-        parts = []
-        bar = tqdm(total=n, unit="image", desc="sampling", disable=not (progress and sys.stderr.isatty()))
-        for start in range(0, n, batch_size):
-            indices = range(start, min(start + batch_size, n))
-            labels_here = None if wanted is None else wanted[start : indices.stop]
-            pixels = self.draw(indices, sampler, steps, seed, guidance, spacing, labels_here)
-            for attempt in range(1, tries):
-                assert labels_here is not None
-                pixels = self._redraw(pixels, indices, attempt, labels_here, (sampler, steps, seed, guidance, spacing))
-            parts.append(pixels)
-            bar.update(len(indices))
-        bar.close()
+        parts, starts = [], range(0, n, batch_size)
+        with Progress(len(starts) * tries, "sampling", shown=progress) as shown:
+            for start in starts:
+                indices = range(start, min(start + batch_size, n))
+                labels_here = None if wanted is None else wanted[start : indices.stop]
+                pixels = self.draw(indices, sampler, steps, seed, guidance, spacing, labels_here)
+                shown.update()
+                for attempt in range(1, tries):
+                    assert labels_here is not None
+                    pixels = self._redraw(pixels, indices, attempt, labels_here, (sampler, steps, seed, guidance, spacing))
+                    shown.update()
+                parts.append(pixels)
         return torch.cat(parts)
 
     def _labels_of_samples(self, labels: Labels | None, n: int, guidance: float, tries: int) -> Tensor | None:

@@ -12,6 +12,7 @@ from ..errors import DivergedError
 from ..method.diffusion import Diffusion
 from ..method.samplers import Denoiser, ImageNoise, Spacing, run_sampler
 from ..method.seeds import derive_seed
+from ..waiting import part_done
 
 
 def image_noise(
@@ -25,13 +26,23 @@ def image_noise(
     return ImageNoise([derive_seed(seed, stream, i) for i in indices], image_shape, device)
 
 
+def counted(denoise: Denoiser, calls: float) -> Denoiser:
+    """The denoiser; one call of it is one of ``calls`` that somebody waits for."""
+
+    def called(x_t: Tensor, t: Tensor) -> Tensor:
+        part_done(1 / calls)
+        return denoise(x_t, t)
+
+    return called
+
+
 @torch.no_grad()
 def run_to_pixels(
     denoise: Denoiser, diffusion: Diffusion, noise: ImageNoise, sampler: str, steps: int, spacing: Spacing | None = None
 ) -> Tensor:
     """Run a sampler with a denoiser (-> x_0), one image for each of the noise: uint8 [B, C, H, W] on the CPU."""
     for x in run_sampler(sampler, denoise, diffusion, noise, steps, spacing):
-        pass
+        part_done(1 / steps)
     if not bool(x.isfinite().all()):
         raise DivergedError("the generated images are not finite: this model diverged in training; use another checkpoint")
     return to_pixels(x).cpu()

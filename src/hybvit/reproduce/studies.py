@@ -22,6 +22,7 @@ from ..storage import make_folder, read_json, write_text
 from ..training.cost import cost
 from ..training.loop import train
 from ..training.run_folder import read_metrics
+from ..waiting import forecast, tell
 from .runs import USER_ERRORS, Job, record_of, state_of, try_job
 from .scales import POCKET
 from .variants import STUDIES, Study, Variant
@@ -466,6 +467,18 @@ def dry_run(plan: Plan) -> None:
     )
 
 
+def announce_runs(plan: Plan) -> None:
+    """Say how long the trainings that are left may take, by their budget."""
+    left = 0
+    for run in plan.runs:
+        cfg, kept = recipe(run.variant, run.seed, plan.fields), plan.folder / run.name / BUDGET
+        steps = read_json(kept, "steps")["steps"] if kept.is_file() else None
+        left += steps is None or not state_of(kept.parent, cut(cfg, steps, run.variant.fixed)).trained
+    line = forecast(60 * plan.minutes * left, None)
+    if line is not None:
+        tell(f"{line} for training, plus trials and evaluation")
+
+
 def run_study(plan: Plan, alone: bool, only_render: bool, say: Callable[[str], None]) -> None:
     """Carry out a study.
 
@@ -480,6 +493,7 @@ def run_study(plan: Plan, alone: bool, only_render: bool, say: Callable[[str], N
     failed = list[Exception]()
     try:
         if not only_render:
+            announce_runs(plan)
             if not alone:
                 say("budgets assume one process per machine, and shards do not time steps: repeat without --shard")
             if alone:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import Config
+from ..config import Config, override
+from ..devices import announce, best_device
 from ..errors import ConfigError, DataError
 from ..evaluation.extractors import open_extractor
 from ..presets import PRESETS
@@ -15,6 +16,7 @@ from ..reproduce import timing
 from ..storage import write_text
 from ..training.cost import cost
 from ..training.loop import say_at_once
+from ..waiting import tells
 from .runs import USER_ERRORS, Job, configuration, evaluation_eflop, record_of, run_dir, state_of, try_job
 from .scales import Scale
 from .tables import FIGURES, TIMED, rows, runs_of, suites_of
@@ -85,6 +87,23 @@ def dry_run(work: Plan, mine: list[Job], folder: Path, scale: Scale) -> None:
         f"{len(mine)} runs, {total:.1f} hours of training on {scale.machine}, of which {left:.1f} remain; about "
         f"{measuring:.1f} hours of evaluation, not counting accuracy, calibration and out-of-distribution scores"
     )
+
+
+def announce_jobs(mine: list[Job], folder: Path, scale: Scale) -> None:
+    """Say what is left of these runs will take: their operations, at the pace of a step of the smallest one, timed here."""
+    states = [state_of(folder / job.run, job.cfg) for job in mine]
+    training = sum(
+        (1 - state.done / state.steps) * cost(job.cfg).total_eflop
+        for job, state in zip(mine, states, strict=True)
+        if not state.trained
+    )
+    measuring = sum(
+        evaluation_eflop(job, scale) for job, state in zip(mine, states, strict=True) if not {*job.suites} <= {*state.measured}
+    )
+    if tells() and training + measuring:
+        smallest, device = min((job.cfg for job in mine), key=lambda cfg: cost(cfg).train_gflop_per_step), best_device()
+        steps = (training + measuring) * 1e9 / cost(smallest).train_gflop_per_step
+        announce([(timing.one_step(override(smallest, train={"compile": False}), device), steps)], device)
 
 
 def in_hours(hours: float) -> str:

@@ -143,7 +143,7 @@ def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one pl
     )
     if cfg.train.compile:
         compile_step(net, optimizers)
-    meter = Meter(run, cfg, done, say)
+    meter = Meter(run, cfg, done, device, say)
     with StopSignal() as stop, meter:
         for step, batch in enumerate(batches_of_steps(batches, done, cfg.train.steps, workers), done):
             set_rates(optimizers, learning_rate(step, cfg))

@@ -19,18 +19,17 @@ from tqdm import tqdm
 from ..config import Config, minibatches
 from ..data.image_set import Dataset, to_x
 from ..data.images import grid, save_image
-from ..devices import autocast
+from ..devices import autocast, peak_mib, synchronize
 from ..distributed import mean_of_all, rank
 from ..errors import HANGUP, STOPPING, DivergedError
 from ..metrics.classification import topk_accuracy
 from ..model import HybridModel
+from ..waiting import LINE_SECONDS, forecast
 from .run_folder import RunFolder
 from .trackers import Trackers
 
 PREVIEW_IMAGES, PREVIEW_STEPS = 64, 20
-
-
-LINE_SECONDS = 10.0  # between two lines of a log
+TIMED = 0.5  # seconds of the first steps that a forecast is made from
 
 
 def silent(line: str) -> None:
@@ -55,8 +54,8 @@ def test_accuracy(model: HybridModel, data: Dataset) -> float:
 class Meter:
     """Averages the losses between two log lines, and shows the progress: a bar on a terminal, plain lines in a log."""
 
-    def __init__(self, run: RunFolder, cfg: Config, done: int, say: Callable[[str], None]) -> None:
-        self.run, self.cfg, self.say = run, cfg, say
+    def __init__(self, run: RunFolder, cfg: Config, done: int, device: torch.device, say: Callable[[str], None]) -> None:
+        self.run, self.cfg, self.device, self.say = run, cfg, device, say
         self.sums: dict[str, Tensor] = {}
         self.count, self.since, self.paused = 0, time.monotonic(), 0.0
         self.bar = tqdm(
@@ -67,6 +66,8 @@ class Meter:
             dynamic_ncols=True,
         )
         self.last_line = time.monotonic()
+        self.warm_at = done + (3 if cfg.train.compile else 1)  # steps; the first ones of a compiled network take longest
+        self.warm_since, self.forecast_made = 0.0, False
         self.trackers = Trackers(run, done)
 
     def __enter__(self) -> Meter:
@@ -83,6 +84,23 @@ class Meter:
                 self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.count += 1
         self.bar.update()
+        if not self.forecast_made:
+            self.forecast(step)
+
+    def forecast(self, step: int) -> None:
+        """Say once, after the first steps of this process, what the others will take, without previews and checkpoints."""
+        if step == self.warm_at:
+            synchronize()
+            self.warm_since = time.monotonic()
+        if step <= self.warm_at or time.monotonic() - self.warm_since < TIMED:
+            return
+        synchronize()
+        seconds = (time.monotonic() - self.warm_since) / (step - self.warm_at)
+        line = forecast(seconds * (self.cfg.train.steps - step), peak_mib(self.device))
+        self.forecast_made = True
+        if line is not None:
+            with tqdm.external_write_mode(file=sys.stderr):  # on a terminal, the bar stays below it
+                self.say(line)
 
     def write(self, step: int, lr: float) -> None:
         """Write a line of metrics.jsonl: the means since the last one. Raises DivergedError where one is not finite."""
