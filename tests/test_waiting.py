@@ -1,4 +1,4 @@
-"""What a person who waits is told: what a command will take, how far it is, and what to do next."""
+"""What a person who waits sees: what a command will take, how far it is, and what to do next."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_parts_of_a_unit_move_the_innermost_progress_only(log, clock):
     assert log.getvalue() == "outer: 50%, at most 20 s left\n"
 
 
-def test_a_quiet_command_and_python_code_are_told_nothing(monkeypatch, clock):
+def test_a_quiet_command_and_python_code_see_nothing(monkeypatch, clock):
     for stream in (cli.output.Stream(io.StringIO(), "standard error", True, quiet=True), io.StringIO()):
         monkeypatch.setattr(waiting, "sys", SimpleNamespace(stderr=stream))
         with waiting.Progress(2, "samples") as progress:

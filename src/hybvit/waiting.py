@@ -1,4 +1,4 @@
-"""What a person who waits for a command is told: what it will take, how far it is, and what else a program need not read.
+"""What a person who waits for a command sees: what it will take, how far it is, and what else a program need not read.
 
 A command says it on standard error, and nothing of it with ``--quiet``. Where Python code uses the package, no line is written,
 and bars are drawn on a terminal only.

@@ -39,7 +39,7 @@ class Stream:
     Args:
         goes_on: whether the work goes on when the stream fails, because its results are in files; what is said then is lost,
             and ``lost`` says why. Otherwise the first failure raises DataError.
-        quiet: whether it passes for no terminal, so that no progress is drawn, and is told nothing that can be left out.
+        quiet: whether it passes for no terminal, so that no progress is drawn, and nothing else that can be left out.
         silent: whether all that is written is dropped, except for warnings.
     """
 

@@ -145,6 +145,7 @@ img { max-width: 100%; height: auto; image-rendering: pixelated; border: 1px sol
 svg { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); }
 table { border-collapse: collapse; width: 100%; margin-top: .8rem; font-size: .92rem; }
 td, th { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+td.n:empty::before { content: "\\2013"; color: var(--soft); }
 td.n { font-variant-numeric: tabular-nums; white-space: nowrap; } pre { overflow: auto; background: #8881; padding: 1rem; }
 @media (max-width: 45rem) { /* a row of the table is a paragraph: name, then its numbers, then their meaning */
   tr:first-child { display: none; }

@@ -94,11 +94,8 @@ def autoattack(  # noqa: PLR0913  the attack's own parameters, as the library ha
         said.extend(notes)
         right = ~misclassified(scores, labels)
         most = [len(x) * passes(name, model.classes, queries) for name in names]
-        with Progress(sum(most), progress or "", shown=progress is not None, at_most=True) as shown:
-            model.passed, after_each = shown.part, iter(most)
-            found, accuracy = _attack_in_turn(
-                names, prepared, pixels, labels, right, batch_size, said, lambda: shown.update(next(after_each))
-            )
+        with _shown(model, progress, most) as done:
+            found, accuracy = _attack_in_turn(names, prepared, pixels, labels, right, batch_size, said, done)
         checks.check_square_sr(accuracy, logger=logging.getLogger(LOGGER))
     said.extend(model.warnings())
     changed = (found.images != pixels).flatten(1).any(dim=1)[:, None, None, None]
@@ -228,6 +225,14 @@ def _by_target(
     return images
 
 
+@contextmanager
+def _shown(model: _OnPixels, what: str | None, most: Sequence[int]) -> Iterator[Callable[[], None]]:
+    """Show how far attacks are that take at most so many forward passes each -> what to call when one of them is done."""
+    with Progress(sum(most), what or "", shown=what is not None, at_most=True) as progress:
+        model.passed, each = progress.part, iter(most)
+        yield lambda: progress.update(next(each))
+
+
 def passes(attack: str, classes: int, queries: int = SQUARE_QUERIES) -> int:
     """What one of the library's attacks costs for an image at most, in forward passes; a gradient counts two more. An image
     that falls takes no more of them."""
@@ -301,7 +306,7 @@ class _OnPixels:
     def __init__(self, logits: Logits, dtype: torch.dtype, classes: int) -> None:
         self.logits, self.dtype, self.classes = logits, dtype, classes
         self.without_gradient = self.not_finite = False
-        self.passed: Callable[[float], object] = bool  # is told of each call how many forward passes it is worth
+        self.passed: Callable[[float], object] = bool  # gets how many forward passes each call is worth
 
     def __call__(self, pixels: Tensor) -> Tensor:
         with_gradient = torch.is_grad_enabled() and pixels.requires_grad
