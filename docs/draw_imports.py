@@ -63,7 +63,8 @@ FLOORS: list[tuple[str, list[list[tuple[str, str, int, int]]]]] = [
         [
             [
                 ("method", "the paper: needs torch and nothing else", 324, 300),
-                ("errors", "a class per exit code", RIGHT - 12, 172),
+                ("errors", "a class per exit code", RIGHT - 18, 160),
+                ("waiting", "time left", FAR, NARROW),
             ]
         ],
     ),
@@ -90,6 +91,7 @@ BENDS = {
     ("config", "method"): ("left", "H358"),
     ("versions", "errors"): ("right", "H536"),
     ("metrics", "errors"): ("right", "H524"),
+    ("metrics", "waiting"): ("right", f"H{FAR - 24}"),
     ("distributed", "errors"): ("left", "H660"),
 }
 
