@@ -1,4 +1,4 @@
-"""Write docs/report.html, the report of the best bundled model, as the documentation shows it: with its pictures in fewer bytes.
+"""Write docs/report.html, the report of the best bundled model, as the documentation shows it: its pictures in fewer bytes.
 
     python docs/report.py                                      # what its card has, with the options below
     python docs/report.py --suites accuracy --limit 200        # a quick try; later options replace earlier ones
