@@ -52,7 +52,7 @@ def frozen(tiny_run, photos, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "frozen"
     done = command("finetune", tiny_run, "--data", photos, "--freeze", "--out", out, *SHORT)
     assert done.returncode == 0, done.stderr
-    assert f"next: hybvit evaluate {out} --data {photos} --report" in done.stdout
+    assert f"next: hybvit evaluate {out} --data {photos} --report" in done.stderr
     return out
 
 

@@ -134,7 +134,7 @@ def test_a_run_with_test_images_elsewhere_names_them_in_its_hint_and_is_not_judg
     images = shutil.copytree(trained / "images", tmp_path / "images")
     words = ["--data", images, "--data.test_root", tmp_path / "other"]
     done = hybvit("train", "digits", *words, "--out", tmp_path / "run", "--train.steps=2", *COLOR)
-    assert f"next: hybvit evaluate {tmp_path / 'run'} {' '.join(map(str, words))} --report" in done.stdout
+    assert f"next: hybvit evaluate {tmp_path / 'run'} {' '.join(map(str, words))} --report" in done.stderr
     with pytest.raises(DataError, match=rf"was trained on all of its {N} images: .*--data\.test_root"):
         open_subject(str(tmp_path / "run"), None, str(images))
     assert len(open_subject(str(tmp_path / "run"), None, str(images), str(tmp_path / "other")).data.test) == 6
