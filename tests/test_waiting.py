@@ -228,7 +228,14 @@ def test_a_short_command_says_nothing_of_its_time(tiny_run, tmp_path):
     assert done.stderr.startswith("next: ")
 
 
-@pytest.mark.parametrize("words", [("sample", "-n", "3", "--steps", "2"), ("edit", "--vary", "0.5"), ("edit", "--into", "3")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sample", "-n", "3", "--steps", "2"),
+        ("edit", "--vary", "0.5"),
+        pytest.param(("edit", "--into", "3"), marks=pytest.mark.slow),
+    ],
+)
 def test_a_long_command_says_before_what_it_will_take(words, tiny_run, tmp_path, impatient):
     hybvit("sample", tiny_run, "-n", "1", "--steps=1", "--out", tmp_path / "picture.png")
     command, *options = words
