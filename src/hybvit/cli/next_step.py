@@ -49,7 +49,8 @@ def suggest(done: str, **facts: str | Path | Sequence[str]) -> None:
         fact = facts[word[1:-1]] if word.startswith("{") else word
         words += [str(fact)] if isinstance(fact, (str, Path)) else fact
     sys.stdout.flush()  # what was said before comes first, where both streams are one
-    tell(f"next: hybvit {shlex.join(words)}")
+    if getattr(sys.stdout, "lost", None) is None:  # else what did not arrive is to be said, and only that
+        tell(f"next: hybvit {shlex.join(words)}")
 
 
 def data_options(root: str | None, test_root: str | None = None) -> list[str]:
