@@ -256,7 +256,7 @@ def test_an_export_that_was_being_replaced_is_there_again(tiny_run, tmp_path, na
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [0, 100, 4000, 30_000])
+@pytest.mark.parametrize("limit", [0, 100, 4000, 15_000])
 def test_a_full_disk_is_named_and_leaves_nothing_that_passes_for_a_result(tiny_run, tmp_path, limit):
     """The limit on a file's size fails as a full disk does: at any write, with an OSError."""
     import resource
