@@ -20,7 +20,7 @@ from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.devices import alternating, best_device, environment, keep_freed_memory, resolve_precision
 from hybvit.presets import preset
-from hybvit.training.bench.rows import training_step
+from hybvit.training.loop import training_step
 
 REPEATS, IMAGES = 15, 128
 OUT = Path(__file__).resolve().parent.parent / "results" / "loader.json"

@@ -230,12 +230,12 @@ def test_without_diffusers_the_line_says_what_to_install(model, monkeypatch):
 
 
 def test_a_training_step_with_its_update_leaves_the_weights_as_they_are(monkeypatch):
-    from hybvit.training.bench import rows
+    from hybvit.training import loop
 
     made = []
-    build = rows.build_network
-    monkeypatch.setattr(rows, "build_network", lambda cfg: made.append(build(cfg)) or made[-1])
-    step = rows.training_step(override(PAPER, optim={"name": "muon"}), CPU, update=True)
+    build = loop.build_network
+    monkeypatch.setattr(loop, "build_network", lambda cfg: made.append(build(cfg)) or made[-1])
+    step = loop.training_step(override(PAPER, optim={"name": "muon"}), CPU, update=True)
     before = [p.clone() for p in made[0].parameters()]
     step("fp32")
     for a, b in zip(before, made[0].parameters(), strict=True):

@@ -228,7 +228,8 @@ class TrainConfig:
         parallel: how several processes (torchrun) share a network: ddp, each with all weights; fsdp, each with a part of them;
             auto takes fsdp for a network of over a billion parameters.
         compile: use torch.compile: the start of a run takes a minute or more longer, then steps are faster. On a CPU it needs
-            a C++ compiler; on a GPU it also uses CUDA graphs.
+            a C++ compiler; on a GPU it also uses CUDA graphs. auto tries it where a run would take over an hour, and compiles
+            if that pays within the run.
         track: where to log metrics and previews too, by names and commas: tensorboard, wandb, mlflow, trackio (extra `track`;
             docs/tracking.md).
     """
@@ -249,7 +250,7 @@ class TrainConfig:
     accumulate: int = 1
     recompute: bool = False
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    compile: bool = False
+    compile: Literal["auto"] | bool = "auto"
     track: str = ""
 
 
@@ -323,6 +324,7 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [  # fields, whether a va
         f"it must be names from {', '.join(TRACKERS)}, with commas between them",
     ),
     ("data.fingerprint", lambda value: re.fullmatch(FINGERPRINT, value) is not None, "it must be empty, or any"),
+    ("train.compile", lambda value: value in ("auto", True, False), "it must be auto, true or false"),
     ("data.erasing data.mixing jem.restart", lambda value: value <= 1, "a probability is at most 1"),
     ("data.labelled", lambda value: 0 < value <= 1, "a share of the labels, above 0 and at most 1"),
     ("data.held_out", lambda value: 0 <= value <= 0.5, "a share of the training images, at most 0.5"),
@@ -466,7 +468,7 @@ def _check_combinations(cfg: Config) -> None:
             f"objective.pseudo_labels is {cfg.objective.pseudo_labels}: nothing uses the labels of the images that are "
             "denoised; set objective.noisy_labels above 0, or model.label_conditioning"
         )
-    if cfg.train.compile and cfg.objective.kind == "jem":
+    if cfg.train.compile is True and cfg.objective.kind == "jem":
         raise ConfigError("train.compile does not go with objective.kind jem, whose steps are Langevin chains")
     for name in ("data.root", "data.test_root"):
         if value_of(cfg, name) is not None and not str(value_of(cfg, name)).strip():
@@ -694,7 +696,8 @@ def describe_type(kind: Any) -> str:
     if kind in simple:
         return simple[kind]
     if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(str, get_args(kind)))}"
+        words = ", ".join(map(str, get_args(kind)))
+        return f"one of {words}" if len(get_args(kind)) > 1 else words
     if get_origin(kind) is tuple:
         return f"a list such as {LISTS[get_args(kind)[0]]}"
     return " or ".join(map(describe_type, get_args(kind)))

@@ -117,7 +117,9 @@ def values_of(kind: Any) -> tuple[str, ...]:
     """The values of a field of this type, if they can be listed."""
     if kind is bool:
         return ("true", "false")
-    return tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else ()
+    if get_origin(kind) is Literal:
+        return tuple(map(str, get_args(kind)))
+    return tuple(value for part in get_args(kind) for value in values_of(part))
 
 
 def plain(text: str) -> str:

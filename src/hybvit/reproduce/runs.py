@@ -23,7 +23,12 @@ from .scales import Scale
 RECORD, DIVERGED = "results.json", "diverged.json"
 SNAPSHOTS = 10  # per run, for Figures 8 and 13
 SNAPSHOT_SUITES = ("accuracy", "fidelity")
-FILLED_IN = {"model.num_classes", "data.classes", "train.precision"}  # set by the data and the machine when training starts
+FILLED_IN = {
+    "model.num_classes",
+    "data.classes",
+    "train.precision",
+    "train.compile",
+}  # set by the data and the machine when training starts
 KEPT_TABLES = ("reliability", "protocol", "samples_by_class")
 USER_ERRORS = (CheckpointError, DataError, ConfigError)  # the most severe first
 
@@ -109,7 +114,7 @@ def run_job(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any], 
             check_same(folder, job.cfg, FILLED_IN)
         else:
             try:
-                train(job.cfg, folder, say)
+                train(job.cfg, folder, say, trial=False)  # runs that are compared are all treated alike
             except DivergedError as error:
                 message = str(error).removeprefix(f"{folder}: ")
                 write_text(folder / DIVERGED, json.dumps({"message": message}, indent=1) + "\n")

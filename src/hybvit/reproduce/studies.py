@@ -99,7 +99,7 @@ def trial_parts(cfg: Config, steps: int) -> list[float]:
     """Seconds of each of the first ``TRIAL_PARTS`` parts of a training; a part has this many steps."""
     whole = {"steps": TRIAL_PARTS * steps, "log_every": steps, "checkpoint_every": TRIAL_PARTS * steps, "preview_every": 0}
     with tempfile.TemporaryDirectory() as folder:
-        train(override(cfg, train=whole), Path(folder) / "trial", lambda line: None)
+        train(override(cfg, train=whole), Path(folder) / "trial", lambda line: None, trial=False)
         return [line["seconds"] for line in read_metrics(Path(folder) / "trial" / "metrics.jsonl")]
 
 

@@ -50,7 +50,7 @@ def one_step(cfg: Config, device: torch.device) -> Callable[[], None]:
         assert batch.labels is not None
         net.fit_initial(batch.images, batch.labels)
     diffusion, optimizers = cfg.diffusion.build(), build_optimizers(net, cfg.optim)
-    if cfg.train.compile:
+    if cfg.train.compile is True:
         compile_step(net, optimizers)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -110,5 +110,9 @@ def covers(found: dict[str, Any], configs: dict[str, Config]) -> bool:
 
 
 def digest(cfg: Config) -> str:
-    """A digest of the settings that a figure was measured with; a field added later does not change it at its default."""
-    return hashlib.sha256(repr(sorted(differences(Config(), cfg).items())).encode()).hexdigest()[:16]
+    """A digest of the settings that a figure was measured with; a field added later does not change it at its default.
+
+    ``train.compile`` auto counts as false, the default when the stored ones were made: nothing is tried here.
+    """
+    default, cfg = (override(each, train={"compile": each.train.compile is True}) for each in (Config(), cfg))
+    return hashlib.sha256(repr(sorted(differences(default, cfg).items())).encode()).hexdigest()[:16]

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .. import checkpoint
 from ..baselines.jem import JEM
 from ..config import Config, describe_data, differences, minibatches, needs_x0_labels, override
-from ..data.batches import TrainingBatches
+from ..data.batches import TrainingBatches, random_batch
 from ..data.datasets import open_dataset
 from ..data.image_set import Dataset, to_x
 from ..data.loader import batches_of_steps, resolve_workers
@@ -50,6 +51,7 @@ from .parallel import put_together, shared, whole
 from .progress import Meter, StopSignal, diverged, silent
 from .run_folder import RunFolder
 from .trackers import check_trackers
+from .trial import decided
 
 INFORMING_IMAGES = 10_000  # to fit the Gaussians of JEM++ to
 OF_CLASSES = ("class_readout.1.", "label_embedding.")  # weights with a row per class
@@ -59,7 +61,9 @@ def say_at_once(line: str) -> None:
     print(line, flush=True)  # a log file should not lag behind the run
 
 
-def train(cfg: Config, out: str | os.PathLike[str], say: Callable[[str], None] = say_at_once) -> HybridModel:
+def train(
+    cfg: Config, out: str | os.PathLike[str], say: Callable[[str], None] = say_at_once, trial: bool = True
+) -> HybridModel:
     """Train, or resume from the newest checkpoint of the folder -> the model with its averaged (EMA) weights.
 
     The same configuration, thread count and torch version give the same weights, however often the run was interrupted. Under
@@ -69,6 +73,8 @@ def train(cfg: Config, out: str | os.PathLike[str], say: Callable[[str], None] =
         cfg: the configuration of the run.
         out: the run folder; a run that is resumed must have the same configuration.
         say: called with each line of the log.
+        trial: whether a new run may find out how many threads it is fast with, and whether ``train.compile`` auto pays; else it
+            takes torch's number, and is not compiled. See docs/speed.md.
 
     Raises:
         ConfigError, DataError, CheckpointError: the configuration, the data or a checkpoint cannot be used; raised before the
@@ -91,7 +97,8 @@ def train(cfg: Config, out: str | os.PathLike[str], say: Callable[[str], None] =
         start = first_of_all(lambda: load_init_model(cfg, say)) if cfg.train.init and fresh else None
         earlier = [] if start is None else [(start.cfg.data.name, start.trained_on)]
         known = united((cfg.data.name, data.trained_on), *earlier)
-        with RunFolder(out, cfg, data.fingerprint, known) as run:
+        steps = partial(training_step, device=device, update=True) if trial else None
+        with decided(cfg, out, device, steps, say) as cfg, RunFolder(out, cfg, data.fingerprint, known) as run:
             return train_in(run, data, start, device, say)
 
 
@@ -141,7 +148,7 @@ def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one pl
         f"{out}: {cfg.objective.kind} on {describe_data(cfg.data)}, {number_of_parameters(net):,} parameters, "
         f"{device.type} {cfg.train.precision}{processes}, {resumed}{cfg.train.steps} steps"
     )
-    if cfg.train.compile:
+    if cfg.train.compile is True:
         compile_step(net, optimizers)
     meter = Meter(run, cfg, done, device, say)
     with StopSignal() as stop, meter:
@@ -264,7 +271,7 @@ def resolve_config(cfg: Config, data: Dataset, device: torch.device) -> Config:
     if len(data.classes) == 1 and cfg.objective.kind != "genvit":
         raise ConfigError(f"{cfg.data.root}: only one class, {data.classes[0]!r}: classification needs two; --objective genvit")
     compiler = cpp_compiler()
-    if cfg.train.compile and device.type == "cpu" and shutil.which(compiler) is None:
+    if cfg.train.compile is True and device.type == "cpu" and shutil.which(compiler) is None:
         raise ConfigError(f"train.compile needs a C++ compiler and finds no {compiler}; install one, or --train.compile false")
     precision = resolve_precision(cfg.train.precision, device)
     classes = {"num_classes": len(data.classes)} if data.classes else {}  # without labels the read-out stays as it is
@@ -362,3 +369,42 @@ def compile_step(net: Network, optimizers: list[torch.optim.Optimizer]) -> None:
     for optimizer in optimizers:
         if isinstance(optimizer, BatchedMuon) and next(net.parameters()).is_cuda:
             optimizer.compile()
+
+
+def new_network(cfg: Config, device: torch.device) -> nn.Module:
+    """The network of a configuration as training starts with it, with random weights."""
+    torch.manual_seed(0)
+    net = build_network(cfg).to(device)
+    if isinstance(net, HybViT):
+        net.recompute = cfg.train.recompute
+    return net
+
+
+def training_step(cfg: Config, device: torch.device, update: bool = False) -> Callable[[str], object]:
+    """A step on random images with random weights, to be timed -> a call that takes it in a precision, fp32 or bf16; with
+    ``update`` also what follows the gradient: clipping, optimizer and weight average."""
+    cfg = override(cfg, jem={"limit": math.inf})
+    batch = random_batch(cfg.model, minibatches(cfg), needs_x0_labels(cfg), device)
+    net = new_network(cfg, device)
+    if isinstance(net, JEM) and cfg.jem.informative:
+        assert batch.images is not None
+        assert batch.labels is not None
+        net.fit_initial(batch.images, batch.labels)
+    loss = Loss(net, cfg.diffusion.build(), cfg.objective)  # type: ignore[arg-type]
+    average = Average(new_network(cfg, device), net) if update else None
+    optimizers = build_optimizers(net, cfg.optim) if update else []  # type: ignore[arg-type]
+    set_rates(optimizers, 0.0)  # random images would make it diverge
+    if cfg.train.compile is True:
+        compile_step(net, optimizers)  # type: ignore[arg-type]
+    configs = {precision: override(cfg, train={"precision": precision}) for precision in ("fp32", "bf16")}
+
+    def step(precision: str) -> None:
+        backward(loss, batch, configs[precision], 0)
+        if average is not None:
+            torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.optim.clip or math.inf)
+            for optimizer in optimizers:
+                optimizer.step()
+            average.update(ema_decay(0, cfg))
+        net.zero_grad()
+
+    return step

@@ -44,7 +44,7 @@ def shared(loss: nn.Module, cfg: Config) -> nn.Module:
         # some objectives leave weights unused, always the same ones: DDP learns which in the first step, unless that has parts
         once = cfg.train.accumulate == 1
         return DistributedDataParallel(loss, static_graph=once, find_unused_parameters=not once, gradient_as_bucket_view=True)
-    if cfg.train.compile:
+    if cfg.train.compile is True:
         raise ConfigError("train.compile does not go with train.parallel fsdp, which gathers the weights layer by layer")
     mesh = init_device_mesh(next(loss.parameters()).device.type, (world_size(),))
     for module in list(loss.modules()):

@@ -14,9 +14,10 @@ from ...config import Config, override
 from ...devices import environment, keep_freed_memory, resolve_precision
 from ...errors import ConfigError
 from ..cost import cost
+from ..loop import training_step
 from . import time_calls
 from .record import exponent, quartiles
-from .rows import Settings, training_step, with_batch_size
+from .rows import Settings, with_batch_size
 
 FACTORS = (0.5, 1.0, 1.5, 2.0)  # of the preset's size
 MEMORY = {  # exponent of the memory beyond weights: of activations alone, and with attention weights or gradients

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -12,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...baselines.jem import JEM
-from ...config import Config, minibatches, needs_x0_labels, override
+from ...config import Config, minibatches, override
 from ...data.batches import random_batch
 from ...devices import autocast
 from ...errors import ConfigError
@@ -24,9 +22,7 @@ from ...metrics.likelihood import sampled_bound
 from ...model import HybridModel
 from ...networks import build_network
 from ..cost import cost
-from ..ema import Average, ema_decay
-from ..loop import Loss, backward, compile_step
-from ..optim import build_optimizers, set_rates
+from ..loop import new_network, training_step
 from .peers import (
     COUNTED,
     denoising_gflop,
@@ -118,44 +114,6 @@ def cases(model: HybridModel, cfg: Config, settings: Settings) -> Cases:
 
 
 # Training steps
-
-
-def new_network(cfg: Config, device: torch.device) -> nn.Module:
-    """The network of a configuration as training starts with it, with random weights."""
-    torch.manual_seed(0)
-    net = build_network(cfg).to(device)
-    if isinstance(net, HybViT):
-        net.recompute = cfg.train.recompute
-    return net
-
-
-def training_step(cfg: Config, device: torch.device, update: bool = False) -> Step:
-    """A step of the training loop on random images, with or without what follows the gradient."""
-    cfg = override(cfg, jem={"limit": math.inf})
-    batch = random_batch(cfg.model, minibatches(cfg), needs_x0_labels(cfg), device)
-    net = new_network(cfg, device)
-    if isinstance(net, JEM) and cfg.jem.informative:
-        assert batch.images is not None
-        assert batch.labels is not None
-        net.fit_initial(batch.images, batch.labels)
-    loss = Loss(net, cfg.diffusion.build(), cfg.objective)  # type: ignore[arg-type]
-    average = Average(new_network(cfg, device), net) if update else None
-    optimizers = build_optimizers(net, cfg.optim) if update else []  # type: ignore[arg-type]
-    set_rates(optimizers, 0.0)  # random images would make it diverge
-    if cfg.train.compile:
-        compile_step(net, optimizers)  # type: ignore[arg-type]
-    configs = {precision: override(cfg, train={"precision": precision}) for precision in ("fp32", "bf16")}
-
-    def step(precision: str) -> None:
-        backward(loss, batch, configs[precision], 0)
-        if average is not None:
-            torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.optim.clip or math.inf)
-            for optimizer in optimizers:
-                optimizer.step()
-            average.update(ema_decay(0, cfg))
-        net.zero_grad()
-
-    return step
 
 
 def joint(model: HybridModel, cfg: Config, settings: Settings) -> Cases:
