@@ -31,18 +31,47 @@ def test_an_image_of_a_seed_does_not_depend_on_the_batch():
         assert (many - m.sample(7, sampler=sampler, steps=6, seed=4).int()).abs().max() > 50
 
 
-def test_samples_are_drawn_in_the_precision_of_training_where_the_device_is_fast_at_it(monkeypatch):
+def test_samples_are_drawn_in_bf16_where_the_device_is_fast_at_it(monkeypatch):
     drawn = {}
     for fast in (False, True):
         monkeypatch.setattr(devices, "has_fast_bf16", lambda device, fast=fast: fast)
-        for trained in ("fp32", "bf16"):
-            m = model(override(CFG, train={"precision": trained}))
-            assert m.sampling_precision == ("bf16" if fast and trained == "bf16" else "fp32")
-            drawn[fast, trained] = m.sample(6, steps=4, seed=3).float()
-    exact, coarse = drawn[False, "fp32"], drawn[True, "bf16"]
-    assert torch.equal(exact, drawn[False, "bf16"])
-    assert torch.equal(exact, drawn[True, "fp32"])
-    assert 0 < (exact - coarse).abs().mean() < 1  # of 255 levels
+        m = model()
+        assert m.sampling_precision == ("bf16" if fast else "fp32")
+        drawn[fast] = m.sample(6, steps=4, seed=3).float()
+    m.sampling_precision = "fp32"
+    assert torch.equal(drawn[False], m.sample(6, steps=4, seed=3).float())
+    assert 0 < (drawn[True] - drawn[False]).abs().mean() < 1  # of 255 levels
+
+
+def test_each_thread_draws_a_part_of_the_images_alone():
+    m = model(override(CFG, model={"label_conditioning": True}, data={"classes": ("a", "b")}))
+    labels = torch.arange(50) % 2
+    parts = [
+        m.draw(range(rows.start, rows.stop), "ddpm", 4, 7, 0.5, labels=labels[rows]) for rows in (slice(0, 25), slice(25, 50))
+    ]
+    torch.set_num_threads(2)
+    assert torch.equal(m.draw(range(50), "ddpm", 4, 7, 0.5, labels=labels), torch.cat(parts))
+    assert torch.get_num_threads() == 2
+
+
+def test_a_few_rows_stay_together_and_an_error_in_a_thread_is_raised():
+    torch.set_num_threads(2)
+    asked = []
+
+    def work(rows: slice) -> torch.Tensor:
+        asked.append((rows.start, rows.stop, torch.get_num_threads()))
+        if rows.stop == 99:
+            raise ValueError("no")
+        return torch.arange(rows.start, rows.stop)
+
+    cpu, least = torch.device("cpu"), devices.LEAST_ROWS
+    assert devices.in_threads(work, 2 * least - 1, cpu).tolist() == list(range(2 * least - 1))
+    assert devices.in_threads(work, 2 * least, torch.device("meta")).tolist() == list(range(2 * least))
+    assert devices.in_threads(work, 2 * least + 1, cpu).tolist() == list(range(2 * least + 1))
+    assert sorted(asked) == sorted([(0, 2 * least - 1, 2), (0, 2 * least, 2), (0, least, 1), (least, 2 * least + 1, 1)])
+    with pytest.raises(ValueError, match="no"):
+        devices.in_threads(work, 99, cpu)
+    assert torch.get_num_threads() == 2
 
 
 def test_predict_takes_pixels_and_pil_images():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import ctypes
 import gc
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from .distributed import world_size
 from .errors import ConfigError
 from .waiting import forecast, tell, tells, unwatched
 
+LEAST_ROWS = 16  # of a batch for one thread: with fewer, what a call costs beside its arithmetic takes more than is won
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 LEAST_REPEATS = 3  # of what is timed, where the time allows no more
 WARM = 1.0  # seconds of a first call, above which what it takes to warm up does not count
@@ -49,6 +52,30 @@ def keep_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, 2**25)  # glibc's maximum
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(M_TOP_PAD, 2**28)
+
+
+def in_threads(work: Callable[[slice], torch.Tensor], n: int, device: torch.device) -> torch.Tensor:
+    """``work(rows)`` for parts of the rows 0..n - 1, side by side on a CPU, in as many threads as torch would use -> the
+    results, in order, as one tensor.
+
+    Each part is computed by one thread alone. A small network has too little in one operation for threads to share it, and
+    threads that share wait for each other, longest where other programs keep the cores busy. A part has at least
+    :data:`LEAST_ROWS` rows: the operations of fewer are shared as usual, and so are those of other devices.
+
+    Args:
+        work: must not depend on what other parts do; what torch keeps for each thread, such as autocast, it sets itself.
+    """
+    threads = torch.get_num_threads()
+    parts = min(threads, n // LEAST_ROWS) if device.type == "cpu" else 1
+    if parts < 2:
+        return work(slice(0, n))
+    edges = [n * i // parts for i in range(parts + 1)]
+    pool = concurrent.futures.ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        return torch.cat(list(pool.map(work, [slice(first, last) for first, last in pairwise(edges)])))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # part of it is of the whole process
 
 
 @cache

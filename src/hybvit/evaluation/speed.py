@@ -45,7 +45,8 @@ def run(ctx: Context) -> Result:
     if isinstance(model, HybridModel):
         train_speed(model, result)
     result.metrics["speed/peak_memory_mib"] = Metric(peak_mib(model.device), 1)
-    result.tables["precision"] = "fp32 to classify and sample; training as configured"
+    drawn_in = getattr(model, "sampling_precision", "fp32")
+    result.tables["precision"] = f"fp32 to classify, {drawn_in} to sample; training as configured"
     return result
 
 

@@ -132,14 +132,13 @@ class AxialRoPE(nn.Module):
         rows = positions.repeat_interleave(side)[:, None] * frequencies
         columns = positions.repeat(side)[:, None] * frequencies
         angles = torch.cat((torch.zeros(1, 2 * quarter), torch.cat((rows, columns), dim=1)))
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.register_buffer("cos", angles.cos().repeat(1, 2), persistent=False)
+        self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), dim=1), persistent=False)
 
     def forward(self, q: Tensor) -> Tensor:
         """q [B, heads, n, d]: channel i is paired with channel i + d/2."""
         a, b = q.chunk(2, dim=-1)
-        cos, sin = self.cos.to(q.dtype), self.sin.to(q.dtype)
-        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+        return q * self.cos.to(q.dtype) + torch.cat((b, a), dim=-1) * self.sin.to(q.dtype)
 
 
 class MLP(nn.Sequential):
@@ -266,6 +265,8 @@ class ConvStem(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None, noisy: Tensor | None) -> Tensor:
         features = self.into(x.contiguous(memory_format=torch.channels_last))
+        if features.dtype == torch.bfloat16:  # of one channel both layouts are the same, and torch goes on in the slower one
+            features = features.contiguous(memory_format=torch.channels_last)
         return F.gelu(self.mix(F.gelu(self.modulation.modulate(features, time, noisy))))
 
 

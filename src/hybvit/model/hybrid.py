@@ -15,7 +15,7 @@ from ..config import Config
 from ..data.fingerprint import pixel_digests
 from ..data.image_set import to_x
 from ..data.images import as_pixels
-from ..devices import autocast, best_device, keep_freed_memory, resolve_precision
+from ..devices import autocast, best_device, in_threads, keep_freed_memory, resolve_precision
 from ..errors import ConfigError, DivergedError, did_you_mean
 from ..method.diffusion import Diffusion
 from ..method.readings import DENOISED_AT, DENOISED_DRAWS, ROUNDS, DenoisedReading, DiffusionClassifier
@@ -47,6 +47,8 @@ class HybridModel:
         device: None takes CUDA, MPS or the CPU, the first that is available.
 
     Attributes:
+        sampling_precision: fp32 or bf16, in which the network runs while it draws images; bf16 where the device is fast at it,
+            unless it is set. The sampler itself stays in fp32.
         calibration: what :meth:`calibrate` found, or was stored with the model; None for a model that is not calibrated.
         trained_on: what is kept of the user's own images that it was trained on (``data/trained_on.py``), int64 [N]; None where
             that is not known.
@@ -60,6 +62,7 @@ class HybridModel:
         self.diffusion: Diffusion = cfg.diffusion.build()
         self.classes = cfg.data.classes or tuple(str(k) for k in range(cfg.model.num_classes))
         self.calibration: Calibration | None = None
+        self.sampling_precision = resolve_precision("auto", self.device)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -102,15 +105,6 @@ class HybridModel:
     def own_sampler(self) -> str | None:
         """The only sampler of a model that has just one, which is then used whatever is asked for; else None."""
         return "sgld" if self.has_samples and not self.has_denoiser else None
-
-    @property
-    def sampling_precision(self) -> str:
-        """bf16 for a network that was trained in it, on a device that is fast at it; else fp32.
-
-        The sampler itself stays in fp32. On the bundled models a pixel differs by 0.3 of 255 levels on average.
-        """
-        trained_so = self.cfg.train.precision != "fp32"
-        return resolve_precision("auto" if trained_so else "fp32", self.device)
 
     def parameters(self) -> list[Tensor]:
         return list(self.net.parameters())
@@ -544,7 +538,7 @@ class HybridModel:
         spacing: Spacing | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """Generate the images of a seed with these numbers, as one batch: uint8 [len(indices), C, H, W] on the CPU.
+        """Generate the images of a seed with these numbers, at once: uint8 [len(indices), C, H, W] on the CPU.
 
         Args:
             indices: the numbers of the images, each at least 0.
@@ -558,10 +552,15 @@ class HybridModel:
         """
         if self.own_sampler and labels is None and not guidance:
             return self.net.draw(indices, steps, seed)
-        denoise = self.denoiser(indices, seed, guidance, labels)
-        noise = image_noise(indices, seed, self.image_shape, self.device)
-        with autocast(self.device, self.sampling_precision):  # around all steps, so that each weight is cast once
-            return run_to_pixels(denoise, self.diffusion, noise, sampler, steps, spacing)
+
+        def part(rows: slice) -> Tensor:
+            some = indices[rows]
+            denoise = self.denoiser(some, seed, guidance, None if labels is None else labels[rows])
+            noise = image_noise(some, seed, self.image_shape, self.device)
+            with autocast(self.device, self.sampling_precision):  # around all steps, so that each weight is cast once
+                return run_to_pixels(denoise, self.diffusion, noise, sampler, steps, spacing)
+
+        return in_threads(part, len(indices), self.device)
 
     def denoiser(self, indices: Sequence[int], seed: int, guidance: float = 0.0, labels: Tensor | None = None) -> Denoiser:
         """The denoiser (-> x_0) that :meth:`draw` samples with; arguments and errors are those of it."""

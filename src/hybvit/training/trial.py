@@ -45,6 +45,7 @@ def decided(cfg: Config, out: Path, device: torch.device, step_of: StepOf | None
     threads = torch.get_num_threads()
     free = device.type == "cpu" and world_size() == 1 and not any(os.environ.get(name) for name in GIVEN)
     compiles = cfg.train.compile
+    torch.set_num_threads(threads)  # MKL computes otherwise before the first such call, which a preview makes in the middle
     try:
         if (out / CONFIG).is_file():
             if free:
