@@ -530,6 +530,67 @@ def scale() -> str:
     )
 
 
+def growth() -> str:
+    """How a training step and the parts of an evaluation grow, by benchmarks/growth.py."""
+    record = result("growth")
+    facts = record["environment"]
+    lines = [
+        f"A training step of `{record['preset']}` ({record['precision']}, batch {record['batch']} where that does not grow):",
+        "",
+        "| grows | from ... to | time, s | GFLOP | MiB | time | operations | memory | expected of memory |",
+        f"|{'---|' * 9}",
+    ]
+    for row in record["steps"]:
+        first, last, found = row["points"][0], row["points"][-1], row["exponents"]
+        spans = [f"{low} to {high}" for low, high in ((first["size"], last["size"]),)]
+        spans += [f"{first['seconds']['median']:.3g} to {last['seconds']['median']:.3g}"]
+        spans += [f"{first['gflop']:.3g} to {last['gflop']:.3g}"]
+        measured = "memory_mib" in found
+        spans += [f"{first['memory_mib']:,.0f} to {last['memory_mib']:,.0f}" if measured else "-"]
+        memory = f"{found['memory_mib']:.2f}" if measured else "-"
+        exponents = f"{found['seconds']:.2f} | {found['gflop']:.2f} | {memory} | {row['expected_memory']}"
+        lines.append(f"| {row['what']} | {' | '.join(spans)} | {exponents} |")
+    lines += [
+        "",
+        "Parts of an evaluation of `digits`:",
+        "",
+        "| part | images | time, s | exponent | expected |",
+        f"|{'---|' * 5}",
+    ]
+    for row in record["evaluations"]:
+        first, last = row["points"][0], row["points"][-1]
+        times = f"{first['seconds']['median']:.3g} to {last['seconds']['median']:.3g}"
+        exponents = f"{row['exponents']['seconds']:.2f} | {row['expected']}"
+        lines.append(f"| {row['part']} | {first['size']} to {last['size']} | {times} | {exponents} |")
+    lines += [
+        "",
+        f"Processor time of one thread ({facts['device']}), medians of {record['repeats']} alternating repeats at four sizes "
+        f"each; torch {facts['torch']} (`python benchmarks/growth.py`).",
+    ]
+    return "\n".join(lines)
+
+
+def sampling() -> str:
+    """Images per second of the ways to draw, by benchmarks/sampling.py."""
+    record = result("sampling")
+    facts, peaks = record["environment"], record["peak_gflop_per_second"]
+    batches = list(dict.fromkeys(row["images"] for row in record["rows"]))
+    lines = [f"| how | precision | {' | '.join(f'{n} images' for n in batches)} |", f"|{'---|' * (2 + len(batches))}"]
+    for how, precision in dict.fromkeys((row["how"], row["precision"]) for row in record["rows"]):
+        rows = [row for row in record["rows"] if (row["how"], row["precision"]) == (how, precision)]
+        cells = [f"{row['images_per_second']:.0f} ({100 * row['fraction_of_peak']:.0f} %)" for row in rows]
+        lines.append(f"| {how} | {precision} | {' | '.join(cells)} |")
+    reached = ", ".join(f"{gflops:.0f} GFLOP/s in {precision}" for precision, gflops in peaks.items())
+    threads = f"{facts['threads']} thread" + ("" if facts["threads"] == 1 else "s")
+    lines += [
+        "",
+        f"Images a second of `{record['model']}` in {record['steps']} steps of `{record['sampler']}`, by {record['clock']} of "
+        f"{threads} ({facts['device']}), and the share of what large matrix products reach: {reached}. Medians of "
+        f"{record['repeats']} alternating repeats; torch {facts['torch']} (`python benchmarks/sampling.py`).",
+    ]
+    return "\n".join(lines)
+
+
 def processes() -> str:
     """One process with all cores against a process for each, by benchmarks/processes.py."""
     found = result("processes")
@@ -1038,6 +1099,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "table": table,
     "speed": speed,
     "bench": partial(bench, "bench", "bench_cifar10_pocket_v2"),
+    "growth": growth,
+    "sampling": sampling,
     "loader": loader,
     "stream": stream,
     "datasets": datasets,
