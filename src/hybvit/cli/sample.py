@@ -106,7 +106,7 @@ def build_parser() -> ArgumentParser:
         "the classes take turns",
     )
     parser.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (0)")
-    parser.add_argument("--batch-size", type=positive_int, default=128, help="images per batch (128)")
+    parser.add_argument("--batch-size", type=positive_int, default=256, help="images per batch (256)")
     parser.add_argument("--out", type=path, default=Path("grid.png"), help="file for the grid (grid.png)")
     parser.add_argument("--folder", type=path, help="write single images 000000.png, ... to this folder instead")
     return parser

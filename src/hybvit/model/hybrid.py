@@ -424,7 +424,7 @@ class HybridModel:
         guidance: float = 0.0,
         seed: int = 0,
         spacing: Spacing | None = None,
-        batch_size: int = 128,
+        batch_size: int = 256,
         progress: bool = False,
         tries: int = 1,
     ) -> Tensor:
@@ -443,7 +443,7 @@ class HybridModel:
                 negative weight guides away from the labels.
             seed: image i is drawn from (seed, i).
             spacing: how the steps are spaced over the T times; None takes the sampler's default.
-            batch_size: images per batch.
+            batch_size: images per batch, of which each thread of a CPU draws a part.
             progress: whether to show how far it is (:mod:`hybvit.waiting`).
             tries: draw an image anew, up to so many times in all, while the classifier gives its label a p(y|x) below one half;
                 if all fail, the most probable one is kept. Without ``labels``, image i is then of class i mod K. See

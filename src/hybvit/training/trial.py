@@ -44,10 +44,10 @@ def decided(cfg: Config, out: Path, device: torch.device, step_of: StepOf | None
     """
     threads = torch.get_num_threads()
     free = device.type == "cpu" and world_size() == 1 and not any(os.environ.get(name) for name in GIVEN)
-    compiles = cfg.train.compile
+    compiles, resumed = cfg.train.compile, from_first((out / CONFIG).is_file)
     torch.set_num_threads(threads)  # MKL computes otherwise before the first such call, which a preview makes in the middle
     try:
-        if (out / CONFIG).is_file():
+        if resumed:
             if free:
                 keep_threads(out, say)
             kept = from_first(lambda: load_config(out / CONFIG).train.compile) if compiles == "auto" else compiles
