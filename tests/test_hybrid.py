@@ -14,6 +14,7 @@ from hybvit.method.objective import Objective
 from hybvit.method.vit import HybViT
 from hybvit.model import HybridModel
 from hybvit.presets import preset
+from hybvit.waiting import Progress
 
 CFG = Config(model=hybvit.ViTConfig(image_size=8, patch_size=2, channels=1, num_classes=4, dim=16, depth=2, heads=2))
 
@@ -52,6 +53,13 @@ def test_each_thread_draws_a_part_of_the_images_alone():
     torch.set_num_threads(2)
     assert torch.equal(m.draw(range(50), "ddpm", 4, 7, 0.5, labels=labels), torch.cat(parts))
     assert torch.get_num_threads() == 2
+
+
+def test_the_progress_of_images_drawn_in_threads_is_that_of_one_part():
+    torch.set_num_threads(2)
+    with Progress(3, "drawing", shown=False) as progress:
+        model().draw(range(50), "ddpm", 4, 7)
+        assert progress.reached == pytest.approx(1)
 
 
 def test_a_few_rows_stay_together_and_an_error_in_a_thread_is_raised():

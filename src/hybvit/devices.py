@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import contextvars
 import ctypes
 import gc
 import math
@@ -72,7 +73,10 @@ def in_threads(work: Callable[[slice], torch.Tensor], n: int, device: torch.devi
     edges = [n * i // parts for i in range(parts + 1)]
     pool = concurrent.futures.ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        return torch.cat(list(pool.map(work, [slice(first, last) for first, last in pairwise(edges)])))
+        first, *others = (slice(low, high) for low, high in pairwise(edges))
+        here = contextvars.copy_context()  # the progress of the caller moves with the first part, which stands for all
+        done = [pool.submit(here.run, work, first), *(pool.submit(work, rows) for rows in others)]
+        return torch.cat([part.result() for part in done])
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # part of it is of the whole process
