@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -44,7 +45,7 @@ def finished(*words: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_leg_is_gone_on_with_and_another_recipe_starts_from_its_average(tmp_path):
+def test_a_killed_leg_is_gone_on_with_and_another_recipe_starts_from_its_average(script, tmp_path):
     state = tmp_path / "first" / "leg.json"
     killed = leg("--out", str(tmp_path / "first"), "--seconds", "300", *TINY)
     while not state.is_file():
@@ -65,10 +66,12 @@ def test_a_killed_leg_is_gone_on_with_and_another_recipe_starts_from_its_average
     assert {"test/accuracy", "fidelity/fd_cnn-digits_20"} <= two["metrics"].keys()
     assert str(tmp_path) not in (tmp_path / "second" / "leg.json").read_text()
 
-    last = tmp_path / "third"
-    finished("--state", str(tmp_path / "second"), "--out", str(last), "--seconds", "60", "--train.steps=4")
-    third = json.loads((last / "leg.json").read_text())["legs"]
-    assert (len(third), third[-1]["step"], third[-1]["steps"]) == (3, 4, 4)
+    args = argparse.Namespace(state=tmp_path / "second", checkpoint_every=5)
+    cfg, run, legs = script.prepared(args, ["--train.steps=4"], tmp_path / "other recipe")
+    assert (legs, cfg.train.steps, list(run.parent.glob("other"))) == (second["legs"], 4, [])
+    average = checkpoint.read_tensors(checkpoint.step_folders(run.with_name(script.SAME) / "checkpoints")[0] / "ema.safetensors")
+    start = checkpoint.read_tensors(Path(cfg.train.init) / "model.safetensors")
+    assert all(torch.equal(start[name], average[name]) for name in start)
 
 
 def test_a_state_is_exact_if_it_fits_and_else_rounded_without_momentum(script, monkeypatch):
