@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -116,6 +117,14 @@ class Browser:
         }})()"""
         self.wait(script)
         self.press("Enter")
+
+    def use_until(self, selector: str, script: str) -> Any:
+        """Press a button, again where nothing came of it: a page that is busy can lose a press -> the value of the expression."""
+        for _ in range(3):
+            self.use(selector)
+            with contextlib.suppress(AssertionError):
+                return self.wait(script, 20)
+        raise AssertionError(f"not after three times {selector}: {script}")
 
     def press(self, key: str, times: int = 1) -> None:
         text = {"Space": " ", "Enter": "\r"}.get(key, "")

@@ -69,7 +69,9 @@ def test_a_killed_leg_is_gone_on_with_and_another_recipe_starts_from_its_average
     args = argparse.Namespace(state=tmp_path / "second", checkpoint_every=5)
     cfg, run, legs = script.prepared(args, ["--train.steps=4"], tmp_path / "other recipe")
     assert (legs, cfg.train.steps, list(run.parent.glob("other"))) == (second["legs"], 4, [])
-    average = checkpoint.read_tensors(checkpoint.step_folders(run.with_name(script.SAME) / "checkpoints")[0] / "ema.safetensors")
+    average = checkpoint.read_tensors(
+        checkpoint.step_folders(run.with_name(script.SAME) / "checkpoints")[0] / "ema.safetensors"
+    )
     start = checkpoint.read_tensors(Path(cfg.train.init) / "model.safetensors")
     assert all(torch.equal(start[name], average[name]) for name in start)
 

@@ -31,10 +31,10 @@ for name in ("digits", "fashion-mnist"):
     model = hybvit.load(name, "cpu")
     labels, probabilities, score = model.predict(model.sample(2, steps=1))
     assert probabilities.shape == (2, 10), probabilities
-assert cli.main(["sample", "digits", "-n", "2", "--steps", "1", "--folder", "drawn"]) == 0
-assert cli.main(["classify", "digits", "drawn/000000.png"]) == 0
-assert cli.main(["edit", "digits", "drawn/000000.png", "--vary", "0.5"]) == 0
-assert cli.main(["presets"]) == 0
+assert cli.main(["--quiet", "sample", "digits", "-n", "2", "--steps", "1", "--folder", "drawn"]) == 0
+assert cli.main(["--quiet", "classify", "digits", "drawn/000000.png"]) == 0
+assert cli.main(["--quiet", "edit", "digits", "drawn/000000.png", "--vary", "0.5"]) == 0
+assert cli.main(["--quiet", "presets"]) == 0
 assert cli.main(["--help"]) == 0
 assert cli.main(["evaluate", "digits"]) == 2
 """

@@ -159,7 +159,7 @@ def bmp(width: int, height: int, body: int) -> bytes:
     ("name", "content", "said"),
     [
         ("a.bmp", bytes(80 * MIB), "not an image of a format that is read"),
-        ("a.bmp", bmp(30_000, 30_000, 80 * MIB), r"30000 x 30000 is more than|exceeds limit"),
+        ("a.bmp", bmp(30_000, 30_000, 80 * MIB), "more than 64,000,000 pixels"),
         ("a.ppm", b"P6 90000 9000 255\n" + bytes(80 * MIB), "more than 64,000,000 pixels"),
         ("a.png", b"<html>" + bytes(80 * MIB), "a web page"),
     ],

@@ -424,24 +424,20 @@ def test_the_page_in_a_browser(server, fashion, tmp_path):
         assert "of the 10,000 test images" in browser.run(text_of("#labels .gauge"))
 
         browser.use("[role=tab]", "Draw")
-        browser.use("#draw")
-        browser.wait(f'{text_of("#drawn [role=status]")}.startsWith("20 steps")')
+        browser.use_until("#draw", f'{text_of("#drawn [role=status]")}.startsWith("20 steps")')
         assert browser.run('document.querySelector("#drawn img").naturalWidth') == 4 * 28 + 5  # 16 images with gaps
 
         browser.use("[role=tab]", "Edit")
         browser.wait('document.querySelector("#brush img")?.naturalWidth === 28')
-        browser.use("#edit")
-        browser.wait(f'{text_of("#edited .notice")}.includes("nothing is painted")')
+        browser.use_until("#edit", f'{text_of("#edited .notice")}.includes("nothing is painted")')
         browser.run('document.querySelector("#brush canvas").focus()')
         browser.press("Space")
         browser.press("ArrowRight", 3)
         browser.press("Space")
-        browser.use("#edit")
-        browser.wait('document.querySelectorAll("#edited figure").length === 5')
+        browser.use_until("#edit", 'document.querySelectorAll("#edited figure").length === 5')
 
         browser.use("[role=tab]", "Attack")
-        browser.use("#attack")
-        browser.wait('document.querySelectorAll("#attacked tbody tr").length === 3')
+        browser.use_until("#attack", 'document.querySelectorAll("#attacked tbody tr").length === 3')
 
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")
         assert "Traceback" not in browser.run("document.body.innerText")

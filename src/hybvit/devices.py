@@ -203,13 +203,15 @@ def announce(
         held: bytes that the results will take, on top of the most memory that was held until then.
         at_most: whether the work may end early.
 
-    Raises:
-        ConfigError, ValueError: what the calls raise.
+    A call that fails is no reason to stop: nothing is said, and the work itself raises what is to be said.
     """
     if not tells():
         return
-    with unwatched():
-        taken = sum(times * _warm_seconds(call) for call, times in calls if times)
+    try:
+        with unwatched():
+            taken = sum(times * _warm_seconds(call) for call, times in calls if times)
+    except Exception:
+        return
     line = forecast(taken, peak_mib(device) + held / 2**20, at_most)
     if line is not None:
         tell(line)

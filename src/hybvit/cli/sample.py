@@ -14,7 +14,7 @@ from ..data.images import check_image_suffix, grid, readable_suffixes, save_imag
 from ..devices import announce
 from ..errors import DataError
 from ..loading import load
-from ..method.samplers import SAMPLERS
+from ..method.samplers import SAMPLERS, timesteps
 from ..model import HybridModel
 from ..storage import lock_folder, make_folder
 from .arguments import ArgumentParser, naming, path, positive_int
@@ -71,6 +71,7 @@ def announce_samples(model: HybridModel, args: argparse.Namespace, label: int | 
     calls = 2 * args.steps - 1 if args.sampler == "heun" else args.steps
 
     def step() -> None:
+        timesteps(model.diffusion, args.steps, SAMPLERS[args.sampler].spacing)  # raises what no single step would
         model.draw(range(batch), args.sampler, 1, args.seed, args.guidance, labels=labels)
 
     announce([(step, calls * args.n / batch * args.tries)], model.device, held=2 * args.n * math.prod(model.image_shape))

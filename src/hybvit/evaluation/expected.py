@@ -48,7 +48,13 @@ def announce_suites(ctx: Context, suites: Sequence[str]) -> None:
         "denoised": (torch.no_grad()(lambda: model.denoise(few, t[: len(few)])), len(few)),
         "drawn": (lambda: model.draw(range(size), ctx.options.sampler, 1, ctx.options.seed, ctx.options.guidance), size),
     }
-    parts = [(calls[kind][0], images / calls[kind][1] / world_size()) for kind, images in total._asdict().items()]
+    able = {
+        "logits": model.has_classes,
+        "gradients": model.has_classes,
+        "denoised": model.has_denoiser,
+        "drawn": model.has_samples,
+    }
+    parts = [(calls[kind][0], images / calls[kind][1] / world_size()) for kind, images in total._asdict().items() if able[kind]]
     if "fidelity" in suites:
         with contextlib.suppress(ConfigError, DataError):  # which the suite itself raises, or notes
             extractor, seen = fidelity.extractor_of(ctx), len(ctx.data.train) + ctx.options.samples + len(ctx.test)

@@ -239,7 +239,7 @@ class HybViTPipeline(DiffusionPipeline):
             raise ValueError("class_labels are given, but this denoiser was not trained with labels: leave them out")
         if isinstance(given, str):
             (given,) = self.get_label_ids(given)
-        elif not isinstance(given, int | Tensor):
+        elif isinstance(given, Sequence):
             given = [self.get_label_ids(label)[0] if isinstance(label, str) else label for label in given]
         labels = torch.as_tensor(given, device=self._execution_device)
         if labels.is_floating_point() or labels.shape not in ((), (number,)):

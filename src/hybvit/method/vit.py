@@ -254,6 +254,13 @@ LAYERS: dict[str, type[TokenScalarLayer] | type[AdaLNZeroLayer] | type[AdaLNSing
 # The stem and the pixel read-outs
 
 
+@torch.fx.wrap  # a graph of it does not depend on the precision that it was traced in
+def fast_layout(features: Tensor) -> Tensor:
+    """Features [B, C, H, W] channels last where bf16 makes that pay: of one channel both layouts are the same, and convolutions
+    of images with one go on in the slower."""
+    return features.contiguous(memory_format=torch.channels_last) if features.dtype == torch.bfloat16 else features
+
+
 class ConvStem(nn.Module):
     """Two 3x3 convolutions before the image is split into patches: [B, C, H, W] -> [B, stem_width, H, W]."""
 
@@ -265,9 +272,7 @@ class ConvStem(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None, noisy: Tensor | None) -> Tensor:
         features = self.into(x.contiguous(memory_format=torch.channels_last))
-        if features.dtype == torch.bfloat16:  # of one channel both layouts are the same, and torch goes on in the slower one
-            features = features.contiguous(memory_format=torch.channels_last)
-        return F.gelu(self.mix(F.gelu(self.modulation.modulate(features, time, noisy))))
+        return F.gelu(self.mix(F.gelu(self.modulation.modulate(fast_layout(features), time, noisy))))
 
 
 class LinearReadout(nn.Module):
