@@ -119,7 +119,7 @@ class Browser:
         self.press("Enter")
 
     def use_until(self, selector: str, script: str) -> Any:
-        """Press a button, again where nothing comes of it, since a busy page can lose a press -> the value of the expression."""
+        """Press a button, again where nothing comes of it: a busy page can lose a press -> the value of the expression."""
         for _ in range(3):
             self.use(selector)
             with contextlib.suppress(AssertionError):
