@@ -29,7 +29,10 @@ PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in DOCS
 TUTORIALS = sorted(path.stem for path in (DOCS / "tutorials").glob("*.md"))
 tutorials = script("docs/tutorials.py")
 
-SHORT = {"own_folder": [("--train.steps 1000", "--train.steps 4")]}  # what would take the most seconds, and what a test takes
+SHORT = {  # what would take the most seconds, and what a test takes
+    "own_folder": [("--train.steps 1000", "--train.steps 4")],
+    "few_labels": [("--train.steps 1500", "--train.steps 4")],
+}
 
 # A page with code that is no tutorial: what it takes as given, and what is replaced so that it takes seconds.
 GIVEN = {
