@@ -37,6 +37,11 @@ def training(given: dict[str, str], fields: list[str], folder: Path) -> dict[str
     return {"images_per_second": statistics.median(rates), "seconds": whole, "threads": threads}
 
 
+def keep(found: list[dict[str, Any]], fields: list[str]) -> None:
+    record = {"command": ["hybvit train digits", *fields], "steps": STEPS, "runs": found, "environment": environment()}
+    (ROOT / "results" / "busy.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--busy", type=int, default=2, help="busy programs of one thread (2)")
@@ -52,12 +57,11 @@ def main() -> None:
                         row = {"way": way, "busy": busy, **training(given, fields, Path(folder) / f"{repeat}-{busy}-{way}")}
                         print(row, flush=True)
                         found.append(row)
+                        keep(found, fields)
                 finally:
                     for other in others:
                         other.kill()
                         other.wait()
-    record = {"command": ["hybvit train digits", *fields], "steps": STEPS, "runs": found, "environment": environment()}
-    (ROOT / "results" / "busy.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

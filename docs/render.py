@@ -591,6 +591,32 @@ def sampling() -> str:
     return "\n".join(lines)
 
 
+def busy() -> str:
+    """Training with all threads, with one and by a trial, alone and beside busy programs, by benchmarks/busy.py."""
+    record = result("busy")
+    loads = sorted({row["busy"] for row in record["runs"]})
+    heads = ["alone" if load == 0 else f"beside {load} busy programs" for load in loads]
+    lines = [f"| threads | {' | '.join(heads)} |", f"|{'---|' * (1 + len(heads))}"]
+    for way in dict.fromkeys(row["way"] for row in record["runs"]):
+        cells = []
+        for load in loads:
+            rows = [row for row in record["runs"] if (row["way"], row["busy"]) == (way, load)]
+            rates = sorted(row["images_per_second"] for row in rows)
+            chosen = " or ".join(map(str, sorted({row["threads"] for row in rows})))
+            spread = f" ({rates[0]:,.0f} to {rates[-1]:,.0f})" if len(rates) > 1 else ""
+            cells.append(f"{statistics.median(rates):,.0f}{spread}, {chosen}")
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    repeats, facts = len(record["runs"]) // (len(lines) - 2) // len(loads), record["environment"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Images a second of `{record['command'][0]}`, and its threads; {repeats} training{'s' if repeats > 1 else ''} of "
+            f"{record['steps']} steps each, in turn, on {facts['device']}; torch {facts['torch']} (`python benchmarks/busy.py`).",
+        ]
+    )
+
+
 def processes() -> str:
     """One process with all cores against a process for each, by benchmarks/processes.py."""
     found = result("processes")
@@ -1101,6 +1127,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "bench": partial(bench, "bench", "bench_cifar10_pocket_v2"),
     "growth": growth,
     "sampling": sampling,
+    "busy": busy,
     "loader": loader,
     "stream": stream,
     "datasets": datasets,
