@@ -612,7 +612,8 @@ def busy() -> str:
             *lines,
             "",
             f"Images a second of `{record['command'][0]}`, and its threads; {repeats} training{'s' if repeats > 1 else ''} "
-            f"each of {record['steps']} steps, in turn, on {facts['device']}; torch {facts['torch']} (`python benchmarks/busy.py`).",
+            f"each of {record['steps']} steps, in turn, on {facts['device']}; torch {facts['torch']} "
+            "(`python benchmarks/busy.py`).",
         ]
     )
 
