@@ -147,7 +147,8 @@ def prepared(args: argparse.Namespace, fields: list[str], work: Path) -> tuple[C
     is the same; otherwise the recipe starts from its averaged weights."""
     changes = {"checkpoint_every": args.checkpoint_every, "keep_checkpoints": 1, "preview_every": 0}
     if args.state is None:
-        return parse(fields, override(preset(args.preset), train={"steps": 10**6, **changes})), work / SAME, []
+        endless = {"steps": 10**6, "compile": False}  # auto would take the steps for the length of the run
+        return parse(fields, override(preset(args.preset), train=endless | changes)), work / SAME, []
     legs = unpack(args.state, work / SAME)
     before = load_config(work / SAME / CONFIG)
     cfg = override(parse(fields, before), train=changes)
@@ -168,7 +169,7 @@ def train_for(args: argparse.Namespace, cfg: Config, run: Path, legs: list[Any])
     while process.poll() is None and time.monotonic() < started + args.seconds:
         time.sleep(0.2)
         if time.monotonic() > saved + args.save_every:
-            with contextlib.suppress(CheckpointError):  # deleted while it was read, since a newer one is there
+            with contextlib.suppress(CheckpointError, OSError):  # deleted while it was read, since a newer one is there
                 pack(run, args.out, legs, {})
             saved = time.monotonic()
     process.send_signal(signal.SIGTERM)
