@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -60,6 +61,25 @@ def test_the_progress_of_images_drawn_in_threads_is_that_of_one_part():
     with Progress(3, "drawing", shown=False) as progress:
         model().draw(range(50), "ddpm", 4, 7)
         assert progress.reached == pytest.approx(1)
+
+
+def test_the_other_parts_end_when_one_fails():
+    torch.set_num_threads(2)
+    steps = []
+
+    def work(rows: slice) -> torch.Tensor:
+        if rows.start == 0:
+            raise DataError("of the first part")
+        for step in range(1000):
+            steps.append(step)
+            time.sleep(0.01)
+            devices.go_on()
+        return torch.zeros(1)
+
+    with pytest.raises(DataError, match="of the first part"):
+        devices.in_threads(work, 2 * devices.LEAST_ROWS, torch.device("cpu"))
+    assert len(steps) < 100
+    devices.go_on()  # here nothing was given up
 
 
 def test_a_few_rows_stay_together_and_an_error_in_a_thread_is_raised():

@@ -13,8 +13,10 @@ import platform
 import re
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -71,15 +73,35 @@ def in_threads(work: Callable[[slice], torch.Tensor], n: int, device: torch.devi
     if parts < 2:
         return work(slice(0, n))
     edges = [n * i // parts for i in range(parts + 1)]
+    given_up = threading.Event()
+
+    def alone(rows: slice) -> torch.Tensor:
+        _given_up.set(given_up)
+        return work(rows)
+
     pool = concurrent.futures.ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,))
     try:
         first, *others = (slice(low, high) for low, high in pairwise(edges))
         here = contextvars.copy_context()  # the progress of the caller moves with the first part, which stands for all
-        done = [pool.submit(here.run, work, first), *(pool.submit(work, rows) for rows in others)]
+        done = [pool.submit(here.run, alone, first), *(pool.submit(alone, rows) for rows in others)]
         return torch.cat([part.result() for part in done])
+    except BaseException:
+        given_up.set()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # part of it is of the whole process
+
+
+_given_up: ContextVar[threading.Event | None] = ContextVar("given_up", default=None)
+
+
+def go_on() -> None:
+    """To be called now and then by the work of :func:`in_threads`: it raises once the whole is given up, after Ctrl-C or an
+    error in another part, since a thread cannot be ended from outside."""
+    given_up = _given_up.get()
+    if given_up is not None and given_up.is_set():
+        raise RuntimeError("the other parts were given up")
 
 
 @cache

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data.image_set import to_pixels
+from ..devices import go_on
 from ..errors import DivergedError
 from ..method.diffusion import Diffusion
 from ..method.samplers import Denoiser, ImageNoise, Spacing, run_sampler
@@ -43,6 +44,7 @@ def run_to_pixels(
     """Run a sampler with a denoiser (-> x_0), one image for each of the noise: uint8 [B, C, H, W] on the CPU."""
     for x in run_sampler(sampler, denoise, diffusion, noise, steps, spacing):
         part_done(1 / steps)
+        go_on()
     if not bool(x.isfinite().all()):
         raise DivergedError("the generated images are not finite: this model diverged in training; use another checkpoint")
     return to_pixels(x).cpu()
