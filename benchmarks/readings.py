@@ -6,7 +6,7 @@
     python benchmarks/readings.py readings --images 300 [--write]
     python benchmarks/readings.py attacks --images 12 --steps 8 [--write]
 
-``choose`` compares pairs of scores on altered training images alone; the pair of ``fused`` was taken from it. ``--model`` and
+``choose`` compares combinations of scores on altered training images alone; that of ``fused`` was taken from it. ``--model`` and
 ``--data`` measure another model: for CIFAR-10 give folders of CelebA and Tiny-ImageNet to ``--ood``.
 """
 
@@ -17,6 +17,7 @@ import json
 import tempfile
 import time
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ RECORDS = {
     "attacks": "readings_attacks.json",
 }
 SUITE = "readings"
-FEW = 100  # images of each altered set
+FEW = 200  # images of each altered set
 CLASSIFIER = ("max_prob", "max_logit", "entropy", "logpx", "knn", "mahalanobis", "relative_mahalanobis")
 DENOISER = ("denoising", "scoped", "diffpath", "trajectory")
 
@@ -107,7 +108,7 @@ def mean_score(scorer: Scorer, images: ImageSet) -> Tensor:
 
 
 def choose(args: argparse.Namespace) -> dict[str, Any]:
-    """The AUROC of each pair's fused score on each altered set."""
+    """The AUROC on each altered set of one or two of the classifier's scores, fused with one of the denoiser's."""
     subject = subject_of(args.model, args.data)
     train = subject.data.train
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
@@ -122,14 +123,14 @@ def choose(args: argparse.Namespace) -> dict[str, Any]:
     found = {name: scorer for name, scorer in scores(ctx).items() if name in CLASSIFIER + DENOISER}
     parts = {name: remembered(partial(mean_score, scorer)) for name, scorer in found.items()}
     reference, areas_of = two_halves(ctx)[1].subsample(2 * FEW), dict[str, dict[str, float]]()
-    for first in CLASSIFIER:
-        for second in DENOISER:
-            of = {name: fused([parts[first], parts[second]], reference)(images) for name, images in sets.items()}
-            areas = {name: round(auroc(of["unchanged"], values), 4) for name, values in of.items() if name != "unchanged"}
-            areas_of[f"{first} + {second}"] = {"mean": round(sum(areas.values()) / len(areas), 4)} | areas
-            print(f"{first} + {second}", areas_of[f"{first} + {second}"], flush=True)
-    pairs = dict(sorted(areas_of.items(), key=lambda item: -item[1]["mean"]))
-    return {"command": "python benchmarks/readings.py choose", "images": FEW, "seed": 0, "pairs": pairs}
+    few = (*((name,) for name in CLASSIFIER), *combinations(CLASSIFIER, 2))
+    for names in ((*first, second) for first in few for second in DENOISER):
+        of = {name: fused([parts[part] for part in names], reference)(images) for name, images in sets.items()}
+        areas = {name: round(auroc(of["unchanged"], values), 4) for name, values in of.items() if name != "unchanged"}
+        areas_of[" + ".join(names)] = {"mean": round(sum(areas.values()) / len(areas), 4)} | areas
+        print(" + ".join(names), areas_of[" + ".join(names)], flush=True)
+    best = dict(sorted(areas_of.items(), key=lambda item: -item[1]["mean"]))
+    return {"command": "python benchmarks/readings.py choose", "images": FEW, "seed": 0, "combinations": best}
 
 
 def main() -> None:

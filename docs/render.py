@@ -976,15 +976,15 @@ def readings_attacks() -> str:
 
 
 def ood_choice() -> str:
-    """The AUROC of the fused score of each pair on altered training images (benchmarks/readings.py choose)."""
+    """The AUROC of fused scores on altered training images (benchmarks/readings.py choose)."""
     record = result("ood_choice")
-    sets = [name for name in next(iter(record["pairs"].values())) if name != "mean"]
-    lines = [f"| pair | mean | {' | '.join(sets)} |", f"|{'---|' * (2 + len(sets))}"]
-    for pair, areas in [*record["pairs"].items()][:8]:
-        lines.append(f"| {pair} | {' | '.join(f'{areas[name]:.3f}' for name in ('mean', *sets))} |")
+    sets = [name for name in next(iter(record["combinations"].values())) if name != "mean"]
+    lines = [f"| combination | mean | {' | '.join(sets)} |", f"|{'---|' * (2 + len(sets))}"]
+    for names, areas in [*record["combinations"].items()][:8]:
+        lines.append(f"| {names} | {' | '.join(f'{areas[name]:.3f}' for name in ('mean', *sets))} |")
     lines += [
         "",
-        f"The best eight of {len(record['pairs'])} pairs, AUROC of the fused score, {record['images']} images each "
+        f"The best eight of {len(record['combinations'])}, AUROC of the fused score, {record['images']} images each "
         "(`python benchmarks/readings.py choose`).",
     ]
     return "\n".join(lines)

@@ -277,9 +277,9 @@ def test_the_fusion_is_fishers_on_ranks():
     id_scores, scores = torch.tensor([1.0, 2.0, 2.0, 3.0]), torch.tensor([0.0, 2.0, 2.5, 9.0])
     ranks = in_distribution_rank(scores, id_scores)
     assert ranks.tolist() == [1 / 5, 4 / 5, 4 / 5, 1]
-    other = torch.tensor([0.4, 0.2, 1.0, 0.6], dtype=torch.float64)
-    for found, pair in zip(fused_score([ranks, other]), zip(ranks, other, strict=True), strict=True):
-        assert -2 * found == pytest.approx(combine_pvalues(list(pair), "fisher").statistic)
+    others = torch.tensor([[0.4, 0.2, 1.0, 0.6], [0.1, 0.9, 0.5, 1.0]], dtype=torch.float64)
+    for found, of_one in zip(fused_score([ranks, *others]), zip(ranks, *others, strict=True), strict=True):
+        assert -2 * found == pytest.approx(combine_pvalues(list(of_one), "fisher").statistic)
 
 
 def small_denoiser(dtype=torch.float64):

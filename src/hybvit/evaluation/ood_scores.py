@@ -37,7 +37,7 @@ BOUND_BATCH = 64  # fixed, whatever --batch-size is: an image's draws depend on 
 REFERENCE = 500  # training images that densities are fitted to, and others that ranks are taken among
 TINY = 1e-12  # of an error, whose log is taken
 FEWEST = 20  # training images, for a density of twelve statistics
-FUSED = ("relative_mahalanobis", "trajectory")  # chosen on altered training images (docs/ood.md)
+FUSED = ("knn", "relative_mahalanobis", "trajectory")  # chosen on altered training images (docs/ood.md)
 
 LABELS = {
     "logpx": "log p(x), the logsumexp of the logits",
@@ -53,7 +53,7 @@ LABELS = {
     "scoped": "log density of score norm over trace (SCOPED)",
     "diffpath": "density of six statistics of the path (DiffPath)",
     "trajectory": "density of the path and of six denoising errors",
-    "fused": "Fisher's combination of two ranks",
+    "fused": "Fisher's combination of three ranks",
 }
 
 Scorer = Callable[[ImageSet], Tensor]
@@ -61,15 +61,17 @@ Scorer = Callable[[ImageSet], Tensor]
 
 def passes(ctx: Context, score: str) -> int:
     """What a score costs for each image, in forward passes of the network; a gradient counts two more."""
+    trajectory = len(PATH_TIMES) + len(ERROR_TIMES)
     known = {
         "grad_norm": 3,
         "denoising": len(DENOISING_TIMES) * DENOISING_DRAWS,
         "bits": ctx.options.bound_draws + 2 if ctx.options.bound_draws else ctx.model.diffusion.T,
         "scoped": 3,
         "diffpath": len(PATH_TIMES),
-        "trajectory": len(PATH_TIMES) + len(ERROR_TIMES),
+        "trajectory": trajectory,
+        "fused": 1 + trajectory,  # neighbors and distances are found among the same features
     }
-    return sum(known.get(part, 1) for part in (FUSED if score == "fused" else (score,)))
+    return known.get(score, 1)
 
 
 def scores(ctx: Context) -> dict[str, Scorer]:
