@@ -6,8 +6,8 @@
     python benchmarks/readings.py readings --images 300 [--write]
     python benchmarks/readings.py attacks --images 12 --steps 8 [--write]
 
-``choose`` compares combinations of scores on altered training images alone; that of ``fused`` was taken from it. ``--model`` and
-``--data`` measure another model: for CIFAR-10 give folders of CelebA and Tiny-ImageNet to ``--ood``.
+``choose`` compares combinations of scores on altered training images alone; that of ``fused`` was taken from it. ``--model``
+and ``--data`` measure another model: for CIFAR-10 give folders of CelebA and Tiny-ImageNet to ``--ood``.
 """
 
 from __future__ import annotations
