@@ -294,7 +294,7 @@ def shipped() -> str:
     drawn = " and ".join(dict.fromkeys(f"{o['samples']:,} samples by {o['sampler']} in {o['steps']} steps" for o in options))
     notes = (
         f"95 % intervals in parentheses; {drawn}. Each column has its own small extractor: compare its distances at the "
-        "same n with each other, not with the other column and not with an FID. More images, even real ones, are closer."
+        "same n with each other, not with another column and not with an FID. More images, even real ones, are closer."
     )
     return "\n".join([*lines, "", notes])
 
