@@ -54,6 +54,7 @@ found = {
 }
 from huggingface_hub import constants
 constants.ENDPOINT = "http://127.0.0.1:9"  # nobody answers
+found["unanswered"] = cli.main(["push", first, "me/digits"])
 found["offline"] = digest(hybvit.HybridModel.from_pretrained("me/digits", local_files_only=True))
 for source in ("me/digits@nowhere", "me/pickled", "me/absent"):
     try:
@@ -90,6 +91,9 @@ def test_what_is_pushed_comes_back_in_its_revision_and_offline(tmp_path):
         found = json.loads(run.stdout.splitlines()[-1])
         pushed = {repo: hub.commits[sha] for repo, sha in hub.branches.items()}
     assert found["codes"] == [0, 0, 0, 0]
+    assert found["unanswered"] == 3
+    (unanswered,) = (line for line in run.stderr.splitlines() if line.startswith("hybvit: "))
+    assert unanswered.startswith("hybvit: me/digits: the upload to the hub failed (")
     assert found["newest"] == found["offline"] == digests[1]
     assert found["by name"] == found["by argument"] == digests[0]
     assert found["pinned"] == digests[2]

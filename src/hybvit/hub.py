@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,11 @@ def hub_errors(what: str) -> Iterator[None]:
 
 def connection_errors() -> tuple[type[Exception], ...]:
     """What the hub's client raises where nobody answers, beside OSError."""
-    try:
-        from httpx import HTTPError  # since huggingface_hub 1.0
-    except ImportError:
-        return ()
-    return (HTTPError,)
+    found = []
+    for name in ("httpx", "httpx2"):  # the packages that huggingface_hub 1 and 2 ask with
+        with suppress(ImportError):
+            found.append(import_module(name).HTTPError)
+    return tuple(found)
 
 
 def upload(

@@ -142,10 +142,11 @@ def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one pl
     )
     workers = resolve_workers(cfg.data.workers, device)
     weights: list[Tensor] = list(net.parameters())
+    share = f"{sum(weight.numel() for weight in weights if weight.requires_grad):,} of " if cfg.optim.freeze else ""
     processes = f" in {world_size()} processes" if world_size() > 1 else ""
     resumed = f"resumed at step {done} of " if done else ""
     say(
-        f"{out}: {cfg.objective.kind} on {describe_data(cfg.data)}, {number_of_parameters(net):,} parameters, "
+        f"{out}: {cfg.objective.kind} on {describe_data(cfg.data)}, {share}{number_of_parameters(net):,} parameters, "
         f"{device.type} {cfg.train.precision}{processes}, {resumed}{cfg.train.steps} steps"
     )
     if cfg.train.compile is True:
@@ -302,10 +303,10 @@ def load_init_weights(start: HybridModel, net: Network, say: Callable[[str], Non
         CheckpointError: a weight is missing, unknown, or of another shape.
     """
     own, found = net.state_dict(), start.net.state_dict()
-    for name in found:
-        if name.startswith(OF_CLASSES) and name in own and found[name].shape != own[name].shape:
-            found[name] = own[name]
-            say(f"{name} is reinitialized: the model of train.init has other classes")
+    others = [name for name in found if name.startswith(OF_CLASSES) and name in own and found[name].shape != own[name].shape]
+    if others:
+        found |= {name: own[name] for name in others}
+        say(f"the model of train.init has another number of classes: {', '.join(others)} start at random")
     checkpoint.load_strictly(net, found, Path("train.init"))
 
 
