@@ -156,7 +156,12 @@ def test_it_is_the_same_again_in_a_copy_and_in_a_thread(digits, fitted):
 
 @pytest.mark.parametrize(
     ("given", "reason"),
-    [({"size": "huge"}, "size is 'huge'"), ({"max_iter": 0}, "max_iter is 0"), ({"batch_size": 2.5}, "2.5")],
+    [
+        ({"size": "huge"}, "size is 'huge'"),
+        ({"max_iter": 0}, "max_iter is 0"),
+        ({"batch_size": 2.5}, "2.5"),
+        ({"learning_rate": -1}, "learning_rate is -1"),
+    ],
 )
 def test_a_parameter_that_does_not_fit_is_named(given, reason):
     with pytest.raises(ValueError, match=reason):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
@@ -114,18 +114,17 @@ class HybViTPipeline(DiffusionPipeline):
         denoiser: the network.
         scheduler: any that takes v_prediction, for the same forward process. :meth:`from_hybrid` makes one, and
             ``SCHEDULER.from_config(pipe.scheduler.config)`` another one of the same process.
-        id2label: the name of each class, as the DiT pipeline of diffusers has it; ``labels`` is the other way round.
+        id2label: the name of each class by its number in digits, as the DiT pipeline of diffusers stores it; ``labels`` is the
+            other way round.
     """
 
     model_cpu_offload_seq = "denoiser"
 
-    def __init__(
-        self, denoiser: HybViTDenoiser, scheduler: SchedulerMixin, id2label: Mapping[int | str, str] | None = None
-    ) -> None:
+    def __init__(self, denoiser: HybViTDenoiser, scheduler: SchedulerMixin, id2label: dict[str, str] | None = None) -> None:
         super().__init__()
         self.register_modules(denoiser=denoiser, scheduler=scheduler)
         self.labels = {name: int(k) for k, name in (id2label or {}).items()}
-        self.register_to_config(id2label={str(k): name for name, k in self.labels.items()})  # JSON has no other keys
+        self.register_to_config(id2label=id2label or {})
 
     @classmethod
     def from_hybrid(cls, model: HybridModel) -> HybViTPipeline:
@@ -146,7 +145,8 @@ class HybViTPipeline(DiffusionPipeline):
             prediction_type="v_prediction",
             timestep_spacing="trailing",
         )
-        return cls(denoiser.eval().to(model.device), scheduler, dict(enumerate(model.classes)))
+        id2label = {str(k): name for k, name in enumerate(model.classes)}  # JSON has no other keys
+        return cls(denoiser.eval().to(model.device), scheduler, id2label)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], **options: Any) -> HybViTPipeline:
@@ -155,7 +155,7 @@ class HybViTPipeline(DiffusionPipeline):
         Raises:
             CheckpointError: a weight is missing or unexpected, or has another shape.
         """
-        return super().from_pretrained(source, **options | {"use_safetensors": True})
+        return super().from_pretrained(source, **{"low_cpu_mem_usage": False} | options | {"use_safetensors": True})
 
     @torch.no_grad()
     def __call__(  # noqa: PLR0913  the names are those of diffusers
@@ -186,6 +186,8 @@ class HybViTPipeline(DiffusionPipeline):
         """
         vit, device = self.denoiser.net.cfg, self._execution_device
         labels = self._labels(class_labels, batch_size, guidance_scale)
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is {num_inference_steps}: it must be at least 1")
         if output_type not in OUTPUTS:
             raise ValueError(f"output_type is {output_type!r}: it must be {', '.join(OUTPUTS)}")
         if timesteps is None:

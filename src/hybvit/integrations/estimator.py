@@ -198,6 +198,8 @@ class HybViTClassifier(ClassifierMixin, BaseEstimator):
         for name in ("max_iter", "batch_size"):
             if not isinstance(value := getattr(self, name), Integral) or value < 1:
                 raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 1")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate!r}: it must be above 0")
         dim, depth, tap, heads = SIZES[self.size]
         n, channels, side, _ = pixels.shape
         shape = {"image_size": side, "patch_size": patch_for(side), "channels": channels, "num_classes": len(self.classes_)}
