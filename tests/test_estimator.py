@@ -107,6 +107,8 @@ def test_samples_have_the_shape_the_type_and_the_classes_of_what_was_fitted(digi
     assert drawn.shape == (12, 8, 8)
     assert drawn.dtype == np.uint8
     np.testing.assert_array_equal(drawn, fitted.sample(12, random_state=1))
+    with pytest.raises(ValueError, match=r"y has the shape \(1,\): give one class, or 2"):
+        fitted.sample(2, y=["three"])
     with pytest.raises(ValueError, match="'three', which is none of the classes"):
         fitted.sample(2, y="three")
 

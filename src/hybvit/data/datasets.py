@@ -243,8 +243,8 @@ def _check_published(info: DatasetInfo, name: str, split: str, source: Path, ima
 def _check(data: Dataset, where: str, labeled: bool) -> None:
     for split, images in (("training", data.train), ("test", data.test)):
         if len(images) == 0:
-            hint = "; name test images with --data.test_root" if split == "test" else ""
-            raise DataError(f"{where}: the {split} split has no images{hint}")
+            cure = "name test images with --data.test_root" if split == "test" else "each class needs at least two, one to test"
+            raise DataError(f"{where}: the {split} split has no images: {cure}")
     labels = data.train.labels
     if labels is None:
         if labeled and not isinstance(data.train.pixels, shards.Shards):

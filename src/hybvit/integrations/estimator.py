@@ -275,7 +275,10 @@ class HybViTClassifier(ClassifierMixin, BaseEstimator):
         if y is None:
             labels = random.choice(len(self.classes_), size=n_samples, p=self.class_prior_)
         else:
-            wanted = np.broadcast_to(np.asarray(y), (n_samples,))
+            given = np.asarray(y)
+            if given.shape not in ((), (n_samples,)):
+                raise ValueError(f"y has the shape {given.shape}: give one class, or {n_samples}")
+            wanted = np.broadcast_to(given, (n_samples,))
             if unknown := set(wanted.tolist()) - set(self.classes_.tolist()):
                 raise ValueError(f"y has {unknown.pop()!r}, which is none of the classes")
             labels = np.searchsorted(self.classes_, wanted)
