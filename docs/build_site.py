@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
+
+from hybvit.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -76,6 +79,14 @@ def copy() -> None:
         made.write_text(plain(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
+def add_digits(folder: Path) -> None:
+    """Put the model and its runtime beside the page that runs in the browser; where they are not to be had, it says so."""
+    try:
+        runpy.run_path(str(DOCS / "browser" / "build.py"))["build"](folder)
+    except (OSError, subprocess.CalledProcessError, ConfigError) as error:
+        print(f"{folder.relative_to(ROOT)}: without its model ({error})")
+
+
 class Page(HTMLParser):
     """The ids of a page, what it links to, and what a browser requests when it opens it."""
 
@@ -117,6 +128,7 @@ def faults(site: Path) -> Iterator[str]:
 
 def main() -> None:
     copy()
+    add_digits(COPY / "browser")
     shutil.rmtree(SITE, ignore_errors=True)
     done = subprocess.run([sys.executable, "-m", "zensical", "build", "--strict", "--clean"], cwd=ROOT)
     if done.returncode:

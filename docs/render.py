@@ -1075,7 +1075,7 @@ def compare_facts() -> str:
 
 
 EXTRAS = {  # extra of pyproject.toml -> what it is for
-    "baselines": "the U-Net of DDPM, and diffusers' networks in `hybvit bench`",
+    "baselines": "the pipeline of diffusers, the U-Net of DDPM, and diffusers' networks in `hybvit bench`",
     "docs": "the documentation site, `make docs`",
     "eval": "AutoAttack; without it `hybvit evaluate` attacks by PGD alone, and says so",
     "export": "`hybvit export --format onnx`",

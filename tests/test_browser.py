@@ -19,7 +19,6 @@ import torch
 import hybvit
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import to_x
-from hybvit.export.folder import export_graphs
 from hybvit.model import run_to_pixels
 
 from .browser import PROGRAM, Browser
@@ -34,12 +33,10 @@ pytestmark = [
 
 @pytest.fixture
 def page(tmp_path) -> Path:
-    """A copy of the page with what docs/browser/build.py puts beside it."""
+    """What docs/browser/build.py makes of the page."""
     folder = tmp_path / "page"
-    shutil.copytree(PAGE, folder, ignore=shutil.ignore_patterns("model", "ort"))
-    export_graphs(hybvit.load("digits", "cpu"), folder / "model")
     try:
-        runpy.run_path(str(PAGE / "build.py"))["fetch_runtime"](folder / "ort")
+        runpy.run_path(str(PAGE / "build.py"))["build"](folder)
     except subprocess.CalledProcessError as error:
         pytest.skip(f"npm fetched no onnxruntime-web: {error.stderr.strip()[-200:]}")
     return folder
@@ -84,4 +81,7 @@ def test_the_page_classifies_and_draws_as_the_package_does(page, tmp_path):
         stroke(browser, (160, 50), (160, 160), (160, 270))
         browser.wait("document.querySelector('.top')?.textContent.startsWith('1')", 10)
         assert {address for address in browser.requests if not address.startswith((url, "data:", "blob:"))} == set()
+        with served(PAGE) as bare:
+            browser.open(bare)
+            browser.wait("document.getElementById('status').textContent.startsWith('The model is not here')")
         assert browser.faults == []

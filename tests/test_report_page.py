@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import sys
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from hybvit.evaluation.report import STYLE
+from hybvit.config import Config, override
+from hybvit.evaluation import plots
+from hybvit.evaluation.report import STYLE, plain, prose, trained
+from hybvit.evaluation.suites import SUITES
 
 from .browser import PROGRAM, Browser
 
@@ -20,7 +24,9 @@ import report as maker  # noqa: E402
 
 MEASURES = """({
     width: document.documentElement.scrollWidth,
-    outside: [...document.querySelectorAll('body *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1).length,
+    outside: [...document.querySelectorAll('body *')].filter(
+        (e) => e.getBoundingClientRect().right > innerWidth + 1 && !e.parentElement.closest('.drawing')).length,
+    smallest: Math.min(...[...document.querySelectorAll('svg text')].map((e) => e.getBoundingClientRect().height)),
     empty: [...document.querySelectorAll('td')].filter(
         (e) => !e.textContent.trim() && e.offsetHeight > 40 && getComputedStyle(e, '::before').content === 'none').length,
     paper: getComputedStyle(document.body).backgroundColor,
@@ -35,6 +41,15 @@ def test_the_page_is_of_the_best_model_and_asks_no_other_host():
     metrics = json.loads((ROOT / "results" / f"model_{maker.MODEL}.json").read_text())["metrics"]
     for name in ("test/accuracy", "likelihood/bits_per_dim"):
         assert re.search(rf"<td>{name}<td class=n>{metrics[name]['value']:.4f}<", page), name
+
+
+def test_the_page_says_what_it_leaves_out():
+    page = PAGE.read_text(encoding="utf-8")
+    command = re.search(r"A selection: .*?<code>hybvit evaluate fashion-mnist --suites (\S+) --report</code>", page)[1].split(
+        ","
+    )
+    assert [name for name, suite in SUITES.items() if f"<h2>{html.escape(suite.heading)}</h2>" not in page] == command
+    assert maker.with_lead("<div class=tiles>", list(SUITES)) == "<div class=tiles>"
 
 
 def test_fewer_bytes_keep_words_names_and_places():
@@ -56,8 +71,45 @@ def test_the_page_fits_a_phone_the_dark_and_paper(tmp_path):
             found = browser.run(MEASURES)
             assert found["width"] <= width
             assert (found["outside"], found["empty"]) == (0, 0), width
+            assert found["smallest"] >= 7, "words in a drawing are too small to be read"
             assert found["paper"] == ("rgb(27, 27, 27)" if dark else "rgb(255, 255, 255)")
         browser.call("Emulation.setEmulatedMedia", media="print")
         found = browser.run(MEASURES)
         assert (found["paper"], found["shown"]) == ("rgb(255, 255, 255)", 0)
         assert not [url for url in browser.requests if url.startswith("http")]
+
+
+@pytest.mark.parametrize("decades", [0.1, 0.3, 1, 2, 3, 7, 12])
+def test_a_logarithmic_axis_has_labels_that_can_be_read(decades):
+    figure, axes = plots._axes()
+    axes.plot([0, 1], [0.03, 0.03 * 10**decades])
+    plots.log_y(axes)
+    figure.draw_without_rendering()
+    low, high = axes.get_ylim()
+    assert (
+        3
+        <= sum(
+            low <= tick <= high and bool(label.get_text())
+            for tick, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
+        )
+        <= 11
+    )
+
+
+@pytest.mark.parametrize(
+    ("training", "init", "words"),
+    [
+        ({}, None, "last trained for 5,000 steps of batch 128 + 64, seed 0"),
+        ({"steps": 5000}, None, "trained for 5,000 steps of batch 128 + 64, seed 0"),
+        ({"steps": 400}, "runs/a", "trained for 400 of 5,000 steps of batch 128 + 64, seed 0, after runs/a"),
+    ],
+)
+def test_the_heading_claims_no_more_training_than_is_known(training, init, words):
+    cfg = override(Config(), train={"steps": 5000, "batch_size": 128, "labelled_batch_size": 64, "init": init})
+    assert trained({"training": training}, cfg) == words
+
+
+def test_commands_in_a_note_are_code():
+    note = "the model has none (`hybvit calibrate`): <b> `x`"
+    assert prose(note) == "the model has none (<code>hybvit calibrate</code>): &lt;b&gt; `x`"
+    assert plain(note) == r"the model has none (`hybvit calibrate`): &lt;b&gt; \`x\`"

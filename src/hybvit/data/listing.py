@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..catalog import CATALOG
 from ..config import DataConfig
 from ..errors import ConfigError, DataError
 from .fingerprint import ListedImage, fingerprint, shares_training_images
@@ -127,7 +128,8 @@ def existing_root(data: DataConfig, what: str) -> Path:
         raise ConfigError(f"data.root is not set: give --data {what}")
     root = Path(data.root)
     if not root.exists():
-        raise DataError(f"{root}: no such folder" + ("" if root.suffix == "" else " or file"))
+        named = f"; a data set by name is --dataset {root.name}, in training --data.name {root.name}"
+        raise DataError(f"{root}: no such folder{' or file' * bool(root.suffix)}{named if root.name in CATALOG else ''}")
     return root
 
 

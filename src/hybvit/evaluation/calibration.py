@@ -37,7 +37,7 @@ def run(ctx: Context) -> Result:
         }  # fmt: skip
         result.pictures[f"reliability{suffix}"] = Picture(
             plots.reliability(filled(table.confidence), filled(table.accuracy), table.size.tolist(), title),
-            f"Reliability, {title}: on the dashed line, accuracy equals confidence (Figures 6 and 12)",
+            f"Reliability, {title}: on the dashed line, accuracy equals confidence (Figures 6 and 12 of the paper)",
         )
     if len(stages) > 1:
         compare(result, nll(stages[1][1], labels) - nll(logits, labels))

@@ -41,18 +41,26 @@ def literal(text: str) -> str:
 
 def curve(points: Sequence[tuple[float, float]], x: str, y: str, log: bool = False) -> str:
     """One line."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     figure, axes = _axes()
     axes.plot(*zip(*points, strict=True), color=INK[0], linewidth=1.5)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        log_y(axes)
     return svg(figure)
+
+
+def log_y(axes: Any) -> None:
+    """Make the y-axis of what is drawn logarithmic, with as many labels as can be read, over part of a decade or over many."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    decades = math.log10(high / low)
+    subs = (1, 1.5, 2, 3, 5, 7) if decades < 1.2 else (1, 2, 5) if decades < 3.4 else (1,)
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)) if decades < 0.6 else LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def curves(
@@ -181,7 +189,7 @@ def power_laws(panels: Mapping[str, tuple[Sequence[tuple[float, float]], Mapping
     """Panels of points on logarithmic axes, with a line through their middle for each named exponent: name of the y-axis ->
     (points, exponents)."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(3.6 * len(panels), 3), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False).ravel()
@@ -192,12 +200,10 @@ def power_laws(panels: Mapping[str, tuple[Sequence[tuple[float, float]], Mapping
             line = [middle[1] * (size / middle[0]) ** exponent for size in at]
             axes.plot(at, line, STYLES[i % 4], color=INK[1 + i % 5], linewidth=1.2, label=literal(f"{name}: {exponent:.2f}"))
         axes.plot(at, values, "o", color=INK[0], markersize=5)
-        axes.set(xscale="log", yscale="log", xlabel=x, ylabel=title)
+        axes.set(xscale="log", xlabel=x, ylabel=title)
         axes.set_xticks(at, [f"{size:g}" for size in at])
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        log_y(axes)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return svg(figure)
@@ -278,7 +284,7 @@ def paired(panels: Mapping[str, Sequence[tuple[str, float | None, Any]]]) -> str
 
 
 def panels(drawings: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[int]]]) -> str:
-    """Several reliability diagrams side by side: name -> (confidence, accuracy, count) per bin (Figures 6 and 12)."""
+    """Several reliability diagrams side by side (Figures 6 and 12 of the paper): name -> (confidence, accuracy, count) per bin."""
     from matplotlib.figure import Figure
 
     across = min(len(drawings), 3)

@@ -45,14 +45,15 @@ def run(ctx: Context) -> Result:
         by_class = {classes[k]: values[label == k].tolist() for k in shown if (label == k).sum() > 1}
         if by_class:
             result.pictures[f"{key}_by_class"] = Picture(
-                plots.histogram_panels(by_class, words), f"{words} of samples, by class (Figures 10 and 11)"
+                plots.histogram_panels(by_class, words), f"{words} of samples, by class (Figures 10 and 11 of the paper)"
             )
         for title, largest in (("best", True), ("worst", False)):
             rows = [rank(values, label == k, largest) for k in shown if (label == k).sum() >= PER_CLASS]
             if rows:
                 pixels = samples[torch.cat(rows)]
                 picture = grid(pixels, columns=PER_CLASS, scale=max(1, 32 // pixels.shape[-1]))
-                caption = f"The {PER_CLASS} {title} samples of each class by {words}, one class per row (Figures 15-24)"
+                caption = f"The {PER_CLASS} {title} samples of each class by {words}, one class per row"
+                caption += " (Figures 15-24 of the paper)"
                 result.pictures[f"{title}_{key}"] = Picture(picture, caption)
     return result
 

@@ -153,11 +153,13 @@ td.n { font-variant-numeric: tabular-nums; white-space: nowrap; } pre { overflow
   td { padding: 0; border: 0; overflow-wrap: anywhere; } td:first-child, td.meaning { flex: 1 0 100%; }
   td:first-child { font-weight: 600; }
   td.n:empty { display: none; } td.of:not(:empty)::before { content: "n "; } td.meaning { font-size: .85rem; }
+  .drawing { overflow-x: auto; } svg { max-width: none; zoom: .75; } /* words stay readable: a wide drawing scrolls in its box */
 }
 @media (prefers-color-scheme: dark) { svg { filter: invert(.9) hue-rotate(180deg); } }
 @media print {
   :root { color-scheme: light; } body { margin: 0; max-width: none; font-size: 10pt; } details { display: none; }
-  h2, figcaption { break-after: avoid; } figure, tr, .tile, .warn { break-inside: avoid; } svg, img { max-width: 8cm; }
+  h2, figcaption { break-after: avoid; } figure, tr, .tile, .warn { break-inside: avoid; } img { max-width: 8cm; }
+  svg { max-width: 100%; zoom: .75; }
 }
 """
 
@@ -213,13 +215,13 @@ def page(
     for name in pictures:
         name_of_suite, description = html.escape(suites[name].heading), html.escape(suites[name].description)
         parts.append(f"<h2>{name_of_suite}</h2><p class=sub>{description}.</p>")
-        parts += [f"<p class=warn>{html.escape(note)}</p>" for note in record["notes"][name]]
+        parts += [f"<p class=warn>{prose(note)}</p>" for note in record["notes"][name]]
         figures = "".join(figure(path, caption) for path, caption in pictures[name].items())
         parts.append(f"<div class=row>{figures}</div>" + numbers(of_suite(record, name, out)))
     parts += training(history)
     if record["left_out"]:
         parts.append(
-            "<h2>Left out</h2>" + "".join(f"<p class=sub>{html.escape(f'{k}: {v}')}</p>" for k, v in record["left_out"].items())
+            "<h2>Left out</h2>" + "".join(f"<p class=sub>{prose(f'{k}: {v}')}</p>" for k, v in record["left_out"].items())
         )
     facts = ", ".join(f"{name} {value}" for name, value in record["environment"].items())
     taken = ", ".join(f"{name} {suite['seconds']} s" for name, suite in record["suites"].items())
@@ -237,10 +239,19 @@ def heading(record: dict[str, Any], cfg: Config | None) -> tuple[str, str]:
     m = cfg.model
     sub = (
         f"{m.image_size}x{m.image_size}x{m.channels}, patch {m.patch_size}, dim {m.dim}, depth {m.depth}, {m.time}; "
-        f"{record['parameters']:,} parameters; {cfg.train.steps:,} steps of batch {describe_batch(cfg)}, seed {cfg.train.seed}"
+        f"{record['parameters']:,} parameters; {trained(record, cfg)}"
     )
     data = describe_data(cfg.data) if cfg.data.name == record["data"] else record["data"]
     return f"{record['objective']} on {data}", sub
+
+
+def trained(record: dict[str, Any], cfg: Config) -> str:
+    """The steps of a run. A model folder does not say whether its weights had been trained before: these were the last."""
+    done = record["training"].get("steps", cfg.train.steps)
+    of = f"{done:,} of " if done < cfg.train.steps else ""
+    last = "" if record["training"] else "last "
+    after = f", after {cfg.train.init}" if cfg.train.init else ""
+    return f"{last}trained for {of}{cfg.train.steps:,} steps of batch {describe_batch(cfg)}, seed {cfg.train.seed}{after}"
 
 
 def of_suite(record: dict[str, Any], name: str, out: Path) -> dict[str, dict[str, float]]:
@@ -289,8 +300,17 @@ def figure(path: Path, caption: str) -> str:
 
 def embedded(path: Path) -> str:
     if path.suffix == ".svg":
-        return path.read_text(encoding="utf-8")
+        return boxed(path.read_text(encoding="utf-8"))
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+
+
+def boxed(svg: str) -> str:
+    return f"<div class=drawing>{svg}</div>"
+
+
+def prose(text: str) -> str:
+    """HTML of a text, with our commands in it as code."""
+    return re.sub(r"`(hybvit [^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 def training(history: list[dict[str, Any]]) -> list[str]:
@@ -301,7 +321,7 @@ def training(history: list[dict[str, Any]]) -> list[str]:
         points = [(line["step"], line[name]) for line in history if name in line]
         if len(points) > 1:
             drawing = plots.curve(points, "step", "", log=name != "test/accuracy")
-            found.append(f"<figure>{drawing}<figcaption>{html.escape(caption)}</figcaption></figure>")
+            found.append(f"<figure>{boxed(drawing)}<figcaption>{html.escape(caption)}</figcaption></figure>")
     return [f"<h2>Training</h2><div class=row>{''.join(found)}</div>"] if found else []
 
 
@@ -337,6 +357,7 @@ def options_of(record: dict[str, Any]) -> str:
 
 
 def plain(text: str) -> str:
-    """Text in one line of Markdown, with no mark-up in it, whatever the classes and files are called."""
+    """Text in one line of Markdown, with no mark-up but our commands in it, whatever the classes and files are called."""
     marked = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", marked)
+    escaped = re.sub(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", marked)
+    return re.sub(r"\\`(hybvit [^`\\]+)\\`", r"`\1`", escaped)

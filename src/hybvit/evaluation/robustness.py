@@ -106,7 +106,7 @@ def run_pgd(ctx: Context, images: ImageSet, norm: Norm, radii: tuple[float, ...]
             f"eps ({norm}) in 1/255",
             "accuracy",
         ),
-        f"Accuracy under PGD, {norm}, of {len(images)} images: with the paper's step of 20/255 (Figure 8b)"
+        f"Accuracy under PGD, {norm}, of {len(images)} images: with the paper's step of 20/255 (its Figure 8b)"
         f"{', and with steps of eps/8 and a margin loss' if strong else ''}; "
         "an image counts as broken if any step fools the model",
     )
