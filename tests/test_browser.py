@@ -83,5 +83,5 @@ def test_the_page_classifies_and_draws_as_the_package_does(page, tmp_path):
         assert {address for address in browser.requests if not address.startswith((url, "data:", "blob:"))} == set()
         with served(PAGE) as bare:
             browser.open(bare)
-            browser.wait("document.getElementById('status').textContent.startsWith('The model is not here')")
+            browser.wait("document.getElementById('status')?.textContent.startsWith('The model is not here')")
         assert browser.faults == []

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hybvit import cli
+from hybvit import __version__, cli
 from hybvit.health.packages import OPTIONAL
 
 from .conftest import hybvit
@@ -98,7 +98,7 @@ def test_the_files_of_forges_can_be_read_and_name_what_exists():
     claimed = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
     assert set(claimed) <= set(ci["test"]["strategy"]["matrix"]["python-version"])
     assert read["release.yml"]["jobs"]["publish"]["permissions"] == {"id-token": "write"}
-    assert read["CITATION.cff"]["license"] == PROJECT["license"]
+    assert (read["CITATION.cff"]["license"], read["CITATION.cff"]["version"]) == (PROJECT["license"], __version__)
     for form in ("bug.yml", "idea.yml"):
         assert {"name", "description", "body"} <= read[form].keys()
 

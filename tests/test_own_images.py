@@ -103,9 +103,11 @@ def test_other_files_are_ignored(tmp_path):
 
 
 def test_unusable_folders_are_named(tmp_path):
-    with pytest.raises(DataError, match="no such folder$"):
+    with pytest.raises(DataError, match=r"no such folder$"):
         opened(own(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match=r"imagenet: no such folder; a data set by name is --dataset imagenet, in training --data\.name"):
+    with pytest.raises(
+        DataError, match=r"imagenet: no such folder; a data set by name is --dataset imagenet, in training --data\.name"
+    ):
         opened(own(tmp_path / "imagenet"))
     with pytest.raises(DataError, match="contains no class subfolders and no images"):
         opened(own(tmp_path))

@@ -284,7 +284,7 @@ def paired(panels: Mapping[str, Sequence[tuple[str, float | None, Any]]]) -> str
 
 
 def panels(drawings: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[int]]]) -> str:
-    """Several reliability diagrams side by side (Figures 6 and 12 of the paper): name -> (confidence, accuracy, count) per bin."""
+    """Several reliability diagrams side by side (Figures 6 and 12 of the paper): name -> (confidence, accuracy, count)."""
     from matplotlib.figure import Figure
 
     across = min(len(drawings), 3)

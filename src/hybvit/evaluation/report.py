@@ -153,7 +153,7 @@ td.n { font-variant-numeric: tabular-nums; white-space: nowrap; } pre { overflow
   td { padding: 0; border: 0; overflow-wrap: anywhere; } td:first-child, td.meaning { flex: 1 0 100%; }
   td:first-child { font-weight: 600; }
   td.n:empty { display: none; } td.of:not(:empty)::before { content: "n "; } td.meaning { font-size: .85rem; }
-  .drawing { overflow-x: auto; } svg { max-width: none; zoom: .75; } /* words stay readable: a wide drawing scrolls in its box */
+  .drawing { overflow-x: auto; } svg { max-width: none; zoom: .75; } /* its words stay readable, and a wide one scrolls */
 }
 @media (prefers-color-scheme: dark) { svg { filter: invert(.9) hue-rotate(180deg); } }
 @media print {
