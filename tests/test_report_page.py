@@ -63,7 +63,8 @@ def test_fewer_bytes_keep_words_names_and_places():
 @pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
 def test_the_page_fits_a_phone_the_dark_and_paper(tmp_path):
     page = PAGE.read_text(encoding="utf-8")
-    (tmp_path / "page.html").write_text(re.sub(r"<style>.*?</style>", lambda _: f"<style>{STYLE}</style>", page, count=1))
+    own = re.sub(r"<style>.*?</style>", lambda _: f"<style>{STYLE}</style>", page, count=1, flags=re.DOTALL)
+    (tmp_path / "page.html").write_text(own, encoding="utf-8")
     with Browser(tmp_path / "profile") as browser:
         for width, dark in ((390, False), (390, True), (1280, True)):
             browser.open((tmp_path / "page.html").as_uri(), width, dark=dark)
