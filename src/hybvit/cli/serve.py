@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from ..errors import ConfigError
@@ -48,12 +49,14 @@ def bound(host: str, port: int) -> socket.socket:
     """A socket at an address, before anything long starts.
 
     Raises:
-        ConfigError: the address is not of this machine, or the port is in use, or too large.
+        ConfigError: the host is not of this machine, or the port is in use, or too large.
     """
     if port > LAST_PORT:
         raise ConfigError(f"--port {port}: a port is at most {LAST_PORT}; the system would take another one")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
-    except (OSError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:
+        if not isinstance(error, OSError) or isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise ConfigError(f"--host {host}: {error}; give an address of this machine, such as 127.0.0.1") from None
         raise ConfigError(f"--host {host} --port {port}: {error}; give another --port, or 0 for any that is free") from None

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated
 
-from fastapi import FastAPI, File, Query, Request, UploadFile
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import Depends, FastAPI, File, Query, Request, UploadFile
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, Field
 from torch import Tensor
 
 from .. import __version__
-from ..errors import DivergedError
+from .api_errors import answer_errors, refuse_other_methods, refuse_unknown
 from .api_page import api_page
 from .drawing import Wanted, draw
-from .limits import BOUNDS, PICTURES, Busy, read_pictures
+from .limits import BOUNDS, PICTURES, Caller, read_pictures
 from .markup import png
-from .service import COVERAGE, Service
+from .service import COVERAGE, Classified, Service
 
-RETRY_AFTER = 2  # seconds
+
+async def caller(request: Request) -> AsyncIterator[Caller]:
+    """Whoever sent a request; they leave as they disconnect."""
+    waiting = Caller()
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        waiting.leave()
+
+    watching = asyncio.create_task(watch())
+    yield waiting
+    watching.cancel()
+
 
 Pictures = Annotated[
     list[UploadFile], File(min_length=1, max_length=PICTURES, description="Image files of any format and size.")
@@ -27,6 +41,7 @@ Pictures = Annotated[
 FewPictures = Annotated[
     list[UploadFile], File(min_length=1, max_length=BOUNDS, description="Image files of any format and size.")
 ]
+Client = Annotated[Caller, Depends(caller)]
 
 
 class Answer(BaseModel):
@@ -83,6 +98,7 @@ def build_api(service: Service) -> FastAPI:
         description="Images in, JSON out. Every error is an object with one line, its detail.",
         docs_url=None,
         redoc_url=None,
+        dependencies=[Depends(refuse_unknown)],
         responses={413: {"model": Problem}, 422: {"model": Problem}, 503: {"model": Problem}},
     )
     answer_errors(app)
@@ -90,38 +106,34 @@ def build_api(service: Service) -> FastAPI:
     @app.post("/v1/classify")
     def classify(
         image: Pictures,
+        client: Client,
         top: Annotated[int, Query(ge=1, description="Classes in an answer.")] = 5,
         coverage: Annotated[float, Query(gt=0, lt=1, description="Of the sets, for a calibrated model.")] = COVERAGE,
     ) -> Classification:
         """Label images, and tell how familiar they are."""
-        answers = []
-        for found in service.classify(uploaded(service, image), coverage):
-            first = sorted(range(len(found.probabilities)), key=found.probabilities.__getitem__, reverse=True)[:top]
-            answers.append(
-                Answer(
-                    label=model.classes[found.label],
-                    probabilities={model.classes[k]: found.probabilities[k] for k in first},
-                    log_density=found.log_density,
-                    familiarity=found.familiarity,
-                    set=None if found.held is None else [model.classes[k] for k in found.held],
-                )
-            )
+        pixels = uploaded(service, image)
+        found = service.desk.submit(lambda: service.classify(pixels, coverage), client).result()
+        answers = [answer_of(model.classes, one, top) for one in found]
         return Classification(answers=answers, compared_with=service.familiar and service.familiar.images)
 
     @app.post("/v1/sample")
-    def sample(wanted: Wanted) -> Samples:
+    def sample(wanted: Wanted, client: Client) -> Samples:
         """Generate images."""
-        pixels = service.desk.submit(lambda: draw(model, wanted)).result()
+        pixels = service.desk.submit(lambda: draw(model, wanted), client).result()
         return Samples(images=[base64.b64encode(png(image[None])).decode() for image in pixels])
 
     @app.post("/v1/likelihood")
-    def likelihood(image: FewPictures) -> list[Likelihood]:
+    def likelihood(image: FewPictures, client: Client) -> list[Likelihood]:
         """Bound the likelihood of images, which takes one evaluation of the network for each diffusion time."""
         pixels = uploaded(service, image)
         nothing = [None] * len(pixels)
-        densities = [found.log_density for found in service.classify(pixels)] if model.has_classes else nothing
-        bits = service.bits_per_dim(pixels) if model.has_denoiser else nothing
-        return [Likelihood(log_density=d, bits_per_dim=b) for d, b in zip(densities, bits, strict=True)]
+
+        def work() -> list[Likelihood]:
+            densities = [found.log_density for found in service.classify(pixels)] if model.has_classes else nothing
+            bits = service.bits_per_dim(pixels) if model.has_denoiser else nothing
+            return [Likelihood(log_density=d, bits_per_dim=b) for d, b in zip(densities, bits, strict=True)]
+
+        return service.desk.submit(work, client).result()
 
     @app.get("/healthz")
     def health() -> Health:
@@ -129,36 +141,24 @@ def build_api(service: Service) -> FastAPI:
         return Health(status="ok", model=service.name, version=__version__, in_line=service.desk.taken)
 
     @app.get("/docs", include_in_schema=False)
-    def docs() -> HTMLResponse:
-        return HTMLResponse(api_page(app.openapi()))
+    def docs(request: Request) -> HTMLResponse:
+        return HTMLResponse(api_page(app.openapi(), str(request.base_url).rstrip("/")))
 
+    refuse_other_methods(app)
     return app
+
+
+def answer_of(classes: Sequence[str], found: Classified, top: int) -> Answer:
+    """The answers in names, with so many of the classes."""
+    first = sorted(range(len(classes)), key=found.probabilities.__getitem__, reverse=True)[:top]
+    return Answer(
+        label=classes[found.label],
+        probabilities={classes[k]: found.probabilities[k] for k in first},
+        log_density=found.log_density,
+        familiarity=found.familiarity,
+        set=None if found.held is None else [classes[k] for k in found.held],
+    )
 
 
 def uploaded(service: Service, files: list[UploadFile]) -> Tensor:
     return read_pictures(service.model, [(file.filename or "", file.file.read()) for file in files])
-
-
-def answer_errors(app: FastAPI) -> None:
-    """Let every error be one line of JSON."""
-
-    def answer(status: int, words: str, **headers: str) -> JSONResponse:
-        return JSONResponse({"detail": " ".join(words.split())}, status, headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: Any) -> JSONResponse:
-        first = error.errors()[0]
-        field = ".".join(part for part in first["loc"][1:] if isinstance(part, str))
-        return answer(422, f"{field or 'the request'}: {first['msg']}")
-
-    @app.exception_handler(Busy)
-    async def busy(request: Request, error: Exception) -> JSONResponse:
-        return answer(503, str(error), **{"Retry-After": str(RETRY_AFTER)})
-
-    @app.exception_handler(ValueError)  # of which ConfigError and DataError are kinds
-    async def refused(request: Request, error: Exception) -> JSONResponse:
-        return answer(422, str(error))
-
-    @app.exception_handler(DivergedError)
-    async def diverged(request: Request, error: Exception) -> JSONResponse:
-        return answer(500, str(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -16,15 +16,28 @@ table { border-collapse: collapse; } th, td { text-align: left; vertical-align: 
 th { font-weight: 600; } thead th { border-bottom: 1px solid #8886; }
 """
 
-# bounds of a field, in words
-BOUNDS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below", "maxItems": "at most"}
+BOUNDS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "and below"}
 
 
-def api_page(document: dict[str, Any]) -> str:
-    """An OpenAPI document as one page of HTML that needs nothing else."""
+class Taken(NamedTuple):
+    """A field of a call, and where it is: in the query, the form or the JSON."""
+
+    name: str
+    schema: dict[str, Any]
+    place: str
+
+
+def api_page(document: dict[str, Any], server: str) -> str:
+    """An OpenAPI document as one page of HTML that needs nothing else.
+
+    Args:
+        server: its address, such as http://127.0.0.1:7860.
+    """
     schemas = document["components"]["schemas"]
     parts = [
-        section(method, path, call, schemas) for path, calls in document["paths"].items() for method, call in calls.items()
+        section(f"{method.upper()} {path}", server + path, call, schemas)
+        for path, calls in document["paths"].items()
+        for method, call in calls.items()
     ]
     title = escape(document["info"]["title"])
     return (
@@ -35,18 +48,25 @@ def api_page(document: dict[str, Any]) -> str:
     )
 
 
-def section(method: str, path: str, call: dict[str, Any], schemas: dict[str, Any]) -> str:
+def section(title: str, address: str, call: dict[str, Any], schemas: dict[str, Any]) -> str:
     """One call: what it does, what it takes and gives, and a line for the shell."""
-    ((kind, body),) = call.get("requestBody", {"content": {"": {"schema": {}}}})["content"].items()
-    takes = [(field["name"], field["schema"] | field, "(query)") for field in call.get("parameters", [])]
-    takes += [(name, field, "(form)" if "form" in kind else "(JSON)") for name, field in fields_of(body["schema"], schemas)]
-    answer = call["responses"]["200"]["content"]["application/json"]["schema"]
-    gives = [(name, field, "") for name, field in fields_of(answer, schemas)]
-    sent = " -F image=@picture.png" if "form" in kind else " --json '{\"n\": 4}'" if kind else ""
+    takes, answer = taken(call, schemas), call["responses"]["200"]["content"]["application/json"]["schema"]
+    gives = [Taken(name, field, "") for name, field in fields_of(answer, schemas)]
+    places = [field.place for field in takes]
+    sent = " -F image=@picture.png" if "form" in places else " --json '{\"n\": 4}'" if "JSON" in places else ""
     return (
-        f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(call.get('description', ''))}</p>"
-        f"<pre>curl{sent} http://127.0.0.1:7860{escape(path)}</pre>{rows('takes', takes)}{rows('gives', gives)}"
+        f"<h2><code>{escape(title)}</code></h2><p>{escape(call.get('description', ''))}</p>"
+        f"<pre>curl{sent} {escape(address)}</pre>{rows('takes', takes)}{rows('gives', gives)}"
     )
+
+
+def taken(call: dict[str, Any], schemas: dict[str, Any]) -> list[Taken]:
+    """The fields that a call takes."""
+    fields = [Taken(field["name"], field["schema"] | field, "query") for field in call.get("parameters", [])]
+    for kind, body in call.get("requestBody", {"content": {}})["content"].items():
+        place = "form" if "form" in kind else "JSON"
+        fields += [Taken(name, field, place) for name, field in fields_of(body["schema"], schemas)]
+    return fields
 
 
 def fields_of(schema: dict[str, Any], schemas: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -62,14 +82,14 @@ def fields_of(schema: dict[str, Any], schemas: dict[str, Any]) -> list[tuple[str
     return found
 
 
-def rows(head: str, fields: list[tuple[str, dict[str, Any], str]]) -> str:
+def rows(head: str, fields: list[Taken]) -> str:
     """A table of fields: name, type and place, and what it is."""
     if not fields:
         return ""
     cells = [
-        f'<tr><th scope="row"><code>{escape(name)}</code></th><td>{type_of(field)} {place}</td>'
-        f"<td>{escape(about(field))}</td></tr>"
-        for name, field, place in fields
+        f'<tr><th scope="row"><code>{escape(name)}</code></th><td>{type_of(schema)} {place and f"({place})"}</td>'
+        f"<td>{escape(about(schema))}</td></tr>"
+        for name, schema, place in fields
     ]
     top = f'<thead><tr><th scope="col" colspan="3">{head}</th></tr></thead>'
     return f'<div class="wide"><table>{top}<tbody>{"".join(cells)}</tbody></table></div>'
@@ -79,8 +99,15 @@ def type_of(field: dict[str, Any]) -> str:
     return field.get("type") or " or ".join(option.get("type", "") for option in field.get("anyOf", []))
 
 
-def about(field: dict[str, Any]) -> str:
-    bounds = [f"{words} {field[key]:g}" for key, words in BOUNDS.items() if key in field]
-    if field.get("default") is not None:
-        bounds.append(f"default {json.dumps(field['default'])}")
-    return field.get("description", "") + (f" ({', '.join(bounds)})" if bounds else "")
+def bounds_of(schema: dict[str, Any]) -> str:
+    """As in "from 1 to 64", or "1 to 16 files"; empty where there are none."""
+    if "maxItems" in schema:
+        return f"{schema['minItems']} to {schema['maxItems']} files"
+    return " ".join(f"{words} {schema[key]:g}" for key, words in BOUNDS.items() if key in schema)
+
+
+def about(schema: dict[str, Any]) -> str:
+    default = schema.get("default")
+    parts = [bounds_of(schema), "" if default is None else f"default {json.dumps(default)}"]
+    said = ", ".join(filter(None, parts))
+    return schema.get("description", "") + (f" ({said})" if said else "")

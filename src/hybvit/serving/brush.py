@@ -22,8 +22,9 @@ def brush(side: int) -> gr.HTML:
 
 def blank(side: int, pixels: Tensor | None = None) -> dict[str, Any]:
     """A value without a mask; pixels uint8 [1, C, H, W], or None for no picture."""
-    nothing = torch.full((1, 1, 1, 1), 160, dtype=torch.uint8) if pixels is None else pixels
-    return {"side": side, "image": markup.address(markup.png(nothing)), "mask": ""}
+    shown = torch.full((1, 1, 1, 1), 224, dtype=torch.uint8) if pixels is None else pixels
+    words = "Drop a picture first" if pixels is None else ""
+    return {"side": side, "image": markup.address(markup.png(shown)), "mask": "", "words": words}
 
 
 def mask_of(model: HybridModel, value: dict[str, Any]) -> Tensor:

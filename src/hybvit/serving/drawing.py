@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from torch import Tensor
 
 from ..data.image_set import to_pixels
@@ -24,8 +23,8 @@ class Wanted(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     n: int = Field(1, ge=1, le=IMAGES, description="How many.")
-    label: str | None = Field(None, description="Their class, by name or number; null for any.")
-    guidance: float = Field(0.0, ge=-20, le=20, description="Weight of the guidance to the class.")
+    label: str | StrictInt | None = Field(None, description="Their class, by name or number; null for any.")
+    guidance: float = Field(0.0, ge=-20, le=20, description="Weight of the guidance to the class; below 0 away from it.")
     steps: int = Field(20, ge=1, le=STEPS, description="Sampler steps.")
     seed: int = Field(0, ge=0, lt=2**63, description="Image i of a seed is always the same.")
 
@@ -49,11 +48,10 @@ def draw(model: HybridModel, wanted: Wanted, say: Callable[[View], None] = lambd
         ConfigError: the model cannot generate.
     """
     n, steps, guidance, seed = wanted.n, wanted.steps, wanted.guidance, wanted.seed
-    label = None if wanted.label is None else model.class_number(wanted.label)
-    if model.own_sampler or (label is not None and not guidance and not model.takes_labels):
-        return model.sample(n, SAMPLER, steps, label, guidance, seed)  # which refuses a class that nothing guides to
+    labels = None if wanted.label is None else model.wanted_labels(wanted.label, n)
+    if model.own_sampler or (labels is not None and not guidance and not model.takes_labels):
+        return model.sample(n, SAMPLER, steps, labels, guidance, seed)  # which refuses a class that nothing guides to
     keep_freed_memory()
-    labels = None if label is None else torch.full((n,), label, device=model.device)
     denoise = model.denoiser(range(n), seed, guidance, labels)
     step, seen = 0, 0.0
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,18 @@ class Gone(RuntimeError):
     """Nobody waits for the answer any more."""
 
 
+class Caller:
+    """Who waits for work. Once they leave, what is in line for them is taken out of it, and what runs ends at its next step."""
+
+    def __init__(self) -> None:
+        self.gone, self.waiting = False, list[Future[Any]]()
+
+    def leave(self) -> None:
+        self.gone = True
+        for future in self.waiting:
+            future.cancel()
+
+
 class Desk:
     """One thread that does all work with the model, in the order in which it was asked for.
 
@@ -50,9 +62,13 @@ class Desk:
     def __init__(self, waiting: int = WAITING) -> None:
         self.places, self.taken, self.lock = 1 + waiting, 0, threading.Lock()
         self.pool = ThreadPoolExecutor(1, "model")
+        self.served: Caller | None = None
 
-    def submit(self, work: Callable[[], T]) -> Future[T]:
+    def submit(self, work: Callable[[], T], caller: Caller | None = None) -> Future[T]:
         """
+        Args:
+            caller: who waits for it; None for somebody who does not leave.
+
         Raises:
             Busy: the line is full.
         """
@@ -60,9 +76,30 @@ class Desk:
             if self.taken >= self.places:
                 raise Busy(f"busy: {self.taken} requests are being answered or wait; try again in a few seconds")
             self.taken += 1
-        future = self.pool.submit(work)
+        caller = caller or Caller()
+
+        def turn() -> T:
+            self.served = caller
+            try:
+                self.go_on()
+                return work()
+            finally:
+                self.served = None
+
+        future = self.pool.submit(turn)
+        caller.waiting.append(future)
         future.add_done_callback(self._leave)
         return future
+
+    def go_on(self) -> None:
+        """To be called at each step of work, in whatever thread.
+
+        Raises:
+            Gone: nobody waits for it any more.
+        """
+        caller = self.served
+        if caller is not None and caller.gone:
+            raise Gone("nobody waits for the answer any more")
 
     def _leave(self, future: Future[T]) -> None:
         with self.lock:
@@ -80,20 +117,19 @@ class Desk:
     def stream(self, work: Callable[[Say[T]], T]) -> Iterator[T]:
         """What ``work`` says on its way, and what it returns; what was overtaken before anybody looked is left out.
 
-        The work ends at its next word once nobody listens.
+        The work ends at its next step once nobody listens.
 
         Raises:
             Busy: the line is full.
         """
         said: queue.SimpleQueue[tuple[T] | None] = queue.SimpleQueue()
-        gone = threading.Event()
+        caller = Caller()
 
         def say(words: T) -> None:
-            if gone.is_set():
-                raise Gone
+            self.go_on()
             said.put((words,))
 
-        future = self.submit(lambda: work(say))
+        future = self.submit(lambda: work(say), caller)
         future.add_done_callback(lambda _: said.put(None))
         try:
             while (words := said.get()) is not None:
@@ -101,10 +137,12 @@ class Desk:
                     yield words[0]
             yield future.result()
         finally:
-            gone.set()
-            future.cancel()
+            caller.leave()
 
     def close(self) -> None:
+        """End what runs at its next step, and all that waits."""
+        if (caller := self.served) is not None:
+            caller.leave()
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 

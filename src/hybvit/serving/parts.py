@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import random
 import traceback
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import gradio as gr
 
 from ..data.images import grid
 from ..errors import DivergedError
 from .drawing import SAMPLER
-from .limits import Busy, Gone
-from .markup import notice
+from .limits import Busy, Caller, Gone
+from .markup import hint, notice
 from .service import Service
 
 ANY = "any class"
+BEAT = 0.2  # seconds
 PLAIN = (ValueError, DivergedError, Busy)  # errors whose message is for the user
 
+T = TypeVar("T")
 Handler = Callable[..., Iterator[str]]
 
 
@@ -61,6 +64,18 @@ def answered(handler: Handler) -> Handler:
 def on(event: Any, handler: Handler, inputs: Any, output: gr.HTML) -> Any:
     """Answer an event; the line before the model is ours, so gradio holds nobody up."""
     return event(answered(handler), inputs, output, show_progress="hidden", concurrency_limit=None, api_visibility="private")
+
+
+def waited(service: Service, words: str, work: Callable[[], T]) -> Generator[str, None, T]:
+    """Say what is being done until it is -> what it gives. It ends with the page: gradio ends a handler where it yields."""
+    caller = Caller()
+    future = service.desk.submit(work, caller)
+    try:
+        while not concurrent.futures.wait([future], BEAT).done:
+            yield hint(words)
+        return future.result()
+    finally:
+        caller.leave()
 
 
 def forget(picture: gr.Image, *outputs: gr.HTML) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.image_set import to_x
-from ..model import HybridModel, Prediction
+from ..model import HybridModel
 from . import familiar
 from .familiar import Familiar
 from .limits import Desk
+from .nearest import Drawings, unit_features
 
 COVERAGE = 0.95  # of the sets of labels, unless another is asked for
 VOTES, NOISE = 1000, 0.25  # of a certificate
@@ -42,11 +43,15 @@ class Service:
 
     Attributes:
         familiar: what images are compared with; None until it was measured.
+        drawings: among which the most similar ones are sought; None until somebody asks.
     """
 
     def __init__(self, model: HybridModel, name: str) -> None:
         self.model, self.name, self.desk = model, name, Desk()
+        first = next(layer for layer in model.net.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+        first.register_forward_pre_hook(lambda layer, given: self.desk.go_on())  # so each evaluation of the network is a step
         self.familiar: Familiar | None = None
+        self.drawings: Drawings | None = None
         if model.has_classes:
             self.familiar = familiar.known(model)
             if self.familiar is None and model.has_samples:
@@ -57,22 +62,27 @@ class Service:
         return images
 
     def classify(self, pixels: Tensor, coverage: float = COVERAGE) -> list[Classified]:
-        """
-        Raises:
-            Busy, and as :meth:`HybridModel.predict` and :meth:`HybridModel.prediction_set`.
-        """
-        found: Prediction = self.desk.submit(lambda: self.model.predict(pixels)).result()
+        """Work for the desk. Errors are those of :meth:`HybridModel.predict` and :meth:`HybridModel.prediction_set`."""
+        found = self.model.predict(pixels)
         held: list[list[int] | None] = [None] * len(pixels)
         if self.model.calibration is not None:
-            sets = self.desk.submit(lambda: self.model.prediction_set(pixels, coverage)).result()
-            held = [row.nonzero().flatten().tolist() for row in sets]
+            held = [row.nonzero().flatten().tolist() for row in self.model.prediction_set(pixels, coverage)]
         compared = self.familiar
         return [
             Classified(label, row, score, classes, None if compared is None else compared.share_below(score))
             for label, row, score, classes in zip(*(part.tolist() for part in found), held, strict=True)
         ]
 
+    def nearest(self, pixels: Tensor) -> list[tuple[Tensor, int, float]]:
+        """Work for the desk: the most similar images that the model drew itself to one [1, C, H, W] -> pixels, label, cosine.
+
+        They are drawn when this is asked for first.
+        """
+        if self.drawings is None:
+            self.drawings = Drawings.of(self.model)
+        found = self.drawings.nearest(unit_features(self.model, pixels))
+        return [(self.drawings.pixels[i], int(self.drawings.labels[i]), cosine) for i, cosine in found]
+
     def bits_per_dim(self, pixels: Tensor) -> list[float]:
-        """The variational bound, of each image by itself, so that it does not depend on the others."""
-        work = lambda: [self.model.bits_per_dim(to_x(one[None])).item() for one in pixels]  # noqa: E731
-        return self.desk.submit(work).result()
+        """Work for the desk: the variational bound, of each image by itself, so that it does not depend on the others."""
+        return [self.model.bits_per_dim(to_x(one[None])).item() for one in pixels]

@@ -15,7 +15,7 @@ from ..model import HybridModel, Prediction, Reading
 from . import markup
 from .limits import read_picture
 from .markup import Shown
-from .parts import Given, forget, on, picture
+from .parts import Given, forget, on, picture, waited
 from .service import Service
 
 STEPS = 20
@@ -39,8 +39,8 @@ def build(service: Service) -> Given:
 
     def run(path: str | None, eps: float) -> Iterator[str]:
         pixels = read_picture(model, path)
-        yield markup.hint("Attacking ...")
-        yield shown(model, service.desk.submit(lambda: attack(model, pixels, eps / 255)).result(), eps)
+        found = yield from waited(service, "Attacking ...", lambda: attack(model, pixels, eps / 255))
+        yield shown(model, found, eps)
 
     with gr.Row():
         with gr.Column(scale=2, min_width=280):

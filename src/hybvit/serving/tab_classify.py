@@ -9,7 +9,8 @@ import gradio as gr
 
 from . import markup
 from .limits import read_picture
-from .parts import Given, forget, on, picture
+from .nearest import DRAWN
+from .parts import Given, forget, on, picture, waited
 from .service import COVERAGE, NOISE, VOTES, Service
 
 START = "Drop a picture: its labels appear here."
@@ -23,7 +24,7 @@ def build(service: Service) -> Given:
             yield markup.hint(START)
             return
         pixels = read_picture(model, path)
-        found = service.classify(pixels)[0]
+        (found,) = service.desk.submit(lambda: service.classify(pixels)).result()
         classes, side = model.classes, model.cfg.model.image_size
         parts = [
             markup.seen(markup.Shown(pixels[0], classes[found.label], f"what the model sees: {side} x {side} pixels")),
@@ -36,15 +37,23 @@ def build(service: Service) -> Given:
 
     def bits(path: str | None) -> Iterator[str]:
         pixels = read_picture(model, path)
-        yield markup.hint(f"Computing the bound: {model.diffusion.T:,} evaluations of the network ...")
-        (found,) = service.bits_per_dim(pixels)
+        words = f"Computing the bound: {model.diffusion.T:,} evaluations of the network ..."
+        (found,) = yield from waited(service, words, lambda: service.bits_per_dim(pixels))
         yield f"<p><b>{found:.2f} bits per dimension</b>, an upper bound by the denoiser; fewer are more likely.</p>"
 
     def certify(path: str | None) -> Iterator[str]:
         pixels = read_picture(model, path)
-        yield markup.hint(f"Collecting {VOTES:,} votes ...")
-        found = service.desk.submit(lambda: model.certify(pixels, noise=NOISE, votes=VOTES)).result()
+        work = lambda: model.certify(pixels, noise=NOISE, votes=VOTES)  # noqa: E731
+        found = yield from waited(service, f"Collecting {VOTES:,} votes ...", work)
         yield certificate(service, int(found.labels), found.radius.item())
+
+    def look(path: str | None) -> Iterator[str]:
+        pixels = read_picture(model, path)
+        words = "Looking among images that the model draws itself ..."
+        found = yield from waited(service, words, lambda: service.nearest(pixels))
+        shown = [markup.Shown(image, model.classes[label], f"cosine {cosine:.2f}") for image, label, cosine in found]
+        words = f"The most similar of {DRAWN} images that the model drew itself, by its features before the label read-out."
+        yield markup.figures(shown) + markup.hint(words)
 
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
@@ -55,11 +64,15 @@ def build(service: Service) -> Given:
             with gr.Row():
                 bound = gr.Button("Bits per dimension", size="sm", visible=model.has_denoiser)
                 vouch = gr.Button("Certificate", size="sm", visible=model.labels_noisy)
-            likely, vouched = gr.HTML(elem_id="bits"), gr.HTML(elem_id="certificate")
+                like = gr.Button("Similar drawings", size="sm", visible=model.has_samples)
+            if not model.labels_noisy:
+                gr.HTML(markup.hint("No certificate: this model was not trained to label noisy images."))
+            likely, vouched, similar = (gr.HTML(elem_id=name) for name in ("bits", "certificate", "similar"))
     on(given.change, classify, given, answer)
     on(bound.click, bits, given, likely)
     on(vouch.click, certify, given, vouched)
-    forget(given, likely, vouched)
+    on(like.click, look, given, similar)
+    forget(given, likely, vouched, similar)
     return Given(given, drawn)
 
 
@@ -80,7 +93,7 @@ def certificate(service: Service, label: int, radius: float) -> str:
         return f"<p><b>No certificate</b>: the {VOTES:,} votes under noise of {NOISE} do not settle on a label.</p>"
     name = escape(service.model.classes[label])
     return (
-        f"<p><b>{name}, certified to {radius:.2f}</b>: no smaller change of the picture (L2, pixels in 0 to 1) alters the "
-        f"label that most of {VOTES:,} copies under noise of {NOISE} get. It holds with 99.9 % confidence, for that majority, "
-        "not for the bars above.</p>"
+        f"<p><b>{name}, certified to {radius:.2f}</b>. Most of {VOTES:,} copies of the picture with noise of {NOISE} get this "
+        "label, and with 99.9 % confidence no smaller change of the picture (L2, pixels in 0 to 1) takes that majority away. "
+        "The bars above are not certified.</p>"
     )

@@ -13,7 +13,7 @@ from . import markup
 from .brush import blank, brush, mask_of
 from .limits import read_picture
 from .markup import Shown
-from .parts import Given, classes_of, forget, number_of, on, picture
+from .parts import Given, classes_of, forget, number_of, on, picture, waited
 from .service import Service
 
 FILL, VARY, TURN = "Fill in", "Variations", "Counterfactual"
@@ -37,7 +37,6 @@ def build(service: Service) -> Given:
         if kind == TURN and label is None:
             raise ValueError("no class: choose the one that the picture is to become")
         repeated, start = pixels.repeat(RESULTS, 1, 1, 1), int(seed or 0)
-        yield markup.hint("Editing ...")
 
         def work() -> Edit | Counterfactual:
             if mask is not None:
@@ -47,13 +46,15 @@ def build(service: Service) -> Given:
             assert label is not None
             return model.counterfactual(pixels, label)
 
-        yield before_and_after(model, pixels, service.desk.submit(work).result())
+        edited = yield from waited(service, "Editing ...", work)
+        yield before_and_after(model, pixels, edited)
 
-    def painted(path: str | None) -> dict[str, Any]:
+    def painted(path: str | None) -> list[Any]:
         try:
-            return blank(side, None if path is None else read_picture(model, path))
+            value = blank(side, None if path is None else read_picture(model, path))
         except (ValueError, OSError):  # the button says so
-            return blank(side)
+            value = blank(side)
+        return [value, gr.update(interactive=path is not None)]
 
     def chosen(kind: str) -> list[Any]:
         return [
@@ -75,9 +76,9 @@ def build(service: Service) -> Given:
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
         with gr.Column(scale=3, min_width=280):
             mask = brush(side)
-            go = gr.Button("Edit", variant="primary", elem_id="edit")
+            go = gr.Button("Edit", variant="primary", elem_id="edit", interactive=False)
             result = gr.HTML(elem_id="edited")
-    given.change(painted, given, mask, show_progress="hidden", api_visibility="private")
+    given.change(painted, given, [mask, go], show_progress="hidden", api_visibility="private")
     kind.change(chosen, kind, [explained, mask, label, strength, seed], show_progress="hidden", api_visibility="private")
     on(go.click, edit, [given, kind, mask, label, strength, seed], result)
     forget(given, result)
