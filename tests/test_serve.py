@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -414,7 +415,8 @@ def test_clients_that_leave_keep_no_place(api, service):
         left.set()
         await asyncio.wait_for(asyncio.gather(*asked), 10)  # a drawing like this takes longer
 
-    asyncio.run(crowd())
+    with ThreadPoolExecutor(1) as pool:  # in the main thread, asyncio.run would drop the event loop that gradio made, unclosed
+        pool.submit(asyncio.run, crowd()).result()
     assert api.post("/v1/sample", json={"steps": 1}).status_code == 200
     assert service.desk.taken == 0
 
