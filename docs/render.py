@@ -1069,8 +1069,8 @@ def compare_facts() -> str:
     return (
         f"  timm {versions['timm']} lists {found['timm_models']:,} networks and {found['timm_weights']:,} sets of weights, "
         f"diffusers {versions['diffusers']} has {found['diffusers_schedulers']} schedulers and pipelines for published models, "
-        f"pytorch-ood {versions['pytorch-ood']} has {found['pytorch_ood_detectors']} detectors. hybvit brings {len(MODELS)} small "
-        f"networks: {', '.join(MODELS)}."
+        f"pytorch-ood {versions['pytorch-ood']} has {found['pytorch_ood_detectors']} detectors. hybvit brings "
+        f"{len(MODELS)} small networks: {', '.join(MODELS)}."
     )
 
 
