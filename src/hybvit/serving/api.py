@@ -31,8 +31,10 @@ async def caller(request: Request) -> AsyncIterator[Caller]:
         waiting.leave()
 
     watching = asyncio.create_task(watch())
-    yield waiting
-    watching.cancel()
+    try:
+        yield waiting
+    finally:  # after a refusal too
+        watching.cancel()
 
 
 Pictures = Annotated[
