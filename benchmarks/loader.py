@@ -15,7 +15,8 @@ import torchvision.transforms as T
 from torchvision.transforms.functional import to_pil_image
 
 from hybvit.config import Config, minibatches
-from hybvit.data.batches import TrainingBatches, augment_weakly, auto_augment, erase, policy_of, uniforms
+from hybvit.data.auto_augment import auto_augment
+from hybvit.data.batches import AUTO_AUGMENT, TrainingBatches, augment_weakly, erase, policy_of, uniforms
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.devices import alternating, best_device, environment, keep_freed_memory, resolve_precision
@@ -85,7 +86,8 @@ def against_pil(data: Dataset, cfg: Config) -> dict[str, float | list[float]]:
         epoch[0] += 1
         index = torch.arange(IMAGES)
         u = uniforms(0, "augmentation", torch.stack((torch.full_like(index, epoch[0]), index, torch.zeros_like(index)), dim=1))
-        erase(to_x(auto_augment(policy_of(cfg.data)).apply(augment_weakly(pixels, u, 4, True), u)), u, 0.25, fill)
+        changed = auto_augment(policy_of(cfg.data)).apply(augment_weakly(pixels, u, 4, True), u[:, AUTO_AUGMENT])
+        erase(to_x(changed), u, 0.25, fill)
 
     def theirs() -> None:
         torch.stack([pipeline(picture) for picture in pictures])

@@ -15,8 +15,12 @@ from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["hybvit.cli.train", "hybvit.cli.evaluate", "hybvit.training.loop", "hybvit.evaluation.suites", "torch.distributed.fsdp"]
-)
+    [
+        "hybvit.cli.train", "hybvit.cli.evaluate", "hybvit.training.loop", "hybvit.evaluation.suites", "torch.distributed.fsdp",
+        "torch._dynamo", "torchvision.transforms.v2", "sklearn.datasets", "sklearn.svm", "matplotlib.figure",
+        "matplotlib.backends.backend_svg",
+    ]
+)  # fmt: skip
 
 
 class Forked:

@@ -7,7 +7,8 @@ import torchvision
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
-from hybvit.data.batches import FLIP, POLICY, UNIFORMS, augment_weakly, auto_augment, erase, flip_half, mix_batch, uniforms
+from hybvit.data.auto_augment import auto_augment
+from hybvit.data.batches import AUTO_AUGMENT, FLIP, POLICY, UNIFORMS, augment_weakly, erase, flip_half, mix_batch, uniforms
 from hybvit.method.seeds import derive_seed, splitmix64
 
 STREAM = "augmentation"
@@ -114,7 +115,7 @@ def test_torchvision_still_has_the_private_parts_that_are_used():
 def test_autoaugment_of_a_batch_is_torchvisions_image_by_image(policy):
     pixels, u = noise(256), uniforms(0, STREAM, keys(256))
     ours = auto_augment(policy)
-    out = ours.apply(pixels, u)
+    out = ours.apply(pixels, u[:, AUTO_AUGMENT])
     theirs = v2.AutoAugment(v2.AutoAugmentPolicy(policy))
     changed = 0
     for i in range(256):
@@ -152,11 +153,11 @@ def test_color_only_operations_are_skipped_for_grayscale_images(monkeypatch):
         return original(image, operation, *args, **kwargs)
 
     monkeypatch.setattr(ours, "_apply_image_or_video_transform", spy)
-    out = ours.apply(noise(400, 1, 28), uniforms(0, STREAM, keys(400)))
+    out = ours.apply(noise(400, 1, 28), uniforms(0, STREAM, keys(400))[:, AUTO_AUGMENT])
     assert out.shape == (400, 1, 28, 28)
     assert "Color" not in applied
     assert {"Contrast", "Equalize", "ShearY"} <= set(applied)
-    ours.apply(noise(400), uniforms(0, STREAM, keys(400)))
+    ours.apply(noise(400), uniforms(0, STREAM, keys(400))[:, AUTO_AUGMENT])
     assert "Color" in applied
 
 

@@ -34,6 +34,7 @@ for name in ("digits", "fashion-mnist"):
 assert cli.main(["--quiet", "sample", "digits", "-n", "2", "--steps", "1", "--folder", "drawn"]) == 0
 assert cli.main(["--quiet", "classify", "digits", "drawn/000000.png"]) == 0
 assert cli.main(["--quiet", "edit", "digits", "drawn/000000.png", "--vary", "0.5"]) == 0
+assert not {{"torchvision", "torch._dynamo"}} & sys.modules.keys()  # each takes as long to import as torch
 assert cli.main(["--quiet", "presets"]) == 0
 assert cli.main(["--help"]) == 0
 assert cli.main(["evaluate", "digits"]) == 2

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.special import betaincinv
 from scipy.stats import entropy
 
 from hybvit.metrics.selective import (
@@ -114,6 +115,8 @@ def test_the_entropy_equals_scipys():
 
 def test_the_bound_is_that_of_clopper_and_pearson():
     assert risk_bound(0, 100, 0.05) == pytest.approx(1 - 0.05 ** (1 / 100))
+    for errors, n, chance in ((0, 1, 1e-30), (1, 2, 0.5), (17, 185, 0.0025), (400, 5000, 0.0025), (20, 50_000, 1e-6)):
+        assert risk_bound(errors, n, chance) == pytest.approx(betaincinv(errors + 1, n - errors, 1 - chance), rel=1e-9)
     for errors, n in ((3, 40), (7, 7), (0, 1)):
         p = risk_bound(errors, n, 0.05)
         chance = sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(errors + 1))

@@ -6,10 +6,11 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from . import checkpoint
 from .baselines.jem import JEM
@@ -84,7 +85,7 @@ def fill_network(cfg: Config, tensors: dict[str, Tensor], weights: Path) -> tupl
     check_classes(cfg, weights.parent)
     if layers_of(cfg) > len(tensors):
         raise CheckpointError(f"{weights}: {len(tensors)} tensors, one is missing for each of the {layers_of(cfg):,} layers")
-    with torch.device("meta"):
+    with torch.device("meta"), NothingDrawn():
         checkpoint.check_fits(build_network(cfg), tensors, weights.parent)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -92,6 +93,17 @@ def fill_network(cfg: Config, tensors: dict[str, Tensor], weights: Path) -> tupl
     net = build_network(cfg)
     checkpoint.load_strictly(net, tensors, weights.parent)
     return net, without_addresses(cfg)
+
+
+class NothingDrawn(TorchFunctionMode):
+    """Within it, random initial weights are not drawn: without values, torch would import its compiler for them, which takes as
+    long as importing torch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
 
 
 def layers_of(cfg: Config) -> int:

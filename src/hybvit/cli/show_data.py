@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import Config, parse
-from ..data.batches import augment_weakly, auto_augment, cutmix, erase, mean_color, mixed_labels, mixup, policy_of, uniforms
+from ..data.auto_augment import auto_augment
+from ..data.batches import AUTO_AUGMENT, augment_weakly, cutmix, erase, mean_color, mixed_labels, mixup, policy_of, uniforms
 from ..data.corruptions import SEVERITIES, applicable, check_corruption, corrupt
 from ..data.datasets import open_dataset
 from ..data.image_set import ImageSet, to_pixels, to_x
@@ -45,7 +46,7 @@ def augmentation_rows(train: ImageSet, classes: tuple[str, ...], cfg: Config, co
     keys = torch.stack((torch.zeros_like(index), index, torch.zeros_like(index)), dim=1)
     u = uniforms(cfg.train.seed, "augmentation", keys)
     weakly = augment_weakly(pixels, u, cfg.data.crop_padding, cfg.data.flip)
-    strongly = to_x(auto_augment(policy_of(replace(cfg.data, classes=classes))).apply(weakly, u))
+    strongly = to_x(auto_augment(policy_of(replace(cfg.data, classes=classes))).apply(weakly, u[:, AUTO_AUGMENT]))
     strongly = erase(strongly, u, cfg.data.erasing, mean_color(train))
     names = [classes[k] for k in labels.tolist()] if labels is not None else [""] * len(pixels)
     rows = [Row("raw", pixels, names), Row("weak", weakly, names), Row("strong", to_pixels(strongly), names)]

@@ -10,15 +10,12 @@ does not depend on the batch size.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import AutoAugment, AutoAugmentPolicy, InterpolationMode
 
 from ..catalog import CATALOG, Policy, has_classes
 from ..config import DataConfig
@@ -75,7 +72,11 @@ class TrainingBatches:
         self.labeled = self._sequence([train], "order of labeled images", labeled, data.repeats, known)
         strong = labeled > 0 and data.augment == "strong"
         self.mean = mean_color(dataset.train) if strong else None
-        self.auto_augment = auto_augment(policy_of(data)) if strong else None
+        self.auto_augment = None
+        if strong:
+            from .auto_augment import auto_augment  # torchvision takes as long to import as torch
+
+            self.auto_augment = auto_augment(policy_of(data))
 
     def _sequence(
         self, sets: list[ImageSet], stream: str, size: int, repeats: int, only: Tensor | None = None
@@ -108,7 +109,7 @@ class TrainingBatches:
             pixels = augment_weakly(pixels, u, data.crop_padding, data.flip)
         if self.auto_augment is None or self.mean is None:
             return to_x(pixels), labels
-        x = erase(to_x(self.auto_augment.apply(pixels, u)), u, data.erasing, self.mean)
+        x = erase(to_x(self.auto_augment.apply(pixels, u[:, AUTO_AUGMENT])), u, data.erasing, self.mean)
         return mix_batch(x, labels, self.num_classes, data.mixing, generator(self.seed, "mixing", step))
 
 
@@ -227,6 +228,7 @@ class ShuffledSets:
 
 # Columns of the random numbers of an image, each uniform in [0, 1).
 FLIP, TOP, LEFT, POLICY, FIRST, FIRST_SIGN, SECOND, SECOND_SIGN, ERASE, ERASE_TOP, ERASE_LEFT = range(11)
+AUTO_AUGMENT = slice(POLICY, ERASE)
 ERASE_SHAPES = 11  # first of the remaining columns: an area and an aspect ratio for each attempt
 ERASE_ATTEMPTS = 10
 UNIFORMS = ERASE_SHAPES + 2 * ERASE_ATTEMPTS
@@ -261,48 +263,6 @@ def augment_weakly(pixels: Tensor, u: Tensor, padding: int, flip: bool) -> Tenso
     padded = torch.nn.functional.pad(pixels, (padding, padding, padding, padding)).flatten(2)
     index = (rows[:, :, None] * (w + 2 * padding) + columns[:, None, :]).flatten(1)
     return padded.gather(2, index[:, None].expand(b, c, h * w)).reshape(b, c, h, w)
-
-
-class BatchAutoAugment(AutoAugment):
-    """torchvision's AutoAugment for batches: each operation runs once for all images that it was selected for."""
-
-    def apply(self, pixels: Tensor, u: Tensor) -> Tensor:
-        """pixels uint8 [B, C, H, W], u [B, UNIFORMS] -> the same shape as pixels. Color-only operations are skipped for
-        grayscale images."""
-        _, channels, height, width = pixels.shape
-        space = self._augmentation_space(10, (height, width))
-        chosen = (u[:, POLICY] * len(self._policies)).long().tolist()
-        pixels = pixels.clone()
-        for stage, (draw, sign) in enumerate(((FIRST, FIRST_SIGN), (SECOND, SECOND_SIGN))):
-            groups: dict[tuple[str, float], list[int]] = defaultdict(list)
-            for i, (probability, negative) in enumerate(zip(u[:, draw].tolist(), (u[:, sign] < 0.5).tolist(), strict=True)):
-                operation, p, level = self._policies[chosen[i]][stage]
-                if probability >= p or (channels == 1 and operation == "Color"):
-                    continue
-                magnitudes, signed = space[operation]
-                magnitude = magnitudes[level] if magnitudes is not None else 0.0
-                groups[operation, -magnitude if signed and negative else magnitude].append(i)
-            for (operation, magnitude), members in groups.items():
-                index = torch.tensor(members)
-                changed = self._apply_image_or_video_transform(
-                    pixels[index], operation, magnitude, interpolation=self.interpolation, fill=self._fill
-                )
-                pixels[index] = changed
-        return pixels
-
-    @functools.lru_cache  # noqa: B019  (there is one instance per policy, for the lifetime of the process)
-    def _augmentation_space(self, levels: int, size: tuple[int, int]) -> dict[str, tuple[list[float] | None, bool]]:
-        """Operation -> its magnitudes by level, and whether their sign is random."""
-        space = {}
-        for operation, (magnitudes, signed) in self._AUGMENTATION_SPACE.items():
-            values = magnitudes(levels, *size)
-            space[operation] = (None if values is None else values.tolist(), signed)
-        return space
-
-
-@functools.lru_cache
-def auto_augment(policy: Policy) -> BatchAutoAugment:
-    return BatchAutoAugment(AutoAugmentPolicy(policy), InterpolationMode.NEAREST)
 
 
 def erase(x: Tensor, u: Tensor, probability: float, fill: Tensor) -> Tensor:

@@ -21,9 +21,6 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import resize as resampled
-from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from ..errors import ConfigError, DataError, is_used_up
 from ..storage import atomic_write, make_folder
@@ -58,6 +55,9 @@ def fit(pixels: Tensor, size: int, resize: bool = False) -> Tensor:
     if native == size:
         return pixels
     if resize:
+        from torchvision.transforms.v2 import InterpolationMode  # takes as long to import as torch
+        from torchvision.transforms.v2.functional import resize as resampled
+
         return torch.cat([resampled(part, [size, size], InterpolationMode.BICUBIC) for part in pixels.split(1024)])
     if native > size:
         raise ValueError(f"{native} x {native} images do not fit into {size} x {size} without resizing")
@@ -71,6 +71,8 @@ def with_channels(pixels: Tensor, channels: int) -> Tensor:
         return pixels
     if channels == 3:
         return pixels.expand(-1, 3, -1, -1)
+    from torchvision.transforms.v2.functional import rgb_to_grayscale  # takes as long to import as torch
+
     return rgb_to_grayscale(pixels)
 
 

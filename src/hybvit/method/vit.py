@@ -52,9 +52,9 @@ class TimeEmbedding(nn.Module):
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
         half = dim // 2
-        # Computed in float32 and in the published order: the last bit of a frequency shifts the phase at t = 1000 by 6e-5.
-        frequencies = torch.exp(torch.arange(half) * -(math.log(10_000) / (half - 1)))
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        # In float32, on the CPU, and in the published order: the last bit of a frequency shifts the phase at t = 1000 by 6e-5.
+        frequencies = torch.exp(torch.arange(half, device="cpu") * -(math.log(10_000) / (half - 1)))
+        self.register_buffer("frequencies", frequencies.to(torch.get_default_device()), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
@@ -127,13 +127,14 @@ class AxialRoPE(nn.Module):
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
         side, quarter = cfg.image_size // cfg.patch_size, cfg.dim // cfg.heads // 4
-        positions = torch.arange(side, dtype=torch.float32)
-        frequencies = ROPE_BASE ** (-torch.arange(quarter) / quarter)
+        device = torch.get_default_device()
+        positions = torch.arange(side, dtype=torch.float32, device="cpu")
+        frequencies = ROPE_BASE ** (-torch.arange(quarter, device="cpu") / quarter)
         rows = positions.repeat_interleave(side)[:, None] * frequencies
         columns = positions.repeat(side)[:, None] * frequencies
-        angles = torch.cat((torch.zeros(1, 2 * quarter), torch.cat((rows, columns), dim=1)))
-        self.register_buffer("cos", angles.cos().repeat(1, 2), persistent=False)
-        self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), dim=1), persistent=False)
+        angles = F.pad(torch.cat((rows, columns), dim=1), (0, 0, 1, 0))
+        self.register_buffer("cos", angles.cos().repeat(1, 2).to(device), persistent=False)
+        self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), dim=1).to(device), persistent=False)
 
     def forward(self, q: Tensor) -> Tensor:
         """q [B, heads, n, d]: channel i is paired with channel i + d/2."""

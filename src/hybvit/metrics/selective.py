@@ -109,10 +109,18 @@ def risk_at_coverage(curve: RiskCoverage, coverage: float) -> float:
 
 def risk_bound(errors: int, n: int, chance: float) -> float:
     """The largest error rate at which at most ``errors`` errors in n answers have a probability of at least ``chance``: the
-    upper bound of Clopper & Pearson (1934) at confidence 1 - ``chance``."""
-    from scipy.special import betaincinv
-
-    return 1.0 if errors >= n else float(betaincinv(errors + 1, n - errors, 1 - chance))
+    upper bound of Clopper & Pearson (1934) at confidence 1 - ``chance``. By bisection, since `hybvit classify` needs it, which
+    works without SciPy and its inverse of the incomplete beta function."""
+    if errors >= n:
+        return 1.0
+    k = torch.arange(errors + 1, dtype=torch.float64)
+    choices = math.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)  # log of the binomial coefficients
+    low, high = 0.0, 1.0
+    for _ in range(52):  # to the last bit of 1
+        rate = (low + high) / 2
+        likely = (choices + k * math.log(rate) + (n - k) * math.log1p(-rate)).exp().sum().item() >= chance
+        low, high = (rate, high) if likely else (low, rate)
+    return high
 
 
 class Threshold(NamedTuple):
