@@ -38,6 +38,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / size:.1f} {unit}" if size >= 3600 else f"{max(1, round(seconds / size))} {unit}"
 
 
+def percent(share: float) -> str:
+    """``99.2 %``, and ``>99.9 %`` for what is not quite certain."""
+    return (">99.9" if 0.9995 <= share < 1 else "<0.1" if 0 < share < 0.0005 else f"{100 * share:.1f}") + " %"
+
+
 def forecast(seconds: float, mebibytes: float | None, at_most: bool = False) -> str | None:
     """``expected: about 12 min and 1.4 GB of memory``; None for what is over within :data:`LEAST_SECONDS`.
 

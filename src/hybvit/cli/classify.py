@@ -16,7 +16,7 @@ from ..data.own_images import image_names
 from ..errors import DataError
 from ..loading import load
 from ..model import HybridModel
-from ..waiting import Progress
+from ..waiting import Progress, percent
 from .arguments import ArgumentParser, naming, positive_int
 from .next_step import suggest
 
@@ -107,14 +107,15 @@ def answer(
     width = max(map(len, images))
     for path, label, row, score, held in zip(images, labels.tolist(), probabilities, scores.tolist(), sets, strict=True):
         top = row.topk(min(top_classes, len(row)))
-        named = {model.classes[k]: round(p, 6) for p, k in zip(top.values.tolist(), top.indices.tolist(), strict=True)}
+        named = {model.classes[k]: p for p, k in zip(top.values.tolist(), top.indices.tolist(), strict=True)}
         name = None if label < 0 else model.classes[label]
         classes = held and [model.classes[k] for k, inside in enumerate(held) if inside]
         if as_json:
-            record = {"image": path, "label": name, "probabilities": named, "log_density": score}
+            rounded = {known: round(p, 6) for known, p in named.items()}
+            record = {"image": path, "label": name, "probabilities": rounded, "log_density": score}
             print(json.dumps(record if held is None else record | {"set": classes, "coverage": coverage}))
         else:
-            shown = "  ".join(f"{name} {100 * p:.1f} %" for name, p in named.items())
+            shown = "  ".join(f"{name} {percent(p)}" for name, p in named.items())
             beside = "" if held is None else f"  {coverage:.3g} set: {', '.join(classes) or 'no class fits'}"
             unsure = "" if label >= 0 else "abstains: "
             print(f"{' '.join(path.split()):<{width}}  {unsure}{shown}  log density {score:.2f}{beside}")

@@ -21,7 +21,7 @@ from ..loading import load
 from ..method.editing import Search
 from ..metrics.autoattack import GRADIENT
 from ..model import HybridModel, Prediction
-from ..waiting import Progress
+from ..waiting import Progress, percent
 from .arguments import ArgumentParser, naming, path, positive_int
 from .next_step import suggest
 from .sample import open_folder
@@ -182,7 +182,7 @@ def answers(model: HybridModel, said: Prediction | None, n: int) -> list[str]:
     if said is None:
         return ["-"] * n
     best = said.probabilities.max(dim=1).values.tolist()
-    return [f"{model.classes[k]} {100 * p:.1f} %" for k, p in zip(said.labels.tolist(), best, strict=True)]
+    return [f"{model.classes[k]} {percent(p)}" for k, p in zip(said.labels.tolist(), best, strict=True)]
 
 
 def pairs_of(before: Tensor, after: Tensor, words_before: Sequence[str], words_after: Sequence[str]) -> list[Pair]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import waiting
 from ..data.images import grid
 from .familiar import UNUSUAL, Familiar
 
@@ -74,8 +75,8 @@ def figures(shown: Sequence[Shown]) -> str:
 
 
 def percent(share: float) -> str:
-    """In percent, never rounded to certainty; with a space that no line breaks at."""
-    return (">99.9" if 0.9995 <= share < 1 else "<0.1" if 0 < share < 0.0005 else f"{100 * share:.1f}") + "\u00a0%"
+    """In percent, with a space that no line breaks at."""
+    return waiting.percent(share).replace(" ", "\u00a0")
 
 
 def bars(classes: Sequence[str], probabilities: Sequence[float], held: Sequence[int] | None, most: int = 5) -> str:
