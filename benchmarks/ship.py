@@ -3,9 +3,11 @@
     python benchmarks/ship.py NAME RUN [options of `hybvit evaluate`]
     python benchmarks/ship.py NAME [options of `hybvit evaluate`]
 
-The second measures a bundled model again, after the protocols have changed. Then `make readme` renders the card. The results
-are measured on the exported model. A run that was initialized from the bundled model of that name (`--train.init NAME`), or
-from such a run, is a further stage of its training. The card lists all stages (`legs` in the record).
+The second measures a bundled model again, after the protocols have changed. Then `make readme` renders the card.
+
+The results are measured on the exported model. First it is calibrated by the images held out of its training, or else by half
+of the test images, and the other half judges that. A run that was initialized from the bundled model of that name
+(`--train.init NAME`), or from such a run, is a further stage of its training. The card lists all stages (`legs` in the record).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 
 from hybvit import checkpoint, load
 from hybvit.catalog import CATALOG
+from hybvit.cli.push import RESULTS
 from hybvit.config import Config, as_typed, differences, load_config, override
 from hybvit.hub import BUNDLED, bundled
 from hybvit.model import HybridModel
@@ -29,6 +32,7 @@ from hybvit.training.run_folder import read_metrics, training_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST_MB = 16  # total size of all bundled models
+PROTOCOL = ("--samples", "5000", "--sampler", "dpmpp_2m", "--steps", "20")  # as the package samples with the model by default
 CARD = """---
 license: apache-2.0
 library_name: hybvit
@@ -127,23 +131,44 @@ def export_run(run: Path, export: Path) -> None:
     model.save_pretrained(export)
 
 
+def with_earlier(record: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """Add what was measured before with the same weights, in suites that were left out now (``--suites``)."""
+    weights = {suite["settings"]["weights"] for suite in record["suites"].values()}
+    again = {metric.partition("/")[0] for metric in record["metrics"]}
+    kept = {name: suite for name, suite in earlier["suites"].items() if suite["settings"]["weights"] in weights}
+    if not kept:
+        return record
+    metrics = {name: value for name, value in earlier["metrics"].items() if name.partition("/")[0] not in again}
+    return record | {
+        "suites": record["suites"] | {name: suite for name, suite in kept.items() if name not in record["suites"]},
+        "notes": record["notes"] | {name: notes for name, notes in earlier["notes"].items() if name not in record["notes"]},
+        "metrics": record["metrics"] | metrics,
+        "tables": record["tables"] | {name: table for name, table in earlier["tables"].items() if name not in record["tables"]},
+    }
+
+
 def ship(name: str, run: Path | None, options: list[str]) -> None:
     """Measure a run, or the bundled model again, and replace what the package and results/ say of it."""
     out, stored = Path("runs/shipped") / name, ROOT / "results" / f"model_{name}.json"
-    known = json.loads(stored.read_text())["legs"] if stored.is_file() else []
-    export, legs = (BUNDLED / name, known) if run is None else (out / "model", legs_of(run, name, known))
-    if run is not None:
+    earlier: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {"legs": [], "suites": {}}
+    export, legs = out / "model", earlier["legs"] if run is None else legs_of(run, name, earlier["legs"])
+    if run is None:
+        load(BUNDLED / name, "cpu").save_pretrained(export)
+    else:
         export_run(run, export)
     others = [path for path in BUNDLED.rglob("*.safetensors") if path.parent.name != name]
     size = sum(path.stat().st_size for path in (*others, *export.glob("*.safetensors"))) / 1e6
     if size > LARGEST_MB:
         sys.exit(f"{name}: {size:.1f} MB of weights with the other models; at most {LARGEST_MB} MB fit")
 
-    call = [sys.executable, "-m", "hybvit.cli", "evaluate", str(export), "--out", str(out), "--report", *options]
-    code = subprocess.run(call).returncode
-    if code:
-        sys.exit(code)
-    model, record = load(export, "cpu"), json.loads((out / "results.json").read_text())
+    for call in (
+        ["calibrate", str(export), *([] if load(export, "cpu").cfg.data.held_out else ["--half-of-test"])],
+        ["evaluate", str(export), "--out", str(out), "--report", *PROTOCOL, *options],
+    ):
+        code = subprocess.run([sys.executable, "-m", "hybvit.cli", *call]).returncode
+        if code:
+            sys.exit(code)
+    model, record = load(export, "cpu"), with_earlier(json.loads((out / "results.json").read_text()), earlier)
     record |= {"model": name, "training": legs[-1], "legs": legs, "answers": answers(model)}
     for suite, notes in record["notes"].items():  # the reason why a set was left out concerns this machine only
         record["notes"][suite] = [note.partition(":")[0] + "." if "left out" in note else note for note in notes]
@@ -161,10 +186,11 @@ def ship(name: str, run: Path | None, options: list[str]) -> None:
         size=info.size,
     )
     # Files are replaced only now, so that a failed evaluation leaves the old model and its results in place.
-    if run is not None:
-        shutil.copytree(export, BUNDLED / name, dirs_exist_ok=True)
+    shutil.copytree(export, BUNDLED / name, dirs_exist_ok=True)
     (BUNDLED / name / "README.md").write_text(card)
     stored.write_text(json.dumps(record, indent=1) + "\n")
+    metrics = json.dumps({"metrics": record["metrics"]})
+    (BUNDLED / name / RESULTS).write_text(metrics + "\n")  # for the card of `hybvit push`
     shutil.copy(out / "evaluation" / "fidelity" / "samples.png", BUNDLED / name / "samples.png")
     print(f"{BUNDLED / name}: {size:.1f} MB with the others; now run `make readme` and check {BUNDLED / name / 'samples.png'}")
 

@@ -206,7 +206,9 @@ def test_a_run_is_calibrated_by_its_held_out_images_and_uses_that(run, tmp_path)
     assert "  0.95 set: " in hybvit("classify", run, tmp_path / "one.png").stdout
     all_classes = hybvit("classify", run, tmp_path / "one.png", "--coverage", "0.999").stdout
     assert f"  0.999 set: {', '.join(m.classes)}" in all_classes  # 139 images are too few for it
-    for model, coverage, said in ((run, "95", "coverage is 95"), ("digits", "0.9", "this model is not calibrated")):
+    m.calibration = None
+    m.save_pretrained(tmp_path / "bare")
+    for model, coverage, said in ((run, "95", "coverage is 95"), (tmp_path / "bare", "0.9", "this model is not calibrated")):
         refused = hybvit("classify", model, tmp_path / "one.png", "--coverage", coverage)
         assert (refused.returncode, said in refused.stderr) == (2, True)
     asked = hybvit("classify", run, tmp_path / "one.png", "--abstain-above", "1e-6")
@@ -344,6 +346,7 @@ def test_a_scaling_that_makes_it_worse_is_no_improvement(tmp_path):
 @pytest.mark.slow
 def test_without_a_calibration_there_are_no_sets_but_curves(tmp_path):
     m = package.load("digits", "cpu")
+    m.calibration = None
     data = opened(override(m.cfg, data={"held_out": 0.0}))
     record = run_suites(Context(m, data, "digits", Options(limit=40), tmp_path, "hybvit"), ("doubt",), quiet)
     assert NOT_FITTED in record["notes"]["doubt"]
@@ -353,6 +356,7 @@ def test_without_a_calibration_there_are_no_sets_but_curves(tmp_path):
 
 def test_images_held_out_of_all_test_images_do_not_judge(tmp_path):
     m = package.load("digits", "cpu")
+    m.calibration = None
     data = opened(m.cfg)
     part = data.test.where(torch.arange(0, 100))
     every = Dataset(data.test, data.test, data.classes, None, part, "", all_test=True)

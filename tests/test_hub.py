@@ -173,6 +173,7 @@ def test_a_dry_run_lists_the_files_and_asks_nobody(tmp_path, monkeypatch):
     assert sizes["model.safetensors"] == (tmp_path / "model" / "model.safetensors").stat().st_size
     assert lines[-1] == "dry run: nothing was uploaded to me/digits"
     assert command("push", tmp_path / "model", "digits", "--dry-run").returncode == 2
+    assert "digits/results.json\n" in command("push", "digits", "me/digits", "--dry-run").stdout  # a bundled model has results
     for text in ("", "[]", '{"metrics": 3}', '{"metrics": {"a": {"n": 2}}}', '{"metrics": {"a": {"value": 1, "low": "x"}}}'):
         (tmp_path / "results.json").write_text(text)
         refused = command("push", tmp_path / "model", "me/digits", "--dry-run", "--results", tmp_path / "results.json")

@@ -269,28 +269,25 @@ def pixels(digits):
 def test_classify_says_what_predict_does(api, digits, pixels):
     files = [("image", (f"{i}.png", as_file(image))) for i, image in enumerate(pixels)]
     answer = api.post("/v1/classify", files=files, params={"top": 2}).json()
-    expected = digits.predict(pixels)
-    for got, label, row, score in zip(answer["answers"], expected.labels, expected.probabilities, expected.score, strict=True):
+    expected, sets = digits.predict(pixels), digits.prediction_set(pixels, 0.95)
+    parts = (answer["answers"], expected.labels, expected.probabilities, expected.score, sets)
+    for got, label, row, score, held in zip(*parts, strict=True):
         assert got["label"] == digits.classes[label]
         assert got["probabilities"] == pytest.approx({digits.classes[k]: row[k].item() for k in row.topk(2).indices})
         assert next(iter(got["probabilities"])) == got["label"]
         assert got["log_density"] == pytest.approx(score.item())
-        assert got["set"] is None
+        assert got["set"] == [digits.classes[k] for k in held.nonzero().flatten()]
         assert 0 <= got["familiarity"] <= 1
     assert "test images" in answer["compared_with"]
 
 
-def test_a_calibrated_model_answers_with_sets(api, digits, pixels):
-    generator = torch.Generator().manual_seed(0)
-    unseen = torch.randint(0, 256, (60, *digits.image_shape), generator=generator, dtype=torch.uint8)
-    try:
-        digits.calibrate(unseen, torch.arange(60) % 10)
-        files = [("image", ("0.png", as_file(pixels[0])))]
-        (got,) = api.post("/v1/classify", files=files, params={"coverage": 0.5}).json()["answers"]
-        (held,) = digits.prediction_set(pixels[:1], 0.5)
-        assert got["set"] == [digits.classes[k] for k in held.nonzero().flatten()]
-    finally:
-        digits.calibration = None
+def test_a_model_that_is_not_calibrated_answers_without_sets(api, digits, pixels, monkeypatch):
+    files = [("image", ("0.png", as_file(pixels[0])))]
+    (held,) = api.post("/v1/classify", files=files, params={"coverage": 0.99}).json()["answers"]
+    assert held["set"] == [digits.classes[k] for k in digits.prediction_set(pixels[:1], 0.99)[0].nonzero().flatten()]
+    monkeypatch.setattr(digits, "calibration", None)
+    (got,) = api.post("/v1/classify", files=files, params={"coverage": 0.99}).json()["answers"]
+    assert got["set"] is None
 
 
 def test_sample_gives_the_images_of_the_seed(api, digits):
