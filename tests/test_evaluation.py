@@ -234,7 +234,8 @@ def test_settings_of_a_reproduction_are_those_that_were_stored(name, model):
     assert found == STORED[name]
 
 
-def test_a_result_that_an_earlier_version_stored_is_reused(model, tmp_path):
+def test_a_result_that_an_earlier_version_stored_is_reused(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "calibration", None)  # on which two suites depend; those models had none
     weights = Context(model, opened(model.cfg), "digits", Options(), tmp_path).fingerprint
     facts = {"version": hybvit.__version__, "data": "digits", "weights": weights} | IMAGES
     for suite, settings in STORED["pocket/stl10"].items():

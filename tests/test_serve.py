@@ -270,6 +270,7 @@ def test_classify_says_what_predict_does(api, digits, pixels):
     files = [("image", (f"{i}.png", as_file(image))) for i, image in enumerate(pixels)]
     answer = api.post("/v1/classify", files=files, params={"top": 2}).json()
     expected, sets = digits.predict(pixels), digits.prediction_set(pixels, 0.95)
+    seen = list[dict]()
     parts = (answer["answers"], expected.labels, expected.probabilities, expected.score, sets)
     for got, label, row, score, held in zip(*parts, strict=True):
         assert got["label"] == digits.classes[label]
@@ -277,6 +278,9 @@ def test_classify_says_what_predict_does(api, digits, pixels):
         assert next(iter(got["probabilities"])) == got["label"]
         assert got["log_density"] == pytest.approx(score.item())
         assert got["set"] == [digits.classes[k] for k in held.nonzero().flatten()]
+        assert got["set"]
+        assert got["abstains"] == bool(digits.predict(pixels, 0.05).labels[len(seen)] < 0)
+        seen.append(got)
         assert 0 <= got["familiarity"] <= 1
     assert "test images" in answer["compared_with"]
 
@@ -287,7 +291,7 @@ def test_a_model_that_is_not_calibrated_answers_without_sets(api, digits, pixels
     assert held["set"] == [digits.classes[k] for k in digits.prediction_set(pixels[:1], 0.99)[0].nonzero().flatten()]
     monkeypatch.setattr(digits, "calibration", None)
     (got,) = api.post("/v1/classify", files=files, params={"coverage": 0.99}).json()["answers"]
-    assert got["set"] is None
+    assert (got["set"], got["abstains"]) == (None, None)
 
 
 def test_sample_gives_the_images_of_the_seed(api, digits):
@@ -332,6 +336,7 @@ def bomb() -> bytes:
         ("classify", {"params": {"tp": 3}}, 422, "^tp: there is no such field in the query: did you mean top\\?$"),
         ("classify", {"data": {"top": 3}}, 422, "^top: there is no such field in the form: it takes image$"),
         ("sample", {"json": {"n": 65}}, 422, "^n is 65: it must be a whole number from 1 to 64$"),
+        ("sample", {"json": {"n": True}}, 422, "^n is true: it must be a whole number from 1 to 64$"),
         ("sample", {"json": {"steps": 1.5}}, 422, "^steps is 1.5: it must be a whole number from 1 to 100$"),
         ("sample", {"json": {"seed": None}}, 422, "^seed is null: it must be a whole number from 0 and below"),
         (

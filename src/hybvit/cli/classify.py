@@ -15,12 +15,13 @@ from ..data.images import Originals, read_image
 from ..data.own_images import image_names
 from ..errors import DataError
 from ..loading import load
+from ..metrics.doubt import RISK
 from ..model import HybridModel
 from ..waiting import Progress, percent
 from .arguments import ArgumentParser, naming, positive_int
 from .next_step import suggest
 
-RISK, COVERAGE = 0.05, 0.95  # of a calibrated model, unless others are asked for
+COVERAGE = 0.95  # of a calibrated model, unless another is asked for
 
 
 def build_parser() -> ArgumentParser:
@@ -66,7 +67,9 @@ def main(arguments: list[str]) -> None:
     originals.warn_of_depth(f"{args.images[0]}{' and others' if args.images[1:] else ''}", "save them with values up to 65,535")
     if pixels:
         with naming(args.model):
-            risk = default_risk(model) if args.abstain_above is None else args.abstain_above
+            risk = args.abstain_above
+            if risk is None and model.calibration is not None:
+                risk = model.calibration.default_risk
             coverage = COVERAGE if args.coverage is None and model.calibration is not None else args.coverage
             answer(model, named, torch.stack(pixels), args.top, args.json, (risk, coverage))
     for other in bad[:-1]:
@@ -84,11 +87,6 @@ def image_files(place: str) -> list[str]:
     if not (names := image_names(Files(Path(place)))):
         raise DataError(f"{place}: no image files in this folder")
     return [os.path.join(place, name) for name in names]
-
-
-def default_risk(model: HybridModel) -> float | None:
-    """The risk to keep to if none is asked for; None where the model cannot, or is not calibrated."""
-    return RISK if model.calibration is not None and model.calibration.threshold(RISK).bound <= RISK else None
 
 
 def answer(
@@ -116,6 +114,6 @@ def answer(
             print(json.dumps(record if held is None else record | {"set": classes, "coverage": coverage}))
         else:
             shown = "  ".join(f"{name} {percent(p)}" for name, p in named.items())
-            beside = "" if held is None else f"  {coverage:.3g} set: {', '.join(classes) or 'no class fits'}"
+            beside = "" if held is None else f"  {coverage:.3g} set: {', '.join(classes)}"
             unsure = "" if label >= 0 else "abstains: "
             print(f"{' '.join(path.split()):<{width}}  {unsure}{shown}  log density {score:.2f}{beside}")

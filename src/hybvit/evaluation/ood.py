@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..catalog import CATALOG
 from ..config import DataConfig
-from ..data.datasets import INTERPOLATION_BATCH, open_dataset, out_of_distribution
+from ..data.datasets import INTERPOLATION_BATCH, find, open_dataset, out_of_distribution
 from ..data.files import Files
 from ..data.image_set import BadFiles, Decoding, ImageSet, evenly_spaced, load_image_files
 from ..data.images import Originals, grid
@@ -142,7 +142,8 @@ def ood_sets(ctx: Context, result: Result) -> dict[str, ImageSet]:
         except DataError as error:
             if ctx.options.out_of_distribution:
                 raise
-            result.notes.append(f"{name} was left out: {error}")
+            absent = name in CATALOG and find(name, None) is None
+            result.notes.append(f"{name} was left out: {'`hybvit datasets` says how to get it' if absent else error}.")
     return found
 
 

@@ -25,6 +25,7 @@ MEANINGS: tuple[tuple[str, str], ...] = (
     (r"test/accuracy_top5", "share of test images whose true class is among the five most likely; higher is better"),
     (r"test/nll", "mean of -log p(label | image), in nats; lower is better"),
     (r"test/brier", "squared distance of the probabilities from the one-hot label, 0 to 2; lower is better"),
+    (r"calibration/.*_scaled$", "the same after the calibration: of the probabilities that the model gives"),
     (r"calibration/temperature", "divisor of the logits; above 1 the network was overconfident"),
     (r"calibration/adaptive_ece", "ECE over bins with equal numbers of images; lower is better"),
     (r"calibration/ece_(\d+)", "mean gap between confidence and accuracy over equal-width bins; lower is better"),
@@ -166,6 +167,7 @@ td.n { font-variant-numeric: tabular-nums; white-space: nowrap; } pre { overflow
 HEADLINES = (
     ("test/accuracy", "accuracy", 100, " %"),
     ("calibration/ece_20", "ECE", 100, " %"),
+    ("calibration/ece_20_scaled", "ECE, calibrated", 100, " %"),
     (r"fidelity/(fid|fd)_.*\d$", "Frechet distance", 1, ""),
     ("likelihood/bits_per_dim", "bits per dimension", 1, ""),
     (r"robustness/autoattack_linf.*", "AutoAttack, L-inf", 100, " %"),
@@ -305,7 +307,7 @@ def embedded(path: Path) -> str:
 
 
 def boxed(svg: str) -> str:
-    return f"<div class=drawing>{svg}</div>"
+    return f"<div class=drawing tabindex=0>{svg}</div>"  # a wide one scrolls on a phone, by keyboard too
 
 
 def prose(text: str) -> str:

@@ -15,6 +15,8 @@ from .calibration import Scaling, choose_scaling
 from .conformal import Method, Ranked, conformal_quantile, nonconformity, prediction_sets, ranked
 from .selective import Threshold, max_probability, threshold_for_risk
 
+RISK = 0.05
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -68,14 +70,23 @@ class Calibration:
         """The confidence from which on the risk is at most ``risk``, in 95 % of cases (:func:`threshold_for_risk`)."""
         return threshold_for_risk(self.confidence, self.labels.rank == 1, risk)
 
+    @property
+    def default_risk(self) -> float | None:
+        """The risk to keep to where none is asked for: :data:`RISK`, if these images can vouch for it."""
+        return RISK if self.threshold(RISK).bound <= RISK else None
+
     def quantile(self, coverage: float, method: Method = "thr", u: Tensor | float = 1.0) -> float:
         """The largest nonconformity of a class in a set; ``u`` [n] as in :func:`nonconformity`."""
         return conformal_quantile(nonconformity(self.labels, method, u), coverage)
 
     def sets(self, logits: Tensor, coverage: float, method: Method = "thr") -> Tensor:
-        """The classes that hold the true one with this probability, bool [N, K]; without random numbers."""
-        scores = nonconformity(ranked(self.scaling.apply(logits)), method)
-        return prediction_sets(scores, self.quantile(coverage, method))
+        """The classes that hold the true one with this probability, bool [N, K]; without random numbers.
+
+        The most probable class is always one of them: an empty set says nothing of an image, and a class more covers no less.
+        """
+        scaled = self.scaling.apply(logits)
+        held = prediction_sets(nonconformity(ranked(scaled), method), self.quantile(coverage, method))
+        return held.scatter(1, scaled.argmax(dim=1, keepdim=True), True)
 
     def used(self, images: Tensor) -> Tensor:
         """Which of some images, by their digests int64 [N], the calibration was made with: bool [N]."""

@@ -157,8 +157,8 @@ class HybridModel:
         """The classes of each image that hold the true one with probability ``coverage``: bool [N, K], on the CPU.
 
         It is a promise about the mean over new images that are drawn like the calibration images, not about one image or one
-        class (conformal prediction; docs/doubt.md). A set is empty where no class fits, which is rare unless ``coverage`` is
-        below the accuracy. It has all classes where the calibration images are too few for the coverage.
+        class (conformal prediction; docs/doubt.md). A set has the most probable class at least, and all classes where the
+        calibration images are too few for the coverage.
 
         Args:
             images: as in :meth:`predict`.
@@ -480,8 +480,8 @@ class HybridModel:
         only_one = (labels is None) != (guidance == 0)
         if only_one and not (self.draws_by_label if labels is None else self.takes_labels):
             raise ValueError(
-                "labels and guidance belong together: this network's denoiser was not trained with labels, so classifier "
-                "guidance is used, e.g. labels=3, guidance=2"
+                "labels and guidance belong together: this network's denoiser was not trained with labels, so its "
+                "classifier guides it to a class, with a guidance of 2, say"
             )
         if tries < 1:
             raise ValueError(f"tries is {tries}: it must be at least 1")

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from .. import __version__
+from ..metrics.doubt import RISK
 from .api_errors import answer_errors, refuse_other_methods, refuse_unknown
 from .api_page import api_page
 from .drawing import Wanted, draw
@@ -53,6 +54,9 @@ class Answer(BaseModel):
     probabilities: dict[str, float] = Field(description="The most probable classes, in descending order.")
     log_density: float = Field(description="Higher for images like the training images. It is a score, not a density.")
     familiarity: float | None = Field(description="Share of familiar images of lower log density; null if not measured yet.")
+    abstains: bool | None = Field(
+        description=f"Whether it is too unsure, if at most {RISK:.0%} of answers may be wrong; null if not calibrated for that."
+    )
     set: list[str] | None = Field(description="Classes that hold the true one with this coverage; null if not calibrated.")
 
 
@@ -158,6 +162,7 @@ def answer_of(classes: Sequence[str], found: Classified, top: int) -> Answer:
         probabilities={classes[k]: found.probabilities[k] for k in first},
         log_density=found.log_density,
         familiarity=found.familiarity,
+        abstains=found.abstains,
         set=None if found.held is None else [classes[k] for k in found.held],
     )
 

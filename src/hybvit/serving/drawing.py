@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ..data.image_set import to_pixels
@@ -21,9 +21,9 @@ EVERY = 0.1  # seconds between two views
 class Wanted(BaseModel):
     """Which images to generate."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)  # true is no number
     n: int = Field(1, ge=1, le=IMAGES, description="How many.")
-    label: str | StrictInt | None = Field(None, description="Their class, by name or number; null for any.")
+    label: str | int | None = Field(None, description="Their class, by name or number; null for any.")
     guidance: float = Field(0.0, ge=-20, le=20, description="Weight of the guidance to the class; below 0 away from it.")
     steps: int = Field(20, ge=1, le=STEPS, description="Sampler steps.")
     seed: int = Field(0, ge=0, lt=2**63, description="Image i of a seed is always the same.")

@@ -24,6 +24,8 @@ class Classified(NamedTuple):
         label: number of the most probable class.
         probabilities: of all K classes.
         log_density: higher = more like the training images.
+        abstains: whether it is too unsure for an answer, if at most ``RISK`` of the answers may be wrong; None without a
+            calibration that can tell.
         held: numbers of the classes that hold the true one with the coverage that was asked for; None without a calibration.
         familiarity: share of the familiar images that have a lower log density; None where nothing was measured yet.
     """
@@ -31,6 +33,7 @@ class Classified(NamedTuple):
     label: int
     probabilities: list[float]
     log_density: float
+    abstains: bool | None
     held: list[int] | None
     familiarity: float | None
 
@@ -64,13 +67,16 @@ class Service:
     def classify(self, pixels: Tensor, coverage: float = COVERAGE) -> list[Classified]:
         """Work for the desk. Errors are those of :meth:`HybridModel.predict` and :meth:`HybridModel.prediction_set`."""
         found = self.model.predict(pixels)
+        abstains: list[bool | None] = [None] * len(pixels)
         held: list[list[int] | None] = [None] * len(pixels)
-        if self.model.calibration is not None:
+        if (calibration := self.model.calibration) is not None:
             held = [row.nonzero().flatten().tolist() for row in self.model.prediction_set(pixels, coverage)]
+            if (risk := calibration.default_risk) is not None:
+                abstains = (found.probabilities.max(dim=1).values < calibration.threshold(risk).score).tolist()
         compared = self.familiar
         return [
-            Classified(label, row, score, classes, None if compared is None else compared.share_below(score))
-            for label, row, score, classes in zip(*(part.tolist() for part in found), held, strict=True)
+            Classified(label, row, score, unsure, classes, None if compared is None else compared.share_below(score))
+            for label, row, score, unsure, classes in zip(*(part.tolist() for part in found), abstains, held, strict=True)
         ]
 
     def nearest(self, pixels: Tensor) -> list[tuple[Tensor, int, float]]:

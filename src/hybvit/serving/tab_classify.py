@@ -7,6 +7,7 @@ from html import escape
 
 import gradio as gr
 
+from ..metrics.doubt import RISK
 from . import markup
 from .limits import read_picture
 from .nearest import DRAWN
@@ -31,6 +32,8 @@ def build(service: Service) -> Given:
             markup.bars(classes, found.probabilities, found.held),
             set_of(service, found.held),
         ]
+        if found.abstains:
+            parts.append(f"<p><b>Not sure enough</b> to be wrong in at most {100 * RISK:.0f}\u00a0% of such answers.</p>")
         if service.familiar is not None:
             parts.append(markup.gauge(service.familiar, found.log_density))
         yield "".join(parts)
@@ -84,8 +87,7 @@ def set_of(service: Service, held: list[int] | None) -> str:
             f"<p>No set of labels at {percent}: this model is not calibrated. "
             f"<code>hybvit calibrate {escape(service.name)} --help</code> says how.</p>"
         )
-    names = ", ".join(escape(service.model.classes[k]) for k in held) or "none of its classes"
-    return f"<p>At {percent} it is <b>{names}</b>.</p>"
+    return f"<p>Set of labels at {percent}: <b>{', '.join(escape(service.model.classes[k]) for k in held)}</b>.</p>"
 
 
 def certificate(service: Service, label: int, radius: float) -> str:
