@@ -37,7 +37,6 @@ OPTIONS = {
     "norm": "l2",
     "target": "flow",
     "label_smoothing": 0.3,
-    "times": "logit_normal",
     "weighting": "min_snr",
     "noisy_labels": 0.5,
 }

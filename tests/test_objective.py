@@ -3,7 +3,6 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import replace
-from statistics import NormalDist
 
 import pytest
 import torch
@@ -224,7 +223,7 @@ def test_without_options_only_the_papers_terms_are_computed(norm):
     assert torch.equal(g.get_state(), reference.get_state())
 
 
-@pytest.mark.parametrize(("option", "value"), [("norm", "L2"), ("times", "late"), ("weighting", "snr"), ("target", "score")])
+@pytest.mark.parametrize(("option", "value"), [("norm", "L2"), ("weighting", "snr"), ("target", "score")])
 def test_unknown_options_are_refused(option, value):
     with pytest.raises(ValueError, match=f"{option} is '{value}'"):
         hybrid_loss(Stub(), COSINE, batch(), plain(**{option: value}))
@@ -290,22 +289,6 @@ def test_the_objective_weights_each_image_by_its_time():
     each = (prediction - FLOW_3.target("v", clean, t, noise)).square().flatten(1).mean(1)
     expected = (torch.tensor([0.0, 0.5, 0.5, 0.1])[t] * 3 / 1.1 * each).mean()
     torch.testing.assert_close(losses.total, expected)
-
-
-def test_logit_normal_times_have_its_quantiles():
-    n = 40_000
-    t = draw_times(n, 1000, "logit_normal", seeded())
-    assert t.dtype == torch.int64
-    for k in (50, 200, 500, 700, 950):
-        share = NormalDist().cdf(math.log(k / 1000 / (1 - k / 1000)))
-        assert (t <= k).double().mean().item() == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / n))
-    few = draw_times(n, 3, "logit_normal", seeded()).bincount(minlength=4)
-    assert few[0] == 0
-    assert len(few) == 4
-    assert few[2] > 1.5 * few[1]
-    net = Stub()
-    hybrid_loss(net, COSINE, Batch(batch().x0, None, None), plain(times="logit_normal"), generator=seeded())
-    assert torch.equal(net.asked[0][1], draw_times(6, 1000, "logit_normal", seeded()))
 
 
 def test_labels_are_dropped_at_random_and_unknown_ones_always():
@@ -414,7 +397,6 @@ def test_the_objective_stays_short():
         ({"guidance": -0.1}, r"objective\.guidance is -0\.1: it must be at least 0"),
         ({"guidance": math.inf}, r"objective\.guidance is inf: it must be finite"),
         ({"guidance": 0.3}, r"objective\.guidance is 0\.3: it needs model\.label_conditioning"),
-        ({"times": "late"}, r"objective\.times is 'late': it must be one of uniform, logit_normal"),
         ({"weighting": "snr"}, r"objective\.weighting is 'snr'"),
         ({"norm": "huber"}, r"objective\.norm is 'huber': it must be one of l1, l2"),
     ],
@@ -433,14 +415,14 @@ def test_guidance_needs_label_dropout():
 
 def test_options_survive_the_file(tmp_path):
     objective = Objective(
-        alpha_end=1.0, norm="l2", target="flow", times="logit_normal", weighting="min_snr", label_dropout=0.2,
+        alpha_end=1.0, norm="l2", target="flow", weighting="min_snr", label_dropout=0.2,
         noisy_labels=1.0, label_smoothing=0.2, guidance=0.3, pseudo_labels=0.9,
     )  # fmt: skip
     cfg = Config(ViTConfig(label_conditioning=True, class_depth=6), objective=objective, diffusion=DiffusionConfig("flow", 100))
     (tmp_path / "config.yaml").write_text(to_yaml(cfg))
     assert load_config(tmp_path / "config.yaml") == cfg
     assert cfg.diffusion.build().alpha_bar[50] == Diffusion.flow(100).alpha_bar[50]
-    assert Objective() == Objective("hybvit", 100.0, None, "l1", "eps", "uniform", "uniform", 0, 0.1, 0.1, 0)
+    assert Objective() == Objective("hybvit", 100.0, None, "l1", "eps", "uniform", 0, 0.1, 0.1, 0)
 
 
 def test_on_a_cpu_noise_comes_from_the_generator_itself():

@@ -151,7 +151,6 @@ CHANGED = {  # fields -> the variants that change just these of v2
     "objective.target": "eps x0",
     "objective.norm": "l1",
     "objective.weighting": "min_snr",
-    "objective.times": "logit_normal",
     "objective.noisy_labels": "no_noisy_labels noisy_labels_4",
     "optim.muon_lr": "muon_slower muon_faster",
     "optim.name": "adamw",

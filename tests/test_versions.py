@@ -100,10 +100,9 @@ def test_what_each_version_wrote_is_read_and_nothing_else_passes_for_it(tmp_path
     now, then = TEXTS["now"].split("\n", 1)[1], as_written_by(version)
     assert load(then, tmp_path) == load(TEXTS["now"], tmp_path)
     claimed = "" if version == FIRST else f"hybvit: {version}\n"
-    with pytest.raises(ConfigError, match="unknown field"):
-        load(claimed + now, tmp_path)
-    with pytest.raises(ConfigError, match=r"unknown field|is missing"):
-        load(f"hybvit: {hybvit.__version__}\n{then.removeprefix(claimed)}", tmp_path)
+    for text in (claimed + now, f"hybvit: {hybvit.__version__}\n{then.removeprefix(claimed)}"):
+        with pytest.raises(ConfigError, match=r"unknown field|is missing"):
+            load(text, tmp_path)
 
 
 def test_a_configuration_of_0_1_0_is_migrated(tmp_path):
@@ -117,11 +116,19 @@ def test_a_configuration_of_0_1_0_is_migrated(tmp_path):
 
 @pytest.mark.parametrize(("switch", "names"), [("true", "tensorboard"), ("false", "")])
 def test_the_switch_of_tensorboard_became_a_name(tmp_path, switch, names):
-    for version in CHANGES:
+    for version in (FIRST, "0.2.0.dev0"):
         text = as_written_by(version).replace("tensorboard: false", f"tensorboard: {switch}")
         assert load(text, tmp_path) == override(load(TEXTS["now"], tmp_path), train={"track": names})
         with pytest.raises(ConfigError, match=r"train\.tensorboard is 3: of that option, .* only False or True is understood"):
             load(text.replace(f"tensorboard: {switch}", "tensorboard: 3"), tmp_path)
+
+
+@pytest.mark.parametrize("version", CHANGES)
+def test_times_that_were_not_uniform_are_refused(tmp_path, version):
+    text = as_written_by(version)
+    assert "times: uniform" in text
+    with pytest.raises(ConfigError, match=r"objective\.times is 'logit_normal': .* only 'uniform' is understood"):
+        load(text.replace("times: uniform", "times: logit_normal"), tmp_path)
 
 
 @pytest.mark.slow

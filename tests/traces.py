@@ -57,7 +57,7 @@ def configurations() -> dict[str, Any]:
         "v2_natural": small(
             "cifar10_v2",
             model=vit | {"class_depth": 3, "stem_width": 4, "readout_width": 4},
-            objective={"weighting": "min_snr", "times": "logit_normal", "label_smoothing": 0.1},
+            objective={"weighting": "min_snr", "label_smoothing": 0.1},
         ),
         "flow": small(
             "fashion_mnist_v2",

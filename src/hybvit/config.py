@@ -349,7 +349,7 @@ _LABELLING, _DENOISING = ("vit", "hybvit", "jem"), ("genvit", "hybvit")
 
 USED_WITH: list[tuple[str, str, tuple[Any, ...]]] = [  # fields of a group, the one that decides whether they are used, and when
     ("objective: alpha alpha_end noisy_labels pseudo_labels", "objective.kind", ("hybvit",)),
-    ("objective: norm target times weighting guidance label_dropout", "objective.kind", _DENOISING),
+    ("objective: norm target weighting guidance label_dropout", "objective.kind", _DENOISING),
     ("objective: label_smoothing", "objective.kind", _LABELLING),
     ("objective: label_dropout guidance", "model.label_conditioning", (True,)),
     ("diffusion: schedule", "objective.kind", _DENOISING),

@@ -57,6 +57,7 @@ CHANGES = {  # the last version before them -> the changes, the oldest first
             "train.tensorboard": [(False, {"train.track": ""}), (True, {"train.track": "tensorboard"})],
         },
     ),
+    "0.2.0.dev1": Changes((), {"objective.times": _only("uniform")}),
 }
 
 MEANT_BY_FIRST = {"data.split": "every_fifth"}  # what 0.1.0 did with the user's own images, where it is not the default

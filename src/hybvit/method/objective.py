@@ -20,7 +20,6 @@ from .seeds import normal_like, to_device_async
 from .vit import Output
 
 Norm = Literal["l1", "l2"]
-Times = Literal["uniform", "logit_normal"]
 Weighting = Literal["uniform", "min_snr"]
 
 MIN_SNR_GAMMA = 5.0  # Hang et al. 2023
@@ -37,7 +36,6 @@ class Objective:
         norm: l1 as in the published runs, or l2 as in Ho et al., which the paper calls comparable.
         target: what the pixel read-out predicts: eps, x0, v, or flow, which is eps - x0 (flow matching, with
             ``diffusion.schedule`` flow).
-        times: distribution of t: uniform, or logit_normal, which favors the middle (Esser et al. 2024).
         weighting: weighting of the denoising loss over t, with mean 1: uniform, or min_snr (Hang et al. 2023).
         noisy_labels: weight of the cross-entropy of the noisy images, each classified at its own t and weighted by abar_t. It
             is almost free, since they pass the label read-out (``model.class_depth``) anyway.
@@ -54,7 +52,6 @@ class Objective:
     alpha_end: float | None = None
     norm: Norm = "l1"
     target: Target = "eps"
-    times: Times = "uniform"
     weighting: Weighting = "uniform"
     noisy_labels: float = 0.0
     label_smoothing: float = 0.1
@@ -180,7 +177,7 @@ def hybrid_loss(
             raise ValueError("the batch is empty: it needs `x0` images, labeled `images`, or both")
         ce = F.cross_entropy(net.classify(images), labels, label_smoothing=objective.label_smoothing)
         return Losses(ce, ce)
-    t = to_device_async(draw_times(n * len(x0), diffusion.T, objective.times, generator)[k::n], x0.device)
+    t = to_device_async(draw_times(n * len(x0), diffusion.T, generator)[k::n], x0.device)
     noise = normal_like(x0 if n == 1 else x0[:1].expand(n * len(x0), *x0.shape[1:]), generator)[k::n]
     x_t, target = diffusion.q_sample(x0, t, noise), diffusion.target(objective.target, x0, t, noise)
     x0_labels = with_pseudo_labels(net, x0, x0_labels, objective.pseudo_labels)
@@ -262,15 +259,9 @@ def guided_target(target: Tensor, cond: Tensor, uncond: Tensor, guidance: float)
     return target + guidance / (1 + guidance) * (cond - uncond).detach()
 
 
-def draw_times(n: int, T: int, times: Times = "uniform", generator: torch.Generator | None = None) -> Tensor:
-    """Random t, int64 [n] in 1..T: uniform, or ceil(T u) for u = sigmoid(N(0, 1)), which favors the middle
-    (Esser et al. 2024)."""
-    if times == "uniform":
-        return torch.randint(1, T + 1, (n,), generator=generator)
-    if times != "logit_normal":
-        raise ValueError(f"times is {times!r}: it must be uniform or logit_normal")
-    u = torch.randn(n, generator=generator, dtype=torch.float64).sigmoid()
-    return (T * u).ceil().long().clamp(1, T)
+def draw_times(n: int, T: int, generator: torch.Generator | None = None) -> Tensor:
+    """Uniformly random t, int64 [n] in 1..T."""
+    return torch.randint(1, T + 1, (n,), generator=generator)
 
 
 def time_weights(diffusion: Diffusion, weighting: Weighting, target: Target) -> Tensor:

@@ -113,7 +113,6 @@ ABLATION = _study(
         _changed("flow", "flow matching", objective={"target": "flow"}, diffusion={"schedule": "flow"}),
         _changed("l1", "loss: L1, as published", objective={"norm": "l1"}),
         _changed("min_snr", "weights: min-SNR", objective={"weighting": "min_snr"}),
-        _changed("logit_normal", "times: logit-normal", objective={"times": "logit_normal"}),
         _changed("no_noisy_labels", "noisy images not classified, as published", objective={"noisy_labels": 0.0}),
         _changed("noisy_labels_4", "noisy images classified with weight 4", objective={"noisy_labels": 4.0}),
         _changed("alpha_10", "alpha falling from 10 to 1", objective={"alpha": 10.0, "alpha_end": 1.0}),
@@ -157,7 +156,6 @@ CIFAR10_TRIALS = _study(
         *(
             _changed(name, description, of=CIFAR10_V2, **changes)
             for name, description, changes in (
-                ("logit_normal", "times: logit-normal", {"objective": {"times": "logit_normal"}}),
                 ("min_snr", "weights: min-SNR", {"objective": {"weighting": "min_snr"}}),
                 ("no_noisy_labels", "noisy images not classified, as published", {"objective": {"noisy_labels": 0.0}}),
                 ("adamw", "AdamW for all weights, as published", {"optim": {"name": "adamw"}}),
