@@ -31,7 +31,7 @@ CASES = {  # what is typed, as the words that bash makes of it -> what is offere
     ("hybvit", "train", "--objective", "="): {"vit", "genvit", "hybvit"},
     ("hybvit", "train", "--train.prec"): {"--train.precision"},
     ("hybvit", "show", "digits", "--train.compile", ""): {"auto", "true", "false"},
-    ("hybvit", "classify", ""): {"digits", "fashion-mnist"},
+    ("hybvit", "classify", ""): {"cifar10", "digits", "fashion-mnist"},
     ("hybvit", "sample", "digits", "--out", ""): set(),  # bash then offers files
     ("hybvit", "sample", "digits", "--ou"): {"--out"},
     ("hybvit", "datasets", "celeba_"): {"celeba_hq"},

@@ -27,7 +27,7 @@ for name in {modules}:
 import hybvit
 from hybvit import cli
 
-for name in ("digits", "fashion-mnist"):
+for name in ("cifar10", "digits", "fashion-mnist"):
     model = hybvit.load(name, "cpu")
     labels, probabilities, score = model.predict(model.sample(2, steps=1))
     assert probabilities.shape == (2, 10), probabilities

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from timm.optim import create_optimizer_v2
 from timm.utils import AttentionExtract
 from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.transforms.v2.functional import to_pil_image
 
 import hybvit
 from hybvit.config import override
@@ -22,7 +22,7 @@ from hybvit.integrations.timm_models import checkpoint_filter_fn, from_hybrid
 from hybvit.networks import build_network
 from hybvit.presets import preset
 
-BUNDLED = {"hybvit_digits": "digits", "hybvit_fashion_mnist": "fashion-mnist"}
+BUNDLED = {"hybvit_cifar10": "cifar10", "hybvit_digits": "digits", "hybvit_fashion_mnist": "fashion-mnist"}
 SHAPES = (*BUNDLED, "hybvit_digits_paper", "hybvit_cifar10_pocket_v2")  # every time conditioning and stem, skips or none
 
 
@@ -107,7 +107,7 @@ def test_logits_are_those_of_the_bundled_model(name, source):
     model, whole = timm.create_model(name, pretrained=True).eval(), hybvit.load(source, "cpu")
     pixels = torch.randint(0, 256, (3, *whole.image_shape), dtype=torch.uint8)
     transform = create_transform(**resolve_model_data_config(model))
-    x = torch.stack([transform(Image.fromarray(image[0].numpy())) for image in pixels])
+    x = torch.stack([transform(to_pil_image(image)) for image in pixels])
     torch.testing.assert_close(x, hybvit.to_x(pixels), rtol=0, atol=1e-6)
     with torch.no_grad():
         torch.testing.assert_close(model(x), whole.logits(hybvit.to_x(pixels)), rtol=0, atol=1e-5)
