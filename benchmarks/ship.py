@@ -68,7 +68,7 @@ STEERING = (
 )
 REMARKS = {  # on the images, and on the samples by eye
     "cifar10": " The images that it was trained and measured on are a JPEG copy (quality 75), not the published ones. By eye, "
-    "its samples are scenes: ships, cars, planes and horses can be told in some of them, cats, dogs, birds and frogs hardly ever.",
+    "its samples are scenes: ships, cars, planes and horses can be told in some, cats, dogs, birds and frogs hardly ever.",
     "fashion-mnist": " Sandals are its weakest class: by eye, about one in four has loose straps or is in pieces.",
 }
 
