@@ -123,6 +123,9 @@ def test_the_card_has_the_results_as_the_hub_reads_them(tmp_path):
     assert 'hybvit.load("me/digits")' in card.text
     assert "speed/" not in card.content
     assert "model-index" not in model_card(to_dict(model.cfg), "digits")
+    assert "calibrated" not in card.text
+    hybvit.load("digits", "cpu").save_pretrained(tmp_path / "bundled")
+    assert "calibrated, by 185 images (half of the test images of digits)" in (tmp_path / "bundled" / "README.md").read_text()
 
 
 def test_an_export_has_its_configuration_in_json_too_and_a_card_that_may_be_edited(tmp_path):

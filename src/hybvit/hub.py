@@ -146,7 +146,11 @@ def config_json(content: Mapping[str, Any]) -> str:
 
 
 def model_card(
-    content: Mapping[str, Any], title: str, repo_id: str | None = None, results: Mapping[str, Any] | None = None
+    content: Mapping[str, Any],
+    title: str,
+    repo_id: str | None = None,
+    results: Mapping[str, Any] | None = None,
+    calibrated: str | None = None,
 ) -> str:
     """The README.md of a model: metadata, what it is, how to load it, and its figures.
 
@@ -155,6 +159,7 @@ def model_card(
         title: of the images that it was trained on.
         repo_id: its name on the hub, where that is known.
         results: the content of a results.json of `hybvit evaluate`.
+        calibrated: the images that it was calibrated by, where it is.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -185,6 +190,8 @@ def model_card(
         describe(content, title),
         LOADING.format(name=name),
     ]
+    if calibrated:
+        lines.append(f"Its probabilities are calibrated, by {calibrated}; figures that end in `_scaled` are of these.\n")
     if metrics:
         lines += ["Measured by `hybvit evaluate`; n is the number of images, and the interval is of 95 %.\n", table(metrics)]
     return "\n".join(lines)

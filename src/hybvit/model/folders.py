@@ -57,10 +57,11 @@ def save_pretrained(
     known = {} if model.trained_on is None else {TRAINED_ON: {DIGESTS: model.trained_on}}
     cfg = without_addresses(model.cfg)
     title = CATALOG[cfg.data.name].title if cfg.data.name in CATALOG else "images of its author"
+    calibrated = model.calibration and f"{len(model.calibration):,} images ({model.calibration.source or 'of its author'})"
     files: dict[str, str | bytes] = {
         CONFIG: to_yaml(cfg),
         CONFIG_JSON: config_json(to_dict(cfg)),
-        checkpoint.CARD: model_card(to_dict(cfg), title, repo_id, results),
+        checkpoint.CARD: model_card(to_dict(cfg), title, repo_id, results, calibrated),
     }
     if model.calibration is not None:
         if model.calibration.weights != checkpoint.digest_of_weights(weights):
