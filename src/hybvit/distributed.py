@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -147,9 +149,13 @@ def naming_lost_processes(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, KeyboardInterrupt) as caught:
+        # A launcher terminates the processes that are left, which may come while this one is ending by itself.
+        error = caught if isinstance(caught, RuntimeError) else caught.__context__
         if world_size() == 1 or isinstance(error, (DivergedError, Interrupted)) or not LOST.search(str(error)):
             raise
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if rank() > 1:  # the first says it, or the second, in case that it was the first
             raise SystemExit(75) from None
         reason = " ".join(str(error).split())[:100]
