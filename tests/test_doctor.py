@@ -165,7 +165,7 @@ def test_an_altered_model_is_broken_and_the_exit_code_says_so(monkeypatch, capsy
     out, err = capsys.readouterr()
     assert "BROKEN" in out
     assert packages.REINSTALL in out
-    assert "needed, but broken: digits, fashion-mnist" in err
+    assert "needed, but broken: cifar10, digits, fashion-mnist" in err
 
 
 def test_a_check_that_fails_is_a_finding(monkeypatch):

@@ -33,7 +33,7 @@ SIZES = (1, 3, 20)  # of batches; none is that of the tracer
 
 def untrained(name: str = "digits", **groups: dict) -> HybridModel:
     """A small network of a preset, or of the configuration of a bundled model, whose weights are all drawn at random."""
-    start = package.load(name, "cpu").cfg if name in hub.bundled() and name != "digits" else preset(name)
+    start = package.load(name, "cpu").cfg if name == "fashion-mnist" else preset(name)
     cfg = override(start, **groups)
     net = build_network(cfg)
     draws = torch.Generator().manual_seed(0)

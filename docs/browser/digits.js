@@ -18,9 +18,12 @@ function images(model, x) {
 
 // The probabilities of the classes of one image.
 export async function classify(model, x) {
+  const { scale, bias } = model.about; // of the calibration: a number, or one for each class
+  const of = (values, k) => (Array.isArray(values) ? values[k] : values);
   const { logits } = await model.classifier.run({ x: images(model, x) });
-  const top = Math.max(...logits.data);
-  const powers = Array.from(logits.data, (logit) => Math.exp(logit - top));
+  const calibrated = Array.from(logits.data, (logit, k) => logit * of(scale, k) + of(bias, k));
+  const top = Math.max(...calibrated);
+  const powers = calibrated.map((logit) => Math.exp(logit - top));
   const sum = powers.reduce((a, b) => a + b);
   return powers.map((power) => power / sum);
 }

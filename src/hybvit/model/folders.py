@@ -57,7 +57,8 @@ def save_pretrained(
     known = {} if model.trained_on is None else {TRAINED_ON: {DIGESTS: model.trained_on}}
     cfg = without_addresses(model.cfg)
     title = CATALOG[cfg.data.name].title if cfg.data.name in CATALOG else "images of its author"
-    calibrated = model.calibration and f"{len(model.calibration):,} images ({model.calibration.source or 'of its author'})"
+    found = model.calibration
+    calibrated = None if found is None else f"{len(found):,} images ({found.source or 'of its author'})"
     files: dict[str, str | bytes] = {
         CONFIG: to_yaml(cfg),
         CONFIG_JSON: config_json(to_dict(cfg)),
