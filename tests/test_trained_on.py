@@ -14,6 +14,7 @@ from hybvit.data.fingerprint import ListedImage
 from hybvit.data.trained_on import digests_of, recognize, united
 from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.evaluation.subject import open_subject
+from hybvit.evaluation.unseen import calibration_images
 
 from . import official
 from .conftest import TINY, hybvit, opened
@@ -115,6 +116,20 @@ def test_no_image_of_the_training_is_judged(trained, tmp_path, capfd, form, mode
     assert judged <= allowed
     if form not in ("some", "sorted"):
         assert judged == allowed
+
+
+@pytest.mark.slow
+def test_a_folder_that_also_holds_the_training_images_calibrates_by_the_others(trained, tmp_path):
+    images = shutil.copytree(trained / "images", tmp_path / "images" / "train").parent
+    files = {f"test/{['cat', 'dog'][i % 2]}/{i}.jpg": official.jpeg(i) for i in range(100, 120)}
+    official.unpacked(images, files)
+    subject = open_subject(str(trained / "run"), None, str(images))
+    taken, words = calibration_images(subject, half_of_test=True)
+    assert (len(taken), words) == (10, "half of the test images of images")
+    assert len(calibration_images(subject)[0]) == 20
+    subject.model.trained_on = None  # then only a few images of the training are known, and some are here
+    with pytest.raises(ConfigError, match="trained on some of these images"):
+        calibration_images(subject)
 
 
 @pytest.mark.slow

@@ -119,21 +119,25 @@ def with_own_data(model: HybridModel, dataset: str | None, root: str | None, tes
     if group.name != own.name:
         group = replace(group, split="none", bits=None)
     labeled = model.cfg.objective.kind != "genvit"
-    known = model.trained_on if (group.name == "huggingface") is (own.name == "huggingface") else None
+    known = model.trained_on if knows_each_image(model, group.name) else None
     data = open_dataset(group, model.image_shape, model.cfg.model.num_classes, labeled=labeled, trained_on=known)
     check_classes(model.cfg, data, group.root or group.name)
     if own.fingerprint not in ("", data.fingerprint):
-        shown = known is not None and group.name in READERS
-        warn_of_other_images(own.fingerprint, data, group.root or group.name, shown=shown)
+        warn_of_other_images(own.fingerprint, data, group.root or group.name, shown=knows_each_image(model, group.name))
     return Subject("HybridModel", model, data, replace(model.cfg, data=group), group.name, folders=image_folders(group))
+
+
+def knows_each_image(model: HybridModel, data_name: str) -> bool:
+    """Whether it is known of each image of such data if the model was trained on it; those are then never test images."""
+    tables = (data_name == "huggingface", model.cfg.data.name == "huggingface")  # known by contents, files by names and sizes
+    return model.trained_on is not None and data_name in READERS and tables[0] is tables[1]
 
 
 def warn_of_other_images(kept: str, data: Dataset, where: str, *, shown: bool) -> None:
     """Say that a model was trained on other images than these, with the fingerprint ``kept``.
 
     Args:
-        shown: whether it is known of each image if the model was trained on it. Images that a table stores are known by their
-            contents, and files by their names and sizes, so neither are found among the others.
+        shown: as :func:`knows_each_image` says.
     """
     now = f"now {numbers(data.fingerprint)}" if data.fingerprint else f"now {len(data.test):,} test images"
     which = "all are test images" if data.all_test else now

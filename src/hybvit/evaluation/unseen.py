@@ -15,7 +15,7 @@ from ..data.fingerprint import pixel_digests, share_training_images
 from ..data.image_set import Dataset, ImageSet, select_per_class
 from ..errors import ConfigError
 from ..model import HybridModel
-from .subject import Subject
+from .subject import Subject, knows_each_image
 
 TOLERATED = 0.01  # share of training images among others, such as the duplicates of published sets
 HOLD_OUT = "train with --data.held_out 0.1, or give other images with --data"
@@ -70,7 +70,8 @@ def calibration_images(subject: Subject, half_of_test: bool = False) -> tuple[Im
                 "--half-of-test, and let nothing else be judged by that half"
             )
         return part, f"images of {name} held out of training"
-    if not same and share_training_images(own.fingerprint, data.fingerprint):
+    shown = same or knows_each_image(model, subject.cfg.data.name)
+    if not shown and share_training_images(own.fingerprint, data.fingerprint):
         raise ConfigError(f"{name}: the model was trained on some of these images: {HOLD_OUT}")
     images, words = data.test, f"{'test ' if not data.all_test else ''}images of {name}"
     if images.labels is None:
