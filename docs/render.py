@@ -1047,16 +1047,59 @@ def compare() -> str:
         seconds = " | ".join(f"{found['cpu_seconds']:.0f}" for found in (ours, theirs))
         lines.append(f"| {task} | {ours['lines']} | {theirs['lines']} | {peers} | {seconds} |")
         totals = [totals[0] + ours["lines"], totals[1] + theirs["lines"]]
-    accuracy = record["ours"]["test/accuracy"]
+    where = record["environment"]
     lines += [
         f"| together | {totals[0]} | {totals[1]} | | | |",
         "",
-        "Seconds of processor time on one thread of a shared machine, the import of torch included; torch "
-        f"{record['torch']}, {record['date']} (`python benchmarks/compare/run.py`). Networks were trained for "
-        f"{record['programs']['1_timm.py']['steps']} steps. Task 1 printed here: test accuracy {accuracy['value']:.4f} "
-        f"({accuracy['low']:.4f} to {accuracy['high']:.4f}), n {accuracy['n']}; there: "
-        f"{record['programs']['1_timm.py']['printed'][-1]}.",
+        f"Seconds of processor time on one thread of {where['device']}, a shared machine, the import of torch included; torch "
+        f"{where['torch']}, {record['date']} (`python benchmarks/compare/run.py`). Networks were trained for "
+        f"{record['programs']['1_timm.py']['steps']} steps.",
     ]
+    return "\n".join(lines)
+
+
+def compare_results() -> str:
+    """What the programs of benchmarks/compare found."""
+    record = result("compare")
+    ours = {name: found["value"] for name, found in record["ours"].items()}
+    numbers = {name: found["n"] for name, found in record["ours"].items()}
+    theirs = {name[0]: found["printed"] for name, found in record["programs"].items() if name.endswith(".py")}
+    aurocs = {line.split()[0]: float(line.split("'AUROC': ")[1].split(",")[0]) for line in theirs["4"]}
+    rows = {
+        "1": [
+            (
+                f"test accuracy {ours['test/accuracy']:.4f} ({record['ours']['test/accuracy']['low']:.4f} to "
+                f"{record['ours']['test/accuracy']['high']:.4f}), n {numbers['test/accuracy']}",
+                theirs["1"][-1],
+            )
+        ],
+        "3": list(
+            zip(
+                (
+                    f"ECE {ours['calibration/ece_15']:.4f} -> {ours['calibration/ece_15_scaled']:.4f}",
+                    f"sets at 95 %: coverage {ours['doubt/coverage_thr_95']:.4f}, size {ours['doubt/set_size_thr_95']:.3f}",
+                    f"AURC {ours['doubt/aurc_max_prob']:.5f}, risk at 80 % coverage "
+                    f"{ours['doubt/risk_at_80_coverage_max_prob']:.4f}",
+                ),
+                theirs["3"],
+                strict=True,
+            )
+        ),
+        "4": [
+            *((f"AUROC of {name} {ours[f'ood/noise/auroc_{name}']:.4f}", f"{value:.4f}") for name, value in aurocs.items()),
+            (f"of the fused score {ours['ood/noise/auroc_fused']:.4f}", "none"),
+        ],
+        "5": [
+            (
+                f"accuracy under AutoAttack at 8/255: {ours['robustness/autoattack_linf_8']:.4f}, "
+                f"n {numbers['robustness/autoattack_linf_8']}",
+                theirs["5"][-1],
+            )
+        ],
+    }
+    lines = ["| task | here | the peer |", "|---|---|---|"]
+    for number, pairs in rows.items():
+        lines += [f"| {TASKS[number] if not k else ''} | {here} | {there} |" for k, (here, there) in enumerate(pairs)]
     return "\n".join(lines)
 
 
@@ -1160,6 +1203,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "editing_variations": editing_variations,
     "editing_tries": editing_tries,
     "compare": compare,
+    "compare_results": compare_results,
     "compare_facts": compare_facts,
     **{f"card_{name}": partial(card, name) for name in MODELS},
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},

@@ -13,7 +13,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,12 +22,15 @@ from typing import Any
 
 from PIL import Image
 
+from hybvit.devices import environment
+
 HERE = Path(__file__).resolve().parent
 RECORD = HERE.parent.parent / "results" / "compare.json"
 PEERS = {
     "1_timm.py": ("timm", "torchvision"), "2_diffusers.py": ("diffusers",), "3_torchmetrics.py": ("torchmetrics",),
     "4_pytorch_ood.py": ("pytorch-ood",), "5_autoattack.py": ("pyautoattack",),
 }  # fmt: skip
+SCORES = ("max_prob", "max_logit", "entropy", "logpx", "knn", "relative_mahalanobis")  # those of 4_pytorch_ood.py
 
 
 def programs() -> list[Path]:
@@ -81,7 +83,8 @@ def metrics_of(folder: Path) -> dict[str, Any]:
     """What our evaluation stored for the tasks."""
     names = (
         "test/accuracy", "calibration/ece_15", "calibration/ece_15_scaled", "doubt/coverage_thr_95", "doubt/set_size_thr_95",
-        "ood/noise/auroc_logpx", "ood/noise/auroc_knn", "robustness/autoattack_linf_8",
+        "doubt/aurc_max_prob", "doubt/risk_at_80_coverage_max_prob", "robustness/autoattack_linf_8",
+        *(f"ood/noise/auroc_{score}" for score in (*SCORES, "fused")),
     )  # fmt: skip
     found = json.loads((folder / "results.json").read_text())["metrics"]
     return {name: found[name] for name in names if name in found}
@@ -106,8 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=400)
     args = parser.parse_args()
-    record: dict[str, Any] = {"machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}
-    record["torch"] = importlib.metadata.version("torch")
+    record: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "environment": environment()}
     record["facts"], record["programs"], record["ours"] = facts(), {}, {}
     with tempfile.TemporaryDirectory() as name:
         cwd = Path(name)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -175,29 +176,35 @@ def said_once() -> Iterator[None]:
         raise SystemExit(4 if isinstance(error, DivergedError) else 75) from None
 
 
-def share_calls(calls: Sequence[Callable[[], T]]) -> list[T]:
-    """The results of calls that do not depend on each other, in order. Each is made by one process, in turn."""
-    own = {i: calls[i]() for i in range(rank(), len(calls), world_size())}
+def share_calls(calls: Sequence[Callable[[], T]], what: str | None = None) -> list[T]:
+    """The results of calls that do not depend on each other, in order. Each is made by one process, in turn.
+
+    Args:
+        what: what to call the work while somebody waits for it; None where the calls show how far they are.
+    """
+    mine, own = range(rank(), len(calls), world_size()), {}
+    with Progress(len(mine), what or "", shown=rank() == 0 and what is not None) as progress:
+        for i in mine:
+            own[i] = calls[i]()
+            progress.update()
     found = {i: result for of_rank in all_gather(own) for i, result in of_rank.items()}
     return [found[i] for i in range(len(calls))]
 
 
 def share_batches(n: int, size: int, work: Callable[[Tensor], Tensor | tuple[Tensor, ...]], what: str) -> tuple[Tensor, ...]:
-    """Apply ``work`` to the indices 0..n - 1 in batches of ``size`` -> the concatenated results, in order, on the CPU.
+    """Apply ``work`` to the indices 0..n - 1 in batches of at most ``size`` -> the concatenated results, in order, on the CPU.
 
-    Batches are assigned to the processes in turn. Their content does not depend on the number of processes, so neither do the
-    results.
+    Batches are assigned to the processes in turn, and differ by one in size, so that none waits long for the others. Their
+    content does not depend on the number of processes, so neither do the results.
 
     Args:
         work: int64 [b] -> a tensor [b, ...] or a tuple of such tensors.
         what: what to call the work while somebody waits for it.
     """
-    starts = range(0, n, size)
-    own, mine = {}, starts[rank() :: world_size()]
-    with Progress(len(mine), what, shown=rank() == 0) as progress:
-        for start in mine:
-            result = work(torch.arange(start, min(start + size, n)))
-            own[start] = tuple(part.detach().cpu() for part in (result if isinstance(result, tuple) else (result,)))
-            progress.update()
-    parts = {start: result for of_rank in all_gather(own) for start, result in of_rank.items()}
-    return tuple(torch.cat(column) for column in zip(*(parts[start] for start in starts), strict=True))
+
+    def on_cpu(index: Tensor) -> tuple[Tensor, ...]:
+        result = work(index)
+        return tuple(part.detach().cpu() for part in (result if isinstance(result, tuple) else (result,)))
+
+    parts = share_calls([partial(on_cpu, index) for index in torch.arange(n).tensor_split(-(-n // size))], what)
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))

@@ -21,7 +21,7 @@ from ..metrics.robustness import robust_curve, strong_pgd
 from ..model import HybridModel
 from .context import Context, Metric, Picture, Result, proportion
 from .options import CERTIFIED_CONFIDENCE, Options
-from .robustness import ATTACK_BATCH, batch_of
+from .robustness import at_radii, batch_of
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)  # L2, on the [0, 1] scale
 STEP = 0.05  # of the plotted curves
@@ -119,16 +119,15 @@ def table_of_shares(shares: Tensor) -> dict[str, int]:
 def attacked(ctx: Context, images: ImageSet, result: Result) -> list[tuple[float, float]]:
     """Accuracy of the classifier that is not smoothed, clean and under PGD -> (radius, accuracy)."""
     assert images.labels is not None
-    broken = [ctx.logits_of(images).argmax(dim=1) != images.labels]
-    for eps in RADII[1:]:
 
-        def attack(index: Tensor, eps: float = eps) -> Tensor:
-            x, labels = batch_of(ctx, images, index)
-            random = ctx.generator((1 << 19) + int(index[0]))
-            return strong_pgd(ctx.model.logits, x, labels, eps, "l2", random, ctx.options.attack_steps).broken
+    def attack(eps: float, index: Tensor) -> tuple[Tensor, ...]:
+        x, labels = batch_of(ctx, images, index)
+        random = ctx.generator((1 << 19) + int(index[0]))
+        return (strong_pgd(ctx.model.logits, x, labels, eps, "l2", random, ctx.options.attack_steps).broken.cpu(),)
 
-        broken += share_batches(len(images), ATTACK_BATCH, attack, f"PGD l2 {eps:g}")
-    curve = list(zip(RADII, robust_curve(broken), strict=True))
+    broken = [found for (found,) in at_radii(RADII[1:], len(images), attack, "PGD l2")]
+    clean = ctx.logits_of(images).argmax(dim=1) != images.labels
+    curve = list(zip(RADII, robust_curve([clean, *broken]), strict=True))
     for radius, accuracy in curve:
         bounds = wilson_interval(accuracy, len(images))
         result.metrics[f"certified/plain_pgd/accuracy_{radius:g}"] = Metric(accuracy, len(images), *bounds)

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..data.image_set import Dataset, ImageSet, to_x
-from ..distributed import all_gather, share_batches
+from ..distributed import all_gather, share_batches, share_calls
 from ..metrics.classification import wilson_interval
 from ..metrics.doubt import Calibration
 from ..model import HybridModel
@@ -28,7 +28,7 @@ from .adapters import Evaluable
 from .options import Options
 from .unseen import digests_of, held_out_of_training
 
-SHARD = 256  # generated images per file
+SHARD = 128  # generated images per file, which one process draws
 TRAINING_FEATURES = 10_000  # the most training images that the nearest-neighbor score searches
 
 
@@ -192,7 +192,8 @@ class Context:
                 write_shard(path, pixels)
             return pixels
 
-        return share_batches(o.samples, SHARD, shard, "samples")[0]
+        shards = torch.arange(o.samples).split(SHARD)  # the same for any number of samples, so that more need only the rest
+        return torch.cat(share_calls([partial(shard, index) for index in shards], "samples"))
 
     def generator(self, purpose: int) -> torch.Generator:
         """A CPU generator for one purpose; ``purpose`` is a number of its own for each."""

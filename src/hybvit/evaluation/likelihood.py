@@ -12,7 +12,7 @@ from ..metrics.classification import mean_interval
 from ..metrics.likelihood import bound_terms, sampled_parts
 from .context import Context, Metric, Picture, Result
 
-BOUND_BATCH = 64
+BOUND_BATCH, TERMS_BATCH = 64, 8  # images that a process takes at a time
 PLOTTED_IMAGES = 16  # for the terms by t, which take all T evaluations
 PARTS = ("prior", "decoder", "diffusion")
 
@@ -40,7 +40,7 @@ def run(ctx: Context) -> Result:
         shown = images.subsample(PLOTTED_IMAGES)
     else:
         shown = images
-    (terms,) = share_batches(len(shown), min(BOUND_BATCH, 16), terms_of, "terms of the bound")
+    (terms,) = share_batches(len(shown), TERMS_BATCH, terms_of, "terms of the bound")
     if shown is images:
         parts = torch.stack((terms[:, 0], terms[:, 1], terms[:, 2:].sum(dim=1)), dim=1)
     bits = parts.sum(dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..data.image_set import ImageSet, to_pixels, to_x
 from ..data.images import grid
-from ..distributed import from_first, share_batches, share_calls
+from ..distributed import from_first, share_calls
 from ..evaluation import plots
 from ..metrics.autoattack import AUTOATTACK_CURE, autoattack, distinct, has_autoattack
 from ..metrics.classification import wilson_interval
@@ -55,15 +56,13 @@ Curve = list[tuple[float, float]]  # (radius in 1/255, accuracy)
 def run_strong_pgd(ctx: Context, images: ImageSet, result: Result) -> dict[Norm, Curve]:
     curves: dict[Norm, Curve] = {}
     for norm, radii in STRONG.items():
-        broken = list[Tensor]()
-        for eps in radii:
 
-            def attack(index: Tensor, eps: float = eps, norm: Norm = norm) -> Tensor:
-                x, labels = batch_of(ctx, images, index)
-                seed = ctx.generator((1 << 18) + int(index[0]))
-                return strong_pgd(ctx.model.logits, x, labels, eps, norm, seed, ctx.options.attack_steps).broken
+        def attack(eps: float, index: Tensor, norm: Norm = norm) -> tuple[Tensor, ...]:
+            x, labels = batch_of(ctx, images, index)
+            seed = ctx.generator((1 << 18) + int(index[0]))
+            return (strong_pgd(ctx.model.logits, x, labels, eps, norm, seed, ctx.options.attack_steps).broken.cpu(),)
 
-            broken += share_batches(len(images), ATTACK_BATCH, attack, f"strong PGD {norm} {255 * eps:.0f}/255")
+        broken = [found for (found,) in at_radii(radii, len(images), attack, f"strong PGD {norm}")]
         curves[norm] = [(255 * eps, accuracy) for eps, accuracy in zip(radii, robust_curve(broken), strict=True)]
         for eps, accuracy in curves[norm]:
             bounds = wilson_interval(accuracy, len(images))
@@ -77,22 +76,19 @@ def run_pgd(ctx: Context, images: ImageSet, norm: Norm, radii: tuple[float, ...]
     Args:
         strong: what the strong PGD found, for the plot.
     """
-    broken = []
-    for eps in radii:
 
-        def attack(index: Tensor, eps: float = eps) -> tuple[Tensor, Tensor]:
-            x, labels = batch_of(ctx, images, index)
-            seed = ctx.generator((1 << 10) + int(index[0]))
-            found = pgd(ctx.model.logits, x, labels, eps, norm, seed, ctx.options.attack_steps, PGD_STEP)
-            return found.broken, to_pixels(found.images)
+    def attack(eps: float, index: Tensor) -> tuple[Tensor, ...]:
+        x, labels = batch_of(ctx, images, index)
+        seed = ctx.generator((1 << 10) + int(index[0]))
+        found = pgd(ctx.model.logits, x, labels, eps, norm, seed, ctx.options.attack_steps, PGD_STEP)
+        return found.broken.cpu(), to_pixels(found.images).cpu()
 
-        at_eps, attacked = share_batches(len(images), ATTACK_BATCH, attack, f"PGD {norm} {255 * eps:.0f}/255")
-        broken.append(at_eps)
-        if eps == radii[len(radii) // 2]:
-            result.pictures[f"attacked_{norm}"] = Picture(
-                attacked_grid(images, attacked),
-                f"Clean images (top) and the same attacked by PGD (bottom), {norm}, eps {255 * eps:.0f}/255",
-            )
+    broken, attacked = zip(*at_radii(radii, len(images), attack, f"PGD {norm}"), strict=True)
+    middle = len(radii) // 2
+    result.pictures[f"attacked_{norm}"] = Picture(
+        attacked_grid(images, attacked[middle]),
+        f"Clean images (top) and the same attacked by PGD (bottom), {norm}, eps {255 * radii[middle]:.0f}/255",
+    )
     assert images.labels is not None
     clean = (ctx.logits_of(images).argmax(dim=1) == images.labels).double().mean().item()
     curve = list(zip((0.0, *radii), (clean, *robust_curve(broken)), strict=True))
@@ -114,6 +110,15 @@ def run_pgd(ctx: Context, images: ImageSet, norm: Norm, radii: tuple[float, ...]
     if any(larger > smaller + NOISE for smaller, larger in pairwise(alone)):
         return [f"PGD ({norm}) breaks fewer images at a larger radius than at a smaller one"]
     return []
+
+
+def at_radii(
+    radii: Sequence[float], n: int, attack: Callable[[float, Tensor], tuple[Tensor, ...]], what: str
+) -> list[tuple[Tensor, ...]]:
+    """An attack on n images at each radius -> what it returns there; the processes share radii and batches."""
+    batches = torch.arange(n).split(ATTACK_BATCH)
+    found = iter(share_calls([partial(attack, eps, index) for eps in radii for index in batches], what))
+    return [tuple(torch.cat(column) for column in zip(*(next(found) for _ in batches), strict=True)) for _ in radii]
 
 
 def run_autoattack(ctx: Context, images: ImageSet, result: Result) -> list[str]:
