@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybvit.config import Config, minibatches, needs_x0_labels
+from hybvit.config import Config, minibatches, needs_x0_augmented, needs_x0_labels
 from hybvit.data.batches import TrainingBatches
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import Dataset
@@ -109,8 +109,8 @@ def opened(cfg: Config) -> Dataset:
 
 def batches_of(data: Dataset, cfg: Config, rank: int = 0, world: int = 1) -> TrainingBatches:
     """The batches of a configuration, as training takes them."""
-    known = needs_x0_labels(cfg)
-    return TrainingBatches(data, cfg.data, minibatches(cfg), cfg.train.seed, x0_labels=known, rank=rank, world=world)
+    needs = {"x0_labels": needs_x0_labels(cfg), "x0_augmented": needs_x0_augmented(cfg)}
+    return TrainingBatches(data, cfg.data, minibatches(cfg), cfg.train.seed, **needs, rank=rank, world=world)
 
 
 QUICK = (  # every suite of evaluate, in seconds

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hybvit.catalog import CATALOG
-from hybvit.config import Config, DataConfig, minibatches, needs_x0_labels, override
+from hybvit.config import Config, DataConfig, override
 from hybvit.data.batches import Order, policy_of, random_batch
 from hybvit.data.image_set import Dataset, ImageSet, to_pixels
 from hybvit.data.loader import batches_of_steps, resolve_workers
@@ -215,9 +215,11 @@ def test_a_conditional_network_gets_the_labels_of_the_denoising_images():
 @pytest.mark.parametrize("kind", ["vit", "genvit", "hybvit"])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_random_batch_has_the_shapes_of_a_real_one(kind, device):
-    cfg = override(conditioned(config(mixing=0.0)), objective={"kind": kind}, train={"labelled_batch_size": 6})
-    made, real = random_batch(cfg.model, minibatches(cfg), needs_x0_labels(cfg), device), batches_of(colors(), cfg)(0)
-    form = lambda batch: [part if part is None else (part.shape, part.dtype) for part in batch[:4]]  # noqa: E731
+    own = {"pseudo_labels": 0.9, "kind": kind} if kind == "hybvit" else {"kind": kind}
+    cfg = override(conditioned(config(mixing=0.0, augment="strong")), objective=own, train={"labelled_batch_size": 6})
+    made, real = random_batch(cfg, device), batches_of(colors(), cfg)(0)
+    form = lambda batch: [part if part is None else (part.shape, part.dtype) for part in batch[:5]]  # noqa: E731
+    assert (made.x0_augmented is not None) == (kind == "hybvit")
     assert form(made) == form(real)
 
 

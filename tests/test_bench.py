@@ -139,7 +139,7 @@ def test_the_reference_computes_what_the_training_loop_does():
     torch.manual_seed(0)
     net, diffusion, results = build_network(PAPER), PAPER.diffusion.build(), []
     assert isinstance(net, HybViT)
-    batch = random_batch(PAPER.model, minibatches(PAPER), False, CPU)
+    batch = random_batch(PAPER, CPU)
 
     def plain() -> torch.Tensor:
         loss = reference_loss(net, diffusion, batch, PAPER)

@@ -97,17 +97,54 @@ def test_the_loss_takes_those_labels_as_if_they_were_given():
     assert not torch.equal(loss(own), loss(unknown))
 
 
+def test_a_strongly_augmented_copy_is_to_get_the_label_of_its_plain_image():
+    """FixMatch: the mean over all copies of the cross-entropy with the network's own label, 0 where it is not sure."""
+    torch.manual_seed(0)
+    net = HybViT(ViTConfig(image_size=8, patch_size=4, channels=1, num_classes=4, dim=16, depth=2, heads=2)).double()
+    x, copies, images = (torch.rand(n, 1, 8, 8).double() * 2 - 1 for n in (6, 6, 2))
+    labels, unknown = torch.tensor([0, 1]), torch.full((6,), NO_LABEL)
+    sure, own = net.classify(x).softmax(1).max(1)
+    confidence = sure.sort().values[3].item()  # three of the six are labeled
+
+    def losses(copies, pseudo_labels):
+        objective = Objective(pseudo_labels=pseudo_labels)
+        batch = Batch(x, images, labels, unknown, copies)
+        return hybrid_loss(net, Diffusion.cosine(10), batch, objective, generator=torch.Generator().manual_seed(1))
+
+    with_copies, plain = losses(copies, confidence), losses(None, confidence)
+    wrong = -net.classify(copies).log_softmax(1)[torch.arange(6), own]
+    torch.testing.assert_close(with_copies.pseudo_ce, wrong[sure >= confidence].sum() / 6)
+    torch.testing.assert_close(with_copies.total - plain.total, with_copies.pseudo_ce)
+    assert with_copies.ce == plain.ce
+    assert losses(copies, 0.9999).pseudo_ce == 0
+
+
+def test_the_copies_are_the_images_that_are_denoised_strongly_augmented():
+    plain = digits(labelled=0.05, augment="strong", erasing=0.0, mixing=0.0, crop_padding=0)
+    cfg = override(plain, objective={"pseudo_labels": 0.9})
+    batches = batches_of(opened(cfg), cfg)
+    batch, again = batches(3), batches(3)
+    assert batch.x0_augmented.shape == batch.x0.shape
+    assert torch.equal(batch.x0_augmented, again.x0_augmented)
+    differs = (batch.x0_augmented != batch.x0).flatten(1).any(1).float().mean()
+    assert 0.5 < differs <= 1
+    without = batches_of(opened(plain), plain)(3)
+    assert without.x0_augmented is None
+    assert torch.equal(without.x0, batch.x0)
+    assert torch.equal(without.images, batch.images)  # labeled images are augmented as without copies
+
+
 def test_what_cannot_be_is_said():
     with pytest.raises(ConfigError, match=r"data\.labelled is 0"):
         parse(["--data.labelled=0"], preset("digits"))
     with pytest.raises(ConfigError, match=r"data\.labelled is 1\.5"):
         parse(["--data.labelled=1.5"], preset("digits"))
-    with pytest.raises(ConfigError, match=r"objective\.pseudo_labels is 0\.9: nothing uses the labels"):
+    with pytest.raises(ConfigError, match=r"objective\.pseudo_labels is 0\.9, and data\.augment weak: set it to strong"):
         parse(["--objective.pseudo_labels=0.9"], preset("digits"))
 
 
 def test_a_run_with_few_labels_is_a_run_like_any(tmp_path):
-    words = ["train", "digits", *TINY, "--data.labelled=0.05", "--objective.noisy_labels=1", "--objective.pseudo_labels=0.2"]
+    words = ["train", "digits", *TINY, "--data.labelled=0.05", "--data.augment=strong", "--objective.pseudo_labels=0.2"]
     assert hybvit(*words, "--train.steps=10", "--out", tmp_path / "run").returncode == 0
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 2

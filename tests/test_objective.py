@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybvit import loading
-from hybvit.config import Config, DiffusionConfig, load_config, to_yaml
+from hybvit.config import Config, DataConfig, DiffusionConfig, load_config, to_yaml
 from hybvit.errors import ConfigError
 from hybvit.method.diffusion import Diffusion
 from hybvit.method.objective import (
@@ -418,7 +418,8 @@ def test_options_survive_the_file(tmp_path):
         alpha_end=1.0, norm="l2", target="flow", weighting="min_snr", label_dropout=0.2,
         noisy_labels=1.0, label_smoothing=0.2, guidance=0.3, pseudo_labels=0.9,
     )  # fmt: skip
-    cfg = Config(ViTConfig(label_conditioning=True, class_depth=6), objective=objective, diffusion=DiffusionConfig("flow", 100))
+    model, strong = ViTConfig(label_conditioning=True, class_depth=6), DataConfig(augment="strong")
+    cfg = Config(model, objective=objective, diffusion=DiffusionConfig("flow", 100), data=strong)
     (tmp_path / "config.yaml").write_text(to_yaml(cfg))
     assert load_config(tmp_path / "config.yaml") == cfg
     assert cfg.diffusion.build().alpha_bar[50] == Diffusion.flow(100).alpha_bar[50]

@@ -160,7 +160,7 @@ cfg = override(preset("imagenet224_v2"), model={"dim": 64, "image_size": 56}, tr
 net = build_network(cfg)
 loss = parallel.shared(loop.Loss(net, cfg.diffusion.build(), cfg.objective), cfg)
 optimizers = optim.build_optimizers(net, cfg.optim)
-batch = random_batch(cfg.model, (2, 1), True, "cpu")._replace(part=(5, 64))
+batch = random_batch(cfg, "cpu", (2, 1))._replace(part=(5, 64))
 losses = loop.backward(loss, batch, cfg, 0)
 for optimizer in optimizers:
     optimizer.step()

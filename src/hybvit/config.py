@@ -463,10 +463,10 @@ def _check_combinations(cfg: Config) -> None:
             f"objective.guidance is {cfg.objective.guidance}: it needs model.label_conditioning, and an "
             "objective.label_dropout above 0, since it compares with what is predicted without a label"
         )
-    if cfg.objective.pseudo_labels > 0 and not needs_x0_labels(cfg):
+    if needs_x0_augmented(cfg) and cfg.data.augment != "strong":
         raise ConfigError(
-            f"objective.pseudo_labels is {cfg.objective.pseudo_labels}: nothing uses the labels of the images that are "
-            "denoised; set objective.noisy_labels above 0, or model.label_conditioning"
+            f"objective.pseudo_labels is {cfg.objective.pseudo_labels}, and data.augment {cfg.data.augment}: set it to strong, "
+            "since the network's own label of an image is for a strongly augmented copy"
         )
     if cfg.train.compile is True and cfg.objective.kind == "jem":
         raise ConfigError("train.compile does not go with objective.kind jem, whose steps are Langevin chains")
@@ -489,7 +489,13 @@ def minibatches(cfg: Config) -> tuple[int, int]:
 
 def needs_x0_labels(cfg: Config) -> bool:
     """Whether the objective needs the labels of the images that are denoised."""
-    return cfg.model.label_conditioning or (cfg.objective.kind == "hybvit" and cfg.objective.noisy_labels > 0)
+    used = cfg.objective.noisy_labels > 0 or needs_x0_augmented(cfg)
+    return cfg.model.label_conditioning or (cfg.objective.kind == "hybvit" and used)
+
+
+def needs_x0_augmented(cfg: Config) -> bool:
+    """Whether the network labels the images that are denoised itself, for strongly augmented copies of them."""
+    return cfg.objective.kind == "hybvit" and cfg.objective.pseudo_labels > 0
 
 
 def describe_data(data: DataConfig) -> str:

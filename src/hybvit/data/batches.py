@@ -3,9 +3,9 @@
 A batch is a pure function of (seed, step), which makes resuming exact. The same function works for one process or many (each
 takes every ``world``-th row of the batch) and for any number of loader workers.
 
-Only the labeled mini-batch is augmented: flip, crop and AutoAugment on ``pixels``, random erasing on ``x``, then MixUp or
-CutMix of the batch. The random numbers are hashes of (seed, epoch, image, repeat), so the augmentation of an image in an epoch
-does not depend on the batch size.
+Only images to classify are augmented: flip, crop and AutoAugment on ``pixels``, random erasing on ``x``, then MixUp or CutMix
+of the labeled mini-batch. The random numbers are hashes of (seed, epoch, image, repeat), so the augmentation of an image in an
+epoch does not depend on the batch size.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from ..catalog import CATALOG, Policy, has_classes
-from ..config import DataConfig
+from ..config import Config, DataConfig, minibatches, needs_x0_augmented, needs_x0_labels
 from ..errors import ConfigError, DataError
 from ..method.objective import Batch
 from ..method.seeds import derive_seed, generator, splitmix64, unsigned_shift
-from ..method.vit_config import ViTConfig
 from .image_set import Dataset, ImageSet, to_x
 from .shards import Shards, ShardStream
 
@@ -37,6 +36,7 @@ class TrainingBatches:
         data: the settings for augmentation and flips.
         sizes: (images to denoise, labeled images) per step; 0 for a mini-batch that the objective does not use.
         x0_labels: whether to return the labels of the images to denoise.
+        x0_augmented: whether to return strongly augmented copies of them, for ``data.augment`` strong.
         rank, world: rank of this process and number of processes; this process gets rows rank, rank + world, ... of a batch.
 
     Raises:
@@ -51,6 +51,7 @@ class TrainingBatches:
         seed: int,
         *,
         x0_labels: bool = False,
+        x0_augmented: bool = False,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -60,7 +61,7 @@ class TrainingBatches:
                     f"{world} processes cannot share a mini-batch of {size} images: set train.batch_size and "
                     f"train.labelled_batch_size to multiples of {2 * world}"
                 )
-        self.data, self.sizes, self.seed, self.x0_labels = data, sizes, seed, x0_labels
+        self.data, self.sizes, self.seed, self.x0_labels, self.x0_augmented = data, sizes, seed, x0_labels, x0_augmented
         self.num_classes, self.rank, self.world = len(dataset.classes), rank, world
         denoising, labeled = sizes
         known, train = None, dataset.train
@@ -87,7 +88,7 @@ class TrainingBatches:
 
     def __call__(self, step: int) -> Batch:
         denoising, labeled = (step * n + torch.arange(n)[self.rank :: self.world] for n in self.sizes)
-        x0 = images = labels = x0_labels = None
+        x0 = images = labels = x0_labels = x0_augmented = None
         if len(denoising):
             pixels, known, keys = self.to_denoise.take(denoising)
             if self.data.clean_flip:
@@ -95,22 +96,26 @@ class TrainingBatches:
             x0 = to_x(pixels)
             if self.x0_labels:
                 x0_labels = torch.full((len(x0),), NO_LABEL) if known is None else known
+            if self.x0_augmented:
+                x0_augmented = self.augment(pixels, uniforms(self.seed, "augmentation of unlabeled images", keys))
         if len(labeled):
             pixels, labels, keys = self.labeled.take(labeled)
             if labels is None or bool((labels < 0).any()):
                 raise DataError(f"{self.data.root}: a sample without a label; train with --objective genvit")
-            images, labels = self.augment(pixels, labels, uniforms(self.seed, "augmentation", keys), step)
-        return Batch(x0, images, labels, x0_labels, (self.rank, self.world))
+            images = self.augment(pixels, uniforms(self.seed, "augmentation", keys))
+            if self.auto_augment is not None:
+                mixing = generator(self.seed, "mixing", step)
+                images, labels = mix_batch(images, labels, self.num_classes, self.data.mixing, mixing)
+        return Batch(x0, images, labels, x0_labels, x0_augmented, (self.rank, self.world))
 
-    def augment(self, pixels: Tensor, labels: Tensor, u: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Augment the labeled mini-batch by ``data.augment`` -> x, and labels int64 [B] or soft labels float [B, K]."""
+    def augment(self, pixels: Tensor, u: Tensor) -> Tensor:
+        """Augment images by ``data.augment``, each by its own random numbers u [B, UNIFORMS] -> x."""
         data = self.data
         if data.augment != "none":
             pixels = augment_weakly(pixels, u, data.crop_padding, data.flip)
         if self.auto_augment is None or self.mean is None:
-            return to_x(pixels), labels
-        x = erase(to_x(self.auto_augment.apply(pixels, u[:, AUTO_AUGMENT])), u, data.erasing, self.mean)
-        return mix_batch(x, labels, self.num_classes, data.mixing, generator(self.seed, "mixing", step))
+            return to_x(pixels)
+        return erase(to_x(self.auto_augment.apply(pixels, u[:, AUTO_AUGMENT])), u, data.erasing, self.mean)
 
 
 def few_labeled(images: ImageSet, data: DataConfig, seed: int, num_classes: int) -> Tensor:
@@ -155,11 +160,17 @@ def policy_of(data: DataConfig) -> Policy:
     return alike.pop() if len(alike) == 1 else "imagenet"  # several sets have the classes 0 to 9
 
 
-def random_batch(model: ViTConfig, sizes: tuple[int, int], x0_labels: bool, device: torch.device | str) -> Batch:
-    """A batch of random images, for timing a training step or counting its operations; sizes are (to denoise, labeled)."""
-    x0, images = (torch.rand(n, *model.image_shape, device=device) * 2 - 1 if n else None for n in sizes)
+def random_batch(cfg: Config, device: torch.device | str, sizes: tuple[int, int] | None = None) -> Batch:
+    """A batch of random images, for timing a training step or counting its operations.
+
+    Args:
+        sizes: (images to denoise, labeled images), instead of those of the configuration.
+    """
+    model, sizes = cfg.model, minibatches(cfg) if sizes is None else sizes
+    copies = sizes[0] if needs_x0_augmented(cfg) else 0
+    x0, images, augmented = (torch.rand(n, *model.image_shape, device=device) * 2 - 1 if n else None for n in (*sizes, copies))
     denoised, labels = (torch.arange(n, device=device) % model.num_classes if n else None for n in sizes)
-    return Batch(x0, images, labels, denoised if x0_labels else None)
+    return Batch(x0, images, labels, denoised if needs_x0_labels(cfg) else None, augmented)
 
 
 # The order

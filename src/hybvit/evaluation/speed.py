@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..config import minibatches, needs_x0_labels
+from ..config import minibatches
 from ..data.batches import random_batch
 from ..devices import alternating, autocast, peak_mib, resolve_precision
 from ..distributed import from_first
@@ -61,7 +61,7 @@ def train_speed(model: HybridModel, result: Result) -> None:
     torch.manual_seed(0)
     net = build_network(cfg).to(model.device)
     sizes = minibatches(cfg)
-    batch = random_batch(cfg.model, sizes, needs_x0_labels(cfg), model.device)
+    batch = random_batch(cfg, model.device)
     precision = resolve_precision(cfg.train.precision, model.device)
 
     def step() -> None:

@@ -43,8 +43,8 @@ class Objective:
         label_dropout: fraction of the images to be denoised whose label is dropped, if model.label_conditioning.
         guidance: strength of the classifier-free guidance that a network with model.label_conditioning learns, so that sampling
             needs no second pass for it (Tang et al. 2025); 0.3 is a good start. The guidance of `hybvit sample` is added to it.
-        pseudo_labels: probability from which the network's own label of an unlabeled image counts as its label (Lee 2013,
-            Sohn et al. 2020): see :func:`with_pseudo_labels`; 0 for none.
+        pseudo_labels: probability from which the network's own label of an unlabeled image counts as the label of a strongly
+            augmented copy and of its noisy version (FixMatch, Sohn et al. 2020): see :func:`with_pseudo_labels`; 0 for none.
     """
 
     kind: Literal["vit", "genvit", "hybvit", "jem"] = "hybvit"
@@ -68,7 +68,8 @@ class Batch(NamedTuple):
     """The two mini-batches of one step: ``x0`` to be denoised, ``images`` with ``labels`` to be classified.
 
     ViT has no ``x0``, GenViT no ``images``. ``x0_labels`` int64 [Bd], -1 where unknown, are set only for a
-    class-conditional network, or for one that also classifies noisy images.
+    class-conditional network, or for one that also classifies noisy images. ``x0_augmented`` are strongly augmented copies of
+    ``x0``, with its labels, for the network's own labels.
 
     ``part`` is (k, n) if these are the rows k, k + n, ... of a larger batch: they get the random numbers that they get there,
     so that the mean of the losses over k is its loss.
@@ -78,16 +79,17 @@ class Batch(NamedTuple):
     images: Tensor | None
     labels: Tensor | None
     x0_labels: Tensor | None = None
+    x0_augmented: Tensor | None = None
     part: tuple[int, int] = (0, 1)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with all of its tensors changed."""
-        x0, images, labels, x0_labels = (None if tensor is None else change(tensor) for tensor in self[:4])
-        return Batch(x0, images, labels, x0_labels, self.part)
+        x0, images, labels, x0_labels, augmented = (None if tensor is None else change(tensor) for tensor in self[:5])
+        return Batch(x0, images, labels, x0_labels, augmented, self.part)
 
     @property
     def device(self) -> torch.device:
-        return next(tensor.device for tensor in self[:4] if tensor is not None)
+        return next(tensor.device for tensor in self[:5] if tensor is not None)
 
     def split(self, parts: int) -> list[Batch]:
         """The batch in parts of equally many rows."""
@@ -104,6 +106,8 @@ class Losses(NamedTuple):
         ce: cross-entropy of the labeled mini-batch.
         denoising: denoising loss of the other mini-batch.
         noisy_ce: cross-entropy of the noisy images, before its weight ``noisy_labels``: see :func:`noisy_cross_entropy`.
+        pseudo_ce: cross-entropy of the strongly augmented copies of the images to denoise, a mean over all of them, to which
+            those without a label contribute 0.
         denoising_weight: weight of ``denoising`` in ``total``: alpha.
         energy_gap: JEM only: the mean energy of real images minus that of samples.
     """
@@ -112,6 +116,7 @@ class Losses(NamedTuple):
     ce: Tensor | None = None
     denoising: Tensor | None = None
     noisy_ce: Tensor | None = None
+    pseudo_ce: Tensor | None = None
     denoising_weight: Tensor | None = None
     energy_gap: Tensor | None = None
 
@@ -169,7 +174,7 @@ def hybrid_loss(
     """
     if objective.kind == "jem":
         return net.loss(batch, objective, generator)
-    x0, images, labels, x0_labels, (k, n) = batch
+    x0, images, labels, x0_labels, x0_augmented, (k, n) = batch
     if (images is None) != (labels is None):
         raise ValueError("`images` and `labels` belong together, and one of them is missing: pass both or neither")
     if x0 is None:  # ViT
@@ -181,32 +186,31 @@ def hybrid_loss(
     noise = normal_like(x0 if n == 1 else x0[:1].expand(n * len(x0), *x0.shape[1:]), generator)[k::n]
     x_t, target = diffusion.q_sample(x0, t, noise), diffusion.target(objective.target, x0, t, noise)
     x0_labels = with_pseudo_labels(net, x0, x0_labels, objective.pseudo_labels)
-    cond: dict[str, Any] = {}
-    null = getattr(net, "null_label", None)
+    cond, null, guided = dict[str, Tensor](), getattr(net, "null_label", None), objective.guidance > 0
     if x0_labels is not None and null is not None:
         cond["y"] = drop_labels(x0_labels, null, objective.label_dropout, generator, (k, n))
-    elif objective.guidance:
+    elif guided:
         raise ValueError("guidance needs `x0_labels` and a network with `label_conditioning`")
     if images is None or labels is None:  # GenViT
-        if objective.guidance:
-            prediction, uncond = net.denoise_cond_uncond(x_t, t, **cond)
-            target = guided_target(target, prediction, uncond, objective.guidance)
-        else:
-            prediction = net.denoise(x_t, t, **cond)
+        prediction, uncond = net.denoise_cond_uncond(x_t, t, **cond) if guided else (net.denoise(x_t, t, **cond), None)
+        target = guided_target(target, prediction, uncond, objective.guidance)
         denoising = denoising_loss(diffusion, prediction, target, t, objective)
         return Losses(denoising, denoising=denoising)
-    wanted = {"classify_noisy": objective.noisy_labels > 0, "uncond": objective.guidance > 0}
-    logits, prediction, uncond_prediction = net.joint(images, x_t, t, **cond, **{name: True for name in wanted if wanted[name]})
-    ce = F.cross_entropy(logits[: len(images)], labels, label_smoothing=objective.label_smoothing)
-    total, noisy_ce = ce, None
+    wanted = {"classify_noisy": objective.noisy_labels > 0, "uncond": guided}
+    clean = images if x0_augmented is None else torch.cat((images, x0_augmented))
+    logits, prediction, uncond = net.joint(clean, x_t, t, **cond, **{name: True for name in wanted if wanted[name]})
+    of_images, of_copies, of_noisy = logits.tensor_split((len(images), len(clean)))
+    total = ce = F.cross_entropy(of_images, labels, label_smoothing=objective.label_smoothing)
+    noisy_ce = pseudo_ce = None
     if objective.noisy_labels:
-        noisy_ce = noisy_cross_entropy(diffusion, logits[len(images) :], x0_labels, t, objective.label_smoothing)
-        total = ce + objective.noisy_labels * noisy_ce
-    if uncond_prediction is not None:
-        target = guided_target(target, prediction, uncond_prediction, objective.guidance)
+        noisy_ce = noisy_cross_entropy(diffusion, of_noisy, x0_labels, t, objective.label_smoothing)
+        total = total + objective.noisy_labels * noisy_ce
+    if x0_augmented is not None:
+        total = total + (pseudo_ce := copies_cross_entropy(of_copies, x0_labels))
+    target = guided_target(target, prediction, uncond, objective.guidance)
     denoising = denoising_loss(diffusion, prediction, target, t, objective)
     alpha = objective.alpha_at(progress)
-    return Losses(total + alpha * denoising, ce, denoising, noisy_ce, torch.full_like(denoising, alpha))
+    return Losses(total + alpha * denoising, ce, denoising, noisy_ce, pseudo_ce, torch.full_like(denoising, alpha))
 
 
 def denoising_loss(diffusion: Diffusion, prediction: Tensor, target: Tensor, t: Tensor, objective: Objective) -> Tensor:
@@ -236,10 +240,19 @@ def noisy_cross_entropy(
     return (diffusion.at("alpha_bar", t, losses) * losses).mean()
 
 
+def copies_cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
+    """The mean over all augmented copies, logits [Bd, K], of CE(p(y | copy), y), where -1 in labels int64 [Bd], an image that
+    the network is not sure of, contributes 0 (Sohn et al. 2020, Eq. 4)."""
+    if labels is None:
+        raise ValueError("`x0_augmented` needs `x0_labels`")
+    return F.cross_entropy(logits, labels, reduction="none", ignore_index=-1).mean()
+
+
 @torch.no_grad()
 def with_pseudo_labels(net: Any, x0: Tensor, labels: Tensor | None, confidence: float) -> Tensor | None:
-    """Label the unlabeled images by the network itself, where it is confident of the clean image. Its noisy version is then to
-    get the same label: the noise is the strong augmentation of Sohn et al. 2020. A class-conditional denoiser gets it too.
+    """Label the unlabeled images by the network itself, where it is confident of the clean image (Lee 2013). A strongly
+    augmented copy and the noisy version are then to get the same label (Sohn et al. 2020), and so is a class-conditional
+    denoiser.
 
     x0 [Bd, C, H, W] in [-1, 1], labels int64 [Bd], -1 where unknown -> labels int64 [Bd]; unchanged for a confidence of 0.
     """
@@ -249,14 +262,14 @@ def with_pseudo_labels(net: Any, x0: Tensor, labels: Tensor | None, confidence: 
     return torch.where((labels < 0) & (found.values >= confidence), found.indices, labels)
 
 
-def guided_target(target: Tensor, cond: Tensor, uncond: Tensor, guidance: float) -> Tensor:
+def guided_target(target: Tensor, cond: Tensor, uncond: Tensor | None, guidance: float) -> Tensor:
     """The target of a conditional network that learns its guidance, so sampling needs no second pass (Tang et al. 2025).
 
     target + w (cond - uncond) with w = guidance / (1 + guidance); both predictions [B, C, H, W] are treated as constants.
     Its fixed point is cond = (1 + guidance) E[target | y] - guidance uncond, classifier-free guidance of that strength. For an
-    image whose label was dropped, both predictions are equal, so its target is unchanged.
+    image whose label was dropped, both predictions are equal, so its target is unchanged; as all are without ``uncond``.
     """
-    return target + guidance / (1 + guidance) * (cond - uncond).detach()
+    return target if uncond is None else target + guidance / (1 + guidance) * (cond - uncond).detach()
 
 
 def draw_times(n: int, T: int, generator: torch.Generator | None = None) -> Tensor:

@@ -23,6 +23,7 @@ STREAMS = {
     "smoothing": 16,
     "readings": 20,
     "labeled images": 21,
+    "augmentation of unlabeled images": 22,
 }
 
 SPLITMIX_STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # (shift, factor) of splitmix64's finalizer, then

@@ -13,7 +13,7 @@ import torch
 
 from ..baselines.jem import JEM
 from ..catalog import CATALOG
-from ..config import Config, differences, minibatches, needs_x0_labels, override
+from ..config import Config, differences, minibatches, override
 from ..data.batches import random_batch
 from ..devices import alternating, autocast, best_device, environment, keep_freed_memory, resolve_precision
 from ..method.objective import hybrid_loss
@@ -43,7 +43,7 @@ def one_step(cfg: Config, device: torch.device) -> Callable[[], None]:
     """A closure that takes one training step on random images; its learning rate is 0, so that nothing diverges."""
     cfg = override(cfg, jem={"limit": math.inf})
     torch.manual_seed(0)
-    batch = random_batch(cfg.model, minibatches(cfg), needs_x0_labels(cfg), device)
+    batch = random_batch(cfg, device)
     net = build_network(cfg).to(device)
     if isinstance(net, JEM) and cfg.jem.informative:
         assert batch.images is not None

@@ -170,15 +170,26 @@ CIFAR10_TRIALS = _study(
         ),
     ),
 )
-FEW = override(V2, data={"labelled": 0.01}, objective={"pseudo_labels": 0.95})
+FEW = override(
+    V2,
+    data={"labelled": 0.01, "augment": "strong", "mixing": 0.0},
+    objective={"pseudo_labels": 0.95},
+    train={"batch_size": 64, "labelled_batch_size": 32},
+)
 FEW_LABELS = _study(
     "Fashion-MNIST with 600 of its 60,000 labels",
-    8.0,
+    25.0,
     "few",
     (
         Variant("few", "all images denoised, 600 labels and the network's own", FEW),
         _changed("given", "all images denoised, 600 labels", of=FEW, objective={"pseudo_labels": 0.0}),
-        _changed("labels_only", "classification only, 600 labels", of=FEW, objective={"kind": "vit", "pseudo_labels": 0.0}),
+        _changed(
+            "labels_only",
+            "classification only, 600 labels",
+            of=FEW,
+            objective={"kind": "vit", "pseudo_labels": 0.0},
+            train={"labelled_batch_size": 64},
+        ),
         _changed("all", "all images denoised, all labels", of=FEW, data={"labelled": 1.0}, objective={"pseudo_labels": 0.0}),
     ),
 )

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..baselines.jem import JEM
-from ..config import Config, minibatches, needs_x0_labels
+from ..config import Config, minibatches
 from ..data.batches import random_batch
 from ..method.objective import Objective, hybrid_loss
 from ..method.seeds import generator
@@ -93,7 +93,7 @@ def _counted(cfg: Config, sizes: tuple[int, int]) -> _Counted:
     """Operations of one Langevin step, and of the rest of a training step, for mini-batches of these sizes."""
     with torch.device("meta"):
         net = build_network(cfg)
-    batch = random_batch(cfg.model, sizes, needs_x0_labels(cfg), "meta")
+    batch = random_batch(cfg, "meta", sizes)
     langevin = 0
     with flop_counter() as counter:
         if isinstance(net, JEM):

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import checkpoint
 from ..baselines.jem import JEM
-from ..config import Config, describe_data, differences, minibatches, needs_x0_labels, override
+from ..config import Config, describe_data, differences, minibatches, needs_x0_augmented, needs_x0_labels, override
 from ..data.batches import TrainingBatches, random_batch
 from ..data.datasets import open_dataset
 from ..data.image_set import Dataset, to_x
@@ -138,8 +138,9 @@ def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one pl
         torch.manual_seed(derive_seed(cfg.train.seed, "weights", done * world_size() + rank()))
     run.forget_metrics_after(done)
     batches = TrainingBatches(
-        data, cfg.data, minibatches(cfg), cfg.train.seed, x0_labels=needs_x0_labels(cfg), rank=rank(), world=world_size()
-    )
+        data, cfg.data, minibatches(cfg), cfg.train.seed,
+        x0_labels=needs_x0_labels(cfg), x0_augmented=needs_x0_augmented(cfg), rank=rank(), world=world_size(),
+    )  # fmt: skip
     workers = resolve_workers(cfg.data.workers, device)
     weights: list[Tensor] = list(net.parameters())
     share = f"{sum(weight.numel() for weight in weights if weight.requires_grad):,} of " if cfg.optim.freeze else ""
@@ -385,7 +386,7 @@ def training_step(cfg: Config, device: torch.device, update: bool = False) -> Ca
     """A step on random images with random weights, to be timed -> a call that takes it in a precision, fp32 or bf16; with
     ``update`` also what follows the gradient: clipping, optimizer and weight average."""
     cfg = override(cfg, jem={"limit": math.inf})
-    batch = random_batch(cfg.model, minibatches(cfg), needs_x0_labels(cfg), device)
+    batch = random_batch(cfg, device)
     net = new_network(cfg, device)
     if isinstance(net, JEM) and cfg.jem.informative:
         assert batch.images is not None

@@ -125,7 +125,7 @@ def joint(model: HybridModel, cfg: Config, settings: Settings) -> Cases:
         yield LeftOut(f"joint, {REFERENCE}", f"it is the paper's network and loss, and {odd}")
         return
     diffusion, net = cfg.diffusion.build(), new_network(cfg, model.device)
-    batch = random_batch(cfg.model, minibatches(cfg), False, model.device)
+    batch = random_batch(cfg, model.device)
 
     def loss(net: nn.Module, batch: Batch) -> Tensor:
         assert isinstance(net, HybViT)
@@ -137,7 +137,7 @@ def joint(model: HybridModel, cfg: Config, settings: Settings) -> Cases:
         total.backward()
         net.zero_grad()
 
-    on_meta = random_batch(cfg.model, minibatches(cfg), False, "meta")
+    on_meta = random_batch(cfg, "meta")
     yield Case("joint", REFERENCE, images, gflop(lambda: loss(build_network(cfg), on_meta).backward()), step)
 
 
