@@ -192,7 +192,7 @@ class Counterfactual(NamedTuple):
     Attributes:
         x: float [N, C, H, W]; where nothing was accepted, the attempt with the highest probability.
         log_p: float [N], log p(y|x) of the wanted class.
-        hold: float [N], how strongly the result was held to the image; infinite where the image itself was accepted.
+        hold: float [N], how strongly the result was held to the image; infinite where the image itself is the result.
     """
 
     x: Tensor

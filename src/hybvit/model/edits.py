@@ -42,7 +42,7 @@ class Counterfactual(NamedTuple):
         before, after: the classifier's answers for the originals and for the changed images.
         accepted: bool [N], whether p(y|x) of the wanted class reached the confidence, for the result and for shifted copies of
             it; where not, the best attempt is given.
-        hold: float [N], how strongly each result was held to its original; infinite where that was accepted as it is.
+        hold: float [N], how strongly each result was held to its original; infinite where that is the result.
         distance: float [N], the Euclidean distance between original and result, with pixels in 0..1.
     """
 
