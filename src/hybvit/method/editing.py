@@ -178,13 +178,21 @@ def held(denoise: Denoiser, diffusion: Diffusion, x0: Tensor, hold: float) -> De
     return closer
 
 
+def shifted(x: Tensor, by: int) -> list[Tensor]:
+    """x, and x shifted by ``by`` pixels in the eight directions, with black (-1) where nothing is known."""
+    height, width = x.shape[-2:]
+    padded = torch.nn.functional.pad(x, (by, by, by, by), value=-1.0)
+    starts = (0, by, 2 * by) if by else (0,)
+    return [padded[..., top : top + height, left : left + width] for top in starts for left in starts]
+
+
 class Counterfactual(NamedTuple):
     """The smallest accepted change of each of N images.
 
     Attributes:
         x: float [N, C, H, W]; where nothing was accepted, the attempt with the highest probability.
         log_p: float [N], log p(y|x) of the wanted class.
-        hold: float [N], how strongly the result was held to the image; infinite where the image itself was accepted.
+        hold: float [N], how strongly the result was held to the image; infinite where the image itself is the result.
     """
 
     x: Tensor
@@ -202,7 +210,7 @@ class Search(NamedTuple):
         confidence: p(y|x) at which the search stops, above 0 and below 1.
     """
 
-    holds: tuple[float, ...] = (4.0, 1.5, 1.0, 0.7, 0.5, 0.35, 0.2, 0.1, 0.0)
+    holds: tuple[float, ...] = (4.0, 2.2, 1.5, 1.0, 0.7, 0.4, 0.1)
     strength: float = 0.9
     steps: int = 10
     confidence: float = 0.95

@@ -13,15 +13,12 @@ from ..data.image_set import to_pixels, to_x
 from ..errors import ConfigError, DivergedError
 from ..method import editing
 from ..method.samplers import Denoiser, ImageNoise
-from ..method.seeds import generator
 from ..waiting import part_done, unwatched
 from .answers import Images, Labels, Prediction
 from .sampling import counted, image_noise
 
 if TYPE_CHECKING:
     from .hybrid import HybridModel
-
-READ_AT, READINGS = 0.43, 4  # of noisy versions of a counterfactual: share of T, and how many
 
 
 class Edit(NamedTuple):
@@ -43,8 +40,9 @@ class Counterfactual(NamedTuple):
     Attributes:
         pixels: uint8 [N, C, H, W].
         before, after: the classifier's answers for the originals and for the changed images.
-        accepted: bool [N], whether p(y|x) of the wanted class reached the confidence; where not, the best attempt is given.
-        hold: float [N], how strongly each result was held to its original; infinite where that was accepted as it is.
+        accepted: bool [N], whether p(y|x) of the wanted class reached the confidence, for the result and for shifted copies of
+            it; where not, the best attempt is given.
+        hold: float [N], how strongly each result was held to its original; infinite where that is the result.
         distance: float [N], the Euclidean distance between original and result, with pixels in 0..1.
     """
 
@@ -153,16 +151,16 @@ def counterfactual(
     images: Images,
     labels: Labels,
     confidence: float = 0.95,
-    guidance: float = 1.0,
-    pull: float = 100.0,
+    guidance: float = 4.0,
+    pull: float | None = None,
     batch_size: int = 128,
 ) -> Counterfactual:
     """What would make each image one of the class ``labels``, with little else changed.
 
     An image is led to its own noise and decoded with the denoiser of the class, held to the image less and less, until the
-    classifier accepts (:func:`.editing.counterfactual`). It is deterministic. A network that was trained to classify noisy
-    images (``noisy_labels``) steers by these readings and must accept noisy versions of the result too. That is harder to
-    fool than the reading of the clean image alone.
+    classifier accepts (:func:`.editing.counterfactual`) the result and eight shifted copies of it. That is harder to fool than
+    the reading of the result alone. It is deterministic. A network that was trained to classify noisy images
+    (``noisy_labels``) steers by these readings, which are not asked whether they accept.
 
     Args:
         images: as :meth:`predict` takes them.
@@ -170,7 +168,7 @@ def counterfactual(
         confidence: the p(y|x) that is accepted, above 0 and below 1. A network that was trained with smoothed labels is
             never nearly certain: ask it for less.
         guidance: weight of classifier-free guidance, for a network with ``label_conditioning``.
-        pull: weight of the classifier's own gradient.
+        pull: weight of the classifier's own gradient; None: 50 beside label conditioning and 100 without it.
 
     Raises:
         ValueError: an argument is out of range.
@@ -179,6 +177,8 @@ def counterfactual(
     pixels = model.as_pixels(images)
     if not 0 < confidence < 1 or batch_size < 1:
         raise ValueError(f"confidence is {confidence}, batch_size {batch_size}: above 0 and below 1, and at least 1")
+    if pull is None:
+        pull = 50.0 if model.takes_labels else 100.0
     if not (math.isfinite(guidance) and math.isfinite(pull)):
         raise ValueError(f"guidance is {guidance} and pull {pull}: both must be finite numbers")
     _must_denoise(model)
@@ -202,21 +202,16 @@ def _counterfactual(
     model: HybridModel, x0: Tensor, labels: Tensor, search: editing.Search, guidance: float, pull: float, share: float
 ) -> editing.Counterfactual:
     """One batch, this share of all images; labels int64 [B]."""
-    reads_noise = model.cfg.objective.noisy_labels > 0
+    reads_noise, data = model.cfg.objective.noisy_labels > 0, model.cfg.data
+    shift = 1 if data.augment == "none" else data.crop_padding  # no farther than in training
 
     def of_class(logits: Tensor, y: Tensor) -> Tensor:
         return logits.log_softmax(dim=1).gather(1, y[:, None])[:, 0]
 
     def log_p(x: Tensor, rows: Tensor) -> Tensor:
-        """The lesser of the readings of the image as it will be stored, and of noisy versions of it on average."""
-        x, y = to_x(to_pixels(x)), labels[rows]
-        found = of_class(model.logits(x), y)
-        if not reads_noise:
-            return found
-        t = torch.full((len(x),), max(1, round(READ_AT * model.diffusion.T)), device=model.device)
-        noises = torch.randn(READINGS, *model.image_shape, generator=generator(0, "edits")).to(model.device)
-        noisy = [of_class(model.net.classify(model.diffusion.q_sample(x, t, noise), t), y) for noise in noises]
-        return torch.minimum(found, torch.stack(noisy).exp().mean(dim=0).log())
+        """The least of the readings of the image as it will be stored, and of shifted copies of it."""
+        views = editing.shifted(to_x(to_pixels(x)), shift)
+        return torch.stack([of_class(model.logits(view), labels[rows]) for view in views]).amin(dim=0)
 
     def steered(rows: Tensor, hold: float) -> Denoiser:
         part_done(share / len(search.holds))
