@@ -141,6 +141,8 @@ def test_what_cannot_be_is_said():
         parse(["--data.labelled=1.5"], preset("digits"))
     with pytest.raises(ConfigError, match=r"objective\.pseudo_labels is 0\.9, and data\.augment weak: set it to strong"):
         parse(["--objective.pseudo_labels=0.9"], preset("digits"))
+    with pytest.raises(ConfigError, match=r"pseudo_labels is 0\.95: with objective\.label_smoothing 0\.1 .* surer than 0\.91"):
+        parse(["--objective.pseudo_labels=0.95", "--data.augment=strong"], preset("digits"))
 
 
 def test_a_run_with_few_labels_is_a_run_like_any(tmp_path):

@@ -416,7 +416,7 @@ def test_guidance_needs_label_dropout():
 def test_options_survive_the_file(tmp_path):
     objective = Objective(
         alpha_end=1.0, norm="l2", target="flow", weighting="min_snr", label_dropout=0.2,
-        noisy_labels=1.0, label_smoothing=0.2, guidance=0.3, pseudo_labels=0.9,
+        noisy_labels=1.0, label_smoothing=0.2, guidance=0.3, pseudo_labels=0.8,
     )  # fmt: skip
     model, strong = ViTConfig(label_conditioning=True, class_depth=6), DataConfig(augment="strong")
     cfg = Config(model, objective=objective, diffusion=DiffusionConfig("flow", 100), data=strong)

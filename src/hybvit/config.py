@@ -463,6 +463,12 @@ def _check_combinations(cfg: Config) -> None:
             f"objective.guidance is {cfg.objective.guidance}: it needs model.label_conditioning, and an "
             "objective.label_dropout above 0, since it compares with what is predicted without a label"
         )
+    surest = 1 - cfg.objective.label_smoothing * (1 - 1 / cfg.model.num_classes)
+    if cfg.objective.pseudo_labels >= surest:
+        raise ConfigError(
+            f"objective.pseudo_labels is {cfg.objective.pseudo_labels}: with objective.label_smoothing "
+            f"{cfg.objective.label_smoothing} the network is never surer than {surest:.3g}; set one of them lower"
+        )
     if needs_x0_augmented(cfg) and cfg.data.augment != "strong":
         raise ConfigError(
             f"objective.pseudo_labels is {cfg.objective.pseudo_labels}, and data.augment {cfg.data.augment}: set it to strong, "
