@@ -813,11 +813,12 @@ def percent(metric: dict[str, Any]) -> str:
 
 
 def editing_measured(*parts: dict[str, Any]) -> str:
-    facts = result("editing")["fashion-mnist"]["tries"]["environment"]
-    seconds = sum(part["seconds"] for part in parts)
+    facts, seconds = [part["environment"] for part in parts], sum(part["seconds"] for part in parts)
+    where = " and ".join(dict.fromkeys(map(machine, facts)))
+    versions = ", ".join(dict.fromkeys(fact["torch"] for fact in facts))
     return (
-        f"95 % intervals in parentheses. Seed {parts[0]['seed']}, {seconds:,} s on {machine(facts)} shared with other work, "
-        f"torch {facts['torch']} (`python benchmarks/editing.py`)."
+        f"95 % intervals in parentheses. Seed {parts[0]['seed']}, {seconds:,} s on {where}, shared with other work, torch "
+        f"{versions} (`python benchmarks/editing.py`)."
     )
 
 
