@@ -24,6 +24,7 @@ from starlette.responses import PlainTextResponse
 
 import hybvit
 from hybvit.checkpoint import digest_of_weights
+from hybvit.cli import classify as classify_command
 from hybvit.cli.serve import bound
 from hybvit.config import override
 from hybvit.data.image_set import to_x
@@ -283,6 +284,27 @@ def test_classify_says_what_predict_does(api, digits, pixels):
         seen.append(got)
         assert 0 <= got["familiarity"] <= 1
     assert "test images" in answer["compared_with"]
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_the_command_line_has_the_fields_of_the_api(api, digits, pixels, calibrated, monkeypatch, tmp_path, capsys):
+    noise = torch.randint(256, (1, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    if not calibrated:
+        monkeypatch.setattr(digits, "calibration", None)
+    monkeypatch.setattr(classify_command, "load", lambda source: digits)
+    for i, image in enumerate(torch.cat((pixels, noise))):
+        (tmp_path / f"{i}.png").write_bytes(as_file(image))
+    classify_command.main(["digits", str(tmp_path), "--json", "--top", "5"])
+    ours = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    files = [("image", (path.name, path.read_bytes())) for path in sorted(tmp_path.iterdir())]
+    theirs = api.post("/v1/classify", files=files).json()["answers"]
+    assert any(one["abstains"] for one in ours) is calibrated
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() - {"image"} == other.keys() - {"familiarity"}
+        assert {k: one[k] for k in ("label", "abstains", "set", "coverage")} == {
+            k: other[k] for k in ("label", "abstains", "set", "coverage")
+        }
+        assert one["probabilities"] == pytest.approx(other["probabilities"])
 
 
 def test_a_model_that_is_not_calibrated_answers_without_sets(api, digits, pixels, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +14,12 @@ from torch import Tensor
 
 from ..data.images import as_pixels, read_image
 
+if TYPE_CHECKING:
+    from .hybrid import HybridModel
+
 Picture = Image.Image | NDArray[np.uint8] | str | os.PathLike[str]  # of any size: an image, [H, W] or [H, W, C], or a file
 Images = Tensor | Picture | Sequence[Picture | Tensor]  # uint8 [N, C, H, W] of the network's size, or pictures
+COVERAGE = 0.95  # of the sets of a calibrated model, unless another is asked for
 CHANNELS = (1, 3, 4)  # of a picture in numpy: gray, RGB, RGBA
 Labels = Sequence[int | str] | Tensor | int | str  # of N images: one for each, or one for all, by number or name
 
@@ -32,6 +36,62 @@ class Prediction(NamedTuple):
     labels: Tensor
     probabilities: Tensor
     score: Tensor
+
+
+class Classified(NamedTuple):
+    """All that a model says of one image.
+
+    Attributes:
+        label: number of the most probable class.
+        probabilities: of all K classes.
+        log_density: higher = more like the training images.
+        abstains: whether it is too unsure for an answer at the risk that was asked for, or else ``RISK``; None without a
+            calibration that can tell.
+        held: numbers of the classes that hold the true one with this coverage; None without a calibration.
+        coverage: of ``held``.
+    """
+
+    label: int
+    probabilities: list[float]
+    log_density: float
+    abstains: bool | None
+    held: list[int] | None
+    coverage: float | None
+
+    def record(self, classes: Sequence[str], top: int) -> dict[str, Any]:
+        """The fields of `hybvit classify --json` and of /v1/classify, with so many of the classes (docs/command_line.md)."""
+        first = sorted(range(len(classes)), key=self.probabilities.__getitem__, reverse=True)[:top]
+        return {
+            "label": classes[self.label],
+            "probabilities": {classes[k]: self.probabilities[k] for k in first},
+            "log_density": self.log_density,
+            "abstains": self.abstains,
+            "set": None if self.held is None else [classes[k] for k in self.held],
+            "coverage": self.coverage,
+        }
+
+
+def classify(model: HybridModel, images: Images, risk: float | None = None, coverage: float | None = None) -> list[Classified]:
+    """All that a model says of each image.
+
+    Args:
+        risk: to abstain above; None takes ``RISK`` for a model whose calibration can vouch for it.
+        coverage: of the sets; None takes :data:`COVERAGE` for a calibrated model.
+
+    Errors are those of :meth:`HybridModel.predict` and :meth:`HybridModel.prediction_set`.
+    """
+    pixels = model.as_pixels(images)
+    if model.calibration is not None:
+        risk = model.calibration.default_risk if risk is None else risk
+        coverage = COVERAGE if coverage is None else coverage
+    found = model.predict(pixels, risk)
+    unsure: list[bool | None] = [None] * len(pixels) if risk is None else (found.labels < 0).tolist()
+    held: list[list[int] | None] = [None] * len(pixels)
+    if coverage is not None:
+        held = [row.nonzero().flatten().tolist() for row in model.prediction_set(pixels, coverage)]
+    labels = found.probabilities.argmax(dim=1)
+    parts = (labels.tolist(), found.probabilities.tolist(), found.score.tolist(), unsure, held)
+    return [Classified(*one, coverage) for one in zip(*parts, strict=True)]
 
 
 def pixels_of(images: Images, image_shape: tuple[int, int, int]) -> Tensor:
