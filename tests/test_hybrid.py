@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import hybvit
-from hybvit import devices, hub, loading
+from hybvit import devices, hub
 from hybvit.config import Config, DiffusionConfig, override, to_yaml
 from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.method.objective import Objective
@@ -347,13 +347,16 @@ def test_every_preset_builds_and_reloads(tmp_path):
 
 def test_a_bundled_model_is_loaded_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for module in (hub, loading):
-        monkeypatch.setattr(module, "BUNDLED", tmp_path / "assets")
+    monkeypatch.setattr(hub, "BUNDLED", tmp_path / "assets")
     m = model()
     m.save_pretrained(tmp_path / "assets" / "tiny")
     assert hub.bundled() == ["tiny"]
     x = torch.rand(2, 1, 8, 8)
     assert torch.equal(hybvit.load("tiny", "cpu").logits(x), m.logits(x))
+    assert torch.equal(HybridModel.from_pretrained("tiny", "cpu").logits(x), m.logits(x))
+    for call in (lambda: hybvit.load("tiny@main"), lambda: HybridModel.from_pretrained("tiny", revision="main")):
+        with pytest.raises(DataError, match=r"^tiny(@main)?: a bundled model has no revisions: it is 'tiny', without one$"):
+            call()
     with pytest.raises(DataError, match=r"none of the bundled models \(tiny: did you mean tiny\?\)"):
         hybvit.load("tyny")
     with pytest.raises(DataError, match=r"^assets/tyni: no such folder: did you mean assets/tiny\?$"):  # the hub is not asked

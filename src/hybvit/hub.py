@@ -50,6 +50,8 @@ def download(
     hub_id, _, pinned = source.partition("@")
     if "/" not in hub_id:
         known = bundled()
+        if hub_id in known:
+            raise DataError(f"{source}: a bundled model has no revisions: it is {hub_id!r}, without one")
         not_bundled = f"none of the bundled models ({', '.join(known)}{did_you_mean(hub_id, known)})"
         raise DataError(f"{hub_id}: no such folder, {not_bundled}, and not a hub id (OWNER/NAME)")
     if models := neighbors(Path(hub_id)):
@@ -234,6 +236,11 @@ def table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
 def neighbors(path: Path) -> list[str]:
     """The models in the folder that a missing ``path`` would lie in: then it is a misspelled path, and not a hub id."""
     return sorted(str(config.parent) for config in path.parent.glob(f"*/{checkpoint.CONFIG}"))
+
+
+def local_folder(source: str | os.PathLike[str]) -> Path:
+    """The folder of a model on this machine: that of a bundled one, unless there is a folder of that name here."""
+    return BUNDLED / str(source) if str(source) in bundled() and not Path(source).exists() else Path(source)
 
 
 def bundled() -> list[str]:

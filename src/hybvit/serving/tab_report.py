@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from ..hub import BUNDLED, bundled
+from ..hub import local_folder
 from . import markup
 from .service import Service
 
@@ -16,7 +16,7 @@ REPORT, CARD = "report.html", "README.md"
 
 def folder_of(name: str) -> Path:
     """Where what is known of a model lies: its folder, or that of the run of a checkpoint."""
-    path = BUNDLED / name if name in bundled() and not Path(name).exists() else Path(name)
+    path = local_folder(name)
     return path.parent.parent if path.parent.name == "checkpoints" else path
 
 
