@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -37,6 +38,7 @@ from hybvit.serving.app import NAMES, Guard
 from hybvit.serving.drawing import Wanted, draw
 from hybvit.serving.familiar import Familiar
 from hybvit.serving.limits import Busy, Caller, Desk, Gone
+from hybvit.serving.page import build_page
 from hybvit.serving.service import Service
 from hybvit.serving.tab_attack import attack
 from hybvit.storage import read_json
@@ -584,3 +586,42 @@ def test_the_page_in_a_browser(server, fashion, tmp_path):
         places = {address.split("/")[2] for address in browser.requests if not address.startswith(("data:", "blob:"))}
         assert places == {server.split("/")[2]}
         assert browser.faults == []
+
+
+SENT_BY_HAND = {  # what the page of itself does not send -> the line in the panel
+    "drawn": [
+        (4, -1, "Seed is -1: it must be a number from 0 to 9,223,372,036,854,775,807"),
+        (4, 2**63, "Seed is 9223372036854775808: it must be"),
+        (4, "7", "Seed is &#x27;7&#x27;: it must be a number"),
+        (4, math.nan, "Seed is nan"),
+        (3, 99, "Guidance to the class is 99: it must be a number from 0 to 5"),
+        (2, None, "Steps is None: it must be a number from 1 to 100"),
+        (1, 65, "Images is 65: it must be a number from 1 to 64"),
+        (1, True, "Images is True"),
+        (0, "cat", "Class is &#x27;cat&#x27;: it must be one of any class, 0, 1"),
+    ],
+    "edited": [
+        (1, "Sharpen", "Edit is &#x27;Sharpen&#x27;: it must be one of Fill in, Variations, Counterfactual"),
+        (4, 2, "Strength is 2: it must be a number from 0.05 to 1"),
+        (5, -1, "Seed is -1"),
+    ],
+    "attacked": [(1, 1e9, "Epsilon is 1000000000.0: it must be a number from 0 to 16")],
+}
+VALUES = {
+    "drawn": ["any class", 1, 2, 0.0, 0],
+    "edited": [None, "Variations", None, "any class", 0.5, 0],
+    "attacked": [None, 8],
+}
+
+
+@pytest.mark.parametrize("panel", SENT_BY_HAND)
+def test_a_call_by_hand_gets_a_line_in_the_panel_and_the_terminal_nothing(service, panel, capfd):
+    page = build_page(service)
+    call = next(fn for fn in page.fns.values() if [out.elem_id for out in fn.outputs] == [panel] and len(fn.inputs) > 1)
+    for place, value, said in SENT_BY_HAND[panel]:
+        sent = [*VALUES[panel]]
+        sent[place] = value
+        assert call.inputs[place].preprocess(value) is value
+        (line,) = call.fn(*sent)
+        assert line.startswith(f'<p class="notice" role="alert">{said}'), line
+    assert capfd.readouterr() == ("", "")

@@ -51,9 +51,7 @@ def known_fields(given: Mapping[str, Any]) -> dict[str, Any]:
             close = close or f": it has {', '.join(sorted(known))}"
             raise ValueError(f"{name}: a hybvit model of timm has no such argument{close}")
         if given[name]:
-            raise ValueError(
-                f"{name} is {given[name]}: the only dropout is drop_rate, before the classifier: leave it out"
-            )
+            raise ValueError(f"{name} is {given[name]}: the only dropout is drop_rate, before the classifier: leave it out")
     return {name: given[name] for name in given if name in known}
 
 
