@@ -258,6 +258,17 @@ def machine(facts: dict[str, Any]) -> str:
     return f"one {device}" if "NVIDIA" in device else f"{threads(facts['threads'])} of {device}"
 
 
+def spent(places: list[dict[str, Any]]) -> str:
+    """The time of a training, in all and by machine."""
+    from hybvit.waiting import duration
+
+    by_machine: dict[str, float] = {}
+    for place in places:
+        by_machine[machine(place)] = by_machine.get(machine(place), 0.0) + place["seconds"]
+    parts = [f"{duration(seconds)} on {name}" for name, seconds in by_machine.items()]
+    return parts[0] if len(parts) == 1 else f"{sum(by_machine.values()) / 3600:.1f} h in all: {', '.join(parts)}"
+
+
 def threads(count: int) -> str:
     return f"{count} CPU thread{'s' if count > 1 else ''}"
 
@@ -279,9 +290,7 @@ def shipped() -> str:
 
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "parameters": lambda r: f"{r['parameters']:,}",
-        "training": lambda r: ", then ".join(
-            f"{place['seconds'] / 60:,.0f} minutes on {machine(place)}" for leg in r["legs"] for place in leg["places"]
-        ),
+        "training": lambda r: spent([place for leg in r["legs"] for place in leg["places"]]),
         "test accuracy": lambda r: value(r, "test/accuracy"),
         "test NLL, nats": lambda r: value(r, "test/nll", percent=False),
         "bits per dimension (upper bound)": lambda r: value(r, "likelihood/bits_per_dim", percent=False),

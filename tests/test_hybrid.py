@@ -366,6 +366,16 @@ def test_a_bundled_model_is_loaded_by_its_name(tmp_path, monkeypatch):
     assert torch.equal(hybvit.load("tiny", "cpu").logits(x), other.logits(x))
 
 
+def test_a_model_says_what_it_is_in_one_line():
+    assert repr(hybvit.load("digits", "cpu")) == (
+        "<HybridModel of digits: 8 x 8 gray, 10 classes (0, 1, 2, ...), 617,419 parameters on cpu; "
+        "classifies (calibrated), denoises, draws>"
+    )
+    assert repr(model()).endswith("4 classes (0, 1, 2, ...), 15,428 parameters on cpu; classifies, denoises, draws>")
+    for kind, said in (("vit", "cpu; classifies>"), ("genvit", "cpu; denoises, draws>")):
+        assert repr(model(override(CFG, objective={"kind": kind}))).endswith(said)
+
+
 @pytest.mark.parametrize("name", hub.bundled())
 def test_every_bundled_model_is_sound(name):
     m = hybvit.load(name, "cpu")

@@ -239,6 +239,21 @@ def test_a_card_has_its_pictures_inside_and_no_metadata():
     assert "samples.png" not in text
 
 
+@pytest.mark.parametrize("name", bundled())
+def test_a_card_shows_its_headlines_and_folds_the_rest(name):
+    whole = (BUNDLED / name / "README.md").read_text(encoding="utf-8")
+    text = tab_report.card(BUNDLED / name / "README.md")
+    shown, _, hidden = text.partition("<details><summary>All ")
+    rows = re.findall(r"^\| `.*$", whole, re.MULTILINE)
+    assert hidden.startswith(f"{len(rows)} figures</summary>\n\n| metric |")
+    assert all(row in hidden.partition("</details>")[0] for row in rows)
+    first = re.findall(r"^\| `(.*?)`", shown, re.MULTILINE)
+    assert 4 <= len(first) <= 12
+    assert {"test/accuracy", "likelihood/bits_per_dim"} <= {*first}
+    short = "| metric | value |\n|---|---|\n| `test/accuracy` | 1 |\n"
+    assert tab_report.folded(short) == short
+
+
 def test_the_report_of_a_run_is_found_from_its_checkpoints(tmp_path):
     (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
     (tmp_path / "report.html").write_text("<p>")
@@ -248,6 +263,9 @@ def test_the_report_of_a_run_is_found_from_its_checkpoints(tmp_path):
 
 
 # the API
+
+
+AS_JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -369,6 +387,8 @@ def bomb() -> bytes:
             422,
             "^number: there is no such field in the JSON: it takes n, label, guidance, steps, seed$",
         ),
+        ("sample", {"content": b"[" * 100_000, "headers": AS_JSON}, 422, "^the body is no JSON: it is nested too deep$"),
+        ("sample", {"content": b'{"n": "\xff"}', "headers": AS_JSON}, 422, "^the body is no JSON: it is not UTF-8$"),
         ("sample", {"json": {"label": [3]}}, 422, r"^label is \[3\]: it must be text or a whole number or null$"),
         ("sample", {"json": {"label": 10, "guidance": 1}}, 422, r"^labels must be in 0\.\.9$"),
         ("sample", {"json": [3]}, 422, r"^the body is \[3\]: it must be a JSON object of n, label,"),

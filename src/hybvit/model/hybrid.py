@@ -65,6 +65,22 @@ class HybridModel:
         self.calibration: Calibration | None = None
         self.sampling_precision = resolve_precision("auto", self.device)
 
+    def __repr__(self) -> str:
+        shape, names = self.cfg.model, ", ".join(self.classes[:3]) + (", ..." if self.classes[3:] else "")
+        does = {
+            "classifies (calibrated)" if self.calibration else "classifies": self.has_classes,
+            "denoises": self.has_denoiser,
+            "draws by label" if self.takes_labels else "draws": self.has_samples,
+            "labels noisy images": self.labels_noisy,
+        }
+        facts = [
+            f"{shape.image_size} x {shape.image_size} {'gray' if shape.channels == 1 else 'color'}",
+            f"{len(self.classes)} classes ({names})",
+            f"{sum(weight.numel() for weight in self.parameters()):,} parameters on {self.device}",
+        ]
+        can = [what for what, whether in does.items() if whether]
+        return f"<HybridModel of {self.cfg.data.name}: {', '.join(facts)}; {', '.join(can)}>"
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         return self.cfg.model.image_shape

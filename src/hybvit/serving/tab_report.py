@@ -11,6 +11,7 @@ from ..hub import local_folder
 from . import markup
 from .service import Service
 
+LONG = 20  # rows of a table that is folded
 REPORT, CARD = "report.html", "README.md"
 
 
@@ -58,4 +59,20 @@ def card(path: Path) -> str:
         place = path.parent / Path(link[2]).name
         return f"![{link[1]}]({markup.address(place.read_bytes())})" if place.suffix == ".png" and place.is_file() else link[1]
 
-    return re.sub(r"!\[([^\]]*)\]\(([^)]+)\)", inside, text)
+    return re.sub(r"!\[([^\]]*)\]\(([^)]+)\)", inside, folded(text))
+
+
+def folded(text: str) -> str:
+    """A card with the headline figures of its long tables, and all of them folded below."""
+    from ..evaluation.report import HEADLINES
+
+    def shorten(found: re.Match[str]) -> str:
+        head, *rows = found[0].splitlines()
+        rule, *rows = rows
+        first = [row for row in rows if any(re.fullmatch(pattern, row.split("`")[1]) for pattern, *_ in HEADLINES)]
+        if len(rows) <= LONG or not first:
+            return found[0]
+        every = f"<details><summary>All {len(rows)} figures</summary>\n\n{found[0]}\n</details>\n"
+        return "\n".join([head, rule, *first, "", every])
+
+    return re.sub(r"^\| metric .*\n\|[-|]+\n(?:\| `.*\n)+", shorten, text, flags=re.MULTILINE)
