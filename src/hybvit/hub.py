@@ -22,6 +22,15 @@ CONFIG_JSON = "config.json"  # what the hub shows of a model; config.yaml is wha
 DOWNLOADED = ("*.safetensors", "*.json", "*.yaml", "*.md", "*.png")
 PICKLED = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
 NOT_IN_CARD = ("speed/",)  # it is of the machine, not of the model
+HEADLINES = (  # the metrics that are shown first: name, what to call it, factor, unit
+    ("test/accuracy", "accuracy", 100, " %"),
+    ("calibration/ece_20", "ECE", 100, " %"),
+    ("calibration/ece_20_scaled", "ECE, calibrated", 100, " %"),
+    (r"fidelity/(fid|fd)_.*\d$", "Frechet distance", 1, ""),
+    ("likelihood/bits_per_dim", "bits per dimension", 1, ""),
+    (r"robustness/autoattack_linf.*", "AutoAttack, L-inf", 100, " %"),
+    (r"speed/train_images_per_second", "images/s in training", 1, ""),
+)
 TASKS = {"fidelity/": "unconditional-image-generation", "samples/": "unconditional-image-generation"}
 
 

@@ -6,9 +6,10 @@ import json
 from concurrent.futures import CancelledError
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from ..errors import ConfigError, DivergedError, did_you_mean
@@ -35,7 +36,11 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def unreadable(request: Request, error: Any) -> JSONResponse:
         cause = next((words for kind, words in UNREADABLE.items() if isinstance(error.__cause__, kind)), None)
-        return refusal(422, f"the body is no JSON: {cause}") if cause else refusal(error.status_code, str(error.detail))
+        return (
+            refusal(422, f"the body is no JSON: {cause}")
+            if cause
+            else refusal(error.status_code, str(error.detail), **(error.headers or {}))
+        )
 
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Exception) -> JSONResponse:

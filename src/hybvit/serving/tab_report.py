@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from ..hub import local_folder
+from ..hub import HEADLINES, local_folder
 from . import markup
 from .service import Service
 
@@ -64,7 +64,6 @@ def card(path: Path) -> str:
 
 def folded(text: str) -> str:
     """A card with the headline figures of its long tables, and all of them folded below."""
-    from ..evaluation.report import HEADLINES
 
     def shorten(found: re.Match[str]) -> str:
         head, *rows = found[0].splitlines()
