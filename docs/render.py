@@ -1035,6 +1035,24 @@ def deployment() -> str:
     return "\n".join(lines)
 
 
+def export_sizes() -> str:
+    """What each format of an export takes on disk, and how exact it is (benchmarks/export_sizes.py)."""
+    record = result("export_sizes")
+    lines = ["| `--format` | file | MB | off by |", "|---|---|---|---|"]
+    for row in record["rows"]:
+        for name, apart in row["difference"].items():
+            exact = f"{apart:.1g}" if apart else "0"
+            lines.append(f"| `{row['form']}` | `{name}` | {row['megabytes'][name]:.1f} | {exact} |")
+    facts = record["environment"]
+    lines += [
+        "",
+        f"Model `{record['model']}`. The last column is the largest difference of an output from the model's for five "
+        f"random inputs, relative to values above 1. torch {facts['torch']}, onnxruntime {facts['onnxruntime']} "
+        f"(`{record['command']}`).",
+    ]
+    return "\n".join(lines)
+
+
 TASKS = {  # number in benchmarks/compare -> what it is
     "1": "train a classifier; test accuracy with its interval",
     "2": "draw 16 images of a class with 20 evaluations (theirs trains a generator first)",
@@ -1201,6 +1219,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "ood_choice": ood_choice,
     "ood_both": ood_both,
     "deployment": deployment,
+    "export_sizes": export_sizes,
     **{
         f"study_{name}": partial(study, name)
         for name in ("ablation_first", "ablation", "ablation_third", "v2", "cifar10", "cifar10_trials", "few_labels")
