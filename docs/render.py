@@ -258,6 +258,17 @@ def machine(facts: dict[str, Any]) -> str:
     return f"one {device}" if "NVIDIA" in device else f"{threads(facts['threads'])} of {device}"
 
 
+def spent(places: list[dict[str, Any]]) -> str:
+    """The time of a training, in all and by machine."""
+    from hybvit.waiting import duration
+
+    by_machine: dict[str, float] = {}
+    for place in places:
+        by_machine[machine(place)] = by_machine.get(machine(place), 0.0) + place["seconds"]
+    parts = [f"{duration(seconds)} on {name}" for name, seconds in by_machine.items()]
+    return parts[0] if len(parts) == 1 else f"{sum(by_machine.values()) / 3600:.1f} h in all: {', '.join(parts)}"
+
+
 def threads(count: int) -> str:
     return f"{count} CPU thread{'s' if count > 1 else ''}"
 
@@ -279,9 +290,7 @@ def shipped() -> str:
 
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "parameters": lambda r: f"{r['parameters']:,}",
-        "training": lambda r: ", then ".join(
-            f"{place['seconds'] / 60:,.0f} minutes on {machine(place)}" for leg in r["legs"] for place in leg["places"]
-        ),
+        "training": lambda r: spent([place for leg in r["legs"] for place in leg["places"]]),
         "test accuracy": lambda r: value(r, "test/accuracy"),
         "test NLL, nats": lambda r: value(r, "test/nll", percent=False),
         "bits per dimension (upper bound)": lambda r: value(r, "likelihood/bits_per_dim", percent=False),
@@ -1027,6 +1036,24 @@ def deployment() -> str:
     return "\n".join(lines)
 
 
+def export_sizes() -> str:
+    """What each format of an export takes on disk, and how exact it is (benchmarks/export_sizes.py)."""
+    record = result("export_sizes")
+    lines = ["| `--format` | file | MB | off by |", "|---|---|---|---|"]
+    for row in record["rows"]:
+        for name, apart in row["difference"].items():
+            exact = f"{apart:.1g}" if apart else "0"
+            lines.append(f"| `{row['form']}` | `{name}` | {row['megabytes'][name]:.1f} | {exact} |")
+    facts = record["environment"]
+    lines += [
+        "",
+        f"Model `{record['model']}`. The last column is the largest difference of an output from the model's for five "
+        f"random inputs, relative to values above 1. torch {facts['torch']}, onnxruntime {facts['onnxruntime']} "
+        f"(`{record['command']}`).",
+    ]
+    return "\n".join(lines)
+
+
 TASKS = {  # number in benchmarks/compare -> what it is
     "1": "train a classifier; test accuracy with its interval",
     "2": "draw 16 images of a class with 20 evaluations (theirs trains a generator first)",
@@ -1193,6 +1220,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "ood_choice": ood_choice,
     "ood_both": ood_both,
     "deployment": deployment,
+    "export_sizes": export_sizes,
     **{
         f"study_{name}": partial(study, name)
         for name in ("ablation_first", "ablation", "ablation_third", "v2", "cifar10", "cifar10_trials", "few_labels")

@@ -34,6 +34,7 @@ def sample(folder: str, x: np.ndarray, steps: int = 20, labels: np.ndarray | Non
 
 
 if __name__ == "__main__":
-    folder, out = sys.argv[1:]
-    shape = json.loads(Path(folder, "model.json").read_text())["image_shape"]
-    np.save(out, sample(folder, np.random.default_rng(0).standard_normal((64, *shape), dtype=np.float32)))
+    if len(sys.argv) != 3 or not Path(sys.argv[1], "model.json").is_file():
+        sys.exit("usage: sample_onnx.py FOLDER OUT.npy, with the FOLDER of `hybvit export`")
+    shape = json.loads(Path(sys.argv[1], "model.json").read_text())["image_shape"]
+    np.save(sys.argv[2], sample(sys.argv[1], np.random.default_rng(0).standard_normal((64, *shape), dtype=np.float32)))

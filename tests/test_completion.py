@@ -37,6 +37,8 @@ CASES = {  # what is typed, as the words that bash makes of it -> what is offere
     ("hybvit", "datasets", "celeba_"): {"celeba_hq"},
     ("hybvit", "reproduce", "table13"): {"table13"},
     ("hybvit", "completion", "z"): {"zsh"},
+    ("hybvit", "train", "digits", "--train.track", "t"): {"tensorboard", "trackio"},
+    ("hybvit", "finetune", "digits", "--data.name", "fashion"): {"fashion_mnist"},
     ("hybvit", "nonsense", ""): set(),
 }
 

@@ -11,6 +11,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
@@ -52,9 +53,9 @@ def ours(
     return (x / 2 + 0.5).clamp(0, 1)
 
 
-def drawn(pipe: HybViTPipeline, number: int, steps: int = 20, **options) -> torch.Tensor:
+def drawn(pipe: HybViTPipeline, number: int | None, steps: int = 20, **options) -> torch.Tensor:
     pipe.set_progress_bar_config(disable=True)
-    return pipe(number, num_inference_steps=steps, generator=generators(number), output_type="pt", **options).images
+    return pipe(number, num_inference_steps=steps, generator=generators(number or 1), output_type="pt", **options).images
 
 
 def with_scheduler(model: hybvit.HybridModel, kind: type, **options) -> HybViTPipeline:
@@ -76,6 +77,26 @@ def test_images_are_those_of_heun_at_the_same_times(digits):
     torch.testing.assert_close(found, ours(digits, "heun", 8, 20, spacing="karras"), rtol=0, atol=1e-4)
     with pytest.raises(ValueError, match="a DDIMScheduler takes none"):
         drawn(with_scheduler(digits, DDIMScheduler), 1, timesteps=[9, 3])
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.bfloat16, 1 / 255), (torch.float16, 0.1 / 255)], ids=str)
+@pytest.mark.parametrize("kind", [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler])
+def test_a_network_of_low_precision_draws_nearly_the_same(digits, kind, dtype, apart):
+    heun = kind is HeunDiscreteScheduler
+    pipe = with_scheduler(digits, kind, timestep_spacing="leading" if heun else "trailing")
+    times = (timesteps(digits.diffusion, 8, "karras")[:-1] - 1).tolist() if heun else None
+    expected = drawn(pipe, 2, 20, timesteps=times)
+    found = drawn(pipe.to(dtype), 2, 20, timesteps=times)
+    assert pipe.denoiser.dtype == dtype
+    assert 0 < (found - expected).abs().mean() < apart
+
+
+def test_the_component_alone_takes_images_of_any_precision(clothes):
+    net = HybViTPipeline.from_hybrid(clothes).to(torch.bfloat16).denoiser
+    x = torch.randn(2, *clothes.image_shape, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float32, torch.float16, torch.float64):
+        v = net(x.to(dtype), 500, torch.tensor([1, 2])).sample
+        torch.testing.assert_close(v.float(), net(x, 500, torch.tensor([1, 2])).sample, rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("target", ["eps", "x0", "flow"])
@@ -162,6 +183,13 @@ def test_the_forms_of_the_result(digits):
         ({"class_labels": 3}, "was not trained with labels"),
         ({"guidance_scale": 2.0}, "guidance needs class_labels"),
         ({"output_type": "latent"}, "output_type is 'latent'"),
+        (
+            {"batch_size": "a boot"},
+            "batch_size is 'a boot': it must be a whole number of at least 1; the classes",
+        ),
+        ({"batch_size": ["Bag"]}, "the classes to draw are class_labels="),
+        ({"batch_size": 2.0}, "batch_size is 2.0: it must be a whole number"),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused(digits, options, said):
@@ -169,9 +197,23 @@ def test_what_the_model_cannot_do_is_refused(digits, options, said):
         HybViTPipeline.from_hybrid(digits)(**options)
 
 
+@pytest.mark.parametrize("labels", [["Bag", "Coat", 8], torch.tensor([8, 4, 8]), np.array([8, 4, 8])])
+def test_labels_say_how_many_images(clothes, labels):
+    pipe = HybViTPipeline.from_hybrid(clothes)
+    assert torch.equal(drawn(pipe, None, 2, class_labels="Bag"), drawn(pipe, 1, 2, class_labels=8))
+    found = pipe(class_labels=labels, num_inference_steps=2, generator=generators(3), output_type="pt").images
+    assert torch.equal(found, drawn(pipe, 3, 2, class_labels=[8, 4, 8]))
+
+
 def test_labels_out_of_range_are_refused(clothes):
     pipe = HybViTPipeline.from_hybrid(clothes)
-    for labels, said in ((10, r"must be in 0\.\.9"), ([1, 2, 3], r"give one whole number, or 2"), (1.5, "float")):
+    for labels, said in (
+        (10, r"must be in 0\.\.9"),
+        (["Bag", "Coat", "Bag"], r"^3 class_labels, and a batch_size of 2: give one, or 2"),
+        (1.5, "class_labels is 1.5: give the name or the number"),
+        ([None], r"class_labels is \[None\]: give the name or the number"),
+        ([], "give the name or the number"),
+    ):
         with pytest.raises(ValueError, match=said):
             pipe(2, labels)
     cfg = override(clothes.cfg, objective={"kind": "vit"})

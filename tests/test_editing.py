@@ -296,7 +296,7 @@ def test_a_counterfactual_says_what_it_reached(model):
         (lambda m, p: m.inpaint(p, torch.ones(8, 8, dtype=torch.bool), labels=3), "was not trained with labels"),
         (lambda m, p: m.vary(p, 0.0), "strength is 0.0"),
         (lambda m, p: m.vary(p, 1.5), "strength is 1.5"),
-        (lambda m, p: m.vary(p.float()), "pixels are torch.float32"),
+        (lambda m, p: m.vary(p.float()), "images are torch.float32"),
         (lambda m, p: m.interpolate(p, p), "takes two images"),
         (lambda m, p: m.counterfactual(p, 12), "labels must be in 0..9"),
         (lambda m, p: m.counterfactual(p, 1, confidence=1.0), "confidence is 1.0"),

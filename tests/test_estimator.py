@@ -180,3 +180,25 @@ def test_it_says_what_went_wrong_in_its_own_terms(monkeypatch, capfd):
     monkeypatch.setattr(estimator, "train_in", lambda *_: (_ for _ in ()).throw(estimator.Interrupted("SIGINT")))
     with pytest.raises(KeyboardInterrupt):
         HybViTClassifier(max_iter=2).fit(X, y)
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "score_samples"])
+def test_pixels_on_another_scale_are_refused(digits, fitted, method):
+    images = digits[0][400:403]
+    call = getattr(fitted, method)
+    for wrong in (images / 255, images / 127.5 - 1, images.astype(np.float32) + 0.5, images.astype(int) - 300):
+        with pytest.raises(ValueError, match=r"^X is \w+ from .*fitted on uint8 pixels: give whole numbers in 0\.\.255"):
+            call(wrong)
+    np.testing.assert_array_equal(call(images.astype(np.float64)), call(images))
+    np.testing.assert_array_equal(call(images.astype(int)), call(images))
+
+
+@pytest.mark.parametrize("shape", [(16,), (4, 4)])
+def test_numbers_that_became_pixels_are_refused(shape):
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (20, *shape)).astype(np.uint8)
+    layout = Layout.of((images / 255).reshape(20, 16), shape)
+    layout.check_scale((images / 255 * 1.5).reshape(20, 16))  # clipped
+    with pytest.raises(ValueError, match=r"^X is uint8 up to 25\d, but .* at most near 1: scale X as in training"):
+        layout.check_scale(images.reshape(20, 16))
+    Layout.of(images.reshape(20, 16).astype(float), shape).check_scale(images.reshape(20, 16))

@@ -15,8 +15,10 @@ import torch
 
 import hybvit as package
 from hybvit import hub
+from hybvit.checkpoint import write_folder
 from hybvit.config import override
 from hybvit.data.image_set import to_x
+from hybvit.errors import DataError
 from hybvit.export import folder as exporting
 from hybvit.export.folder import export_graphs, open_graph, quantized, trace
 from hybvit.export.graphs import graphs_of, left_out
@@ -188,6 +190,12 @@ def test_the_example_needs_numpy_and_onnxruntime_alone():
     assert len(text.splitlines()) <= 40
 
 
+@pytest.mark.parametrize("words", [[], [str(ROOT)], [str(ROOT), "x.npy"]])
+def test_the_example_says_what_it_takes(words):
+    done = subprocess.run([sys.executable, EXAMPLE, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "usage: sample_onnx.py FOLDER OUT.npy, with the FOLDER of `hybvit export`\n")
+
+
 @pytest.mark.slow
 def test_the_example_runs_as_its_first_lines_say(in_onnx, tmp_path):
     done = subprocess.run([sys.executable, EXAMPLE, in_onnx, tmp_path / "samples.npy"], capture_output=True, text=True)
@@ -205,7 +213,15 @@ def test_the_command_writes_programs_of_torch_and_says_what_it_left_out(tiny_run
         "no noisy_classifier: the label read-out was not trained on noisy images (objective.noisy_labels)",
         "tiny-torch: 2 graphs and model.json",
     ]
+    assert done.stderr.endswith(f"next: hybvit serve {tiny_run}\n")
     assert_equal_for_any_batch(package.load(tiny_run, "cpu"), tmp_path / "tiny-torch", "torch")
+
+
+def test_a_folder_of_graphs_is_refused_as_a_model(tmp_path):
+    write_folder(tmp_path / "graphs", {}, {exporting.ABOUT: "{}", "classifier.onnx": b"graph"})
+    for load in (package.load, HybridModel.from_pretrained):
+        with pytest.raises(DataError, match=r"graphs: this folder holds exported graphs, not a model.* --format safetensors`"):
+            load(tmp_path / "graphs")
 
 
 def test_safetensors_are_what_hybvit_loads(tiny_run, tmp_path):

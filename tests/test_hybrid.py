@@ -3,12 +3,13 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import hybvit
-from hybvit import devices, hub, loading
+from hybvit import devices, hub
 from hybvit.config import Config, DiffusionConfig, override, to_yaml
 from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.method.objective import Objective
@@ -129,6 +130,82 @@ def test_predict_refuses_other_shapes(bad):
         model().predict(bad)
 
 
+def test_a_picture_is_the_same_in_every_form(tmp_path):
+    m = model()
+    gray = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    color = np.repeat(gray[..., None], 3, axis=2)
+    expected = torch.from_numpy(gray)[None, None]
+    path = tmp_path / "gray.png"
+    several = [gray, gray[..., None], color, Image.fromarray(gray), path, str(path), expected[0]]
+    for images in [*several[:-1], expected, expected.numpy(), color[None], np.stack([color, color])[:1], tuple(several[:1])]:
+        assert torch.equal(m.as_pixels(images), expected), images
+    assert torch.equal(m.as_pixels(several), expected.expand(len(several), -1, -1, -1))
+    assert len(m.predict(np.stack([color, color])).labels) == 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (np.zeros((5, 8, 8), np.uint8), r"^images are uint8 \[5, 8, 8\]: this model takes uint8 \[N, 1, 8, 8\], or pictures"),
+        (np.zeros((8, 8)), r"^images are float64 \[8, 8\]"),
+        ([np.zeros((8, 8), bool)], r"^images are bool \[8, 8\]"),
+        ([torch.zeros(8, 8, dtype=torch.uint8)], r"^images are torch.uint8 \[8, 8\]"),
+        (["x.png"], r"^x.png: no such file"),
+        (b"\x89PNG", "^images are of type bytes: .* paths"),
+        (7, "^images are of type int"),
+        ([None], "^images are of type NoneType"),
+        (torch.zeros(0, 1, 8, 8, dtype=torch.uint8), "^images is empty"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "^images is empty"),
+        ((), "^images is empty"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_every_method(bad, said):
+    m = model()
+    for method in (m.predict, m.read, m.vary, m.as_pixels):
+        with pytest.raises(ValueError, match=said):
+            method(bad)
+
+
+PIXELS = torch.randint(256, (2, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+T2 = torch.tensor([1, 2])
+OF_CLEAN = {
+    name: (lambda m, x, name=name: getattr(m, name)(x)) for name in ("logits", "features", "log_density", "bits_per_dim")
+}
+OF_NOISY = {
+    "denoise": lambda m, x: m.denoise(x, T2),
+    "predict_x0": lambda m, x: m.predict_x0(x, T2),
+    "predict_x0_labels": lambda m, x: m.predict_x0_labels(x, T2, T2[:, None]),
+}
+
+
+@pytest.mark.parametrize("method", OF_CLEAN | OF_NOISY)
+def test_every_method_of_x_refuses_what_is_no_x(method):
+    m, call = model(override(CFG, diffusion={"steps": 4})), (OF_CLEAN | OF_NOISY)[method]
+    bad = {
+        "x has type torch.uint8": PIXELS.to(torch.uint8),
+        "x has type ndarray": PIXELS.numpy() / 127.5 - 1,
+        r"x has shape \[2, 3, 8, 8\]": torch.zeros(2, 3, 8, 8),
+    }
+    if method in OF_CLEAN:
+        bad["x is up to 25.: it must be in"] = PIXELS.float()
+    if method == "bits_per_dim":
+        bad["x is not on the 256 levels"] = PIXELS / 255
+    for said, x in bad.items():
+        with pytest.raises(ValueError, match=said):
+            call(m, x)
+
+
+def test_the_networks_of_others_refuse_it_too():
+    net = torch.nn.Conv2d(1, 1, 1)
+    net.denoise, net.classify = (lambda x, t: net.forward(x)), net.forward
+    m = HybridModel(net, CFG, "cpu")
+    for call in (lambda x: m.denoise(x, T2), m.logits):
+        assert call(torch.zeros(2, 1, 8, 8)).shape == (2, 1, 8, 8)
+        with pytest.raises(ValueError, match=r"x has type torch.uint8"):
+            call(PIXELS.to(torch.uint8))
+
+
 @pytest.mark.parametrize("target", ["eps", "x0", "v", "flow"])
 def test_denoise_gives_eps_and_predict_x0_the_image_whatever_the_target(target):
     m = model(override(CFG, objective={"target": target}))
@@ -142,7 +219,7 @@ def test_denoise_gives_eps_and_predict_x0_the_image_whatever_the_target(target):
 
 def test_bits_per_dim_has_one_value_per_image_and_follows_its_seed():
     m = model(override(CFG, diffusion={"steps": 20}))
-    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    x = torch.randint(256, (3, 1, 8, 8), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
     bits = m.bits_per_dim(x)
     assert bits.shape == (3,)
     assert bool((bits > 7).all())  # an untrained denoiser cannot beat the 8 bits of a uniform guess by much
@@ -270,13 +347,16 @@ def test_every_preset_builds_and_reloads(tmp_path):
 
 def test_a_bundled_model_is_loaded_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for module in (hub, loading):
-        monkeypatch.setattr(module, "BUNDLED", tmp_path / "assets")
+    monkeypatch.setattr(hub, "BUNDLED", tmp_path / "assets")
     m = model()
     m.save_pretrained(tmp_path / "assets" / "tiny")
     assert hub.bundled() == ["tiny"]
     x = torch.rand(2, 1, 8, 8)
     assert torch.equal(hybvit.load("tiny", "cpu").logits(x), m.logits(x))
+    assert torch.equal(HybridModel.from_pretrained("tiny", "cpu").logits(x), m.logits(x))
+    for call in (lambda: hybvit.load("tiny@main"), lambda: HybridModel.from_pretrained("tiny", revision="main")):
+        with pytest.raises(DataError, match=r"^tiny(@main)?: a bundled model has no revisions: it is 'tiny', without one$"):
+            call()
     with pytest.raises(DataError, match=r"none of the bundled models \(tiny: did you mean tiny\?\)"):
         hybvit.load("tyny")
     with pytest.raises(DataError, match=r"^assets/tyni: no such folder: did you mean assets/tiny\?$"):  # the hub is not asked
@@ -284,6 +364,16 @@ def test_a_bundled_model_is_loaded_by_its_name(tmp_path, monkeypatch):
     other = model(override(CFG, model={"depth": 1}))
     other.save_pretrained(tmp_path / "tiny")  # a folder of that name goes first
     assert torch.equal(hybvit.load("tiny", "cpu").logits(x), other.logits(x))
+
+
+def test_a_model_says_what_it_is_in_one_line():
+    assert repr(hybvit.load("digits", "cpu")) == (
+        "<HybridModel of digits: 8 x 8 gray, 10 classes (0, 1, 2, ...), 617,419 parameters on cpu; "
+        "classifies (calibrated), denoises, draws>"
+    )
+    assert repr(model()).endswith("4 classes (0, 1, 2, ...), 15,428 parameters on cpu; classifies, denoises, draws>")
+    for kind, said in (("vit", "cpu; classifies>"), ("genvit", "cpu; denoises, draws>")):
+        assert repr(model(override(CFG, objective={"kind": kind}))).endswith(said)
 
 
 @pytest.mark.parametrize("name", hub.bundled())

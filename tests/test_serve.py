@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -24,6 +25,7 @@ from starlette.responses import PlainTextResponse
 
 import hybvit
 from hybvit.checkpoint import digest_of_weights
+from hybvit.cli import classify as classify_command
 from hybvit.cli.serve import bound
 from hybvit.config import override
 from hybvit.data.image_set import to_x
@@ -36,6 +38,7 @@ from hybvit.serving.app import NAMES, Guard
 from hybvit.serving.drawing import Wanted, draw
 from hybvit.serving.familiar import Familiar
 from hybvit.serving.limits import Busy, Caller, Desk, Gone
+from hybvit.serving.page import build_page
 from hybvit.serving.service import Service
 from hybvit.serving.tab_attack import attack
 from hybvit.storage import read_json
@@ -236,6 +239,21 @@ def test_a_card_has_its_pictures_inside_and_no_metadata():
     assert "samples.png" not in text
 
 
+@pytest.mark.parametrize("name", bundled())
+def test_a_card_shows_its_headlines_and_folds_the_rest(name):
+    whole = (BUNDLED / name / "README.md").read_text(encoding="utf-8")
+    text = tab_report.card(BUNDLED / name / "README.md")
+    shown, _, hidden = text.partition("<details><summary>All ")
+    rows = re.findall(r"^\| `.*$", whole, re.MULTILINE)
+    assert hidden.startswith(f"{len(rows)} figures</summary>\n\n| metric |")
+    assert all(row in hidden.partition("</details>")[0] for row in rows)
+    first = re.findall(r"^\| `(.*?)`", shown, re.MULTILINE)
+    assert 4 <= len(first) <= 12
+    assert {"test/accuracy", "likelihood/bits_per_dim"} <= {*first}
+    short = "| metric | value |\n|---|---|\n| `test/accuracy` | 1 |\n"
+    assert tab_report.folded(short) == short
+
+
 def test_the_report_of_a_run_is_found_from_its_checkpoints(tmp_path):
     (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
     (tmp_path / "report.html").write_text("<p>")
@@ -245,6 +263,9 @@ def test_the_report_of_a_run_is_found_from_its_checkpoints(tmp_path):
 
 
 # the API
+
+
+AS_JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +304,27 @@ def test_classify_says_what_predict_does(api, digits, pixels):
         seen.append(got)
         assert 0 <= got["familiarity"] <= 1
     assert "test images" in answer["compared_with"]
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_the_command_line_has_the_fields_of_the_api(api, digits, pixels, calibrated, monkeypatch, tmp_path, capsys):
+    noise = torch.randint(256, (1, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    if not calibrated:
+        monkeypatch.setattr(digits, "calibration", None)
+    monkeypatch.setattr(classify_command, "load", lambda source: digits)
+    for i, image in enumerate(torch.cat((pixels, noise))):
+        (tmp_path / f"{i}.png").write_bytes(as_file(image))
+    classify_command.main(["digits", str(tmp_path), "--json", "--top", "5"])
+    ours = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    files = [("image", (path.name, path.read_bytes())) for path in sorted(tmp_path.iterdir())]
+    theirs = api.post("/v1/classify", files=files).json()["answers"]
+    assert any(one["abstains"] for one in ours) is calibrated
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() - {"image"} == other.keys() - {"familiarity"}
+        assert {k: one[k] for k in ("label", "abstains", "set", "coverage")} == {
+            k: other[k] for k in ("label", "abstains", "set", "coverage")
+        }
+        assert one["probabilities"] == pytest.approx(other["probabilities"])
 
 
 def test_a_model_that_is_not_calibrated_answers_without_sets(api, digits, pixels, monkeypatch):
@@ -345,6 +387,8 @@ def bomb() -> bytes:
             422,
             "^number: there is no such field in the JSON: it takes n, label, guidance, steps, seed$",
         ),
+        ("sample", {"content": b"[" * 100_000, "headers": AS_JSON}, 422, "^the body is no JSON: it is nested too deep$"),
+        ("sample", {"content": b'{"n": "\xff"}', "headers": AS_JSON}, 422, "^the body is no JSON: it is not UTF-8$"),
         ("sample", {"json": {"label": [3]}}, 422, r"^label is \[3\]: it must be text or a whole number or null$"),
         ("sample", {"json": {"label": 10, "guidance": 1}}, 422, r"^labels must be in 0\.\.9$"),
         ("sample", {"json": [3]}, 422, r"^the body is \[3\]: it must be a JSON object of n, label,"),
@@ -562,3 +606,42 @@ def test_the_page_in_a_browser(server, fashion, tmp_path):
         places = {address.split("/")[2] for address in browser.requests if not address.startswith(("data:", "blob:"))}
         assert places == {server.split("/")[2]}
         assert browser.faults == []
+
+
+SENT_BY_HAND = {  # what the page of itself does not send -> the line in the panel
+    "drawn": [
+        (4, -1, "Seed is -1: it must be a number from 0 to 9,223,372,036,854,775,807"),
+        (4, 2**63, "Seed is 9223372036854775808: it must be"),
+        (4, "7", "Seed is &#x27;7&#x27;: it must be a number"),
+        (4, math.nan, "Seed is nan"),
+        (3, 99, "Guidance to the class is 99: it must be a number from 0 to 5"),
+        (2, None, "Steps is None: it must be a number from 1 to 100"),
+        (1, 65, "Images is 65: it must be a number from 1 to 64"),
+        (1, True, "Images is True"),
+        (0, "cat", "Class is &#x27;cat&#x27;: it must be one of any class, 0, 1"),
+    ],
+    "edited": [
+        (1, "Sharpen", "Edit is &#x27;Sharpen&#x27;: it must be one of Fill in, Variations, Counterfactual"),
+        (4, 2, "Strength is 2: it must be a number from 0.05 to 1"),
+        (5, -1, "Seed is -1"),
+    ],
+    "attacked": [(1, 1e9, "Epsilon is 1000000000.0: it must be a number from 0 to 16")],
+}
+VALUES = {
+    "drawn": ["any class", 1, 2, 0.0, 0],
+    "edited": [None, "Variations", None, "any class", 0.5, 0],
+    "attacked": [None, 8],
+}
+
+
+@pytest.mark.parametrize("panel", SENT_BY_HAND)
+def test_a_call_by_hand_gets_a_line_in_the_panel_and_the_terminal_nothing(service, panel, capfd):
+    page = build_page(service)
+    call = next(fn for fn in page.fns.values() if [out.elem_id for out in fn.outputs] == [panel] and len(fn.inputs) > 1)
+    for place, value, said in SENT_BY_HAND[panel]:
+        sent = [*VALUES[panel]]
+        sent[place] = value
+        assert call.inputs[place].preprocess(value) is value
+        (line,) = call.fn(*sent)
+        assert line.startswith(f'<p class="notice" role="alert">{said}'), line
+    assert capfd.readouterr() == ("", "")

@@ -221,3 +221,28 @@ def test_the_code_of_the_page_runs(page, tmp_path, monkeypatch):
     names: dict = {}
     exec("".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
     assert {"timm": names.get("maps"), "diffusers": names.get("again")}[page]
+
+
+@pytest.mark.parametrize("name", ["hybvit", "hybvit_digits"])
+def test_arguments_of_timm_that_ask_for_nothing_are_taken(name):
+    rates = {"drop_path_rate": 0.0, "attn_drop_rate": 0, "proj_drop_rate": 0.0, "drop_block_rate": None}
+    assert timm.create_model(name, drop_rate=0.1, **rates).head_drop.p == 0.1
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ({"drop_path_rate": 0.1}, r"^drop_path_rate is 0\.1: .* leave it out$"),
+        ({"attn_drop_rate": 0.2}, r"^attn_drop_rate is 0\.2"),
+        ({"dept": 2}, r"^dept: a hybvit model of timm has no such argument: did you mean depth\?$"),
+        ({"patchsize": 4}, r"did you mean patch_size\?$"),
+        ({"image_size": 8}, r"^image_size: .* did you mean img_size\?$"),
+        (
+            {"qkv_bias": False},
+            r"^qkv_bias: a hybvit model of timm has no such argument: it has class_depth, depth, dim",
+        ),
+    ],
+)
+def test_arguments_that_a_model_does_not_have_are_refused_in_one_line(argument, said):
+    with pytest.raises(ValueError, match=said):
+        timm.create_model("hybvit", **argument)

@@ -26,6 +26,7 @@ from hybvit.evaluation import Options
 from hybvit.evaluation.adapters import Adapted
 from hybvit.evaluation.expected import announce_suites, work_of
 from hybvit.evaluation.suites import run_suites
+from hybvit.export.folder import SUFFIXES
 from hybvit.metrics.autoattack import autoattack, has_autoattack
 from hybvit.metrics.autoattack import passes as attack_passes
 from hybvit.presets import preset
@@ -322,6 +323,7 @@ def test_every_command_has_a_next_one():
         known = {option for action in build_parser()._actions for option in action.option_strings}
         assert {word for word in words if word.startswith("--")} <= known, template
     assert facts
+    assert {f"export --format {form}" for form in (*SUFFIXES, "safetensors")} <= NEXT.keys()
 
 
 def test_the_next_command_can_be_copied_into_a_shell(log):

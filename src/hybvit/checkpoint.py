@@ -39,6 +39,7 @@ MANIFEST = "manifest.json"
 
 
 CARD = "README.md"  # people edit it, so no manifest names it
+GRAPHS = "model.json"  # of a folder of exported graphs: how to use them
 
 
 DIGEST = "digest"  # of the manifest, in the manifest

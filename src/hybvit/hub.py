@@ -22,6 +22,15 @@ CONFIG_JSON = "config.json"  # what the hub shows of a model; config.yaml is wha
 DOWNLOADED = ("*.safetensors", "*.json", "*.yaml", "*.md", "*.png")
 PICKLED = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
 NOT_IN_CARD = ("speed/",)  # it is of the machine, not of the model
+HEADLINES = (  # the metrics that are shown first: name, what to call it, factor, unit
+    ("test/accuracy", "accuracy", 100, " %"),
+    ("calibration/ece_20", "ECE", 100, " %"),
+    ("calibration/ece_20_scaled", "ECE, calibrated", 100, " %"),
+    (r"fidelity/(fid|fd)_.*\d$", "Frechet distance", 1, ""),
+    ("likelihood/bits_per_dim", "bits per dimension", 1, ""),
+    (r"robustness/autoattack_linf.*", "AutoAttack, L-inf", 100, " %"),
+    (r"speed/train_images_per_second", "images/s in training", 1, ""),
+)
 TASKS = {"fidelity/": "unconditional-image-generation", "samples/": "unconditional-image-generation"}
 
 
@@ -50,6 +59,8 @@ def download(
     hub_id, _, pinned = source.partition("@")
     if "/" not in hub_id:
         known = bundled()
+        if hub_id in known:
+            raise DataError(f"{source}: a bundled model has no revisions: it is {hub_id!r}, without one")
         not_bundled = f"none of the bundled models ({', '.join(known)}{did_you_mean(hub_id, known)})"
         raise DataError(f"{hub_id}: no such folder, {not_bundled}, and not a hub id (OWNER/NAME)")
     if models := neighbors(Path(hub_id)):
@@ -234,6 +245,11 @@ def table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
 def neighbors(path: Path) -> list[str]:
     """The models in the folder that a missing ``path`` would lie in: then it is a misspelled path, and not a hub id."""
     return sorted(str(config.parent) for config in path.parent.glob(f"*/{checkpoint.CONFIG}"))
+
+
+def local_folder(source: str | os.PathLike[str]) -> Path:
+    """The folder of a model on this machine: that of a bundled one, unless there is a folder of that name here."""
+    return BUNDLED / str(source) if str(source) in bundled() and not Path(source).exists() else Path(source)
 
 
 def bundled() -> list[str]:

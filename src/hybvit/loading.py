@@ -18,7 +18,7 @@ from .checkpoint import CALIBRATION, CONFIG, EMA
 from .config import Config, DiffusionConfig, load_config, read_config
 from .data.trained_on import TRAINED_ON, checked
 from .errors import CheckpointError, ConfigError, DataError
-from .hub import BUNDLED, bundled, refuse_pickles
+from .hub import local_folder, refuse_pickles
 from .method.vit import HybViT, ViTConfig
 from .model import HybridModel
 from .networks import check_config, fill_network
@@ -38,9 +38,7 @@ def load(source: str | os.PathLike[str], device: torch.device | str | None = Non
         DataError: the source does not exist.
         CheckpointError: the source cannot be used; the message names the file.
     """
-    path = Path(source)
-    if str(source) in bundled() and not path.exists():
-        source = path = BUNDLED / str(source)
+    path = local_folder(source)
     checkpoint.recover(path)
     if (path / f"{EMA}.safetensors").is_file():
         return load_checkpoint(path, device)

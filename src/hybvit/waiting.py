@@ -25,6 +25,11 @@ def tells() -> bool:
     return bool(getattr(sys.stderr, "tells", False))
 
 
+def quiet() -> bool:
+    """Whether a command runs with ``--quiet``."""
+    return getattr(sys.stderr, "tells", True) is False
+
+
 def tell(line: str) -> None:
     """Say something to a person that a program need not read; a bar that is being drawn stays below it."""
     if tells():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -16,12 +17,10 @@ from ..data.own_images import image_names
 from ..errors import DataError
 from ..loading import load
 from ..metrics.doubt import RISK
-from ..model import HybridModel
+from ..model import COVERAGE, HybridModel, classify
 from ..waiting import Progress, percent
 from .arguments import ArgumentParser, naming, positive_int
 from .next_step import suggest
-
-COVERAGE = 0.95  # of a calibrated model, unless another is asked for
 
 
 def build_parser() -> ArgumentParser:
@@ -67,11 +66,7 @@ def main(arguments: list[str]) -> None:
     originals.warn_of_depth(f"{args.images[0]}{' and others' if args.images[1:] else ''}", "save them with values up to 65,535")
     if pixels:
         with naming(args.model):
-            risk = args.abstain_above
-            if risk is None and model.calibration is not None:
-                risk = model.calibration.default_risk
-            coverage = COVERAGE if args.coverage is None and model.calibration is not None else args.coverage
-            answer(model, named, torch.stack(pixels), args.top, args.json, (risk, coverage))
+            answer(model, named, torch.stack(pixels), args)
     for other in bad[:-1]:
         print(f"hybvit: {' '.join(str(other).split())}", file=sys.stderr)  # a name may have line breaks
     if bad:
@@ -89,31 +84,17 @@ def image_files(place: str) -> list[str]:
     return [os.path.join(place, name) for name in names]
 
 
-def answer(
-    model: HybridModel,
-    images: list[str],
-    pixels: Tensor,
-    top_classes: int,
-    as_json: bool,
-    wanted: tuple[float | None, float | None],
-) -> None:
-    """Print a line for each image, by its name; ``wanted`` are the risk to abstain above and the coverage of the sets."""
-    risk, coverage = wanted
-    with Progress(1 if coverage is None else 2, "classifying"):
-        sets = [None] * len(images) if coverage is None else model.prediction_set(pixels, coverage).tolist()
-        labels, probabilities, scores = model.predict(pixels, risk)
+def answer(model: HybridModel, images: list[str], pixels: Tensor, args: Namespace) -> None:
+    """Print a line for each image, by its name."""
+    with Progress(1 if model.calibration is None else 2, "classifying"):
+        found = classify(model, pixels, args.abstain_above, args.coverage)
     width = max(map(len, images))
-    for path, label, row, score, held in zip(images, labels.tolist(), probabilities, scores.tolist(), sets, strict=True):
-        top = row.topk(min(top_classes, len(row)))
-        named = {model.classes[k]: p for p, k in zip(top.values.tolist(), top.indices.tolist(), strict=True)}
-        name = None if label < 0 else model.classes[label]
-        classes = held and [model.classes[k] for k, inside in enumerate(held) if inside]
-        if as_json:
-            rounded = {known: round(p, 6) for known, p in named.items()}
-            record = {"image": path, "label": name, "probabilities": rounded, "log_density": score}
-            print(json.dumps(record if held is None else record | {"set": classes, "coverage": coverage}))
-        else:
-            shown = "  ".join(f"{name} {percent(p)}" for name, p in named.items())
-            beside = "" if held is None else f"  {coverage:.3g} set: {', '.join(classes)}"
-            unsure = "" if label >= 0 else "abstains: "
-            print(f"{' '.join(path.split()):<{width}}  {unsure}{shown}  log density {score:.2f}{beside}")
+    for path, one in zip(images, found, strict=True):
+        record = one.record(model.classes, args.top)
+        if args.json:
+            print(json.dumps({"image": path, **record}))
+            continue
+        shown = "  ".join(f"{name} {percent(p)}" for name, p in record["probabilities"].items())
+        beside = "" if one.held is None else f"  {one.coverage:.3g} set: {', '.join(record['set'])}"
+        unsure = "abstains: " if one.abstains else ""
+        print(f"{' '.join(path.split()):<{width}}  {unsure}{shown}  log density {one.log_density:.2f}{beside}")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from ..catalog import CATALOG
-from ..config import field_options
+from ..config import TRACKERS, field_options
 from ..hub import bundled
 from ..presets import PRESETS
 from .arguments import ArgumentParser
@@ -63,11 +63,14 @@ def command_of(name: str, summary: str) -> Command:
     options = [option_of(action) for action in actions if action.option_strings]
     options += [Option((f"--{word}",), words, False, ()) for word, words in EVERYWHERE.items()]
     if "--any." in (parser.usage or ""):
-        options += [Option((option,), "", True, values_of(kind)) for option, kind in field_options().items()]
+        options += [
+            Option((option,), "", True, NAMES.get(option) or values_of(kind)) for option, kind in field_options().items()
+        ]
     positional = [known_words(action) for action in actions if not action.option_strings]
     return Command(name, plain(summary), options, positional[0] if positional else ())
 
 
+NAMES = {"--train.track": TRACKERS, "--data.name": tuple(CATALOG)}  # fields of any text, whose names can be listed
 EVERYWHERE = {"quiet": "results, warnings and errors only", "debug": "show tracebacks"}
 
 

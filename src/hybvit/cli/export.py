@@ -55,3 +55,5 @@ def main(arguments: list[str]) -> None:
     for line in left_out(model):
         print(line)
     print(f"{out}: {len(written)} graphs and {ABOUT}")
+    done = "export --int8" if args.int8 else f"export --format {args.format}"
+    suggest(done, model=args.model, int8=f"{out}-int8")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError
-from ..hub import BUNDLED, bundled, upload, uploaded
+from ..hub import local_folder, upload, uploaded
 from ..loading import load
 from ..storage import read_json
 from .arguments import ArgumentParser, path
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     args = build_parser().parse_args(arguments)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repo):
         raise ConfigError(f"{args.repo!r} is not a name on the hub: give OWNER/NAME")
-    found = (BUNDLED / args.model if args.model in bundled() else Path(args.model)) / RESULTS
+    found = local_folder(args.model) / RESULTS
     source = args.results or (found if found.is_file() else None)
     results = None if source is None else read_results(source)
     model = load(args.model, "cpu")

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from ..config import Config, describe_batch, describe_data, to_yaml
 from ..evaluation import plots
+from ..hub import HEADLINES
 from ..storage import write_text
 from .context import Suite
 
@@ -163,16 +164,6 @@ td.n { font-variant-numeric: tabular-nums; white-space: nowrap; } pre { overflow
   svg { max-width: 100%; zoom: .75; }
 }
 """
-
-HEADLINES = (
-    ("test/accuracy", "accuracy", 100, " %"),
-    ("calibration/ece_20", "ECE", 100, " %"),
-    ("calibration/ece_20_scaled", "ECE, calibrated", 100, " %"),
-    (r"fidelity/(fid|fd)_.*\d$", "Frechet distance", 1, ""),
-    ("likelihood/bits_per_dim", "bits per dimension", 1, ""),
-    (r"robustness/autoattack_linf.*", "AutoAttack, L-inf", 100, " %"),
-    (r"speed/train_images_per_second", "images/s in training", 1, ""),
-)
 
 
 def meaning(name: str) -> str:

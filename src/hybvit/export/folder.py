@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from .. import __version__, checkpoint
+from ..checkpoint import GRAPHS as ABOUT
 from ..errors import ConfigError
 from ..model import HybridModel
 from .graphs import Graph, graphs_of
 
 Format = Literal["onnx", "torch"]
-ABOUT = "model.json"
 SUFFIXES: dict[Format, str] = {"onnx": "onnx", "torch": "pt2"}
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # of the extra `export`
 TRACED, CHECKED = 2, 5  # images of a batch: a size of one would be taken for a constant

@@ -15,6 +15,7 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, get_args
 
 import torch
@@ -67,12 +68,13 @@ class HybViTDenoiser(ModelMixin, ConfigMixin):
         """Predict v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0.
 
         Args:
-            sample: x_t, float [B, C, H, W].
+            sample: x_t, float [B, C, H, W] of any precision; the network gets it in the type of its weights, and v has at
+                least that of float32.
             timestep: t - 1, in 0..T-1, one for all or [B]; between two times the nearer one is taken.
             class_labels: int64 [B] for a network with ``label_conditioning``, where K means unconditional.
         """
         x_t, t = sample, self.times(timestep, sample)
-        prediction = self.net.denoise(x_t, t, class_labels)
+        prediction = self.net.denoise(x_t.to(self.dtype), t, class_labels)
         v = (
             prediction
             if self.config.target == "v"
@@ -109,6 +111,8 @@ class HybViTDenoiser(ModelMixin, ConfigMixin):
 
 class HybViTPipeline(DiffusionPipeline):
     """Images from noise, by a denoiser of hybvit and a scheduler of diffusers.
+
+    The network runs in the type of its weights (``pipe.to(torch.bfloat16)``), everything around it in float32.
 
     Args:
         denoiser: the network.
@@ -160,7 +164,7 @@ class HybViTPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(  # noqa: PLR0913  the names are those of diffusers
         self,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         class_labels: Labels | None = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 20,
@@ -173,6 +177,7 @@ class HybViTPipeline(DiffusionPipeline):
         """Generate ``batch_size`` images.
 
         Args:
+            batch_size: None takes as many as there are ``class_labels``, or one.
             class_labels: the class of each image, or one for all, by number or name, for a network with
                 ``label_conditioning``; None means unconditional.
             guidance_scale: of classifier-free guidance: 1 is none, 1 + w is the ``guidance`` w of :meth:`HybridModel.sample`.
@@ -185,18 +190,18 @@ class HybViTPipeline(DiffusionPipeline):
             ValueError: an argument is out of range, or there are labels and the network takes none, or guidance without labels.
         """
         vit, device = self.denoiser.net.cfg, self._execution_device
-        labels = self._labels(class_labels, batch_size, guidance_scale)
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps is {num_inference_steps}: it must be at least 1")
+        labels = self._labels(class_labels, guidance_scale)
+        if batch_size is None:
+            batch_size = 1 if labels is None else labels.numel()
+        _check_numbers(batch_size=batch_size, num_inference_steps=num_inference_steps)
+        if labels is not None and labels.numel() not in (1, batch_size):
+            raise ValueError(f"{len(labels)} class_labels, and a batch_size of {batch_size}: give one, or {batch_size}")
+        labels = None if labels is None else labels.expand(batch_size)
         if output_type not in OUTPUTS:
             raise ValueError(f"output_type is {output_type!r}: it must be {', '.join(OUTPUTS)}")
-        if timesteps is None:
-            self.scheduler.set_timesteps(num_inference_steps, device=device)
-        elif "timesteps" in inspect.signature(self.scheduler.set_timesteps).parameters:
-            self.scheduler.set_timesteps(timesteps=list(timesteps), device=device)
-        else:
-            raise ValueError(f"timesteps are given, but a {type(self.scheduler).__name__} takes none: leave them out")
-        noise = randn_tensor((batch_size, *vit.image_shape), generator, device, self.denoiser.dtype)
+        self._set_times(num_inference_steps, timesteps)
+        dtype = torch.promote_types(self.denoiser.dtype, torch.float32)  # schedulers add small steps to large numbers
+        noise = randn_tensor((batch_size, *vit.image_shape), generator, device, dtype)
         image = noise * self.scheduler.init_noise_sigma
         takes = inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if "generator" in takes else {}
@@ -228,24 +233,41 @@ class HybViTPipeline(DiffusionPipeline):
                 raise ValueError(f"no class {name!r}{did_you_mean(name, self.labels)}; `labels` has all")
         return [self.labels[name] for name in names]
 
-    def _labels(self, given: Labels | None, number: int, guidance_scale: float) -> Tensor | None:
-        """int64 [number]; arguments and errors are those of :meth:`__call__`."""
+    def _set_times(self, number: int, timesteps: Sequence[int] | None) -> None:
+        if timesteps is None:
+            self.scheduler.set_timesteps(number, device=self._execution_device)
+        elif "timesteps" in inspect.signature(self.scheduler.set_timesteps).parameters:
+            self.scheduler.set_timesteps(timesteps=list(timesteps), device=self._execution_device)
+        else:
+            raise ValueError(f"timesteps are given, but a {type(self.scheduler).__name__} takes none: leave them out")
+
+    def _labels(self, given: Labels | None, guidance_scale: float) -> Tensor | None:
+        """int64 [] or [N]; arguments and errors are those of :meth:`__call__`."""
         vit = self.denoiser.net.cfg
-        if number < 1:
-            raise ValueError(f"batch_size is {number}: it must be at least 1")
         if given is None:
             if guidance_scale != 1:
                 raise ValueError(f"guidance_scale is {guidance_scale}: guidance needs class_labels")
             return None
         if not vit.label_conditioning:
             raise ValueError("class_labels are given, but this denoiser was not trained with labels: leave them out")
+        numbers: Any = given
         if isinstance(given, str):
-            (given,) = self.get_label_ids(given)
+            (numbers,) = self.get_label_ids(given)
         elif isinstance(given, Sequence):
-            given = [self.get_label_ids(label)[0] if isinstance(label, str) else label for label in given]
-        labels = torch.as_tensor(given, device=self._execution_device)
-        if labels.is_floating_point() or labels.shape not in ((), (number,)):
-            raise ValueError(f"class_labels are {labels.dtype} {list(labels.shape)}: give one whole number, or {number}")
+            numbers = [self.get_label_ids(label)[0] if isinstance(label, str) else label for label in given]
+        try:
+            labels = torch.as_tensor(numbers, device=self._execution_device)
+        except (TypeError, ValueError, RuntimeError):  # None, lists of several lengths, dicts ...
+            labels = torch.empty(0)
+        if labels.dtype.is_floating_point or labels.dtype == torch.bool or labels.ndim > 1 or not labels.numel():
+            raise ValueError(f"class_labels is {str(given)[:60]}: give the name or the number of a class, or a list of them")
         if not bool(((labels >= 0) & (labels < vit.num_classes)).all()):
             raise ValueError(f"class_labels must be in 0..{vit.num_classes - 1}")
-        return labels.long().expand(number)
+        return labels.long()
+
+
+def _check_numbers(**given: Any) -> None:
+    for name, value in given.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            cure = "; the classes to draw are class_labels=" if isinstance(value, (str, Sequence)) else ""
+            raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 1{cure}")

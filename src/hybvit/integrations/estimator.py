@@ -86,6 +86,23 @@ class Layout(NamedTuple):
         """Samples [N, features] -> uint8 [N, C, side, side]. What is beyond the levels is clipped, what is left over is 0."""
         return self._spread(np.clip(np.rint((X - self.low) / self.step), 0, 255).astype(np.uint8))
 
+    def check_scale(self, X: NDArray[Any]) -> None:
+        """Refuse samples [N, features] that cannot be on the scale of the training samples: pixels of another.
+
+        Raises:
+            ValueError: pixels were fitted and X is no whole numbers in 0..255, or the other way round.
+        """
+        if self.dtype == np.uint8 and X.dtype != np.uint8 and not bool(((X >= 0) & (X <= 255) & (np.rint(X) == X)).all()):
+            raise ValueError(
+                f"X is {X.dtype} from {X.min():g} to {X.max():g}, but the model was fitted on uint8 pixels: give whole numbers "
+                "in 0..255, such as (255 * X).astype('uint8') of images in 0..1"
+            )
+        if self.dtype != np.uint8 and X.dtype == np.uint8 and X.max() > (self.low + 255 * self.step).max():
+            raise ValueError(
+                f"X is uint8 up to {X.max()}, but the model was fitted on other numbers, at most near "
+                f"{(self.low + LEVELS[1] * self.step).max():g}: scale X as in training"
+            )
+
     @property
     def mask(self) -> Tensor:
         """Which pixels hold a sample, bool [1, C, side, side]; the others are black in all images."""
@@ -291,7 +308,9 @@ class HybViTClassifier(ClassifierMixin, BaseEstimator):
         rows, shape = as_rows(X)
         if shape and shape != self.layout_.shape:
             raise ValueError(f"X has images of shape {shape}, but {type(self).__name__} was fitted on {self.layout_.shape}")
-        return self.layout_.to_pixels(validate_data(self, rows, reset=False))
+        rows = validate_data(self, rows, reset=False)
+        self.layout_.check_scale(rows)
+        return self.layout_.to_pixels(rows)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle: the model on the CPU, where every machine can load it."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import CONFIG, WEIGHTS
 from ..config import load_config
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, did_you_mean
 from ..hub import BUNDLED, bundled
 from ..method.vit import AdaLNZeroLayer, Attention, ConvStem, HybViT, Layer, TokenScalarLayer, ViTConfig, patchify
 from ..model import HybridModel
@@ -36,6 +36,23 @@ __all__ = ["TimmHybViT", "default_cfgs", "from_hybrid"]  # timm adds the names o
 POOLS = ("token", "avg", "")
 OF_TIMM = {"image_size": "img_size", "channels": "in_chans", "num_classes": "num_classes"}  # fields that timm has names for
 CLASSIFIER = "class_readout.1"
+
+
+def known_fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that are fields of :class:`hybvit.ViTConfig`, without those of timm that ask for nothing.
+
+    Raises:
+        ValueError: one is unknown.
+    """
+    known = {field.name for field in dataclasses.fields(ViTConfig)} - OF_TIMM.keys()
+    for name in given.keys() - known:
+        if not name.endswith("_rate"):
+            close = did_you_mean(OF_TIMM.get(name, name), {*known, *OF_TIMM.values()})
+            close = close or f": it has {', '.join(sorted(known))}"
+            raise ValueError(f"{name}: a hybvit model of timm has no such argument{close}")
+        if given[name]:
+            raise ValueError(f"{name} is {given[name]}: the only dropout is drop_rate, before the classifier: leave it out")
+    return {name: given[name] for name in given if name in known}
 
 
 class TraceableAttention(Attention):
@@ -65,10 +82,10 @@ class TimmHybViT(nn.Module):
         img_size: side of the square images, in pixels.
         global_pool: token (as trained), avg (the mean of the patch tokens), or empty for all tokens.
         drop_rate: dropout before the classifier.
-        fields: the other fields of :class:`hybvit.ViTConfig`.
+        fields: the other fields of :class:`hybvit.ViTConfig`; timm's other rates of dropout may be there if they are 0.
 
     Raises:
-        ValueError: a field is out of range, or the images are not square.
+        ValueError: a field is unknown or out of range, or the images are not square.
     """
 
     num_prefix_tokens = 1
@@ -87,7 +104,7 @@ class TimmHybViT(nn.Module):
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         if height != width:
             raise ValueError(f"img_size is {img_size}: images must be square")
-        cfg = ViTConfig(image_size=height, channels=in_chans, num_classes=max(num_classes, 1), **fields)
+        cfg = ViTConfig(image_size=height, channels=in_chans, num_classes=max(num_classes, 1), **known_fields(fields))
         net = HybViT(cfg)
         self.patch_size, self.grid, self.in_chans = cfg.patch_size, height // cfg.patch_size, in_chans
         self.num_features = self.head_hidden_size = self.embed_dim = cfg.dim

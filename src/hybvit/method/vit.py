@@ -546,12 +546,17 @@ class HybViT(nn.Module):
         return image if image.dtype == torch.float64 else image.float()
 
     def check_input(self, x: Tensor, t: Tensor | None) -> None:
-        expected = (self.cfg.channels, self.cfg.image_size, self.cfg.image_size)
-        if x.ndim != 4 or tuple(x.shape[1:]) != expected:
-            raise ValueError(f"x has shape {list(x.shape)}: this network takes [B, {', '.join(map(str, expected))}]")
-        if not x.is_floating_point():
-            raise ValueError(f"x has type {x.dtype}: it must be float in [-1, 1] (HybridModel.predict takes uint8 pixels)")
+        check_images(x, self.cfg.image_shape)
         if t is not None and (t.shape != x.shape[:1] or t.is_floating_point()):
             raise ValueError(
                 f"t has shape {list(t.shape)}, type {t.dtype}: it must be int64 [{len(x)}] of steps 1..T, 0 = clean"
             )
+
+
+def check_images(x: Tensor, image_shape: tuple[int, int, int]) -> None:
+    """Raises ValueError where x is no float [B, C, H, W] of this size."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x has type {kind}: it must be float in [-1, 1] (HybridModel.predict takes uint8 pixels)")
+    if x.ndim != 4 or tuple(x.shape[1:]) != image_shape:
+        raise ValueError(f"x has shape {list(x.shape)}: this network takes [B, {', '.join(map(str, image_shape))}]")

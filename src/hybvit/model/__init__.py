@@ -1,6 +1,6 @@
 """A trained network with all that it takes to classify, generate, score and edit images."""
 
-from .answers import Images, Labels, Prediction
+from .answers import COVERAGE, Classified, Images, Labels, Prediction, classify
 from .edits import Counterfactual, Edit
 from .folders import export_folder
 from .hybrid import ATTEMPT, HybridModel, Reading
@@ -8,6 +8,8 @@ from .sampling import image_noise, run_to_pixels
 
 __all__ = [
     "ATTEMPT",
+    "COVERAGE",
+    "Classified",
     "Counterfactual",
     "Edit",
     "HybridModel",
@@ -15,6 +17,7 @@ __all__ = [
     "Labels",
     "Prediction",
     "Reading",
+    "classify",
     "export_folder",
     "image_noise",
     "run_to_pixels",

@@ -12,11 +12,11 @@ import torch
 
 from .. import checkpoint
 from ..catalog import CATALOG
-from ..checkpoint import CALIBRATION, CONFIG, WEIGHTS
+from ..checkpoint import CALIBRATION, CONFIG, GRAPHS, WEIGHTS
 from ..config import load_config, to_dict, to_yaml, without_addresses
 from ..data.trained_on import DIGESTS, TRAINED_ON, checked
-from ..errors import CheckpointError, ConfigError
-from ..hub import CONFIG_JSON, config_json, download, model_card, refuse_pickles, upload
+from ..errors import CheckpointError, ConfigError, DataError
+from ..hub import CONFIG_JSON, config_json, download, local_folder, model_card, refuse_pickles, upload
 from ..metrics.doubt import Calibration
 from ..networks import load_network
 from ..storage import read_bytes
@@ -92,20 +92,25 @@ def from_pretrained(
     """Read what :meth:`save_pretrained` wrote, from a folder or the Hugging Face hub. Nothing is unpickled.
 
     Args:
-        source: a folder, or OWNER/NAME, or OWNER/NAME@REVISION.
+        source: a folder, the name of a bundled model, or OWNER/NAME, or OWNER/NAME@REVISION.
         options: revision, cache_dir, local_files_only, force_download and token, for the hub, as
             :func:`hybvit.hub.download` has them.
 
     Raises:
-        DataError: there is no such folder, nor such a model on the hub.
+        DataError: there is no such folder, nor such a model on the hub, or it holds exported graphs.
         CheckpointError: a file is missing or altered, a weight does not fit, the calibration is of other weights, or there
             are pickles in the folder.
     """
-    folder = Path(source)
+    folder = Path(source) if options.get("revision") else local_folder(source)
     checkpoint.recover(folder)
     if not folder.is_dir():
         folder = download(str(source), **options)
     refuse_pickles(folder)
+    if (folder / GRAPHS).is_file() and not (folder / CONFIG).exists():
+        raise DataError(
+            f"{source}: this folder holds exported graphs, not a model: they run without hybvit (docs/export.md); "
+            "`hybvit export MODEL --format safetensors` writes a model"
+        )
     manifest = checkpoint.verify(folder, (CONFIG, f"{WEIGHTS}.safetensors"))
     model = cls(*load_network(load_config(folder / CONFIG), folder / f"{WEIGHTS}.safetensors"), device)
     kept = folder / f"{TRAINED_ON}.safetensors"

@@ -7,14 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .. import checkpoint
 from ..config import Config
 from ..data.fingerprint import pixel_digests
 from ..data.image_set import to_x
-from ..data.images import as_pixels
 from ..devices import autocast, best_device, in_threads, keep_freed_memory, resolve_precision
 from ..errors import ConfigError, DivergedError, did_you_mean
 from ..method.diffusion import Diffusion
@@ -22,6 +20,7 @@ from ..method.readings import DENOISED_AT, DENOISED_DRAWS, ROUNDS, DenoisedReadi
 from ..method.samplers import Denoiser, Spacing
 from ..method.seeds import derive_seed, generator
 from ..method.smoothing import NoiseLevel, NoisyClassifier, cast_votes, noisy_reading
+from ..method.vit import check_images
 from ..metrics.certified import Certificates, certify_votes, check_votes
 from ..metrics.conformal import METHODS, Method
 from ..metrics.doubt import Calibration
@@ -29,10 +28,12 @@ from ..metrics.likelihood import log_density, variational_bound
 from ..networks import Network
 from ..waiting import Progress, part_done
 from . import edits, folders
-from .answers import Images, Labels, Prediction
+from .answers import Images, Labels, Prediction, pixels_of
 from .sampling import image_noise, run_to_pixels
 
 ACCEPTED = 0.5  # p(y|x) from which a sample is not drawn anew
+FAR = 2.0  # from 0, where x cannot be an image in [-1, 1] that was shifted a little
+OFF_LEVEL = 0.01  # of a gray level, which rounding stays below
 ATTEMPT = 2**32  # the next try of image i is image i + 2^32 of the seed
 
 Reading = Literal["label", "diffusion", "denoised"]
@@ -64,13 +65,49 @@ class HybridModel:
         self.calibration: Calibration | None = None
         self.sampling_precision = resolve_precision("auto", self.device)
 
+    def __repr__(self) -> str:
+        shape, names = self.cfg.model, ", ".join(self.classes[:3]) + (", ..." if self.classes[3:] else "")
+        does = {
+            "classifies (calibrated)" if self.calibration else "classifies": self.has_classes,
+            "denoises": self.has_denoiser,
+            "draws by label" if self.takes_labels else "draws": self.has_samples,
+            "labels noisy images": self.labels_noisy,
+        }
+        facts = [
+            f"{shape.image_size} x {shape.image_size} {'gray' if shape.channels == 1 else 'color'}",
+            f"{len(self.classes)} classes ({names})",
+            f"{sum(weight.numel() for weight in self.parameters()):,} parameters on {self.device}",
+        ]
+        can = [what for what, whether in does.items() if whether]
+        return f"<HybridModel of {self.cfg.data.name}: {', '.join(facts)}; {', '.join(can)}>"
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         return self.cfg.model.image_shape
 
     def logits(self, x: Tensor) -> Tensor:
         """The logits of clean images x, float [B, C, H, W] in [-1, 1] -> [B, K]. Differentiable."""
-        return self.net.classify(x.to(self.device))
+        return self.net.classify(self._clean(x))
+
+    def _noisy(self, x: Tensor) -> Tensor:
+        """x on the device.
+
+        Raises:
+            ValueError: it is no float [B, C, H, W] of the network's size.
+        """
+        check_images(x, self.image_shape)
+        return x.to(self.device)
+
+    def _clean(self, x: Tensor) -> Tensor:
+        """x on the device.
+
+        Raises:
+            ValueError: it is no float [B, C, H, W] of the network's size, or far outside of [-1, 1]: pixels as they are.
+        """
+        x = self._noisy(x)
+        if not x.requires_grad and bool((x.abs() > FAR).any()):  # not in the steps of an attack, for which a GPU would wait
+            raise ValueError(f"x is up to {x.abs().max():g}: it must be in [-1, 1], as pixels / 127.5 - 1")
+        return x
 
     def class_number(self, name: str) -> int:
         """The number of a class, in 0..K - 1, from its name (upper or lower case) or from its number as text.
@@ -114,7 +151,7 @@ class HybridModel:
 
     def features(self, x: Tensor) -> Tensor:
         """The input of the label read-out, [B, D], for clean images x, float [B, C, H, W] in [-1, 1]. Differentiable."""
-        return self.net.features(x.to(self.device))
+        return self.net.features(self._clean(x))
 
     def log_density(self, x: Tensor) -> Tensor:
         """The logsumexp of the logits, [B], which the paper takes as log p(x) (Tables 3 and 11); higher = more in-distribution.
@@ -128,8 +165,8 @@ class HybridModel:
         """Labels, probabilities and scores of images, on the CPU.
 
         Args:
-            images: uint8 pixels [N, C, H, W] of the network's size; or one PIL image or several, of any size and mode, which
-                are converted and center-cropped.
+            images: uint8 pixels [N, C, H, W] of the network's size; or one picture or several, of any size, which are converted
+                and center-cropped: PIL images, paths of files, or uint8 arrays of numpy, [H, W] or [H, W, 1, 3 or 4].
             abstain_above: abstain (label -1) where that is needed to keep the share of wrong answers at or below this risk, in
                 0..1, with a confidence of 95 %. It needs a calibrated model.
 
@@ -280,18 +317,10 @@ class HybridModel:
         """Images as :meth:`predict` takes them -> uint8 [N, C, H, W] of the network's size.
 
         Raises:
-            ValueError: there is no image, or the pixels have another shape or type.
+            ValueError: there is no image, or it has another shape or type.
+            DataError: a file is missing, or is not an image.
         """
-        if isinstance(images, Image.Image):
-            images = [images]
-        if not isinstance(images, Tensor) and not images:
-            raise ValueError("images is empty: there is nothing to do")
-        if not isinstance(images, Tensor):
-            images = torch.stack([as_pixels(image, self.cfg.model.channels, self.cfg.model.image_size) for image in images])
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape:
-            wanted = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"pixels are {images.dtype} {list(images.shape)}: this model takes uint8 [N, {wanted}]")
-        return images
+        return pixels_of(images, self.image_shape)
 
     def reading(self, by: Reading) -> DiffusionClassifier | DenoisedReading:
         """What :meth:`read` computes by the denoiser, as a differentiable function of x and noise.
@@ -314,7 +343,7 @@ class HybridModel:
 
     def predict_x0_labels(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """The predicted x_0 of each image for each of M labels y int64 [B, M] -> [B, M, C, H, W]. Differentiable."""
-        x_t, t = x_t.to(self.device), t.to(self.device)
+        x_t, t = self._noisy(x_t), t.to(self.device)
         return self.diffusion.to_x0(self.cfg.objective.target, self.net.denoise_labels(x_t, t, y), x_t[:, None], t)
 
     @torch.no_grad()
@@ -355,7 +384,7 @@ class HybridModel:
         """
         if not bool(((t >= 1) & (t <= self.diffusion.T)).all()):
             raise ValueError(f"t is {t.tolist()}: every time must be in 1..{self.diffusion.T}")
-        x_t, t = x_t.to(self.device), t.to(self.device)
+        x_t, t = self._noisy(x_t), t.to(self.device)
         return self.diffusion.to_eps(self.cfg.objective.target, self._prediction(x_t, t, y), x_t, t)
 
     def predict_x0(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -363,16 +392,19 @@ class HybridModel:
 
         Arguments and errors are those of :meth:`denoise`, but t is not checked: that would stop a GPU at every step.
         """
-        x_t, t = x_t.to(self.device), t.to(self.device)
+        x_t, t = self._noisy(x_t), t.to(self.device)
         return self.diffusion.to_x0(self.cfg.objective.target, self._prediction(x_t, t, y), x_t, t)
 
     def _prediction(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        self._check_denoiser()
+        return self.net.denoise(x_t, t) if y is None else self.net.denoise(x_t, t, y)
+
+    def _check_denoiser(self) -> None:
         if not self.has_denoiser:
             raise ConfigError(
                 f"this model was trained with objective {self.cfg.objective.kind}: it has no denoiser, so it cannot "
                 + ("be guided or compute bits/dim" if self.has_samples else "sample or compute bits/dim")
             )
-        return self.net.denoise(x_t, t) if y is None else self.net.denoise(x_t, t, y)
 
     @property
     def takes_labels(self) -> bool:
@@ -585,8 +617,14 @@ class HybridModel:
 
         Raises:
             ConfigError: the network was not trained to denoise.
+            ValueError: x has another shape or type, or is not on these levels: the decoder gives them a probability each.
         """
-        return variational_bound(self.predict_x0, self.diffusion, x.to(self.device), generator(seed, "bound"))
+        self._check_denoiser()
+        x = self._clean(x)
+        levels = (x + 1) * 127.5
+        if bool(((levels - levels.round()).abs() > OFF_LEVEL).any()):
+            raise ValueError("x is not on the 256 levels of [-1, 1], where the bound is one: give pixels / 127.5 - 1")
+        return variational_bound(self.predict_x0, self.diffusion, x, generator(seed, "bound"))
 
     inpaint = edits.inpaint
     vary = edits.vary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, File, Query, Request, UploadFile
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from .. import __version__
 from ..metrics.doubt import RISK
+from ..model import COVERAGE
 from .api_errors import answer_errors, refuse_other_methods, refuse_unknown
 from .api_page import api_page
 from .drawing import Wanted, draw
 from .limits import BOUNDS, PICTURES, Caller, read_pictures
 from .markup import png
-from .service import COVERAGE, Classified, Service
+from .service import Service
 
 
 async def caller(request: Request) -> AsyncIterator[Caller]:
@@ -58,6 +59,7 @@ class Answer(BaseModel):
         description=f"Whether it is too unsure, if at most {RISK:.0%} of answers may be wrong; null if not calibrated for that."
     )
     set: list[str] | None = Field(description="Classes that hold the true one with this coverage; null if not calibrated.")
+    coverage: float | None = Field(description="The probability that they do.")
 
 
 class Classification(BaseModel):
@@ -119,7 +121,8 @@ def build_api(service: Service) -> FastAPI:
         """Label images, and tell how familiar they are."""
         pixels = uploaded(service, image)
         found = service.desk.submit(lambda: service.classify(pixels, coverage), client).result()
-        answers = [answer_of(model.classes, one, top) for one in found]
+        familiarity = service.familiarity([one.log_density for one in found])
+        answers = [Answer(**one.record(model.classes, top), familiarity=f) for one, f in zip(found, familiarity, strict=True)]
         return Classification(answers=answers, compared_with=service.familiar and service.familiar.images)
 
     @app.post("/v1/sample")
@@ -152,19 +155,6 @@ def build_api(service: Service) -> FastAPI:
 
     refuse_other_methods(app)
     return app
-
-
-def answer_of(classes: Sequence[str], found: Classified, top: int) -> Answer:
-    """The answers in names, with so many of the classes."""
-    first = sorted(range(len(classes)), key=found.probabilities.__getitem__, reverse=True)[:top]
-    return Answer(
-        label=classes[found.label],
-        probabilities={classes[k]: found.probabilities[k] for k in first},
-        log_density=found.log_density,
-        familiarity=found.familiarity,
-        abstains=found.abstains,
-        set=None if found.held is None else [classes[k] for k in found.held],
-    )
 
 
 def uploaded(service: Service, files: list[UploadFile]) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from ..errors import ConfigError, DivergedError, did_you_mean
@@ -17,6 +18,7 @@ from .limits import Busy, Gone
 
 RETRY_AFTER = 2  # seconds
 CLIENT_GONE = 499  # nginx's
+UNREADABLE = {RecursionError: "it is nested too deep", UnicodeDecodeError: "it is not UTF-8"}  # for which fastapi has one line
 KINDS = {"string": "text", "integer": "a whole number", "number": "a number", "null": "null"}
 
 
@@ -30,6 +32,15 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: Any) -> JSONResponse:
         return refusal(422, sentence(error.errors()[0], taken_by(request)))
+
+    @app.exception_handler(HTTPException)
+    async def unreadable(request: Request, error: Any) -> JSONResponse:
+        cause = next((words for kind, words in UNREADABLE.items() if isinstance(error.__cause__, kind)), None)
+        return (
+            refusal(422, f"the body is no JSON: {cause}")
+            if cause
+            else refusal(error.status_code, str(error.detail), **(error.headers or {}))
+        )
 
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Exception) -> JSONResponse:

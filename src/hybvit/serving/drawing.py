@@ -15,6 +15,7 @@ from ..model import HybridModel, image_noise, run_to_pixels
 from .limits import IMAGES, STEPS
 
 SAMPLER = "dpmpp_2m"
+SEEDS = 2**63  # so many
 EVERY = 0.1  # seconds between two views
 
 
@@ -26,7 +27,7 @@ class Wanted(BaseModel):
     label: str | int | None = Field(None, description="Their class, by name or number; null for any.")
     guidance: float = Field(0.0, ge=-20, le=20, description="Weight of the guidance to the class; below 0 away from it.")
     steps: int = Field(20, ge=1, le=STEPS, description="Sampler steps.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Image i of a seed is always the same.")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="Image i of a seed is always the same.")
 
 
 class View(NamedTuple):

@@ -6,14 +6,14 @@ import concurrent.futures
 import functools
 import random
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import gradio as gr
 
 from ..data.images import grid
 from ..errors import DivergedError
-from .drawing import SAMPLER
+from .drawing import SAMPLER, SEEDS
 from .limits import Busy, Caller, Gone
 from .markup import hint, notice
 from .service import Service
@@ -34,6 +34,44 @@ def picture() -> gr.Image:
     return shown
 
 
+def taken_as_sent(component: T) -> T:
+    """Let a component hand over whatever was sent: gradio would raise before our handler runs, on the terminal too.
+    :func:`on` checks it."""
+    as_sent: Any = lambda payload: payload  # noqa: E731
+    component.preprocess = as_sent  # type: ignore[attr-defined]
+    return component
+
+
+def slider(least: float, most: float, value: float, step: float, label: str, **options: Any) -> gr.Slider:
+    return taken_as_sent(gr.Slider(least, most, value=value, step=step, label=label, buttons=[], **options))
+
+
+def seed_field() -> gr.Number:
+    return taken_as_sent(gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1))
+
+
+def checked(component: Any, value: Any) -> Any:
+    """What was sent for a component.
+
+    Raises:
+        ValueError: the page itself could not have sent it.
+    """
+    if isinstance(component, (gr.Dropdown, gr.Radio)):
+        known = [choice for _, choice in component.choices]
+        if value not in known:
+            raise ValueError(f"{component.label} is {value!r}: it must be one of {', '.join(map(str, known))}")
+    if isinstance(component, gr.Number) and value is None:
+        return 0
+    if isinstance(component, (gr.Number, gr.Slider)):
+        least, most = component.minimum, component.maximum
+        assert least is not None
+        assert most is not None
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
+            name = str(component.label).partition(":")[0]
+            raise ValueError(f"{name} is {value!r}: it must be a number from {least:,} to {most:,}")
+    return value
+
+
 class Given(NamedTuple):
     """The picture of a tab, and the button that has the model draw one."""
 
@@ -41,13 +79,13 @@ class Given(NamedTuple):
     drawn: gr.Button
 
 
-def answered(handler: Handler) -> Handler:
+def answered(handler: Handler, inputs: Sequence[Any]) -> Handler:
     """A handler that yields HTML, whose errors become a notice."""
 
     @functools.wraps(handler)
     def steps(*arguments: Any) -> Iterator[str]:
         try:
-            yield from handler(*arguments)
+            yield from handler(*map(checked, inputs, arguments))
         except Gone:
             pass
         except PLAIN as error:
@@ -63,7 +101,8 @@ def answered(handler: Handler) -> Handler:
 
 def on(event: Any, handler: Handler, inputs: Any, output: gr.HTML) -> Any:
     """Answer an event; the line before the model is ours, so gradio holds nobody up."""
-    return event(answered(handler), inputs, output, show_progress="hidden", concurrency_limit=None, api_visibility="private")
+    handler = answered(handler, inputs if isinstance(inputs, list) else [inputs])
+    return event(handler, inputs, output, show_progress="hidden", concurrency_limit=None, api_visibility="private")
 
 
 def waited(service: Service, words: str, work: Callable[[], T]) -> Generator[str, None, T]:
@@ -97,7 +136,7 @@ def draw_one(service: Service) -> Any:
 
 def classes_of(service: Service, visible: bool = True) -> gr.Dropdown:
     names = list(service.model.classes)
-    return gr.Dropdown([ANY, *names], value=ANY, label="Class", filterable=len(names) > 12, visible=visible)
+    return taken_as_sent(gr.Dropdown([ANY, *names], value=ANY, label="Class", filterable=len(names) > 12, visible=visible))
 
 
 def number_of(service: Service, name: str) -> int | None:

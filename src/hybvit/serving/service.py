@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from ..data.image_set import to_x
-from ..model import HybridModel
+from ..model import Classified, HybridModel, classify
 from . import familiar
 from .familiar import Familiar
 from .limits import Desk
 from .nearest import Drawings, unit_features
 
-COVERAGE = 0.95  # of the sets of labels, unless another is asked for
 VOTES, NOISE = 1000, 0.25  # of a certificate
-
-
-class Classified(NamedTuple):
-    """The answers for one image.
-
-    Attributes:
-        label: number of the most probable class.
-        probabilities: of all K classes.
-        log_density: higher = more like the training images.
-        abstains: whether it is too unsure for an answer, if at most ``RISK`` of the answers may be wrong; None without a
-            calibration that can tell.
-        held: numbers of the classes that hold the true one with the coverage that was asked for; None without a calibration.
-        familiarity: share of the familiar images that have a lower log density; None where nothing was measured yet.
-    """
-
-    label: int
-    probabilities: list[float]
-    log_density: float
-    abstains: bool | None
-    held: list[int] | None
-    familiarity: float | None
 
 
 class Service:
@@ -64,20 +42,13 @@ class Service:
         self.familiar = images
         return images
 
-    def classify(self, pixels: Tensor, coverage: float = COVERAGE) -> list[Classified]:
-        """Work for the desk. Errors are those of :meth:`HybridModel.predict` and :meth:`HybridModel.prediction_set`."""
-        found = self.model.predict(pixels)
-        abstains: list[bool | None] = [None] * len(pixels)
-        held: list[list[int] | None] = [None] * len(pixels)
-        if (calibration := self.model.calibration) is not None:
-            held = [row.nonzero().flatten().tolist() for row in self.model.prediction_set(pixels, coverage)]
-            if (risk := calibration.default_risk) is not None:
-                abstains = (found.probabilities.max(dim=1).values < calibration.threshold(risk).score).tolist()
-        compared = self.familiar
-        return [
-            Classified(label, row, score, unsure, classes, None if compared is None else compared.share_below(score))
-            for label, row, score, unsure, classes in zip(*(part.tolist() for part in found), abstains, held, strict=True)
-        ]
+    def classify(self, pixels: Tensor, coverage: float | None = None) -> list[Classified]:
+        """Work for the desk; a coverage is not asked for in vain of a model that is not calibrated."""
+        return classify(self.model, pixels, coverage=None if self.model.calibration is None else coverage)
+
+    def familiarity(self, densities: Sequence[float]) -> list[float | None]:
+        """The share of the familiar images below each log density; None where nothing was measured yet."""
+        return [None if self.familiar is None else self.familiar.share_below(density) for density in densities]
 
     def nearest(self, pixels: Tensor) -> list[tuple[Tensor, int, float]]:
         """Work for the desk: the most similar images that the model drew itself to one [1, C, H, W] -> pixels, label, cosine.

@@ -15,7 +15,7 @@ from ..model import HybridModel, Prediction, Reading
 from . import markup
 from .limits import read_picture
 from .markup import Shown
-from .parts import Given, forget, on, picture, waited
+from .parts import Given, forget, on, picture, slider, waited
 from .service import Service
 
 STEPS = 20
@@ -47,7 +47,7 @@ def build(service: Service) -> Given:
             given = picture()
             drawn = gr.Button("Let the model draw one", size="sm", visible=model.has_samples)
             words = "Epsilon: the most that a pixel may change, in 255ths"
-            eps = gr.Slider(0, LARGEST, value=8, step=1, label=words, buttons=[])
+            eps = slider(0, LARGEST, 8, 1, words)
             go = gr.Button("Attack", variant="primary", elem_id="attack")
         with gr.Column(scale=3, min_width=280):
             result = gr.HTML(

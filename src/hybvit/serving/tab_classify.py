@@ -8,11 +8,12 @@ from html import escape
 import gradio as gr
 
 from ..metrics.doubt import RISK
+from ..model import COVERAGE
 from . import markup
 from .limits import read_picture
 from .nearest import DRAWN
 from .parts import Given, forget, on, picture, waited
-from .service import COVERAGE, NOISE, VOTES, Service
+from .service import NOISE, VOTES, Service
 
 START = "Drop a picture: its labels appear here."
 

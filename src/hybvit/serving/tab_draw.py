@@ -11,7 +11,7 @@ from torch import Tensor
 from . import markup
 from .drawing import View, Wanted, draw
 from .limits import IMAGES, STEPS, Say
-from .parts import ANY, classes_of, on
+from .parts import ANY, classes_of, on, seed_field, slider
 from .service import Service
 
 
@@ -19,10 +19,10 @@ def build(service: Service) -> None:
     model = service.model
     steered = model.takes_labels  # else its own classifier guides it, to a class only
 
-    def watch(name: str, n: float, steps: float, guidance: float, seed: float | None) -> Iterator[str]:
+    def watch(name: str, n: float, steps: float, guidance: float, seed: float) -> Iterator[str]:
         label = None if name == ANY else name
         weight = guidance if steered or label else 0.0
-        wanted = Wanted(n=int(n), label=label, guidance=weight, steps=int(steps), seed=int(seed or 0))
+        wanted = Wanted(n=int(n), label=label, guidance=weight, steps=int(steps), seed=int(seed))
         alt, started = f"{wanted.n} images of {name}", time.monotonic()
 
         def work(say: Say[View]) -> View:
@@ -36,10 +36,10 @@ def build(service: Service) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             label = classes_of(service)
-            n = gr.Slider(1, IMAGES, value=16, step=1, label="Images", buttons=[])
-            steps = gr.Slider(1, STEPS, value=20, step=1, label="Steps", buttons=[])
-            guidance = gr.Slider(0, 5, value=0 if steered else 2, step=0.1, label="Guidance to the class", buttons=[])
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+            n = slider(1, IMAGES, 16, 1, "Images")
+            steps = slider(1, STEPS, 20, 1, "Steps")
+            guidance = slider(0, 5, 0 if steered else 2, 0.1, "Guidance to the class")
+            seed = seed_field()
             with gr.Row():
                 go = gr.Button("Draw", variant="primary", elem_id="draw", min_width=80)
                 stop = gr.Button("Stop", min_width=80)

@@ -13,7 +13,7 @@ from . import markup
 from .brush import blank, brush, mask_of
 from .limits import read_picture
 from .markup import Shown
-from .parts import Given, classes_of, forget, number_of, on, picture, waited
+from .parts import Given, classes_of, forget, number_of, on, picture, seed_field, slider, taken_as_sent, waited
 from .service import Service
 
 FILL, VARY, TURN = "Fill in", "Variations", "Counterfactual"
@@ -29,14 +29,12 @@ def build(service: Service) -> Given:
     model, side = service.model, service.model.cfg.model.image_size
     kinds = [FILL, VARY, *([TURN] if model.has_classes else [])]
 
-    def edit(
-        path: str | None, kind: str, painting: dict[str, Any], name: str, strength: float, seed: float | None
-    ) -> Iterator[str]:
+    def edit(path: str | None, kind: str, painting: dict[str, Any], name: str, strength: float, seed: float) -> Iterator[str]:
         pixels, label = read_picture(model, path), number_of(service, name)
         mask = mask_of(model, painting) if kind == FILL else None
         if kind == TURN and label is None:
             raise ValueError("no class: choose the one that the picture is to become")
-        repeated, start = pixels.repeat(RESULTS, 1, 1, 1), int(seed or 0)
+        repeated, start = pixels.repeat(RESULTS, 1, 1, 1), int(seed)
 
         def work() -> Edit | Counterfactual:
             if mask is not None:
@@ -69,11 +67,11 @@ def build(service: Service) -> Given:
         with gr.Column(scale=2, min_width=280):
             given = picture()
             drawn = gr.Button("Let the model draw one", size="sm", visible=model.has_samples)
-            kind = gr.Radio(kinds, value=FILL, label="Edit")
+            kind = taken_as_sent(gr.Radio(kinds, value=FILL, label="Edit"))
             explained = gr.HTML(markup.hint(HINTS[FILL]))
             label = classes_of(service, visible=model.takes_labels)
-            strength = gr.Slider(0.05, 1, value=0.6, step=0.05, label="Strength", visible=False, buttons=[])
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+            strength = slider(0.05, 1, 0.6, 0.05, "Strength", visible=False)
+            seed = seed_field()
         with gr.Column(scale=3, min_width=280):
             mask = brush(side)
             go = gr.Button("Edit", variant="primary", elem_id="edit", interactive=False)

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import gradio as gr
 
-from ..hub import BUNDLED, bundled
+from ..hub import HEADLINES, local_folder
 from . import markup
 from .service import Service
 
+LONG = 20  # rows of a table that is folded
 REPORT, CARD = "report.html", "README.md"
 
 
 def folder_of(name: str) -> Path:
     """Where what is known of a model lies: its folder, or that of the run of a checkpoint."""
-    path = BUNDLED / name if name in bundled() and not Path(name).exists() else Path(name)
+    path = local_folder(name)
     return path.parent.parent if path.parent.name == "checkpoints" else path
 
 
@@ -58,4 +59,19 @@ def card(path: Path) -> str:
         place = path.parent / Path(link[2]).name
         return f"![{link[1]}]({markup.address(place.read_bytes())})" if place.suffix == ".png" and place.is_file() else link[1]
 
-    return re.sub(r"!\[([^\]]*)\]\(([^)]+)\)", inside, text)
+    return re.sub(r"!\[([^\]]*)\]\(([^)]+)\)", inside, folded(text))
+
+
+def folded(text: str) -> str:
+    """A card with the headline figures of its long tables, and all of them folded below."""
+
+    def shorten(found: re.Match[str]) -> str:
+        head, *rows = found[0].splitlines()
+        rule, *rows = rows
+        first = [row for row in rows if any(re.fullmatch(pattern, row.split("`")[1]) for pattern, *_ in HEADLINES)]
+        if len(rows) <= LONG or not first:
+            return found[0]
+        every = f"<details><summary>All {len(rows)} figures</summary>\n\n{found[0]}\n</details>\n"
+        return "\n".join([head, rule, *first, "", every])
+
+    return re.sub(r"^\| metric .*\n\|[-|]+\n(?:\| `.*\n)+", shorten, text, flags=re.MULTILINE)

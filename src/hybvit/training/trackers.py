@@ -18,6 +18,7 @@ from PIL import Image
 
 from ..config import Config, as_typed, to_dict
 from ..errors import ConfigError
+from ..waiting import quiet
 from .run_folder import RunFolder
 
 PROJECT = "hybvit"  # the name under which runs are grouped, unless the tracker's own variable names another
@@ -117,6 +118,7 @@ class WeightsAndBiases:
             dir=str(run.path),
             config=hyperparameters(run.cfg),
             resume="allow",
+            settings=self.library.Settings(silent=quiet()),  # else it may have to ask for a key
         )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
