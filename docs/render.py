@@ -1223,7 +1223,16 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "export_sizes": export_sizes,
     **{
         f"study_{name}": partial(study, name)
-        for name in ("ablation_first", "ablation", "ablation_third", "v2", "cifar10", "cifar10_trials", "few_labels")
+        for name in (
+            "ablation_first",
+            "ablation",
+            "ablation_third",
+            "v2",
+            "cifar10",
+            "cifar10_trials",
+            "few_labels",
+            "few_labels_digits",
+        )
     },
     "shipped": shipped,
     "editing_counterfactuals": editing_counterfactuals,

@@ -170,28 +170,54 @@ CIFAR10_TRIALS = _study(
         ),
     ),
 )
-FEW = override(
-    V2,
-    data={"labelled": 0.01, "augment": "strong", "mixing": 0.0},
-    objective={"pseudo_labels": 0.95},
-    train={"batch_size": 64, "labelled_batch_size": 32},
-)
-FEW_LABELS = _study(
+
+
+def _few_labels(title: str, minutes: float, few: Config, labels: str, alone: int) -> Study:
+    """What the images without labels are worth, in equal time; ``few`` has its labels and the network's own, and where there are
+    labels alone, a mini-batch has ``alone`` images."""
+    return _study(
+        title,
+        minutes,
+        "few",
+        (
+            Variant("few", f"all images denoised, {labels} and the network's own", few),
+            _changed("given", f"all images denoised, {labels}", of=few, objective={"pseudo_labels": 0.0}),
+            _changed(
+                "labels_only",
+                f"classification only, {labels}",
+                of=few,
+                objective={"kind": "vit", "pseudo_labels": 0.0},
+                train={"labelled_batch_size": alone},
+            ),
+            _changed(
+                "all", "all images denoised, all labels", of=few, data={"labelled": 1.0}, objective={"pseudo_labels": 0.0}
+            ),
+        ),
+    )
+
+
+FEW_LABELS = _few_labels(
     "Fashion-MNIST with 600 of its 60,000 labels",
     25.0,
-    "few",
-    (
-        Variant("few", "all images denoised, 600 labels and the network's own", FEW),
-        _changed("given", "all images denoised, 600 labels", of=FEW, objective={"pseudo_labels": 0.0}),
-        _changed(
-            "labels_only",
-            "classification only, 600 labels",
-            of=FEW,
-            objective={"kind": "vit", "pseudo_labels": 0.0},
-            train={"labelled_batch_size": 64},
-        ),
-        _changed("all", "all images denoised, all labels", of=FEW, data={"labelled": 1.0}, objective={"pseudo_labels": 0.0}),
+    override(
+        V2,
+        data={"labelled": 0.01, "augment": "strong", "mixing": 0.0},
+        objective={"pseudo_labels": 0.95},
+        train={"batch_size": 64, "labelled_batch_size": 32},
     ),
+    "600 labels",
+    alone=64,
+)
+FEW_LABELS_DIGITS = _few_labels(
+    "scikit-learn's digits with 3 % of their labels",
+    2.0,
+    override(
+        preset("digits"),
+        data={"labelled": 0.03, "augment": "strong", "mixing": 0.0},
+        objective={"noisy_labels": 1.0, "pseudo_labels": 0.8},
+    ),
+    "40 labels",
+    alone=96,
 )
 STUDIES = {
     "ablation": ABLATION,
@@ -199,4 +225,5 @@ STUDIES = {
     "cifar10": CIFAR10_COMPARISON,
     "cifar10_trials": CIFAR10_TRIALS,
     "few_labels": FEW_LABELS,
+    "few_labels_digits": FEW_LABELS_DIGITS,
 }
