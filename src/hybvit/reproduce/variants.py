@@ -173,8 +173,8 @@ CIFAR10_TRIALS = _study(
 
 
 def _few_labels(title: str, minutes: float, few: Config, labels: str, alone: int) -> Study:
-    """What the images without labels are worth, in equal time; ``few`` has its labels and the network's own, and where there are
-    labels alone, a mini-batch has ``alone`` images."""
+    """What the images without labels are worth, in equal time; ``few`` has given labels and the network's own, and where there
+    are labels alone, a mini-batch has ``alone`` images."""
     return _study(
         title,
         minutes,
