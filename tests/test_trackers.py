@@ -208,15 +208,13 @@ def test_only_the_first_process_tracks_and_a_failure_is_passed_on(tmp_path, monk
 
 
 @pytest.mark.parametrize("name", config.TRACKERS)
-@pytest.mark.parametrize("as_asked", [True, False])
-def test_no_tracker_says_anything_under_quiet(name, as_asked, tmp_path, monkeypatch, capfd):
+def test_no_tracker_says_anything_under_quiet(name, tmp_path, monkeypatch, capfd):
     monkeypatch.delenv("WANDB_SILENT", raising=False)
     for variable in ("WANDB_DIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "TRACKIO_DIR"):
         monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    with guarded(True, quiet=as_asked, silent=as_asked), RunFolder(tmp_path / "run", with_trackers(name)) as run:
+    with guarded(True, quiet=True, silent=True), RunFolder(tmp_path / "run", with_trackers(name)) as run:
         opened = Trackers(run, 0)
         opened.log({"train/loss": 1.0}, 1)
         opened.close(failed=False)
-    said = "".join(capfd.readouterr())
-    assert (said == "") if as_asked else ("offline" in said or name != "wandb")
+    assert "".join(capfd.readouterr()) == ""

@@ -3,8 +3,8 @@
     python -m tests.traces FILE.json          the losses, gradient norms and a digest of the averaged weights of each kind
     python -m tests.traces --resume RUN FILE  the same of a run folder that goes on to its end
 
-The arithmetic is pinned (one thread, fp32, kernels that every x86-64 CPU since 2013 has), so that the bits are those of the
-torch version alone.
+The arithmetic is pinned (one thread, fp32 and bf16 for Muon's products, kernels that every x86-64 CPU since 2013 has), so that
+the bits are those of the torch version alone. Only LAPACK, which `jempp` begins with, rounds differently on some CPUs.
 """
 
 from __future__ import annotations
@@ -128,7 +128,10 @@ def pinned(*arguments: str | Path) -> None:
 def main(arguments: list[str]) -> None:
     import torch
 
+    from hybvit.training import optim
+
     torch.backends.mkldnn.enabled = False  # its kernels are chosen by the CPU
+    optim.has_fast_bf16 = lambda device: True  # as on the CPU of the recording, else Muon takes float32
     found = resumed(Path(arguments[1])) if arguments[0] == "--resume" else trace()
     Path(arguments[-1]).write_text(json.dumps({"torch": torch.__version__.partition("+")[0], "traces": found}, indent=1) + "\n")
 

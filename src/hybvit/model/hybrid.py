@@ -32,8 +32,7 @@ from .answers import Images, Labels, Prediction, pixels_of
 from .sampling import image_noise, run_to_pixels
 
 ACCEPTED = 0.5  # p(y|x) from which a sample is not drawn anew
-FAR = 2.0  # from 0, where x cannot be an image in [-1, 1] that was shifted a little
-OFF_LEVEL = 0.01  # of a gray level, which rounding stays below
+FAR = 10.0  # from 0, where x is no image in [-1, 1], nor random numbers in its place, but pixels as they are
 ATTEMPT = 2**32  # the next try of image i is image i + 2^32 of the seed
 
 Reading = Literal["label", "diffusion", "denoised"]
@@ -617,14 +616,10 @@ class HybridModel:
 
         Raises:
             ConfigError: the network was not trained to denoise.
-            ValueError: x has another shape or type, or is not on these levels: the decoder gives them a probability each.
+            ValueError: x has another shape, type or scale.
         """
         self._check_denoiser()
-        x = self._clean(x)
-        levels = (x + 1) * 127.5
-        if bool(((levels - levels.round()).abs() > OFF_LEVEL).any()):
-            raise ValueError("x is not on the 256 levels of [-1, 1], where the bound is one: give pixels / 127.5 - 1")
-        return variational_bound(self.predict_x0, self.diffusion, x, generator(seed, "bound"))
+        return variational_bound(self.predict_x0, self.diffusion, self._clean(x), generator(seed, "bound"))
 
     inpaint = edits.inpaint
     vary = edits.vary
