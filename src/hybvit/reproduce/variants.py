@@ -210,7 +210,7 @@ FEW_LABELS = _few_labels(
 )
 FEW_LABELS_DIGITS = _few_labels(
     "scikit-learn's digits with 3 % of their labels",
-    2.0,
+    4.0,
     override(
         preset("digits"),
         data={"labelled": 0.03, "augment": "strong", "mixing": 0.0},
