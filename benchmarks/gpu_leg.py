@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +55,6 @@ from hybvit.training.run_folder import read_metrics, training_summary
 ROOT = Path(__file__).resolve().parent.parent
 LEG, PART, LARGEST = "leg.json", 15 << 20, 42 << 20  # the record; bytes of a file, and of all files of a state
 SAME = "run"  # the run folder of a leg that goes on with the recipe of the last
-GRACE = 60  # seconds that a training may take to stop
 
 
 # the state
@@ -162,19 +163,25 @@ def train_for(args: argparse.Namespace, cfg: Config, run: Path, legs: list[Any])
     """Train in a process of its own, and keep its state in ``args.out``."""
     stored = run.with_name("leg.yaml")
     write_text(stored, to_yaml(cfg))
-    process = subprocess.Popen([sys.executable, __file__, "train", str(stored), str(run)])
-    while process.poll() is None and not (run / ".lock").exists():  # imports and data do not count
-        time.sleep(0.2)
-    started = saved = time.monotonic()
-    while process.poll() is None and time.monotonic() < started + args.seconds:
+    process = subprocess.Popen([sys.executable, __file__, "train", str(stored), str(run), str(args.seconds)])
+    saved = time.monotonic()
+    while process.poll() is None:
         time.sleep(0.2)
         if time.monotonic() > saved + args.save_every:
             with contextlib.suppress(CheckpointError, OSError):  # deleted while it was read, since a newer one is there
                 pack(run, args.out, legs, {})
             saved = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    if process.wait(timeout=GRACE) != 0:
-        sys.exit("the training failed; the last state is kept")
+    if process.returncode:
+        sys.exit(f"the training failed (exit status {process.returncode}); the last state is kept")
+
+
+def stop_after(seconds: float) -> None:
+    """Stop the training of this process ``seconds`` after it began to listen to SIGTERM: imports and data do not count."""
+    while signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        time.sleep(0.05)
+    time.sleep(seconds)
+    if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:  # else it has ended by itself
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def leg(args: argparse.Namespace, fields: list[str]) -> None:
@@ -205,6 +212,7 @@ def curve(state: Path) -> None:
 def main() -> None:
     if sys.argv[1:2] == ["train"]:  # the process that train_for starts
         stored = load_config(Path(sys.argv[2]))
+        threading.Thread(target=stop_after, args=[float(sys.argv[4])], daemon=True).start()
         with contextlib.suppress(Interrupted):
             train(stored, sys.argv[3])
         return
