@@ -1,33 +1,37 @@
-"""Time the page of `hybvit serve` in Chromium: its first paint, and 64 images of 20 steps.
+"""Time the page of `hybvit serve` in Chromium: its first paint, and 64 images of 20 steps -> results/page.json.
 
-    python benchmarks/page.py [MODEL]
+    python benchmarks/page.py [--model fashion-mnist] [--write]
 
-It prints a line of JSON with medians, in milliseconds: from the request to the first paint, and from the press of Draw until
-the first view of the images and until they are done.
+In milliseconds, of each repeat: from the request to the first paint, and from the press of Draw until the first view of the
+images and until they are done.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
+
+from hybvit.devices import environment
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.browser import Browser
+from tests.browser import PROGRAM, Browser
 
-REPEATS = 5
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+REPEATS, IMAGES, STEPS = 5, 64, 20  # the page starts with this number of steps
 PAINTED = 'performance.getEntriesByName("first-contentful-paint")[0]?.startTime'
-ASK_FOR_64 = """(() => {
+ASK_FOR_IMAGES = """(() => {
     const number = [...document.querySelectorAll("input[type=number]")].find((found) => found.offsetParent);
-    Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set.call(number, 64);
+    Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set.call(number, IMAGES);
     for (const kind of ["input", "change", "blur"]) number.dispatchEvent(new Event(kind, { bubbles: true }));
     return true;
-})()"""
+})()""".replace("IMAGES", str(IMAGES))
 DRAW = """(async () => {
     const image = () => document.querySelector("#drawn img"), before = image()?.src, start = performance.now();
     const until = (there) => new Promise((done) => {
@@ -36,12 +40,12 @@ DRAW = """(async () => {
     });
     document.querySelector("#draw").click();
     const first = await until(() => image() && image().src !== before && image().complete);
-    return [first, await until(() => document.querySelector("#drawn a")), image().naturalWidth];
+    return [first, await until(() => document.querySelector("#drawn a"))];
 })()"""
 
 
 def measure(browser: Browser, address: str) -> tuple[list[float], list[list[float]]]:
-    """First paints, and of each drawing when the first view was there, when all images were, and how wide their sheet is."""
+    """First paints, and of each drawing, when the first view was there and when all images were."""
     paints = []
     for _ in range(REPEATS):
         browser.open("about:blank")
@@ -49,7 +53,7 @@ def measure(browser: Browser, address: str) -> tuple[list[float], list[list[floa
         paints.append(browser.wait(PAINTED))
     browser.use("[role=tab]", "Draw")
     browser.wait('Boolean(document.querySelector("#draw")?.offsetParent)')
-    browser.wait(ASK_FOR_64)
+    browser.wait(ASK_FOR_IMAGES)
     views = []
     for _ in range(REPEATS):
         time.sleep(1)  # a press while the page still takes in the last images is lost
@@ -58,8 +62,11 @@ def measure(browser: Browser, address: str) -> tuple[list[float], list[list[floa
 
 
 def main() -> None:
-    model = sys.argv[1] if sys.argv[1:] else "fashion-mnist"
-    command = [sys.executable, "-m", "hybvit", "serve", model, "--port", "0"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="fashion-mnist")
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    command = [sys.executable, "-m", "hybvit", "serve", args.model, "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
@@ -68,8 +75,19 @@ def main() -> None:
             paints, views = measure(browser, address)
     finally:
         server.terminate()
-    first, done, width = (statistics.median(column) for column in zip(*views, strict=True))
-    print(json.dumps({"first_paint": statistics.median(paints), "first_view": first, "all_images": done, "sheet_width": width}))
+    chromium = subprocess.run([str(PROGRAM), "--version"], capture_output=True, text=True, check=True).stdout
+    first, done = map(list, zip(*views, strict=True))
+    record = {
+        "command": "python benchmarks/page.py",
+        "model": args.model,
+        "images": IMAGES,
+        "steps": STEPS,
+        "milliseconds": {"first paint": paints, "first view of the images": first, "all images": done},
+        "environment": environment() | {"gradio": version("gradio"), "chromium": chromium.split()[1]},
+    }
+    print(json.dumps(record, indent=1))
+    if args.write:
+        (RESULTS / "page.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1054,6 +1054,21 @@ def export_sizes() -> str:
     return "\n".join(lines)
 
 
+def page() -> str:
+    """How fast the page of `hybvit serve` is, by benchmarks/page.py."""
+    record = result("page")
+    facts, spans = record["environment"], record["milliseconds"]
+    paint, view, done = (
+        f"{statistics.median(times) / 1e3:.2f} s ({min(times) / 1e3:.2f} to {max(times) / 1e3:.2f})" for times in spans.values()
+    )
+    return (
+        f"The first paint comes {paint} after the request. Of {record['images']} images of `{record['model']}` in "
+        f"{record['steps']} steps the first view is there after {view}, and all after {done}. Medians of "
+        f"{len(spans['first paint'])} repeats and their range, {facts['threads']} threads ({facts['device']}), Chromium "
+        f"{facts['chromium']} on the same machine, gradio {facts['gradio']}, torch {facts['torch']} (`{record['command']}`)."
+    )
+
+
 TASKS = {  # number in benchmarks/compare -> what it is
     "1": "train a classifier; test accuracy with its interval",
     "2": "draw 16 images of a class with 20 evaluations (theirs trains a generator first)",
@@ -1221,6 +1236,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "ood_both": ood_both,
     "deployment": deployment,
     "export_sizes": export_sizes,
+    "page": page,
     **{
         f"study_{name}": partial(study, name)
         for name in (
