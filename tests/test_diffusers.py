@@ -190,11 +190,40 @@ def test_the_forms_of_the_result(digits):
         ({"batch_size": ["Bag"]}, "the classes to draw are class_labels="),
         ({"batch_size": 2.0}, "batch_size is 2.0: it must be a whole number"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"num_inference_steps": 1001}, "num_inference_steps is 1001: the process has 1000 steps"),
+        ({"timesteps": [100, 500]}, "timesteps must fall"),
+        ({"timesteps": [1000, 500]}, "from at most 999"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused(digits, options, said):
     with pytest.raises(ValueError, match=said):
         HybViTPipeline.from_hybrid(digits)(**options)
+
+
+def test_pickles_are_not_written(digits, tmp_path):
+    with pytest.raises(ValueError, match="only safetensors are read again"):
+        HybViTPipeline.from_hybrid(digits).save_pretrained(tmp_path / "p", safe_serialization=False)
+    assert not (tmp_path / "p").exists()
+
+
+def test_in_float64_the_noise_is_the_same(digits):
+    pipe = HybViTPipeline.from_hybrid(digits)
+    found = drawn(pipe, 2, 5)
+    torch.testing.assert_close(drawn(pipe.to(torch.float64), 2, 5).float(), found, rtol=0, atol=1e-3)
+
+
+def test_a_callback_sees_every_step_and_may_change_the_image(digits):
+    pipe, seen = HybViTPipeline.from_hybrid(digits), []
+
+    def look(of, step, t, given):
+        seen.append((of, step, int(t), given["latents"].clone()))
+
+    plain = drawn(pipe, 2, 4)
+    assert torch.equal(drawn(pipe, 2, 4, callback_on_step_end=look), plain)
+    assert [(of, step, t) for of, step, t, _ in seen] == [(pipe, i, t) for i, t in enumerate((999, 749, 499, 249))]
+    assert torch.equal((seen[-1][-1] / 2 + 0.5).clamp(0, 1), plain)
+    black = drawn(pipe, 2, 4, callback_on_step_end=lambda of, step, t, given: {"latents": 0 * given["latents"] - 1})
+    assert torch.equal(black, torch.zeros_like(black))
 
 
 @pytest.mark.parametrize("labels", [["Bag", "Coat", 8], torch.tensor([8, 4, 8]), np.array([8, 4, 8])])

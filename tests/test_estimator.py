@@ -193,12 +193,31 @@ def test_pixels_on_another_scale_are_refused(digits, fitted, method):
     np.testing.assert_array_equal(call(images.astype(int)), call(images))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("wrong", [lambda images: images // 16, lambda images: (images > 0).astype(int)])
+def test_images_that_are_hardly_on_the_scale_of_training_are_warned_of(digits, fitted, wrong):
+    images = digits[0][400:403]
+    fitted.predict(images // 4)
+    with pytest.raises(UserWarning, match=r"^X has nothing above 1?\d, but .* numbers up to 25\d: scale X as in training"):
+        fitted.predict(wrong(images))
+    centered = Layout.of((images / 127.5 - 1).reshape(3, -1), images.shape[1:])
+    centered.check_scale(np.zeros((1, images[0].size)))
+
+
+def test_images_with_the_channels_first_are_refused():
+    with pytest.raises(ValueError, match=r"channels first: give X\.transpose\(0, 2, 3, 1\)"):
+        HybViTClassifier().fit(np.zeros((4, 3, 16, 16), np.uint8), [0, 1, 0, 1])
+
+
 @pytest.mark.parametrize("shape", [(16,), (4, 4)])
 def test_numbers_that_became_pixels_are_refused(shape):
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (20, *shape)).astype(np.uint8)
     layout = Layout.of((images / 255).reshape(20, 16), shape)
     layout.check_scale((images / 255 * 1.5).reshape(20, 16))  # clipped
-    with pytest.raises(ValueError, match=r"^X is uint8 up to 25\d, but .* at most near 1: scale X as in training"):
+    with pytest.raises(ValueError, match=r"^X is uint8 up to 25\d, but .* numbers up to 1: scale X as in training"):
         layout.check_scale(images.reshape(20, 16))
+    if len(shape) > 1:
+        with pytest.raises(ValueError, match=r"^X is float64 up to 1\d.*, but .* numbers up to 1: scale X as in training"):
+            layout.check_scale((images / 16).reshape(20, 16))
     Layout.of(images.reshape(20, 16).astype(float), shape).check_scale(images.reshape(20, 16))

@@ -188,10 +188,27 @@ def test_every_method_of_x_refuses_what_is_no_x(method):
         r"x has shape \[2, 3, 8, 8\]": torch.zeros(2, 3, 8, 8),
     }
     if method in OF_CLEAN:
-        bad["x is up to 25.: it must be in"] = PIXELS.float()
+        bad |= {"to 25.: it must be in": PIXELS.float(), "from nan to nan": torch.full((2, 1, 8, 8), torch.nan)}
     for said, x in bad.items():
         with pytest.raises(ValueError, match=said):
             call(m, x)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method", OF_CLEAN)
+def test_images_in_0_to_1_are_warned_of_and_bright_ones_are_not(method):
+    m, call = model(override(CFG, diffusion={"steps": 4})), OF_CLEAN[method]
+    with pytest.raises(UserWarning, match=r"x has no value below 0, .* 2 \* x - 1 scales"):
+        call(m, PIXELS / 255)
+    bright = (PIXELS // 2 + 128).to(torch.uint8)
+    assert bright.min() > 127
+    call(m, hybvit.to_x(bright))
+
+
+def test_x_of_another_precision_is_that_of_the_weights():
+    m, x = model(CFG), hybvit.to_x(PIXELS.to(torch.uint8))
+    assert torch.equal(m.logits(x.double()), m.logits(x))
+    assert torch.equal(m.denoise(x.double(), T2), m.denoise(x, T2))
 
 
 def test_the_networks_of_others_refuse_it_too():
@@ -322,7 +339,12 @@ def test_load_says_what_is_not_there(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="no such folder"):
         hybvit.load(tmp_path / "none" / "at" / "all")
     (tmp_path / "config.yaml").write_text(to_yaml(preset("digits")))
+    with pytest.raises(DataError, match="a file, not a model: give the folder"):
+        hybvit.load(tmp_path / "config.yaml")
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        hybvit.load(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"an exported model without its manifest\.json"):
         hybvit.load(tmp_path)
 
 

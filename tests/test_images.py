@@ -17,6 +17,9 @@ def test_pixels_and_x_invert_each_other():
     assert x.max() == 1
     assert torch.equal(to_pixels(x), pixels)
     assert to_pixels(torch.tensor([-7.0, 9.0])).tolist() == [0, 255]
+    for wrong, kind in ((x, "torch.float32"), (pixels.numpy(), "ndarray")):
+        with pytest.raises(ValueError, match=f"pixels are {kind}: to_x takes a tensor of uint8"):
+            to_x(wrong)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA", "LA", "1", "I;16", "I", "YCbCr"])

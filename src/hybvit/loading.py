@@ -39,6 +39,8 @@ def load(source: str | os.PathLike[str], device: torch.device | str | None = Non
         CheckpointError: the source cannot be used; the message names the file.
     """
     path = local_folder(source)
+    if path.is_file():
+        raise DataError(f"{path}: a file, not a model: give the folder that it lies in")
     checkpoint.recover(path)
     if (path / f"{EMA}.safetensors").is_file():
         return load_checkpoint(path, device)
@@ -72,6 +74,8 @@ def load_newest(run: Path, device: torch.device | str | None = None) -> HybridMo
         if problems:
             raise CheckpointError(f"no usable checkpoint: {'; '.join(problems)}")
         if not deleted:
+            if any(run.glob("*.safetensors")):
+                raise CheckpointError(f"{run}: an exported model without its {checkpoint.MANIFEST}; export it again")
             raise CheckpointError(f"{run}: this run has no checkpoint yet; continue its training until it writes one")
     raise CheckpointError(f"{run}: its checkpoints are deleted faster than they are read; try again, or with more to keep")
 

@@ -55,7 +55,7 @@ EXIT_CODES = (
 )
 EXIT_LEGEND = """exit codes: 0 done, 1 internal error, 2 usage or configuration, 3 data missing or corrupt,
             or output not written, 4 diverged, 5 checkpoint unusable, 75 interrupted with the state saved,
-            130 interrupted with nothing to save"""
+            130 interrupted with nothing to save, 141 the reader of the output left"""
 
 
 def usage() -> str:

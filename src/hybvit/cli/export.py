@@ -50,8 +50,8 @@ def main(arguments: list[str]) -> None:
         written = export_graphs(model, out, args.format, args.int8)
     for name, graph in written.items():
         size = f"{len(graph.content) / 1e6:.1f} MB"
-        apart = f"at most {graph.difference:.0e} from" if graph.difference else "equal to"
-        print(f"{name}.{SUFFIXES[args.format]}: {size}, {apart} the model's own outputs")
+        apart = f"up to {graph.difference:.0e} from" if graph.difference else "equal to"
+        print(f"{name}.{SUFFIXES[args.format]}: {size}, {apart} the model's own outputs for five random inputs")
     for line in left_out(model):
         print(line)
     print(f"{out}: {len(written)} graphs and {ABOUT}")

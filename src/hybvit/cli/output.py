@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from ..errors import DataError
 
+READER_LEFT = 141  # what a shell reports of a program whose reader left (128 + SIGPIPE)
 JOINERS = "\u200c\u200d"  # of letters in Persian and Hindi, and of emoji: they show nothing themselves
 PROGRESS = re.compile(r"(\r?)(.*?)(\r?|(?:\x1b\[A)*)", re.DOTALL)  # how tqdm goes back to the start of a line, or to one above
 
@@ -80,6 +81,8 @@ class Stream:
         except OSError as error:
             self.lost = error
             self._drop_the_rest()
+            if isinstance(error, BrokenPipeError) and not self.goes_on:
+                raise SystemExit(READER_LEFT) from None
             if not self.goes_on:
                 raise DataError(self.message()) from None
 

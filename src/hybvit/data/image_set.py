@@ -30,7 +30,14 @@ Decode = Callable[[int], Tensor]  # index -> uint8 [C, H, W]; raises DataError
 
 
 def to_x(pixels: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [-1, 1]."""
+    """uint8 0..255 -> float32 in [-1, 1].
+
+    Raises:
+        ValueError: the pixels are no uint8 tensor.
+    """
+    kind = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
+    if kind != torch.uint8:
+        raise ValueError(f"pixels are {kind}: to_x takes a tensor of uint8, 0 to 255")
     return pixels.float() / 127.5 - 1
 
 

@@ -333,6 +333,8 @@ def written_format(path: Path) -> str | None:
 
 def check_image_suffix(path: Path) -> None:
     """Raises ConfigError if the suffix is not an image format that can be written."""
+    if path.is_dir():
+        raise ConfigError(f"{path}: a folder: give a file in it, such as {path / 'picture.png'}")
     if written_format(path) is None:
         raise ConfigError(f"{path}: {path.suffix or 'no suffix'} is not an image format that can be written; use .png")
 

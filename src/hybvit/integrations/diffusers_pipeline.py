@@ -14,7 +14,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from numbers import Integral
 from typing import Any, get_args
 
@@ -137,6 +138,8 @@ class HybViTPipeline(DiffusionPipeline):
         Raises:
             ConfigError: its network is no HybViT, or was not trained to denoise.
         """
+        if not isinstance(model, HybridModel):
+            raise ConfigError(f"{model!r} is no HybridModel: give hybvit.load(...)")
         if not isinstance(model.net, HybViT) or not model.has_denoiser:
             raise ConfigError("only a HybViT that was trained to denoise makes a pipeline of diffusers")
         cfg = model.cfg
@@ -173,6 +176,7 @@ class HybViTPipeline(DiffusionPipeline):
         clip_sample: bool = True,
         output_type: str = "pil",
         return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Generate ``batch_size`` images.
 
@@ -185,6 +189,8 @@ class HybViTPipeline(DiffusionPipeline):
             generator: of the noise; a list has one for each image.
             clip_sample: whether to clip the predicted image to [-1, 1] at every step.
             output_type: pil, np (float [B, H, W, C] in [0, 1]) or pt (float [B, C, H, W] in [0, 1]).
+            callback_on_step_end: called after each step with the pipeline, the number of the step, its time and {"latents":
+                x_t}; the "latents" that it returns, if any, are gone on with.
 
         Raises:
             ValueError: an argument is out of range, or there are labels and the network takes none, or guidance without labels.
@@ -201,11 +207,11 @@ class HybViTPipeline(DiffusionPipeline):
             raise ValueError(f"output_type is {output_type!r}: it must be {', '.join(OUTPUTS)}")
         self._set_times(num_inference_steps, timesteps)
         dtype = torch.promote_types(self.denoiser.dtype, torch.float32)  # schedulers add small steps to large numbers
-        noise = randn_tensor((batch_size, *vit.image_shape), generator, device, dtype)
+        noise = randn_tensor((batch_size, *vit.image_shape), generator, device, torch.float32).to(dtype)
         image = noise * self.scheduler.init_noise_sigma
         takes = inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if "generator" in takes else {}
-        for t in self.progress_bar(self.scheduler.timesteps):
+        for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             x_t = self.scheduler.scale_model_input(image, t)
             v = self.denoiser(x_t, t, labels).sample
             if guidance_scale != 1:
@@ -213,13 +219,18 @@ class HybViTPipeline(DiffusionPipeline):
                 v = uncond + guidance_scale * (v - uncond)
             v = self.denoiser.clip(v, x_t, t) if clip_sample else v
             image = self.scheduler.step(v, t, image, **extra).prev_sample
+            if callback_on_step_end is not None:
+                image = (callback_on_step_end(self, step, t, {"latents": image}) or {}).get("latents", image)
         self.maybe_free_model_hooks()
-        images: Any = (image / 2 + 0.5).clamp(0, 1)
-        if output_type != "pt":
-            images = images.cpu().permute(0, 2, 3, 1).float().numpy()
-        if output_type == "pil":
-            images = self.numpy_to_pil(images)
+        images = self._output(image, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _output(self, x: Tensor, output_type: str) -> Any:
+        images = (x / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return images
+        array = images.cpu().permute(0, 2, 3, 1).float().numpy()
+        return self.numpy_to_pil(array) if output_type == "pil" else array
 
     def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
         """The numbers of classes, by their names.
@@ -233,7 +244,23 @@ class HybViTPipeline(DiffusionPipeline):
                 raise ValueError(f"no class {name!r}{did_you_mean(name, self.labels)}; `labels` has all")
         return [self.labels[name] for name in names]
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **options: Any) -> None:
+        """Write the folder that :meth:`from_pretrained` reads.
+
+        Raises:
+            ValueError: ``safe_serialization`` is False: pickles are not read.
+        """
+        if not safe_serialization:
+            raise ValueError("safe_serialization is False: only safetensors are read again, leave it out")
+        super().save_pretrained(save_directory, **options)
+
     def _set_times(self, number: int, timesteps: Sequence[int] | None) -> None:
+        most = self.denoiser.diffusion.T
+        if timesteps is None and number > most:
+            raise ValueError(f"num_inference_steps is {number}: the process has {most} steps")
+        falling = timesteps is None or all(earlier >= later for earlier, later in pairwise(timesteps))  # Heun has each twice
+        if timesteps is not None and not (falling and all(0 <= t < most for t in timesteps)):
+            raise ValueError(f"timesteps must fall, from at most {most - 1} to at least 0")
         if timesteps is None:
             self.scheduler.set_timesteps(number, device=self._execution_device)
         elif "timesteps" in inspect.signature(self.scheduler.set_timesteps).parameters:

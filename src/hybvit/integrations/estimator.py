@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
+import warnings
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -41,6 +42,7 @@ LARGEST_PATCH = 16
 ROWS = 64  # of a batch that is classified, always: what is given for a sample does not depend on the others
 BOUND_DRAWS = 64  # times of the bound
 SAMPLER_STEPS = 20
+OFF, DARK = 4, 8  # images that are so many times as bright as in training, or as dark, are of another scale
 BLACK = -1.0  # the value of a pixel at level 0
 
 
@@ -51,6 +53,7 @@ class Layout(NamedTuple):
         shape: of a sample: (features,), (height, width) or (height, width, channels).
         side: of the square image that the network takes, in pixels.
         low, step: level k of 0..255 stands for low + step * k; a number for each feature, or one for all.
+        most: the largest number in training.
         dtype: of samples that are drawn.
     """
 
@@ -58,21 +61,28 @@ class Layout(NamedTuple):
     side: int
     low: NDArray[np.float64]
     step: NDArray[np.float64]
+    most: float
     dtype: np.dtype[Any]
 
     @classmethod
     def of(cls, X: NDArray[Any], shape: tuple[int, ...]) -> Layout:
-        """The layout for training samples X [N, features]: uint8 are pixels as they are, all else is scaled."""
+        """The layout for training samples X [N, features]: uint8 are pixels as they are, all else is scaled.
+
+        Raises:
+            ValueError: the samples are images with the channels first.
+        """
+        if len(shape) == 3 and shape[0] in (1, 3) and shape[2] > 4:
+            raise ValueError(f"X has images of shape {shape}, channels first: give X.transpose(0, 2, 3, 1)")
         longest = max(shape[:2]) if len(shape) > 1 else math.ceil(math.sqrt(shape[0]))
         patch = patch_for(longest)
         side = math.ceil(longest / patch) * patch
         if X.dtype == np.uint8:
-            return cls(shape, side, np.zeros(1), np.ones(1), X.dtype)
+            return cls(shape, side, np.zeros(1), np.ones(1), float(X.max()), X.dtype)
         X = X.astype(np.float64) if len(shape) == 1 else X.astype(np.float64).reshape(-1, 1)
         least, most = LEVELS
         spread = X.max(axis=0) - X.min(axis=0)
         step = np.where(spread > 0, spread, 1.0) / (most - least)
-        return cls(shape, side, X.min(axis=0) - least * step, step, np.dtype(np.float64))
+        return cls(shape, side, X.min(axis=0) - least * step, step, float(X.max()), np.dtype(np.float64))
 
     @property
     def picture(self) -> tuple[int, int, int]:
@@ -87,21 +97,23 @@ class Layout(NamedTuple):
         return self._spread(np.clip(np.rint((X - self.low) / self.step), 0, 255).astype(np.uint8))
 
     def check_scale(self, X: NDArray[Any]) -> None:
-        """Refuse samples [N, features] that cannot be on the scale of the training samples: pixels of another.
+        """Refuse samples [N, features] that cannot be on the scale of the training samples, and warn of those that are hardly.
 
         Raises:
-            ValueError: pixels were fitted and X is no whole numbers in 0..255, or the other way round.
+            ValueError: X has other numbers than the pixels that were fitted; or images, or pixels, of a far larger scale.
         """
+        cure = f"the model was fitted on numbers up to {self.most:g}: scale X as in training"
         if self.dtype == np.uint8 and X.dtype != np.uint8 and not bool(((X >= 0) & (X <= 255) & (np.rint(X) == X)).all()):
             raise ValueError(
                 f"X is {X.dtype} from {X.min():g} to {X.max():g}, but the model was fitted on uint8 pixels: give whole numbers "
                 "in 0..255, such as (255 * X).astype('uint8') of images in 0..1"
             )
-        if self.dtype != np.uint8 and X.dtype == np.uint8 and X.max() > (self.low + 255 * self.step).max():
-            raise ValueError(
-                f"X is uint8 up to {X.max()}, but the model was fitted on other numbers, at most near "
-                f"{(self.low + LEVELS[1] * self.step).max():g}: scale X as in training"
-            )
+        of_pixels = X.dtype == np.uint8 or len(self.shape) > 1  # a feature of a row may well be an outlier
+        if self.dtype != np.uint8 and of_pixels and X.max() > (self.low + OFF * 255 * self.step).max():
+            raise ValueError(f"X is {X.dtype} up to {X.max():g}, but {cure}")
+        no_negative = (self.low + LEVELS[0] * self.step).min() >= 0
+        if len(self.shape) > 1 and no_negative and float(X.max()) * DARK < self.most:
+            warnings.warn(f"X has nothing above {X.max():g}, but {cure}", stacklevel=5)
 
     @property
     def mask(self) -> Tensor:
@@ -247,6 +259,10 @@ class HybViTClassifier(ClassifierMixin, BaseEstimator):
         with torch.no_grad():
             logits = torch.cat([self.model_.logits(to_x(part)).cpu() for part in padded.split(ROWS)])
         return logits[: len(pixels)].double().softmax(dim=1).numpy()
+
+    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """The logarithm of :meth:`predict_proba`."""
+        return np.log(self.predict_proba(X))
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The most probable class of each sample, [N]."""

@@ -316,7 +316,7 @@ def from_hybrid(model: HybridModel) -> nn.Module:
     Raises:
         ConfigError: its network is no HybViT, or was not trained to classify.
     """
-    if not isinstance(model.net, HybViT) or not model.has_classes:
+    if not isinstance(model, HybridModel) or not isinstance(model.net, HybViT) or not model.has_classes:
         raise ConfigError("only a HybViT that was trained to classify is a model of timm")
     vit = model.cfg.model
     made = timm.create_model("hybvit", pretrained_cfg=pretrained_cfg(vit, model.classes), **fields_of(vit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from .. import checkpoint
 from ..config import Config
 from ..data.fingerprint import pixel_digests
-from ..data.image_set import to_x
+from ..data.image_set import to_pixels, to_x
 from ..devices import autocast, best_device, in_threads, keep_freed_memory, resolve_precision
 from ..errors import ConfigError, DivergedError, did_you_mean
 from ..method.diffusion import Diffusion
@@ -33,6 +34,7 @@ from .sampling import image_noise, run_to_pixels
 
 ACCEPTED = 0.5  # p(y|x) from which a sample is not drawn anew
 FAR = 10.0  # from 0, where x is no image in [-1, 1], nor random numbers in its place, but pixels as they are
+OFF_LEVEL = 1e-3  # a pixel so far from all 256 levels is none of them
 ATTEMPT = 2**32  # the next try of image i is image i + 2^32 of the seed
 
 Reading = Literal["label", "diffusion", "denoised"]
@@ -95,17 +97,24 @@ class HybridModel:
             ValueError: it is no float [B, C, H, W] of the network's size.
         """
         check_images(x, self.image_shape)
-        return x.to(self.device)
+        return x.to(self.device, next(self.net.parameters(), x).dtype)
 
     def _clean(self, x: Tensor) -> Tensor:
-        """x on the device.
+        """x on the device. Images that are in [0, 1] instead of [-1, 1] are warned of.
 
         Raises:
-            ValueError: it is no float [B, C, H, W] of the network's size, or far outside of [-1, 1]: pixels as they are.
+            ValueError: it is no float [B, C, H, W] of the network's size, is not finite, or far outside of [-1, 1]: pixels as
+                they are.
         """
         x = self._noisy(x)
-        if not x.requires_grad and bool((x.abs() > FAR).any()):  # not in the steps of an attack, for which a GPU would wait
-            raise ValueError(f"x is up to {x.abs().max():g}: it must be in [-1, 1], as pixels / 127.5 - 1")
+        if x.requires_grad or not len(x):  # in the steps of an attack a GPU would wait for the answer
+            return x
+        least, most = (extreme.item() for extreme in x.detach().aminmax())
+        if not -FAR <= least <= most <= FAR:
+            raise ValueError(f"x is from {least:g} to {most:g}: it must be in [-1, 1], as pixels / 127.5 - 1")
+        if least >= 0 and most <= 1 and not torch.allclose(to_x(to_pixels(x)), x.float(), rtol=0, atol=OFF_LEVEL):
+            said = "x has no value below 0, and none of the 256 levels of [-1, 1]: 2 * x - 1 scales [0, 1]"
+            warnings.warn(said, stacklevel=3)
         return x
 
     def class_number(self, name: str) -> int:
@@ -181,6 +190,8 @@ class HybridModel:
         return Prediction(labels.masked_fill(confidence < least, -1), probabilities.float(), log_density(logits))
 
     def _confidence_for(self, risk: float) -> float:
+        if not 0 < risk < 1:
+            raise ValueError(f"abstain_above is {risk}: it must be between 0 and 1")
         threshold = self._calibrated().threshold(risk)
         if not math.isfinite(threshold.score):
             raise ConfigError(
