@@ -122,6 +122,7 @@ TINY = (
     "--model.dim=16", "--model.depth=2", "--model.heads=2", "--train.batch_size=8", "--train.checkpoint_every=5",
     "--train.preview_every=0", "--train.log_every=5", "--optim.warmup_steps=2",
 )  # fmt: skip
+ENDLESS = ("--train.steps=100000", "--train.compile=false")  # auto would try the compiler, which takes a minute
 
 
 @pytest.fixture(scope="session")

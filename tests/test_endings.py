@@ -27,7 +27,7 @@ from hybvit.method.vit import HybViT
 from hybvit.presets import preset
 from hybvit.storage import lock_folder
 
-from .conftest import QUICK, TINY
+from .conftest import ENDLESS, QUICK, TINY
 from .conftest import hybvit as command
 
 CFG = config.Config(model=hybvit.ViTConfig(image_size=8, patch_size=4, channels=1, num_classes=3, dim=16, depth=1, heads=2))
@@ -78,7 +78,7 @@ def test_closed_streams_are_no_crash(tmp_path, line):
 
 @pytest.mark.slow
 def test_a_hangup_saves_like_a_termination(tmp_path):
-    words = ["train", "digits", "--out", str(tmp_path / "run"), *TINY, "--train.steps=100000"]
+    words = ["train", "digits", "--out", str(tmp_path / "run"), *TINY, *ENDLESS]
     command = [sys.executable, "-m", "hybvit", *words]
     with_hangup = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     training = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=with_hangup)

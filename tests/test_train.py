@@ -23,7 +23,7 @@ from hybvit.training.loop import train
 from hybvit.training.optim import build_optimizers, learning_rate, optimizer_tensors, restore_optimizers
 from hybvit.training.run_folder import read_metrics
 
-from .conftest import TINY, hybvit, hybvit_process
+from .conftest import ENDLESS, TINY, hybvit, hybvit_process
 from .forked import started
 
 STEPS = 60
@@ -67,7 +67,7 @@ def test_loader_workers_change_nothing_and_stop_with_the_run(uninterrupted, tmp_
     assert hybvit(*command(out, "--data.workers=2")).returncode == 0
     assert_identical(final_state(uninterrupted), final_state(out))
     stopped = tmp_path / "stopped"
-    running = started(*command(stopped, "--data.workers=2", "--train.steps=100000"))
+    running = started(*command(stopped, "--data.workers=2", *ENDLESS))
     while not step_folders(stopped / "checkpoints"):
         time.sleep(0.05)
     os.killpg(running.pid, signal.SIGINT)  # as Ctrl-C does: workers get it too
