@@ -68,9 +68,9 @@ CASES = {
 def test_several_processes_train_as_one(tmp_path, case):
     processes, words = CASES[case]
     alone = [word for word in words if not word.startswith(("--train.parallel", "--train.accumulate", "--train.recompute"))]
-    one = trained(1, tmp_path / "one", *alone, "--train.steps=50")
-    several = trained(processes, tmp_path / "several", *words, "--train.steps=50")
-    assert len(one[0]) == len(several[0]) == 50
+    one = trained(1, tmp_path / "one", *alone, "--train.steps=20")
+    several = trained(processes, tmp_path / "several", *words, "--train.steps=20")
+    assert len(one[0]) == len(several[0]) == 20
     torch.testing.assert_close(torch.tensor(several[0]), torch.tensor(one[0]), rtol=1e-4, atol=1e-5)
     assert one[1].keys() == several[1].keys()
     for name, tensor in one[1].items():
@@ -89,19 +89,19 @@ def test_parts_of_a_batch_and_recomputed_layers_are_the_plain_step(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "others"), [("ddp", (4,)), ("fsdp", (1, 4))])
 def test_a_checkpoint_of_two_processes_resumes_on_others(tmp_path, kind, others):
-    words = ["--train.checkpoint_every=10", f"--train.parallel={kind}"]
-    whole = trained(1, tmp_path / "whole", "--train.steps=30")
+    words = ["--train.checkpoint_every=5", f"--train.parallel={kind}"]
+    whole = trained(1, tmp_path / "whole", "--train.steps=15")
     run = tmp_path / "run"
-    trained(2, run, *words, "--train.steps=30", "--train.keep_checkpoints=9")
+    trained(2, run, *words, "--train.steps=15", "--train.keep_checkpoints=9")
     for folder in checkpoint.step_folders(run / "checkpoints"):
-        if checkpoint.step_of(folder) > 10:
+        if checkpoint.step_of(folder) > 5:
             for path in folder.iterdir():
                 path.unlink()
             folder.rmdir()
     for processes in others:
         copy = tmp_path / str(processes)
         subprocess.run(["cp", "-r", run, copy], check=True)
-        losses, weights = trained(processes, copy, *words, "--train.steps=30")
+        losses, weights = trained(processes, copy, *words, "--train.steps=15")
         torch.testing.assert_close(torch.tensor(losses), torch.tensor(whole[0]), rtol=1e-4, atol=1e-5)
         for name, tensor in whole[1].items():
             torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)
