@@ -183,8 +183,8 @@ def test_the_job_script_is_sound():
     script = Path(__file__).parent.parent / "docs" / "slurm.sh"
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     fake = (  # a training that saves when it is told to end, and sends its script the signal of the scheduler
-        'srun() { printf "%s " "$@"; [ -z "$SENT" ] || { trap "echo saved; exit 75" TERM; kill -USR1 $$; sleep 5; }; '
-        "return 1; }; "
+        'srun() { printf "%s " "$@"; [ -z "$SENT" ] || { trap "echo saved; exit 75" TERM; kill -USR1 $$; '
+        "sleep 5 > /dev/null 2>&1 & wait; }; return 1; }; "
         'scontrol() { printf "[%s] " "$*" >&2; echo node1; }'
     )
     set_by_slurm = {"SLURM_JOB_NODELIST": "node[1-8]", "SLURM_NNODES": "8", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "7"}
