@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from hybvit.metrics.robustness import pgd
 from hybvit.presets import preset
 
 from .conftest import QUICK, hybvit, opened
-from .forked import together
+from .forked import Forked, together
 
 FAST = Options(
     limit=60, samples=40, steps=3, bound_images=8, bound_draws=4, attack_images=16, autoattack_images=0, attack_steps=3,
@@ -649,17 +648,19 @@ def test_a_timm_or_torchvision_model_with_weights_of_ones_own(tmp_path, kind):
     assert torch.allclose(found.logits(x.to(found.device)).cpu(), expected, atol=1e-4)
 
 
+def same_by_the_name_of_timm() -> None:
+    assert "hybvit.integrations.timm_models" not in sys.modules
+    x = torch.rand(4, 1, 28, 28) * 2 - 1
+    found, expected = adapt("timm:hybvit_fashion_mnist", (1, 28, 28), 10), load("fashion-mnist").logits(x)
+    torch.testing.assert_close(found.logits(x), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_a_model_of_hybvit_that_timm_knows_is_evaluated_by_its_name():
     """In a process of its own, where nothing has registered it before."""
-    lines = (
-        "import torch, hybvit",
-        "from hybvit.evaluation.adapters import adapt",
-        "x = torch.rand(4, 1, 28, 28) * 2 - 1",
-        "found, expected = adapt('timm:hybvit_fashion_mnist', (1, 28, 28), 10), hybvit.load('fashion-mnist').logits(x)",
-        "torch.testing.assert_close(found.logits(x), expected, rtol=1e-4, atol=1e-4)",
-    )
-    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+    process = Forked(same_by_the_name_of_timm)
+    _, error = process.communicate()
+    assert process.poll() == 0, error
 
 
 def test_an_adapter_needs_something_to_evaluate():
