@@ -116,6 +116,7 @@ def test_every_explanation_is_used_by_some_metric(tiny_run, measured, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
 def test_a_suite_is_reused_unless_something_that_matters_changed(linear, tmp_path):
     said: list[str] = []
     first = run_suites(context(linear, tmp_path), ("accuracy", "ood"), said.append)
@@ -152,6 +153,7 @@ def test_functions_without_modules_are_never_taken_for_each_other(linear, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
 def test_other_test_images_are_measured_again(linear, tmp_path):
     said: list[str] = []
     data = digits()
@@ -171,6 +173,7 @@ def test_other_test_images_are_measured_again(linear, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
 def test_a_folder_of_other_images_that_changed_is_measured_again(linear, tmp_path):
     folder = tmp_path / "odd"
     for i in range(3):
@@ -205,6 +208,7 @@ def test_one_image_is_enough_for_what_makes_sense_of_it(linear, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
 def test_numbers_do_not_depend_on_the_batch_size(tiny_run, measured, tmp_path):
     suites = [name for name in SUITES if name not in ("speed", "robustness")]
     words = ["--batch-size=64", "--suites", ",".join(suites), "--out", tmp_path]
@@ -224,6 +228,7 @@ def test_an_attack_is_on_images_of_all_classes(linear, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
 def test_answers_without_a_gradient_leave_out_the_score_that_needs_one(linear, tmp_path):
     cut = Adapted((1, 8, 8), logits=lambda x: linear.logits(x).detach(), modules=linear.modules, device="cpu")
     record = run_suites(context(cut, tmp_path), ("ood",), quiet)
@@ -256,6 +261,7 @@ def test_accuracy_of_a_known_classifier(linear, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
 def test_temperature_is_fitted_on_images_held_out_and_never_on_test_images(linear, tmp_path):
     data = opened(override(preset("digits"), data={"held_out": 0.1}))
     a = run_suites(context(linear, tmp_path / "a", data=data), ("calibration",), quiet)
@@ -323,6 +329,7 @@ def test_autoattack_is_left_out_where_it_is_not_installed_unless_it_was_asked_fo
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
 def test_a_broken_defense_is_marked_not_reliable(linear, tmp_path):
     quantised = Adapted((1, 8, 8), logits=lambda x: linear.logits((x * 3).round() / 3), modules=linear.modules, device="cpu")
     record = run_suites(context(quantised, tmp_path), ("robustness",), quiet)
@@ -345,6 +352,7 @@ def test_which_of_autoattacks_warnings_are_doubts(warning, n, doubt):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
 def test_other_images_score_lower_than_test_images(linear, tmp_path):
     options = Options(**{**FAST.__dict__, "out_of_distribution": ("noise", "interpolation")})
     record = run_suites(context(linear, tmp_path, options), ("ood",), quiet)
@@ -354,6 +362,7 @@ def test_other_images_score_lower_than_test_images(linear, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
 def test_a_folder_can_be_the_other_set(linear, tmp_path):
     from PIL import Image
 
@@ -369,6 +378,7 @@ def test_a_folder_can_be_the_other_set(linear, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
 def test_interpolations_are_not_taken_as_independent_of_their_sources(linear, tmp_path):
     options = Options(**{**FAST.__dict__, "out_of_distribution": ("noise", "interpolation")})
     ctx = context(linear, tmp_path / "a", options)
@@ -390,6 +400,7 @@ def test_interpolations_are_not_taken_as_independent_of_their_sources(linear, tm
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
 def test_sets_that_do_not_overlap_get_no_interval_of_width_0(linear, tmp_path):
     result, inside = Result(), torch.linspace(1, 2, 20)
     for name, outside in (("apart", inside - 5), ("above", inside + 5), ("over", inside - 0.5)):
@@ -405,6 +416,7 @@ def test_sets_that_do_not_overlap_get_no_interval_of_width_0(linear, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
 def test_the_draws_of_noise_are_in_the_interval_of_a_score_made_of_them(linear, tmp_path):
     g = torch.Generator().manual_seed(0)
     draws = [torch.randn(n, 1, generator=g) + shift + 0.3 * torch.randn(1, 4, generator=g) for n, shift in ((90, 1), (70, 0))]
@@ -431,6 +443,7 @@ def test_the_denoising_score_is_the_mean_of_several_draws_of_noise(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
 def test_a_folder_named_like_a_set_that_is_made_here_gets_another_name(linear, tmp_path):
     from PIL import Image
 
@@ -452,6 +465,7 @@ def test_every_set_has_a_label_of_its_own():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
 def test_the_parts_of_the_bound_add_up_to_it(tmp_path):
     model = load("digits", "cpu")
     for draws in (4, 0):
@@ -505,6 +519,7 @@ def test_where_real_images_are_few_as_many_samples_stand_beside_them(tmp_path, m
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
 def test_a_set_that_is_not_here_is_left_out_with_a_line_or_refused_where_it_was_asked_for(linear, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("hybvit.evaluation.ood.default_sets", lambda name: ("celeba",))
