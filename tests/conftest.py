@@ -25,6 +25,7 @@ from hybvit.config import Config, minibatches, needs_x0_augmented, needs_x0_labe
 from hybvit.data.batches import TrainingBatches
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import Dataset
+from hybvit.evaluation import plots
 from hybvit.method.vit import ViTConfig
 
 DATA = Path(__file__).parent / "data"
@@ -122,6 +123,7 @@ TINY = (
     "--model.dim=16", "--model.depth=2", "--model.heads=2", "--train.batch_size=8", "--train.checkpoint_every=5",
     "--train.preview_every=0", "--train.log_every=5", "--optim.warmup_steps=2",
 )  # fmt: skip
+ENDLESS = ("--train.steps=100000", "--train.compile=false")  # auto would try the compiler, which takes a minute
 
 
 @pytest.fixture(scope="session")
@@ -131,3 +133,9 @@ def tiny_run(tmp_path_factory) -> Path:
     done = hybvit("train", "digits", "--out", out, "--train.steps=20", *TINY)
     assert done.returncode == 0, done.stderr
     return out
+
+
+@pytest.fixture
+def no_plots(monkeypatch) -> None:
+    """Most of the time of a small evaluation is that of its plots, which other tests draw."""
+    monkeypatch.setattr(plots, "svg", lambda figure: "<svg></svg>")

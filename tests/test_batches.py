@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from hybvit.method.vit import ViTConfig
 from hybvit.presets import preset
 
 from .conftest import batches_of, opened
+from .forked import Forked
 
 
 def colors(n: int = 60, classes: int = 5, size: int = 8, unlabelled: int = 0) -> Dataset:
@@ -131,26 +130,17 @@ def test_batches_do_not_depend_on_the_number_of_workers(workers):
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
 
 
-SHARE = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-from tests.test_batches import batches_of, colors, config
-from hybvit.data.loader import batches_of_steps
-rank, workers = int(sys.argv[2]), int(sys.argv[3])
-batches = batches_of(colors(), config(), rank, 2)
-torch.save([list(batch) for batch in batches_of_steps(batches, 0, 12, workers)], sys.argv[4])
-"""
+def share(rank: int, workers: int, file: Path) -> None:
+    """In a process of its own: its share of the batches."""
+    batches = batches_of(colors(), config(), rank, 2)
+    torch.save([list(batch) for batch in batches_of_steps(batches, 0, 12, workers)], file)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_two_processes_share_the_batches_of_one(tmp_path, workers):
-    root = Path(__file__).parent.parent
     files = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    running = [
-        subprocess.Popen([sys.executable, "-c", SHARE, str(root), str(rank), str(workers), str(file)])
-        for rank, file in enumerate(files)
-    ]
+    running = [Forked(share, rank, workers, file) for rank, file in enumerate(files)]
     assert [process.wait(60) for process in running] == [0, 0]
     parts = [torch.load(file, weights_only=True) for file in files]
     alone, mixed = batches_of(colors(), config()), 0

@@ -24,7 +24,7 @@ from hybvit.presets import preset
 from hybvit.storage import lock_folder, read_json
 from hybvit.training.run_folder import RunFolder, read_metrics, training_summary
 
-from .conftest import QUICK, TINY
+from .conftest import ENDLESS, QUICK, TINY
 from .conftest import hybvit as command
 from .forked import started
 
@@ -225,7 +225,7 @@ def test_a_second_evaluation_in_one_folder_is_refused_in_one_line(tiny_run, tmp_
 @pytest.mark.slow
 def test_a_training_that_checkpoints_at_every_step_can_be_loaded_beside_it(tmp_path):
     out, failed, loaded = tmp_path / "run", [], []
-    words = ["train", "digits", "--out", str(out), *TINY, "--train.steps=100000", "--train.checkpoint_every=1"]
+    words = ["train", "digits", "--out", str(out), *TINY, *ENDLESS, "--train.checkpoint_every=1"]
     training = started(*words, "--train.keep_checkpoints=1")
     try:
         deadline = time.monotonic() + 60

@@ -19,7 +19,6 @@ import hybvit
 from hybvit import cli
 from hybvit.cli.arguments import ArgumentParser
 from hybvit.config import Config, parse, value_of
-from hybvit.evaluation import plots
 from hybvit.presets import PRESETS, preset
 
 from .test_docs import ROOT, script
@@ -101,14 +100,8 @@ def test_every_page_with_code_is_run():
         assert Path(page).stem in (ROOT / "tests" / test).read_text(encoding="utf-8"), f"{test} does not run {page}"
 
 
-@pytest.fixture
-def _no_plots(monkeypatch) -> None:
-    """Most of the time of a small evaluation is that of its plots, which other tests draw."""
-    monkeypatch.setattr(plots, "svg", lambda figure: "<svg></svg>")
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("_no_plots")
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize("page", GIVEN)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -124,7 +117,7 @@ def masked(text: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_no_plots")
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_a_tutorial_runs_and_prints_what_its_page_says(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 import warnings
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,8 +26,10 @@ from hybvit.method.vit import HybViT
 from hybvit.presets import preset
 from hybvit.storage import lock_folder
 
-from .conftest import QUICK, TINY
+from .conftest import ENDLESS, QUICK, TINY
 from .conftest import hybvit as command
+from .forked import Forked
+from .forked import command as run_command
 
 CFG = config.Config(model=hybvit.ViTConfig(image_size=8, patch_size=4, channels=1, num_classes=3, dim=16, depth=1, heads=2))
 
@@ -80,34 +81,38 @@ def test_closed_streams_are_no_crash(tmp_path, line):
         assert checkpoint.newest(tmp_path / "run" / "checkpoints")[1]["step"] == 4
 
 
+def with_hangup(words: list[str], folder: Path) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+    os.chdir(folder)
+    run_command(words)
+
+
 @pytest.mark.slow
 def test_a_hangup_saves_like_a_termination(tmp_path):
-    words = ["train", "digits", "--out", str(tmp_path / "run"), *TINY, "--train.steps=100000"]
-    command = [sys.executable, "-m", "hybvit", *words]
-    with_hangup = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
-    training = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=with_hangup)
+    words = ["train", "digits", "--out", str(tmp_path / "run"), *TINY, *ENDLESS]
+    training = Forked(with_hangup, words, tmp_path)
     while not checkpoint.step_folders(tmp_path / "run" / "checkpoints"):
+        assert training.poll() is None, training.communicate()
         time.sleep(0.05)
-    training.send_signal(signal.SIGHUP)
+    os.kill(training.pid, signal.SIGHUP)
     _, said = training.communicate(timeout=60)
-    assert training.returncode == 75
-    assert b"SIGHUP" in said
+    assert training.poll() == 75
+    assert "SIGHUP" in said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 @pytest.mark.parametrize("words", ["sample digits -n 100000 --folder drawn", "evaluate digits --suites fidelity --out results"])
 def test_a_signal_ends_any_command_with_a_line(tmp_path, number, words):
-    command = [sys.executable, "-m", "hybvit", *words.split()]
-    with_hangup = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
-    going = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=tmp_path, preexec_fn=with_hangup)
+    going = Forked(with_hangup, words.split(), tmp_path)
     while not any(tmp_path.iterdir()):
+        assert going.poll() is None, going.communicate()
         time.sleep(0.05)
     time.sleep(1)
-    going.send_signal(number)
+    os.kill(going.pid, number)
     _, said = going.communicate(timeout=60)
-    assert going.returncode in (75, 130)
-    assert b"interrupted" in said.splitlines()[-1]
+    assert going.poll() in (75, 130)
+    assert "interrupted" in said.splitlines()[-1]
     assert not list(tmp_path.glob("**/*.part"))
 
 

@@ -13,15 +13,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from hybvit import checkpoint, cli
 from hybvit.config import override, parse
+from hybvit.data.batches import random_batch
 from hybvit.errors import ConfigError
+from hybvit.networks import build_network
 from hybvit.presets import preset
-from hybvit.training import optim
+from hybvit.training import loop, optim, parallel
 
 from .conftest import TINY
-from .forked import together
+from .forked import Forked, together
+from .forked import command as run_command
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 SAME = [
@@ -34,9 +40,20 @@ SAME = [
 MUON = ["--optim.name=muon", "--optim.muon_lr=0.01"]
 
 
-def torchrun(processes: int, *words: object, **options) -> subprocess.Popen:
+def torchrun(processes: int, *words: object) -> subprocess.Popen:
     command = [*TORCHRUN, f"--nproc-per-node={processes}", "-m", "hybvit", "train", "digits", *TINY, *SAME, *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def agent(processes: int, words: list[str]) -> None:
+    """torchrun, whose processes are forked and so have imported everything: it watches and ends them as it does others."""
+    own = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "test", "start_method": "fork"}
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=0, monitor_interval=0.1, **own)
+    elastic_launch(config, run_command)(words)
+
+
+def forked_torchrun(processes: int, *words: object) -> Forked:
+    return Forked(agent, processes, ["train", "digits", *TINY, *SAME, *map(str, words)])
 
 
 def trained(processes: int, out: Path, *words: object) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -68,9 +85,9 @@ CASES = {
 def test_several_processes_train_as_one(tmp_path, case):
     processes, words = CASES[case]
     alone = [word for word in words if not word.startswith(("--train.parallel", "--train.accumulate", "--train.recompute"))]
-    one = trained(1, tmp_path / "one", *alone, "--train.steps=50")
-    several = trained(processes, tmp_path / "several", *words, "--train.steps=50")
-    assert len(one[0]) == len(several[0]) == 50
+    one = trained(1, tmp_path / "one", *alone, "--train.steps=20")
+    several = trained(processes, tmp_path / "several", *words, "--train.steps=20")
+    assert len(one[0]) == len(several[0]) == 20
     torch.testing.assert_close(torch.tensor(several[0]), torch.tensor(one[0]), rtol=1e-4, atol=1e-5)
     assert one[1].keys() == several[1].keys()
     for name, tensor in one[1].items():
@@ -89,19 +106,19 @@ def test_parts_of_a_batch_and_recomputed_layers_are_the_plain_step(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "others"), [("ddp", (4,)), ("fsdp", (1, 4))])
 def test_a_checkpoint_of_two_processes_resumes_on_others(tmp_path, kind, others):
-    words = ["--train.checkpoint_every=10", f"--train.parallel={kind}"]
-    whole = trained(1, tmp_path / "whole", "--train.steps=30")
+    words = ["--train.checkpoint_every=5", f"--train.parallel={kind}"]
+    whole = trained(1, tmp_path / "whole", "--train.steps=15")
     run = tmp_path / "run"
-    trained(2, run, *words, "--train.steps=30", "--train.keep_checkpoints=9")
+    trained(2, run, *words, "--train.steps=15", "--train.keep_checkpoints=9")
     for folder in checkpoint.step_folders(run / "checkpoints"):
-        if checkpoint.step_of(folder) > 10:
+        if checkpoint.step_of(folder) > 5:
             for path in folder.iterdir():
                 path.unlink()
             folder.rmdir()
     for processes in others:
         copy = tmp_path / str(processes)
         subprocess.run(["cp", "-r", run, copy], check=True)
-        losses, weights = trained(processes, copy, *words, "--train.steps=30")
+        losses, weights = trained(processes, copy, *words, "--train.steps=15")
         torch.testing.assert_close(torch.tensor(losses), torch.tensor(whole[0]), rtol=1e-4, atol=1e-5)
         for name, tensor in whole[1].items():
             torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)
@@ -110,7 +127,7 @@ def test_a_checkpoint_of_two_processes_resumes_on_others(tmp_path, kind, others)
 @pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_others_and_the_same_command_resumes(tmp_path):
     run = ["--out", tmp_path / "run", "--train.checkpoint_every=5", "--train.log_every=5"]
-    running = torchrun(2, *run, "--train.steps=1000000", start_new_session=True)
+    running = forked_torchrun(2, *run, "--train.steps=1000000")
     while not checkpoint.step_folders(tmp_path / "run" / "checkpoints"):
         time.sleep(0.1)
         assert running.poll() is None, running.communicate()
@@ -120,11 +137,11 @@ def test_a_process_that_is_killed_ends_the_others_and_the_same_command_resumes(t
     killed = time.monotonic()
     _, said = running.communicate(timeout=60)
     assert time.monotonic() - killed < 30
-    assert running.returncode != 0
+    assert running.poll() != 0
     ours = [line for line in said.splitlines() if line.startswith("hybvit:")]
     assert len(ours) == 1, said
     assert "the same command resumes" in ours[0]
-    again = torchrun(2, *run, "--train.steps=1000000", start_new_session=True)
+    again = forked_torchrun(2, *run, "--train.steps=1000000")
     step = checkpoint.step_of(checkpoint.step_folders(tmp_path / "run" / "checkpoints")[0])
     while checkpoint.step_of(checkpoint.step_folders(tmp_path / "run" / "checkpoints")[0]) == step:
         time.sleep(0.1)
@@ -147,34 +164,27 @@ def test_an_error_in_every_process_is_said_once(tmp_path):
     assert said.count("no such folder") == 1, said
 
 
-FAKE = """
-import torch, torch.distributed as dist
-from torch.testing._internal.distributed.fake_pg import FakeStore
-from hybvit.config import override
-from hybvit.data.batches import random_batch
-from hybvit.presets import preset
-from hybvit.networks import build_network
-from hybvit.training import loop, parallel, optim
-dist.init_process_group("fake", rank=5, world_size=64, store=FakeStore())
-cfg = override(preset("imagenet224_v2"), model={"dim": 64, "image_size": 56}, train={"parallel": "fsdp"})
-net = build_network(cfg)
-loss = parallel.shared(loop.Loss(net, cfg.diffusion.build(), cfg.objective), cfg)
-optimizers = optim.build_optimizers(net, cfg.optim)
-batch = random_batch(cfg, "cpu", (2, 1))._replace(part=(5, 64))
-losses = loop.backward(loss, batch, cfg, 0)
-for optimizer in optimizers:
-    optimizer.step()
-held = sum(parallel.local(p).numel() for p in net.parameters())
-print(held / sum(p.numel() for p in net.parameters()), losses.total.item())
-"""
+def step_of_one_of_64() -> None:
+    dist.init_process_group("fake", rank=5, world_size=64, store=FakeStore())
+    cfg = override(preset("imagenet224_v2"), model={"dim": 64, "image_size": 56}, train={"parallel": "fsdp"})
+    net = build_network(cfg)
+    loss = parallel.shared(loop.Loss(net, cfg.diffusion.build(), cfg.objective), cfg)
+    optimizers = optim.build_optimizers(net, cfg.optim)
+    batch = random_batch(cfg, "cpu", (2, 1))._replace(part=(5, 64))
+    losses = loop.backward(loss, batch, cfg, 0)
+    for optimizer in optimizers:
+        optimizer.step()
+    held = sum(parallel.local(p).numel() for p in net.parameters())
+    print(held / sum(p.numel() for p in net.parameters()), losses.total.item())
 
 
 @pytest.mark.slow
 def test_a_step_of_one_of_64_processes():
     """With a process group that answers for the 63 others (it has no answer for DDP): eight machines of eight GPUs."""
-    done = subprocess.run([sys.executable, "-c", FAKE], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    share, loss = map(float, done.stdout.split())
+    process = Forked(step_of_one_of_64)
+    out, error = process.communicate()
+    assert process.poll() == 0, error[-2000:]
+    share, loss = map(float, out.split())
     assert 1 / 64 <= share < 1 / 40  # small tensors do not divide evenly
     assert math.isfinite(loss)
 
@@ -183,8 +193,8 @@ def test_the_job_script_is_sound():
     script = Path(__file__).parent.parent / "docs" / "slurm.sh"
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     fake = (  # a training that saves when it is told to end, and sends its script the signal of the scheduler
-        'srun() { printf "%s " "$@"; [ -z "$SENT" ] || { trap "echo saved; exit 75" TERM; kill -USR1 $$; sleep 5; }; '
-        "return 1; }; "
+        'srun() { printf "%s " "$@"; [ -z "$SENT" ] || { trap "echo saved; exit 75" TERM; kill -USR1 $$; '
+        "sleep 5 > /dev/null 2>&1 & wait; }; return 1; }; "
         'scontrol() { printf "[%s] " "$*" >&2; echo node1; }'
     )
     set_by_slurm = {"SLURM_JOB_NODELIST": "node[1-8]", "SLURM_NNODES": "8", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "7"}

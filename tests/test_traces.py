@@ -36,9 +36,11 @@ def same(found: dict[str, Any], recorded: dict[str, Any], torch_version: str, ki
 
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory) -> dict[str, Any]:
-    file = tmp_path_factory.mktemp("traces") / "traces.json"
-    pinned(file)
-    return read(file)["traces"]
+    """Of every kind, and of the run of 0.1.0 that goes on, by one process."""
+    folder = tmp_path_factory.mktemp("traces")
+    shutil.copytree(RECORDED / "run", folder / "run")
+    pinned("--resume", folder / "run", folder / "traces.json")
+    return read(folder / "traces.json")["traces"]
 
 
 @pytest.mark.slow
@@ -49,11 +51,9 @@ def test_twenty_steps_are_those_of_0_1_0(traces, kind):
 
 
 @pytest.mark.slow
-def test_a_run_of_0_1_0_resumes_and_ends_as_it_would_have(tmp_path):
-    shutil.copytree(RECORDED / "run", tmp_path / "run")
-    pinned("--resume", tmp_path / "run", tmp_path / "found.json")
+def test_a_run_of_0_1_0_resumes_and_ends_as_it_would_have(traces):
     expected = read(RECORDED / "expected.json")
-    same(read(tmp_path / "found.json")["traces"], expected["whole_run"], expected["torch"])
+    same(traces["resumed"], expected["whole_run"], expected["torch"])
 
 
 @pytest.mark.parametrize("source", ["export", "run"])

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 import torch
 
 from hybvit.checkpoint import digest_of, newest, read_tensors, step_folders
-from hybvit.config import override
+from hybvit.config import override, parse
 from hybvit.method.vit import HybViT, ViTConfig
 from hybvit.presets import preset
 from hybvit.training.ema import ema_decay
@@ -23,8 +22,8 @@ from hybvit.training.loop import train
 from hybvit.training.optim import build_optimizers, learning_rate, optimizer_tensors, restore_optimizers
 from hybvit.training.run_folder import read_metrics
 
-from .conftest import TINY, hybvit, hybvit_process
-from .forked import started
+from .conftest import ENDLESS, TINY, hybvit
+from .forked import Forked, started
 
 STEPS = 60
 
@@ -54,7 +53,8 @@ def uninterrupted(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_one_seed_gives_identical_weights(uninterrupted, tmp_path):
-    assert hybvit_process(*command(tmp_path / "again")).returncode == 0
+    again = started(*command(tmp_path / "again"))  # of a server with its own random hashes and addresses
+    assert again.wait() == 0, again.communicate()
     assert_identical(final_state(uninterrupted), final_state(tmp_path / "again"))
     assert hybvit(*command(tmp_path / "other", "--train.seed=1")).returncode == 0
     changed = final_state(tmp_path / "other")
@@ -67,7 +67,7 @@ def test_loader_workers_change_nothing_and_stop_with_the_run(uninterrupted, tmp_
     assert hybvit(*command(out, "--data.workers=2")).returncode == 0
     assert_identical(final_state(uninterrupted), final_state(out))
     stopped = tmp_path / "stopped"
-    running = started(*command(stopped, "--data.workers=2", "--train.steps=100000"))
+    running = started(*command(stopped, "--data.workers=2", *ENDLESS))
     while not step_folders(stopped / "checkpoints"):
         time.sleep(0.05)
     os.killpg(running.pid, signal.SIGINT)  # as Ctrl-C does: workers get it too
@@ -345,24 +345,19 @@ def test_a_short_training_learns(tmp_path):
     assert os.listdir(out / "samples")
 
 
-FORKED = """
-import os, sys
-from hybvit import train
-from hybvit.config import parse
-from hybvit.presets import preset
-cfg = parse(sys.argv[2:], preset("digits"))
-train(cfg, sys.argv[1] + "/first", say=str)
-if child := os.fork():
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-train(cfg, sys.argv[1] + "/second", say=str)
-os._exit(0)
-"""
+def train_and_fork(folder: Path, words: list[str]) -> None:
+    cfg = parse(words, preset("digits"))
+    train(cfg, folder / "first", say=str)
+    if child := os.fork():
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    train(cfg, folder / "second", say=str)
+    os._exit(0)
 
 
 @pytest.mark.slow
 def test_a_process_that_is_forked_after_a_training_trains_too(tmp_path):
     """No thread of the parent is in the child, so none that writes checkpoints may be kept for later."""
-    words = [*TINY, "--train.steps=2"]
-    done = subprocess.run([sys.executable, "-c", FORKED, str(tmp_path), *words], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+    process = Forked(train_and_fork, tmp_path, [*TINY, "--train.steps=2"])
+    _, error = process.communicate(timeout=60)
+    assert process.poll() == 0, error
     assert newest(tmp_path / "second" / "checkpoints")[1]["step"] == 2

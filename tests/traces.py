@@ -1,7 +1,7 @@
 """Twenty steps of every kind of training, to the last bit: a refactor must leave them as they are.
 
     python -m tests.traces FILE.json          the losses, gradient norms and a digest of the averaged weights of each kind
-    python -m tests.traces --resume RUN FILE  the same of a run folder that goes on to its end
+    python -m tests.traces --resume RUN FILE  also of a run folder that goes on to its end, as `resumed`
 
 The arithmetic is pinned (one thread, fp32 and bf16 for Muon's products, kernels that every x86-64 CPU since 2013 has), so that
 the bits are those of the torch version alone. Only LAPACK, which `jempp` begins with, rounds differently on some CPUs.
@@ -132,7 +132,9 @@ def main(arguments: list[str]) -> None:
 
     torch.backends.mkldnn.enabled = False  # its kernels are chosen by the CPU
     optim.has_fast_bf16 = lambda device: True  # as on the CPU of the recording, else Muon takes float32
-    found = resumed(Path(arguments[1])) if arguments[0] == "--resume" else trace()
+    found = trace()
+    if arguments[0] == "--resume":
+        found["resumed"] = resumed(Path(arguments[1]))
     Path(arguments[-1]).write_text(json.dumps({"torch": torch.__version__.partition("+")[0], "traces": found}, indent=1) + "\n")
 
 

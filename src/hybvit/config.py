@@ -13,7 +13,7 @@ import re
 import textwrap
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -635,20 +635,25 @@ def load_config(path: Path) -> Config:
 def read_config(text: bytes, path: Path) -> Config:
     """:func:`load_config` for the content of a file; ``path`` is used in messages."""
     try:
-        content = yaml.load(text.decode("utf-8"), versions.Loader)
+        return _config_of(text)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # PyYAML lets some errors of Python through
-        raise ConfigError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: not a configuration (a mapping with {', '.join(GROUPS)} is expected)")
-    parser = _parser(Config())
+
+
+@lru_cache(maxsize=16)  # reading takes a tenth of a second, and a command comes to the same configuration up to three times
+def _config_of(text: bytes) -> Config:
     try:
-        fields = {group: [f.name for f in dataclasses.fields(getattr(Config(), group))] for group in GROUPS}
-        complete = versions.migrate(content, fields)
-        return _build(lambda: parser.parse_object(complete), parser)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        content = yaml.load(text.decode("utf-8"), versions.Loader)
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # PyYAML lets some errors of Python through
+        raise ConfigError(f"not a YAML file ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"not a configuration (a mapping with {', '.join(GROUPS)} is expected)")
+    parser = _parser(Config())
+    fields = {group: [f.name for f in dataclasses.fields(getattr(Config(), group))] for group in GROUPS}
+    complete = versions.migrate(content, fields)
+    return _build(lambda: parser.parse_object(complete), parser)
 
 
 def field_help(base: Config) -> str:
