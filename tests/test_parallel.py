@@ -85,9 +85,9 @@ CASES = {
 def test_several_processes_train_as_one(tmp_path, case):
     processes, words = CASES[case]
     alone = [word for word in words if not word.startswith(("--train.parallel", "--train.accumulate", "--train.recompute"))]
-    one = trained(1, tmp_path / "one", *alone, "--train.steps=20")
-    several = trained(processes, tmp_path / "several", *words, "--train.steps=20")
-    assert len(one[0]) == len(several[0]) == 20
+    one = trained(1, tmp_path / "one", *alone, "--train.steps=50")
+    several = trained(processes, tmp_path / "several", *words, "--train.steps=50")
+    assert len(one[0]) == len(several[0]) == 50
     torch.testing.assert_close(torch.tensor(several[0]), torch.tensor(one[0]), rtol=1e-4, atol=1e-5)
     assert one[1].keys() == several[1].keys()
     for name, tensor in one[1].items():
