@@ -71,12 +71,12 @@ def main() -> None:
     assert server.stdout is not None
     try:
         address = server.stdout.readline().split()[0]
-        with tempfile.TemporaryDirectory() as profile, Browser(Path(profile)) as browser:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, Browser(Path(profile)) as browser:
             paints, views = measure(browser, address)
     finally:
         server.terminate()
     chromium = subprocess.run([str(PROGRAM), "--version"], capture_output=True, text=True, check=True).stdout
-    first, done = map(list, zip(*views, strict=True))
+    first, done = ([round(span) for span in spans] for spans in zip(*views, strict=True))
     record = {
         "command": "python benchmarks/page.py",
         "model": args.model,

@@ -1263,12 +1263,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
 }
 PAGES = (
-    "README.md", "docs/ablation.md", "docs/certified.md", "docs/compare.md", "docs/corruptions.md", "docs/data.md",
-    "docs/doubt.md", "docs/editing.md", "docs/evaluation.md", "docs/export.md", "docs/few_labels.md", "docs/index.md",
-    "docs/install.md", "docs/ood.md", "docs/readings.md", "docs/reproduction.md", "docs/scale.md", "docs/speed.md",
-    "docs/v2.md", "docs/tutorials/own_folder.md",
+    "README.md",
+    *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")),
     *(f"src/hybvit/assets/models/{name}/README.md" for name in MODELS),
-)  # fmt: skip
+)
 
 
 def render(text: str) -> str:
