@@ -30,7 +30,7 @@ from hybvit.data.image_set import Dataset, to_x
 from hybvit.errors import ConfigError, DataError
 from hybvit.evaluation.adapters import Adapted
 from hybvit.evaluation.context import Context, Options
-from hybvit.evaluation.corruptions import Answer, detection, measures
+from hybvit.evaluation.corruptions import Answer, detection, measures, share_metric
 from hybvit.evaluation.suites import run_suites
 from hybvit.metrics.calibration import expected_calibration_error, reliability_table
 from hybvit.presets import preset
@@ -265,6 +265,8 @@ def test_a_corruption_alone_and_in_other_batches_gives_the_same(judged, tmp_path
     )
     extra = judged.record(tmp_path / "c", corruptions=("speckle_noise",))["metrics"]  # no common one: the mean is of these
     assert extra["corruptions/mean_error"] == extra["corruptions/error_speckle_noise"]
+    notes = judged.record(tmp_path / "c", corruptions=("speckle_noise",))["notes"]["corruptions"]
+    assert notes == ["mean_error and what is given by severity are over speckle_noise: no common corruption was asked for."]
 
 
 @pytest.mark.slow
@@ -299,6 +301,21 @@ def test_measures_by_hand():
     assert right.high == pytest.approx(0.66, abs=0.01)  # Wilson's for 0 of 2, since nothing varies
 
 
+def test_figures_that_do_not_vary_have_no_interval_unless_they_are_shares():
+    logits, labels = torch.tensor([[[4.0, 0.0]] * 2] * 6, dtype=torch.float64), torch.ones(6, dtype=torch.long)
+    found = measures(logits, labels, threshold=0.6, seed=0)  # equal images, all wrong, with an NLL above 1
+    assert found["nll"].value > 1
+    for name in ("nll", "ece_15", "confidence"):
+        assert (found[name].low, found[name].high) == (None, None)
+    assert found["error"].high == found["accepted"].high == 1
+
+
+@pytest.mark.parametrize("wrong", [(1, 0, 0, 0), (1, 1, 1, 0)])
+def test_the_interval_of_a_share_is_within_0_and_1(wrong):
+    found = share_metric(torch.tensor(wrong, dtype=torch.float64)[:, None])
+    assert 0 <= found.low < found.value < found.high <= 1
+
+
 def test_clean_images_score_above_corrupted_ones():
     logits, clean = torch.zeros(12, 2), torch.linspace(0, 1, 12)
     below, half = (Answer(logits, {"logpx": scores}) for scores in (clean - 2, torch.cat((clean[:6] - 2, clean[6:] + 2))))
@@ -315,7 +332,7 @@ def test_options_are_checked_before_anything_runs():
         ({"corruptions": "fog"}, "tuple of names"),
         ({"corruptions": ("frost",)}, "--frost DIR"),
         ({"frost": "no-such-folder"}, "does not exist"),
-        ({"corruption_images": 0}, "at least 1"),
+        ({"corruption_images": 1}, "at least 2"),
     ):
         with pytest.raises(ConfigError, match=message):
             Options(**wrong)

@@ -103,10 +103,17 @@ def test_a_model_that_is_not_calibrated_says_so():
         with pytest.raises(ConfigError, match="not calibrated: run `hybvit calibrate`"):
             call(untrained())
     m = untrained()
-    for bad in (labels + 4, labels[:2]):
-        with pytest.raises(ValueError, match=r"labels: one in 0\.\.3"):
+    for bad in (labels + 4, labels[:2], labels.float(), labels > 0, labels[:, None]):
+        with pytest.raises(ValueError, match=r"labels: a whole number in 0\.\.3"):
             m.calibrate(pixels, bad)
-    m.calibrate(pixels, labels)
+    expected = m.calibrate(pixels, labels)
+    arrays = pixels.permute(0, 2, 3, 1).numpy()
+    for given in (labels.tolist(), labels.numpy(), labels.to(torch.uint8)):
+        assert m.calibrate(list(arrays), given).confidence.tolist() == expected.confidence.tolist()
+    without = HybridModel(m.net, override(m.cfg, objective={"kind": "genvit"}), "cpu")
+    for call in (lambda m: m.predict(pixels, abstain_above=0.1), lambda m: m.prediction_set(pixels)):
+        with pytest.raises(ConfigError, match="it has no labels to give"):
+            call(without)
     with pytest.raises(ValueError, match="method is 'lac'"):
         m.prediction_set(pixels, method="lac")
     with pytest.raises(ValueError, match="coverage is 95"):

@@ -291,6 +291,8 @@ def test_a_counterfactual_says_what_it_reached(model):
     ("call", "message"),
     [
         (lambda m, p: m.inpaint(p, torch.ones(8, 8)), "mask is torch.float32"),
+        (lambda m, p: m.inpaint(p, np.ones((8, 8))), "mask is torch.float64"),
+        (lambda m, p: m.interpolate(p[:1], p[1:], frames=2.5), r"frames: 2\.5"),
         (lambda m, p: m.inpaint(p, torch.ones(7, 8, dtype=torch.bool)), r"must be bool \[8, 8\]"),
         (lambda m, p: m.inpaint(p, torch.ones(8, 8, dtype=torch.bool), repeats=0), "repeats 0"),
         (lambda m, p: m.inpaint(p, torch.ones(8, 8, dtype=torch.bool), labels=3), "was not trained with labels"),

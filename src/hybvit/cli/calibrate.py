@@ -87,6 +87,6 @@ def describe(calibration: Calibration) -> None:
             answered = (calibration.confidence >= threshold.score).double().mean().item()
             print(f"risk {risk:.0%}: abstains below a probability of {threshold.score:.3f}, answers {answered:.1%} of these")
     for coverage in COVERAGES:
-        print(
-            f"{coverage:.0%} sets: the classes with a probability of at least {max(1 - calibration.quantile(coverage), 0):.4f}"
-        )
+        least = max(1 - calibration.quantile(coverage), 0)
+        held = f"the classes with a probability of at least {least:.4f}" if least else "all classes: too few images for fewer"
+        print(f"{coverage:.0%} sets: {held}")

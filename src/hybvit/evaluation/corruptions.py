@@ -6,6 +6,7 @@ each. Every image occurs once for each corruption, so all intervals are over ima
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -69,6 +70,9 @@ def run(ctx: Context) -> Result:
             shown[f"{name} {severity}"] = pixels[:1]
     assert images.labels is not None
     counted = tuple(name for name in names if name in COMMON) or names
+    if not set(counted) & set(COMMON):
+        over = ", ".join(names)
+        result.notes.append(f"mean_error and what is given by severity are over {over}: no common corruption was asked for.")
     add_by_corruption(result, answers, names, counted, images.labels)
     add_by_severity(ctx, result, {0: [clean]} | by_severity(answers, counted), images.labels)
     add_tables(result, clean, answers, names, images.labels, size)
@@ -107,20 +111,33 @@ def is_wrong(logits: Tensor, labels: Tensor) -> Tensor:
 def mean_metric(values: Tensor) -> Metric:
     """The mean of float64 [N, ...], with its interval over the first dimension."""
     of_images = values.flatten(1).mean(dim=1)
-    return bounded(of_images.mean().item(), len(of_images), mean_interval(of_images))
+    return metric_of(of_images.mean().item(), len(of_images), mean_interval(of_images))
 
 
-def bounded(value: float, n: int, bounds: tuple[float, float]) -> Metric:
-    """A share with its interval: Wilson's where n images that agree leave no variance to estimate."""
-    return Metric(value, n, *(bounds if bounds[0] < bounds[1] else wilson_interval(value, n)))
+def share_metric(values: Tensor) -> Metric:
+    """The mean of float64 [N, ...] of 0 and 1, with its interval over the first dimension."""
+    return as_share(mean_metric(values))
+
+
+def metric_of(value: float, n: int, bounds: tuple[float, float]) -> Metric:
+    """A figure with its interval, or without where n images that agree leave no variance to estimate."""
+    varies = not math.isclose(*bounds, rel_tol=1e-12, abs_tol=1e-12)  # but for rounding
+    return Metric(value, n, *(bounds if varies else ()))
+
+
+def as_share(found: Metric) -> Metric:
+    """A share with its interval, within 0 and 1: Wilson's where n images that agree leave no variance to estimate."""
+    if found.low is None or found.high is None:
+        return Metric(found.value, found.n, *wilson_interval(found.value, found.n))
+    return found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
 def add_by_corruption(result: Result, answers: Answers, names: Sequence[str], counted: Sequence[str], labels: Tensor) -> None:
     """The error of each corruption, and the mean of the counted ones, all over the five severities."""
     wrong = {name: torch.stack([is_wrong(answers[name, s].logits, labels) for s in SEVERITIES], dim=1) for name in names}
-    result.metrics["corruptions/mean_error"] = mean_metric(torch.stack([wrong[name] for name in counted], dim=1))
+    result.metrics["corruptions/mean_error"] = share_metric(torch.stack([wrong[name] for name in counted], dim=1))
     for name in names:
-        result.metrics[f"corruptions/error_{name}"] = mean_metric(wrong[name])
+        result.metrics[f"corruptions/error_{name}"] = share_metric(wrong[name])
 
 
 def add_by_severity(ctx: Context, result: Result, levels: Mapping[int, Sequence[Answer]], labels: Tensor) -> None:
@@ -157,12 +174,12 @@ def measures(logits: Tensor, labels: Tensor, threshold: float, seed: int) -> dic
 
     everyone = torch.arange(n)
     return {
-        "error": mean_metric(wrong),
+        "error": share_metric(wrong),
         "nll": mean_metric(nll(every, of_all).reshape(n, m)),
-        f"ece_{BINS}": bounded(ece(everyone), n, bootstrap_interval(ece, n, seed)),
+        f"ece_{BINS}": metric_of(ece(everyone), n, bootstrap_interval(ece, n, seed)),
         "confidence": mean_metric(confidence),
-        "accepted": mean_metric(accepted),
-        "accepted_error": bounded(accepted_error(everyone), n, bootstrap_interval(accepted_error, n, seed)),
+        "accepted": share_metric(accepted),
+        "accepted_error": as_share(metric_of(accepted_error(everyone), n, bootstrap_interval(accepted_error, n, seed))),
     }
 
 

@@ -89,7 +89,7 @@ class Options:
         metavar="NOISE",
         type=numbers,
     )
-    corruption_images: int = option(500, "test images for each corruption and severity ({default})", "corruptions", minimum=1)
+    corruption_images: int = option(500, "test images for each corruption and severity ({default})", "corruptions", minimum=2)
     corruptions: tuple[str, ...] = option(
         (),
         "comma-separated corruptions, such as fog,pixelate (all)",

@@ -77,7 +77,7 @@ def inpaint(
         ValueError: an argument is out of range, or labels are given to a model without ``label_conditioning``.
         ConfigError: the network was not trained to denoise.
     """
-    pixels = model.as_pixels(images)
+    pixels, mask = model.as_pixels(images), torch.as_tensor(mask)
     if mask.dtype != torch.bool or tuple(mask.shape) not in (model.image_shape[1:], (len(pixels), *model.image_shape[1:])):
         raise ValueError(
             f"mask is {mask.dtype} {list(mask.shape)}: it must be bool {list(model.image_shape[1:])}, or one for each image"
@@ -137,8 +137,8 @@ def interpolate(model: HybridModel, a: Images, b: Images, frames: int = 9, steps
         ConfigError: the network was not trained to denoise.
     """
     ends = torch.cat((model.as_pixels(a), model.as_pixels(b)))
-    if len(ends) != 2 or frames < 2:
-        raise ValueError(f"{len(ends)} images and {frames} frames: interpolation takes two images and at least two frames")
+    if len(ends) != 2 or frames < 2 or frames != int(frames):
+        raise ValueError(f"images: {len(ends)}, frames: {frames}: interpolation takes two images and at least two frames")
     _must_denoise(model)
     x_a, x_b = to_x(ends.to(model.device))
     x = editing.interpolate(counted(model.predict_x0, 4 * steps), model.diffusion, x_a, x_b, frames, steps)
@@ -175,8 +175,10 @@ def counterfactual(
         ConfigError: the network was not trained both to denoise and to classify.
     """
     pixels = model.as_pixels(images)
-    if not 0 < confidence < 1 or batch_size < 1:
-        raise ValueError(f"confidence is {confidence}, batch_size {batch_size}: above 0 and below 1, and at least 1")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}: it must be between 0 and 1")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
     if pull is None:
         pull = 50.0 if model.takes_labels else 100.0
     if not (math.isfinite(guidance) and math.isfinite(pull)):

@@ -222,37 +222,44 @@ class HybridModel:
         calibration.quantile(coverage, method)  # refuses a coverage out of range before the network runs
         return calibration.sets(self._logits_of(images), coverage, method)
 
-    def calibrate(self, pixels: Tensor, labels: Tensor, source: str = "") -> Calibration:
+    def calibrate(self, pixels: Images, labels: Sequence[int] | Tensor, source: str = "") -> Calibration:
         """Calibrate by images that the network was not trained on: probabilities, abstention and sets -> the calibration.
 
         It replaces an earlier one, and :meth:`save_pretrained` stores it. `hybvit calibrate` checks that the images are none of
         the training images; here the caller answers for it.
 
         Args:
-            pixels: uint8 [n, C, H, W]; labels: int64 [n].
+            pixels: as in :meth:`predict`.
+            labels: int64 [n], or a list or array of whole numbers.
             source: which images they are, for the record.
 
         Raises:
             ValueError: there are no images, the pixels have another shape or type, or a label is out of range.
             ConfigError: the network was not trained to classify.
         """
-        classes = self.cfg.model.num_classes
-        if len(labels) != len(pixels) or not bool(((labels >= 0) & (labels < classes)).all()):
-            raise ValueError(f"labels: one in 0..{classes - 1} is needed for each of the {len(pixels)} images")
+        classes, pixels, labels = self.cfg.model.num_classes, self.as_pixels(pixels), torch.as_tensor(labels)
+        whole = not labels.is_floating_point() and labels.dtype != torch.bool
+        if not whole or labels.shape != (len(pixels),) or not bool(((labels >= 0) & (labels < classes)).all()):
+            raise ValueError(f"labels: a whole number in 0..{classes - 1} is needed for each of the {len(pixels)} images")
+        labels = labels.long().cpu()
         weights = checkpoint.digest_of_weights(self.net.state_dict())
         self.calibration = Calibration.fit(self._logits_of(pixels), labels, pixel_digests(pixels), source, weights)
         return self.calibration
 
     def _calibrated(self) -> Calibration:
+        self._check_classes()
         if self.calibration is None:
             raise ConfigError("this model is not calibrated: run `hybvit calibrate`, or call calibrate()")
         return self.calibration
 
+    def _check_classes(self) -> None:
+        if not self.has_classes:
+            raise ConfigError("this model was trained with objective genvit: it has no labels to give")
+
     @torch.no_grad()
     def _logits_of(self, images: Images) -> Tensor:
         """The logits [N, K] of images on the CPU, before any calibration; arguments and errors are those of :meth:`predict`."""
-        if not self.has_classes:
-            raise ConfigError("this model was trained with objective genvit: it has no labels to give")
+        self._check_classes()
         return self._in_parts(self.logits, self.as_pixels(images), 256)
 
     def _in_parts(self, logits_of: Callable[[Tensor], Tensor], pixels: Tensor, size: int) -> Tensor:
