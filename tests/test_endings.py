@@ -177,7 +177,9 @@ def test_a_file_that_the_system_refuses_is_named(tmp_path, monkeypatch):
     done = command("evaluate", "x" * 5000)
     assert done.returncode == 3
     assert done.stderr.startswith("hybvit: xxxx")
-    assert done.stderr.endswith(": File name too long\n")
+    assert done.stderr.count("\n") == 1
+    if sys.version_info < (3, 14):  # later such a path is merely absent
+        assert done.stderr.endswith(": File name too long\n")
     Path("loop").symlink_to("loop")
     for words in (
         ["classify", "loop", "1.png"],

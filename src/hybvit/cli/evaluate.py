@@ -106,8 +106,8 @@ def add_options(parser: ArgumentParser) -> None:
 
 def type_of(option: Field[Any]) -> dict[str, Any]:
     """The argparse type of an integer option."""
-    types = {0: nonnegative_int, 1: positive_int}
-    return {"type": types[option.metadata["minimum"]]} if option.metadata["minimum"] in types else {}
+    minimum = option.metadata["minimum"]
+    return {} if minimum is None else {"type": positive_int if minimum else nonnegative_int}  # Options knows the exact minimum
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
