@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import hybvit
 from hybvit import checkpoint, config, loading
@@ -322,3 +324,17 @@ def test_weights_that_are_not_finite_are_refused(golden_config, tmp_path, value)
     hybvit.HybridModel(net, config.Config(model=golden_config), "cpu").save_pretrained(tmp_path / "a")
     with pytest.raises(CheckpointError, match="class_token contains values that are not finite"):
         hybvit.load(tmp_path / "a")
+
+
+def test_a_file_that_is_deleted_while_it_is_opened_is_a_checkpoint_error(tmp_path, monkeypatch):
+    save_file({"a": torch.zeros(3)}, tmp_path / "a.safetensors")
+    from_file = torch.UntypedStorage.from_file
+
+    def too_late(name, *arguments, **options):
+        Path(name).unlink()
+        return from_file(name, *arguments, **options)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", too_late)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: unreadable"):
+        checkpoint.read_tensors(tmp_path / "a.safetensors")
+    assert not (tmp_path / "a.safetensors").exists()

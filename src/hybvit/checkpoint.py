@@ -250,7 +250,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU; CheckpointError where it cannot be read."""
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last of torch, where the file is deleted as it is opened
         raise CheckpointError(f"{path}: unreadable ({error})") from None
 
 

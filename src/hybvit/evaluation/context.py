@@ -218,7 +218,7 @@ def read_shard(path: Path, shape: tuple[int, ...]) -> Tensor | None:
             pixels, kept = file.get_tensor("pixels"), (file.metadata() or {}).get("sha256")
         if pixels.dtype == torch.uint8 and tuple(pixels.shape) == shape and digest_of(pixels) == kept:
             return pixels
-    except (OSError, SafetensorError):
+    except (OSError, RuntimeError, SafetensorError):
         pass
     warnings.warn(f"{path}: damaged; these images are drawn again", stacklevel=2)
     return None
