@@ -30,7 +30,7 @@ types: .venv/installed  ## mypy
 unit: .venv/installed  ## pytest, the slow tests too
 	$(PYTEST)
 
-quick: .venv/installed  ## pytest without the tests that take more than a second (under a minute on two cores)
+quick: .venv/installed  ## pytest without the slow tests (two to three minutes on two cores)
 	$(PYTEST) -m 'not slow'
 
 format: .venv/installed  ## let ruff rewrite what `make lint` would complain about
