@@ -185,6 +185,7 @@ def test_every_method_of_x_refuses_what_is_no_x(method):
     bad = {
         "x has type torch.uint8": PIXELS.to(torch.uint8),
         "x has type ndarray": PIXELS.numpy() / 127.5 - 1,
+        "x has no image": torch.zeros(0, 1, 8, 8),
         r"x has shape \[2, 3, 8, 8\]": torch.zeros(2, 3, 8, 8),
     }
     if method in OF_CLEAN:
@@ -203,6 +204,7 @@ def test_images_in_0_to_1_are_warned_of_and_bright_ones_are_not(method):
     bright = (PIXELS // 2 + 128).to(torch.uint8)
     assert bright.min() > 127
     call(m, hybvit.to_x(bright))
+    call(m, torch.zeros(2, 1, 8, 8))
 
 
 def test_x_of_another_precision_is_that_of_the_weights():

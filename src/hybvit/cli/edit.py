@@ -28,7 +28,6 @@ from .sample import open_folder
 
 STEPS, REPEATS, FLOW_STEPS = 20, 4, 30  # of the samplers, and of the way to noise and back
 BATCH = 128  # images that are edited at a time
-CONFIDENCE = 0.95  # of a counterfactual
 SHOWN_SIZE = 112  # pixels of an image in the picture, at least: a caption fits below it
 
 
@@ -93,7 +92,7 @@ def build_parser() -> ArgumentParser:
     kind.add_argument("--into", metavar="CLASS", help="what would make each picture one of this class, by name or number")
     parser.add_argument("-n", type=positive_int, help="results for each picture (1; with --toward the images on the way: 9)")
     parser.add_argument("--label", help="draw as one of this class (--box, --mask, --vary; models with label conditioning)")
-    parser.add_argument("--confidence", type=float, help=f"probability that --into has to reach ({CONFIDENCE})")
+    parser.add_argument("--confidence", type=float, help=f"probability that --into has to reach ({Search().confidence})")
     parser.add_argument("--seed", type=int, default=0, help="of the noise of --box, --mask and --vary (0)")
     parser.add_argument("--out", type=path, default=Path("edit.png"), help="file for the picture (edit.png)")
     parser.add_argument("--folder", type=path, help="write the results alone, 000000.png, ..., to this folder too")
@@ -116,7 +115,7 @@ def edit(model: HybridModel, pixels: Tensor, args: argparse.Namespace, label: in
     n = args.n or 1
     repeated = pixels.repeat_interleave(n, dim=0)
     if into is not None:
-        confidence = CONFIDENCE if args.confidence is None else args.confidence
+        confidence = Search().confidence if args.confidence is None else args.confidence
         changed = model.counterfactual(pixels, into, confidence=confidence, batch_size=BATCH)
         words = [
             f"{said}, changed by {distance:.1f}" + ("" if accepted else " (not accepted)")

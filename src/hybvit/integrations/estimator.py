@@ -42,7 +42,10 @@ LARGEST_PATCH = 16
 ROWS = 64  # of a batch that is classified, always: what is given for a sample does not depend on the others
 BOUND_DRAWS = 64  # times of the bound
 SAMPLER_STEPS = 20
-OFF, DARK = 4, 8  # images that are so many times as bright as in training, or as dark, are of another scale
+OFF, DARK = (
+    4,
+    8,
+)  # images that go so many times beyond the range in training, or are so many times as dark, are of another scale
 BLACK = -1.0  # the value of a pixel at level 0
 
 
@@ -108,8 +111,9 @@ class Layout(NamedTuple):
                 f"X is {X.dtype} from {X.min():g} to {X.max():g}, but the model was fitted on uint8 pixels: give whole numbers "
                 "in 0..255, such as (255 * X).astype('uint8') of images in 0..1"
             )
+        highest = LEVELS[0] + OFF * (LEVELS[1] - LEVELS[0])
         of_pixels = X.dtype == np.uint8 or len(self.shape) > 1  # a feature of a row may well be an outlier
-        if self.dtype != np.uint8 and of_pixels and X.max() > (self.low + OFF * 255 * self.step).max():
+        if self.dtype != np.uint8 and of_pixels and X.max() > (self.low + highest * self.step).max():
             raise ValueError(f"X is {X.dtype} up to {X.max():g}, but {cure}")
         no_negative = (self.low + LEVELS[0] * self.step).min() >= 0
         if len(self.shape) > 1 and no_negative and float(X.max()) * DARK < self.most:

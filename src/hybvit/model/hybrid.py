@@ -94,9 +94,11 @@ class HybridModel:
         """x on the device.
 
         Raises:
-            ValueError: it is no float [B, C, H, W] of the network's size.
+            ValueError: it is no float [B, C, H, W] of the network's size, or has no image.
         """
         check_images(x, self.image_shape)
+        if not len(x):
+            raise ValueError("x has no image")
         return x.to(self.device, next(self.net.parameters(), x).dtype)
 
     def _clean(self, x: Tensor) -> Tensor:
@@ -107,12 +109,12 @@ class HybridModel:
                 they are.
         """
         x = self._noisy(x)
-        if x.requires_grad or not len(x):  # in the steps of an attack a GPU would wait for the answer
+        if x.requires_grad:  # in the steps of an attack a GPU would wait for the answer
             return x
         least, most = (extreme.item() for extreme in x.detach().aminmax())
         if not -FAR <= least <= most <= FAR:
             raise ValueError(f"x is from {least:g} to {most:g}: it must be in [-1, 1], as pixels / 127.5 - 1")
-        if least >= 0 and most <= 1 and not torch.allclose(to_x(to_pixels(x)), x.float(), rtol=0, atol=OFF_LEVEL):
+        if 0 <= least < most <= 1 and not torch.allclose(to_x(to_pixels(x)), x.float(), rtol=0, atol=OFF_LEVEL):
             said = "x has no value below 0, and none of the 256 levels of [-1, 1]: 2 * x - 1 scales [0, 1]"
             warnings.warn(said, stacklevel=3)
         return x
