@@ -493,3 +493,17 @@ sys.exit(main())
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "Traceback" not in done.stderr
     assert done.returncode == code
+
+
+def test_a_second_ctrl_c_while_python_ends_shows_no_traceback(tmp_path):
+    script = """
+import atexit, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from hybvit.__main__ import main
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+sys.argv = ["hybvit", "--version"]
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGINT
+    assert not done.stderr
