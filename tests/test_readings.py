@@ -158,13 +158,18 @@ def test_the_suite_measures_every_reading_and_attacks_each(tmp_path):
     ctx = Context(model(), Dataset(images, images, tuple("abcde")), "tiny", options, tmp_path)
     found = run(ctx)
     names = {name.removeprefix("readings/") for name in found.metrics}
-    for reading in ("label", "diffusion", "denoised"):
+    for reading in ("label", "diffusion", "denoised", "together"):
         assert {f"{reading}_accuracy", f"{reading}_nll", f"{reading}_ece_15"} <= names
-    attacks = {f"{by}_{how}_linf_8" for by in ("diffusion", "denoised") for how in ("fixed", "eot", "transfer")}
+    for what in ("aurc", "augrc", "coverage_at_5_risk", "risk_at_80_coverage"):
+        assert {f"{what}_agreement", f"{what}_max_prob"} <= names
+    attacks = {f"{by}_{how}_linf_8" for by in ("diffusion", "denoised", "together") for how in ("fixed", "eot", "transfer")}
     assert attacks | {"label_attacked_linf_8", "all_agree", "aurc_agreement", "aurc_lowered_by"} <= names
     assert all(meaning(name) for name in found.metrics)
     assert found.metrics["readings/diffusion_accuracy"].n == 20
     pixels = images.subsample(20).in_memory
     by_hand = (ctx.model.read(pixels, by="diffusion").labels == images.subsample(20).labels).double().mean().item()
     assert found.metrics["readings/diffusion_accuracy"].value == by_hand
+    mean = sum(ctx.model.read(pixels, by=by).probabilities for by in ("label", "diffusion", "denoised")) / 3
+    right = (mean.argmax(dim=1) == images.subsample(20).labels).double().mean().item()
+    assert found.metrics["readings/together_accuracy"].value == right
     assert set(found.pictures) >= {"risk_coverage", "attacked", "reliability_diffusion"}

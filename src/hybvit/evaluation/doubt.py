@@ -59,7 +59,7 @@ def run(ctx: Context) -> Result:
 def confidences(ctx: Context) -> dict[str, Callable[[Tensor], Tensor]]:
     """Score -> function of indices of test images, int64 [N] -> float64 [N], higher where the classifier is surer.
 
-    All are of the network as trained; a further score, such as the agreement of several readings, is a further entry.
+    All are of the network as trained. The agreement of several readings is measured by the suite ``readings``.
     """
     found: dict[str, Callable[[Tensor], Tensor]] = {
         name: lambda index, score=score: score(ctx.logits[index])  # type: ignore[misc]

@@ -1,12 +1,14 @@
 """Three readings of one image: the label read-out, the diffusion classifier, and the label read-out after a denoising step.
 
-Each is measured by its accuracy, its calibration, and attacks through the whole of it; their agreement by how well it tells
-right answers from wrong ones.
+Each, and the mean of their probabilities, is measured by its accuracy, its calibration, and attacks through the whole of it;
+their agreement by how well it tells right answers from wrong ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,19 +20,24 @@ from ..method.seeds import generator
 from ..metrics.agreement import agreement
 from ..metrics.calibration import bootstrap_interval, expected_calibration_error, reliability_table
 from ..metrics.classification import mean_interval, nll, wilson_interval
-from ..metrics.robustness import strong_pgd
+from ..metrics.robustness import Logits, strong_pgd
 from ..metrics.selective import aurc, max_probability, risk_coverage
 from ..model import HybridModel
 from . import plots
 from .calibration import filled
 from .context import Context, Metric, Picture, Result, proportion
-from .doubt import thinned
+from .doubt import selective, thinned
 from .robustness import batch_of
 
 EPS = 8 / 255  # L-inf, on the [0, 1] scale
 ATTACK_BATCH = 16
 ECE_BINS = 15
-NAMES = {"label": "label read-out", "diffusion": "diffusion classifier", "denoised": "after one denoising step"}
+NAMES = {
+    "label": "label read-out",
+    "diffusion": "diffusion classifier",
+    "denoised": "after one denoising step",
+    "together": "mean of all readings",
+}
 
 NoisyReading = DiffusionClassifier | DenoisedReading
 
@@ -43,7 +50,7 @@ def run(ctx: Context) -> Result:
     noisy = noisy_readings(ctx, result)
     assert images.labels is not None
     logits = {"label": ctx.logits_of(images)} | {name: logits_by(ctx, reading, images) for name, reading in noisy.items()}
-    for name, of in logits.items():
+    for name, of in {**logits, "together": together([*logits.values()])}.items():
         measure(ctx, name, of, images.labels, result)
     measure_agreement(ctx, logits, images.labels, result)
     if ctx.options.reading_attacks:
@@ -69,6 +76,11 @@ def logits_by(ctx: Context, reading: NoisyReading, images: ImageSet) -> Tensor:
     noise = noise_of(ctx, reading)
     with torch.no_grad():
         return ctx.map_batches(images, lambda x: reading(x.to(ctx.model.device), noise).cpu(), "readings", ATTACK_BATCH * 4)
+
+
+def together(logits: Sequence[Tensor]) -> Tensor:
+    """The log of the mean probabilities of several readings, each [B, K] -> [B, K]. Differentiable."""
+    return torch.stack([of.log_softmax(dim=1) for of in logits]).logsumexp(dim=0) - math.log(len(logits))
 
 
 def measure(ctx: Context, name: str, logits: Tensor, labels: Tensor, result: Result) -> None:
@@ -103,12 +115,8 @@ def measure_agreement(ctx: Context, logits: dict[str, Tensor], labels: Tensor, r
         "agreement": agreement([of.log_softmax(dim=1) for of in logits.values()]),
     }
     for name, scores in confidences.items():
-
-        def area(index: Tensor, scores: Tensor = scores) -> float:
-            return aurc(scores[index], correct[index])
-
-        bounds = bootstrap_interval(area, len(labels), ctx.options.seed, 1000)
-        result.metrics[f"readings/aurc_{name}"] = Metric(aurc(scores, correct), len(labels), *bounds)
+        for what, metric in selective(scores, correct, ctx.options.seed).items():
+            result.metrics[f"readings/{what}_{name}"] = metric
 
     def lowered(index: Tensor) -> float:
         by = [aurc(scores[index], correct[index]) for scores in confidences.values()]
@@ -124,26 +132,36 @@ def measure_agreement(ctx: Context, logits: dict[str, Tensor], labels: Tensor, r
     )
 
 
+def read_with(reading: NoisyReading, noise: Tensor, x: Tensor) -> Tensor:
+    return reading(x, noise)
+
+
+def read_anew(reading: NoisyReading, shape: Sequence[int], fresh: torch.Generator, x: Tensor) -> Tensor:
+    return reading(x, reading.draw_noise(shape, fresh))
+
+
+def read_together(readings: Sequence[Logits], x: Tensor) -> Tensor:
+    return together([reading(x) for reading in readings])
+
+
 def measure_attacks(ctx: Context, noisy: dict[str, NoisyReading], result: Result) -> None:
     """Accuracy under an attack on each reading by its exact gradient, and on what an attack on the label read-out found.
 
     ``fixed``: the attacker knows the noise that the answer is given with. ``eot``: noise is drawn anew in every step and for
     the answer (expectation over transformation, Athalye et al. 2018).
     """
-    images = ctx.test.subsample(ctx.options.reading_attacks)
-    found: dict[str, Tensor] = {"label_attacked": attack(ctx, images, ctx.model.logits, ctx.model.logits, 30)}
+    images, label = ctx.test.subsample(ctx.options.reading_attacks), ctx.model.logits
+    fixed, anew = dict[str, Logits](), dict[str, Logits]()
     for k, (name, reading) in enumerate(noisy.items()):
-        known, fresh = noise_of(ctx, reading), ctx.generator(31 + k)
-
-        def anew(x: Tensor, reading: NoisyReading = reading, fresh: torch.Generator = fresh) -> Tensor:
-            return reading(x, reading.draw_noise(ctx.model.image_shape, fresh))
-
-        def fixed(x: Tensor, reading: NoisyReading = reading, known: Tensor = known) -> Tensor:
-            return reading(x, known)
-
-        found[f"{name}_fixed"] = attack(ctx, images, fixed, fixed, 40 + k)
-        found[f"{name}_eot"] = attack(ctx, images, anew, anew, 50 + k)
-        found[f"{name}_transfer"] = attack(ctx, images, ctx.model.logits, fixed, 30)
+        fixed[name] = partial(read_with, reading, noise_of(ctx, reading))
+        anew[name] = partial(read_anew, reading, ctx.model.image_shape, ctx.generator(31 + k))
+    for known in (fixed, anew):
+        known["together"] = partial(read_together, [label, *known.values()])
+    found: dict[str, Tensor] = {"label_attacked": attack(ctx, images, label, label, 30)}
+    for k, name in enumerate(fixed):
+        found[f"{name}_fixed"] = attack(ctx, images, fixed[name], fixed[name], 40 + k)
+        found[f"{name}_eot"] = attack(ctx, images, anew[name], anew[name], 50 + k)
+        found[f"{name}_transfer"] = attack(ctx, images, label, fixed[name], 30)
     for name, robust in found.items():
         value = robust.double().mean().item()
         result.metrics[f"readings/{name}_linf_{255 * EPS:.0f}"] = Metric(
@@ -155,9 +173,7 @@ def measure_attacks(ctx: Context, noisy: dict[str, NoisyReading], result: Result
     )
 
 
-def attack(
-    ctx: Context, images: ImageSet, attacked: Callable[[Tensor], Tensor], judged: Callable[[Tensor], Tensor], purpose: int
-) -> Tensor:
+def attack(ctx: Context, images: ImageSet, attacked: Logits, judged: Logits, purpose: int) -> Tensor:
     """Which images keep their right answer, bool [N]: that of ``judged`` on what was found against ``attacked``.
 
     Where the two are the same reading, an image is lost as soon as any answer on the way was wrong.
