@@ -172,7 +172,7 @@ CIFAR10_TRIALS = _study(
 )
 
 
-def _few_labels(title: str, minutes: float, few: Config, labels: str, alone: int) -> Study:
+def _few_labels(title: str, minutes: float, few: Config, alone: int) -> Study:
     """What the images without labels are worth, in equal time; ``few`` has given labels and the network's own, and where there
     are labels alone, a mini-batch has ``alone`` images."""
     return _study(
@@ -180,11 +180,11 @@ def _few_labels(title: str, minutes: float, few: Config, labels: str, alone: int
         minutes,
         "few",
         (
-            Variant("few", f"all images denoised, {labels} and the network's own", few),
-            _changed("given", f"all images denoised, {labels}", of=few, objective={"pseudo_labels": 0.0}),
+            Variant("few", "all images denoised, few labels and the network's own", few),
+            _changed("given", "all images denoised, few labels", of=few, objective={"pseudo_labels": 0.0}),
             _changed(
                 "labels_only",
-                f"classification only, {labels}",
+                "classification only, few labels",
                 of=few,
                 objective={"kind": "vit", "pseudo_labels": 0.0},
                 train={"labelled_batch_size": alone},
@@ -197,7 +197,7 @@ def _few_labels(title: str, minutes: float, few: Config, labels: str, alone: int
 
 
 FEW_LABELS = _few_labels(
-    "Fashion-MNIST with 600 of its 60,000 labels",
+    "Fashion-MNIST with 1 % of its labels",
     25.0,
     override(
         V2,
@@ -205,7 +205,6 @@ FEW_LABELS = _few_labels(
         objective={"pseudo_labels": 0.95},
         train={"batch_size": 64, "labelled_batch_size": 32},
     ),
-    "600 labels",
     alone=64,
 )
 FEW_LABELS_DIGITS = _few_labels(
@@ -216,7 +215,6 @@ FEW_LABELS_DIGITS = _few_labels(
         data={"labelled": 0.03, "augment": "strong", "mixing": 0.0},
         objective={"noisy_labels": 1.0, "pseudo_labels": 0.8},
     ),
-    "40 labels",
     alone=96,
 )
 STUDIES = {
