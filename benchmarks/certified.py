@@ -1,4 +1,4 @@
-"""Certified accuracy of models, with the noise chosen on training images -> results/certified.json and docs/certified.svg.
+"""Certified accuracy of models, with the noise chosen on training images -> results/certified.json and docs/certified_*.svg.
 
 `python benchmarks/certified.py` makes every part in turn in runs/certified, and continues where it was interrupted.
 `--parts TEXT` makes those with TEXT in their names. Each call collects what there is.
@@ -27,7 +27,8 @@ from hybvit.metrics.classification import wilson_interval
 from hybvit.metrics.robustness import smoothed_pgd, strong_pgd
 
 ROOT = Path(__file__).resolve().parent.parent
-OUT, PARTS, PLOT = ROOT / "results" / "certified.json", ROOT / "runs" / "certified", ROOT / "docs" / "certified.svg"
+OUT, PARTS = ROOT / "results" / "certified.json", ROOT / "runs" / "certified"
+PLOTTED = ("fashion-mnist", "cifar10")
 SELECTION, VOTES, CONFIDENCE, SEED = 100, 1000, 0.999, 0
 CLASSES = 10
 CHUNK = 20  # images between two writes
@@ -63,7 +64,7 @@ def parts_of(digits: str) -> list[Part]:
     Args:
         digits: the run folder of a model of the digits that was trained on noisy labels.
     """
-    fashion = "fashion-mnist"
+    fashion, photos = "fashion-mnist", "cifar10"
     return [
         Part(fashion, "test", "noisy", 0.25, 500),
         *(Part(fashion, "train", kind, s, 100, 64) for kind in ("noisy", "denoised") for s in (0.12, 0.18, 0.25, 0.35, 0.5)),
@@ -73,6 +74,11 @@ def parts_of(digits: str) -> list[Part]:
         Part(fashion, "test", "denoised", 0.25, 500),
         *(Part(digits, split, "noisy", s, 364, v) for split, v in (("train", 64), ("test", VOTES)) for s in (0.12, 0.25, 0.5)),
         *(Part("digits", "test", "denoised", s, 364) for s in (0.12, 0.25)),
+        *(Part(photos, "train", kind, s, 100, 64) for kind in ("noisy", "denoised") for s in (0.06, 0.12, 0.25)),
+        *(Part(photos, "test", "noisy", s, 200) for s in (0.12, 0.25)),
+        *(Part(photos, "test", "pgd", radius, 200) for radius in RADII[:2]),
+        Part(photos, "test", "denoised", 0.12, 100),
+        Part(photos, "test", "inside", 0.12, 20),
     ]
 
 
@@ -124,7 +130,7 @@ def run(part: Part, most: int) -> None:
 def collect() -> None:
     parts = {path.stem: json.loads(path.read_text()) for path in sorted(PARTS.glob("*.json"))}
     facts = {"selection": SELECTION, "votes": VOTES, "confidence": CONFIDENCE, "seed": SEED, "inside_share": INSIDE}
-    tables = {"certified": {}, "inside": {}, "attacked": attacked(parts)}
+    tables = {"certified": {}, "inside": {}, "attacked": {model: attacked(parts, model) for model in PLOTTED}}
     for name, found in parts.items():
         if found["part"]["kind"] in ("noisy", "denoised"):
             tables["certified"][name] = certified(found)
@@ -133,7 +139,8 @@ def collect() -> None:
     lines = [f"  {json.dumps(name)}: {json.dumps(part)}" for name, part in parts.items()]
     record = json.dumps(facts | tables, indent=1).removesuffix("\n}")
     OUT.write_text(record + ',\n "parts": {\n' + ",\n".join(lines) + "\n }\n}\n")
-    PLOT.write_text(drawing(parts, tables["attacked"]))
+    for model, under_attack in tables["attacked"].items():
+        (ROOT / "docs" / f"certified_{model}.svg").write_text(drawing(parts, model, under_attack))
 
 
 def proportion(hits: torch.Tensor) -> dict[str, float]:
@@ -187,12 +194,15 @@ def inside(found: dict[str, Any]) -> dict[str, Any]:
         "mean_share_before": (torch.tensor(found["votes"], dtype=torch.float64)[sure] / found["part"]["votes"]).mean().item(),
         "mean_share_after": left.mean().item(),
         "noise": noise,
+        "model": found["part"]["model"],
     }
 
 
-def attacked(parts: dict[str, Any]) -> dict[str, Any]:
+def attacked(parts: dict[str, Any], model: str) -> dict[str, Any]:
     """Accuracy of the classifier that is not smoothed under PGD, by radius; an image broken at a smaller one counts."""
-    found = {part["part"]["noise"]: part for part in parts.values() if part["part"]["kind"] == "pgd"}
+    found = {
+        part["part"]["noise"]: part for part in parts.values() if [*map(part["part"].get, ("model", "kind"))] == [model, "pgd"]
+    }
     if not found:
         return {}
     n = min(len(part["labels"]) for part in found.values())
@@ -200,12 +210,12 @@ def attacked(parts: dict[str, Any]) -> dict[str, Any]:
     return {f"{radius:g}": proportion(row == 0) for radius, row in zip(sorted(found), broken, strict=True)}
 
 
-def drawing(parts: dict[str, Any], under_attack: dict[str, Any]) -> str:
-    """Certified accuracy of fashion-mnist against the radius, for every noise, with its number of images."""
+def drawing(parts: dict[str, Any], model: str, under_attack: dict[str, Any]) -> str:
+    """Certified accuracy of a model against the radius, for every noise, with its number of images."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for found in parts.values():
         part = found["part"]
-        if (part["model"], part["split"]) != ("fashion-mnist", "test") or part["kind"] not in ("noisy", "denoised"):
+        if (part["model"], part["split"]) != (model, "test") or part["kind"] not in ("noisy", "denoised"):
             continue
         known, labels = certificates(found)
         end = largest_radius(part["noise"], part["votes"], CONFIDENCE)

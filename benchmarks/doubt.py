@@ -1,6 +1,6 @@
 """What calibration, abstention and conformal sets are worth for the bundled models -> results/doubt.json, docs/doubt_*.svg.
 
-    python benchmarks/doubt.py
+    python benchmarks/doubt.py [MODEL ...]
 
 The models were trained on all training images (`digits`: on nine tenths). So every second test image of each class calibrates
 the model, and the suites `calibration` and `doubt` judge it on the others: `hybvit calibrate NAME --half-of-test --out DIR`,
@@ -11,6 +11,7 @@ follow.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -31,7 +32,8 @@ from hybvit.metrics.conformal import METHODS, conformal_quantile, covered, nonco
 
 ROOT = Path(__file__).resolve().parent.parent
 HALVES, SEED, BINS = 200, 0, 15
-SHOWN = "fashion-mnist"  # in pictures
+SHOWN = ("fashion-mnist", "cifar10")  # in pictures
+RESULT = ROOT / "results" / "doubt.json"
 PICTURES = ("doubt/risk_coverage", "doubt/class_coverage", "calibration/reliability", "calibration/reliability_scaled")
 
 
@@ -72,7 +74,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     calibration, data = model.calibration, with_own_data(model, None, None).data
     assert calibration is not None
     results = hybvit.evaluate(copy, suites=["calibration", "doubt"], out=folder / f"{name}-results", say=print)
-    for picture in PICTURES if name == SHOWN else ():
+    for picture in PICTURES if name in SHOWN else ():
         suite, _, file = picture.partition("/")
         drawn = folder / f"{name}-results" / "evaluation" / suite / f"{file}.svg"
         (ROOT / "docs" / f"doubt_{name}_{file}.svg").write_text(drawn.read_text(encoding="utf-8"), encoding="utf-8")
@@ -81,15 +83,19 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     record = {part: results.record[part] for part in ("metrics", "tables", "notes", "data")}
     record |= {"scaling": calibration.scaling.kind, "calibrated_on": [len(calibration), calibration.source]}
     record |= {"halves": random_halves(logits, data.test.labels), "seconds": round(time.monotonic() - started, 1)}
-    return record
+    return record | {"environment": environment()}
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        found = {name: measure(name, Path(folder)) for name in bundled()}
-    record = {"models": found, "number_of_halves": HALVES, "bins": BINS, "seed": SEED, "environment": environment()}
-    (ROOT / "results" / "doubt.json").write_text(json.dumps(record, indent=1) + "\n")
+def main(names: list[str]) -> None:
+    found = json.loads(RESULT.read_text())["models"] if RESULT.is_file() else {}
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = measure(name, Path(folder))
+        models = dict(sorted(found.items(), key=lambda item: bundled().index(item[0])))
+        RESULT.write_text(
+            json.dumps({"models": models, "number_of_halves": HALVES, "bins": BINS, "seed": SEED}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or bundled())

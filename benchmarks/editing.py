@@ -30,8 +30,10 @@ from hybvit.model import ATTEMPT
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "results" / "editing.json"
-SEED, SHOWN, PICTURED = 0, 12, "fashion-mnist"
-CONFIDENCES = {"fashion-mnist": (0.95, 0.5), "digits": (0.8, 0.5)}  # digits was trained with smoothed labels: at most 0.91
+SEED, SHOWN, PICTURED = 0, 12, ("fashion-mnist", "cifar10")
+CONFIDENCES = {  # digits was trained with smoothed labels: at most 0.91
+    "fashion-mnist": (0.95, 0.5), "digits": (0.8, 0.5), "cifar10": (0.95, 0.5),
+}  # fmt: skip
 POOL_IMAGES, POOL_TRIES, POOL_STEPS, REFERENCE = 1000, 4, 10, 5000
 
 
@@ -57,7 +59,7 @@ class Bench:
         return self.test[rows], self.test_labels[rows], g
 
     def save(self, picture: str, pixels: Tensor, columns: int) -> None:
-        if self.name != PICTURED:
+        if self.name not in PICTURED:
             return
         name = self.name.replace("-", "_")
         save_image(grid(pixels, columns, scale=max(1, 56 // pixels.shape[-1])), ROOT / "docs" / f"editing_{picture}_{name}.png")
@@ -245,7 +247,7 @@ def tries(bench: Bench, pool: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=("fashion-mnist", "digits"))
+    parser.add_argument("model", choices=CONFIDENCES)
     parser.add_argument(
         "parts", nargs="*", help="rivals, counterfactuals, inpainting, inversion, variations, tries; all by default"
     )

@@ -7,12 +7,15 @@
     python benchmarks/readings.py attacks --images 12 --steps 8 [--write]
 
 ``choose`` compares combinations of scores on altered training images alone; that of ``fused`` was taken from it. ``--model``
-and ``--data`` measure another model: for CIFAR-10 give folders of CelebA and Tiny-ImageNet to ``--ood``.
+and ``--data`` measure another model. Each file has an entry for each model:
+
+    python benchmarks/readings.py ood --model cifar10 --ood celeba,tiny_imagenet,mnist,interpolation,noise --jpeg 75 --write
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import tempfile
 import time
@@ -21,7 +24,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 import hybvit
@@ -52,9 +57,8 @@ def measure(args: argparse.Namespace, **options: Any) -> dict[str, Any]:
     asked = EvaluationOptions(batch_size=100, attack_steps=args.steps, **options)
     with tempfile.TemporaryDirectory() as folder:
         found = hybvit.evaluate(args.model, args.data, suites=SUITE, options=asked, out=args.pictures or folder, say=print)
-    record = {key: found.record[key] for key in ("model", "data", "environment", "seconds", "metrics", "tables", "notes")}
-    used = asked.of_suite(SUITE)
-    return {"command": f"python benchmarks/readings.py {args.what}", **record, "options": used}
+    record = {key: found.record[key] for key in ("data", "environment", "seconds", "metrics", "tables", "notes")}
+    return record | {"options": asked.of_suite(SUITE)}
 
 
 def compare_sets(args: argparse.Namespace) -> dict[str, Any]:
@@ -64,6 +68,8 @@ def compare_sets(args: argparse.Namespace) -> dict[str, Any]:
     options = EvaluationOptions(batch_size=125, limit=args.images, out_of_distribution=sets)
     ctx, result = Context(subject.model, subject.data, subject.data_name, options, Path()), Result()
     images = {name: part.subsample(args.images) for name, part in ood_sets(ctx, result).items()}
+    if args.jpeg:
+        images |= {f"{name}, as JPEG": as_jpeg(part, args.jpeg) for name, part in images.items()}
     for name, scorer in scores(ctx).items():
         if name in (*CLASSIFIER, *DENOISER[1:], "fused"):
             compare(ctx, name, scorer(ctx.test), {label: scorer(part) for label, part in images.items()}, result)
@@ -76,15 +82,24 @@ def compare_sets(args: argparse.Namespace) -> dict[str, Any]:
         for name in ("relative_mahalanobis", "trajectory", "fused"):
             (args.pictures / f"ood_{name}.svg").write_text(result.pictures[name].content)
     return {
-        "command": "python benchmarks/readings.py ood",
-        "model": args.model,
         "images": args.images,
+        "jpeg": args.jpeg,
         "seed": options.seed,
         "passes": result.tables,
         "metrics": {name: {k: v for k, v in m._asdict().items() if v is not None} for name, m in result.metrics.items()},
         "seconds": round(time.monotonic() - started),
         "environment": environment(),
     }
+
+
+def as_jpeg(images: ImageSet, quality: int) -> ImageSet:
+    """The images after JPEG compression with halved color resolution, as the copy of CIFAR-10 was made."""
+    pixels, rows = images.take(torch.arange(len(images)))[0], []
+    for image in pixels:
+        file = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+        rows.append(torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1))
+    return ImageSet(torch.stack(rows))
 
 
 def altered(images: Tensor, draws: torch.Generator) -> dict[str, Tensor]:
@@ -130,7 +145,7 @@ def choose(args: argparse.Namespace) -> dict[str, Any]:
         areas_of[" + ".join(names)] = {"mean": round(sum(areas.values()) / len(areas), 4)} | areas
         print(" + ".join(names), areas_of[" + ".join(names)], flush=True)
     best = dict(sorted(areas_of.items(), key=lambda item: -item[1]["mean"]))
-    return {"command": "python benchmarks/readings.py choose", "images": FEW, "seed": 0, "combinations": best}
+    return {"images": FEW, "seed": 0, "combinations": best}
 
 
 def main() -> None:
@@ -139,6 +154,7 @@ def main() -> None:
     parser.add_argument("--model", default="fashion-mnist")
     parser.add_argument("--data", help="where the model's images are, if it was trained on your own")
     parser.add_argument("--ood", default="", help="out-of-distribution sets, as for hybvit evaluate")
+    parser.add_argument("--jpeg", type=int, help="each of these sets also as JPEG of this quality, for a model of such images")
     parser.add_argument("--images", type=int, default=300, help="test images, and images of each other set")
     parser.add_argument("--steps", type=int, default=10, help="of an attack")
     parser.add_argument("--pictures", type=Path, help="keep the suite's pictures in this folder")
@@ -155,7 +171,9 @@ def main() -> None:
         record = measure(args, reading_images=2, reading_attacks=args.images)
     print(json.dumps(record, indent=1))
     if args.write:
-        (RESULTS / RECORDS[args.what]).write_text(json.dumps(record, indent=1) + "\n")
+        file = RESULTS / RECORDS[args.what]
+        found = json.loads(file.read_text()) if file.is_file() else {}
+        file.write_text(json.dumps(dict(sorted((found | {args.model: record}).items(), reverse=True)), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -667,13 +667,19 @@ def certified() -> str:
         reading = "its own" if row["kind"] == "noisy" else "after denoising"
         counts = " | ".join(f"{100 * count / row['n']:.1f}" for count in row["share_of_votes"].values())
         spread.append(f"| `{row['model']}` | {reading} | {row['noise']:g} | {counts} |")
-    attacks = ", ".join(f"{share(metric)} % at {radius}" for radius, metric in record["attacked"].items())
+    attacks = "; ".join(
+        f"`{model}` (n {next(iter(found.values()))['n']}): "
+        + ", ".join(f"{share(metric)} % at {radius}" for radius, metric in found.items())
+        for model, found in record["attacked"].items()
+        if found
+    )
     strongest = result("model_fashion-mnist")["metrics"]["robustness/autoattack_l2_128"]
     facts = next(iter(record["parts"].values()))["environment"]
     pace = record["certified"]["fashion-mnist test noisy 0.25"]["votes_per_cpu_second"]
     few = min(row["votes"] for row in rows if row["split"] == "train")
     within = [
-        f"Attacks inside of the certified radius (SmoothAdv at {record['inside_share']:g} of it, noise {found['noise']:g}): "
+        f"Attacks inside of the certified radius (`{found['model']}`, SmoothAdv at {record['inside_share']:g} of it, noise "
+        f"{found['noise']:g}): "
         f"{found['broken']} of {found['attacked']} certified images were broken, and {found['below_theorem']} lost more votes "
         f"than the theorem allows. The mean share of the votes fell from {found['mean_share_before']:.3f} to "
         f"{found['mean_share_after']:.3f}, the least is {found['least_share']:.3f}."
@@ -689,8 +695,7 @@ def certified() -> str:
         f"take {500 * (record['votes'] + record['selection']) / pace / 60:.0f} minutes of one core.",
         "",
         "The same classifier without smoothing, under a strong PGD in L2 (50 steps, margin loss), which is an upper bound and "
-        f"no certificate: {attacks} (`fashion-mnist`, n {next(iter(record['attacked'].values()))['n']}). AutoAttack leaves "
-        f"{share(strongest)} % at 128/255 (n {strongest['n']}).",
+        f"no certificate: {attacks}. AutoAttack leaves `fashion-mnist` {share(strongest)} % at 128/255 (n {strongest['n']}).",
         "",
         *within,
         "",
@@ -761,12 +766,15 @@ def doubt_calibration() -> str:
 
 
 def measured_by(record: dict[str, Any]) -> str:
-    facts = record["environment"]
-    taken = " and ".join(f"{model['seconds']:.0f} s (`{name}`)" for name, model in record["models"].items())
+    models = record["models"]
+    taken = ", ".join(
+        f"`{name}` in {model['seconds']:.0f} s on {threads(model['environment']['threads'])} "
+        f"({model['environment']['device']}, torch {model['environment']['torch']})"
+        for name, model in models.items()
+    )
     return (
-        f"Judged on the other half of the test images; 95 % intervals in parentheses; seed {record['seed']}, {taken} on "
-        f"{threads(facts['threads'])} of a shared machine ({facts['device']}), torch {facts['torch']} "
-        "(`python benchmarks/doubt.py`)."
+        f"Judged on the other half of the test images; 95 % intervals in parentheses; seed {record['seed']}; shared machines: "
+        f"{taken} (`python benchmarks/doubt.py`)."
     )
 
 
@@ -775,13 +783,10 @@ def doubt_scores() -> str:
     from hybvit.evaluation.doubt import RISKS, SCORE_LABELS
 
     models = result("doubt")["models"]
-    lines = ["| model | score | AURC, 10^-3 | AUGRC, 10^-3 | coverage at 5 % risk | risk at 80 % coverage |", f"|{'---|' * 6}"]
+    lines = [SELECTIVE_HEAD, f"|{'---|' * 6}"]
     for name, model in models.items():
         for score, words in SCORE_LABELS.items():
-            areas = (model["metrics"][f"doubt/{what}_{score}"] for what in ("aurc", "augrc"))
-            cells = [f"{1000 * m['value']:.1f} ({1000 * m['low']:.1f} to {1000 * m['high']:.1f})" for m in areas]
-            cells += [value(model, f"doubt/{what}_{score}", digits=2) for what in ("coverage_at_5_risk", "risk_at_80_coverage")]
-            lines.append(f"| `{name}` | {words} | {' | '.join(cells)} |")
+            lines.append(f"| `{name}` | {words} | {' | '.join(selective(model, 'doubt', score))} |")
     lines += ["", "| model | promised risk | images answered | wrong among them |", f"|{'---|' * 4}"]
     for name, model in models.items():
         for risk in RISKS:
@@ -934,83 +939,117 @@ def editing_tries() -> str:
 
 def readings() -> str:
     """Accuracy and calibration of the three readings, and what their agreement is worth (benchmarks/readings.py readings)."""
-    record = result("readings")
-    metrics = record["metrics"]
-    words = {"label": "label read-out", "diffusion": "diffusion classifier", "denoised": "after a denoising step"}
-    lines = ["| reading | accuracy | NLL, nats | ECE, 15 bins |", "|---|---|---|---|"]
-    for name, reading in words.items():
-        cells = (
-            value(record, f"readings/{name}_accuracy"),
-            value(record, f"readings/{name}_nll", percent=False),
-            value(record, f"readings/{name}_ece_15"),
+    words = {
+        "label": "label read-out", "diffusion": "diffusion classifier", "denoised": "after a denoising step",
+        "together": "mean of the three",
+    }  # fmt: skip
+    lines, notes = ["| model | reading | accuracy | NLL, nats | ECE, 15 bins |", f"|{'---|' * 5}"], []
+    for model, record in result("readings").items():
+        for name, reading in words.items():
+            cells = (
+                value(record, f"readings/{name}_accuracy"),
+                value(record, f"readings/{name}_nll", percent=False),
+                value(record, f"readings/{name}_ece_15"),
+            )
+            lines.append(f"| `{model}` | {reading} | {' | '.join(cells)} |")
+        notes.append(
+            f"`{model}`: all three give one label to {value(record, 'readings/all_agree')} of the test images. There the label "
+            f"read-out is right for {value(record, 'readings/label_accuracy_where_agreeing')}; elsewhere for "
+            f"{value(record, 'readings/label_accuracy_where_disagreeing')}. {of_model(model, record, 'readings')}"
         )
-        lines.append(f"| {reading} | {' | '.join(cells)} |")
-    areas = {name: metrics[f"readings/aurc_{name}"] for name in ("max_prob", "agreement")}
-    shown = {name: f"{1000 * m['value']:.2f} ({1000 * m['low']:.2f} to {1000 * m['high']:.2f})" for name, m in areas.items()}
-    lines += [
-        "",
-        f"All three give one label to {value(record, 'readings/all_agree')} of the test images. There the label read-out is "
-        f"right for {value(record, 'readings/label_accuracy_where_agreeing')}; elsewhere for "
-        f"{value(record, 'readings/label_accuracy_where_disagreeing')}. Its AURC, times 1000, is {shown['max_prob']} by its "
-        f"largest probability and {shown['agreement']} by the agreement: lower by {value(record, 'readings/aurc_lowered_by')}.",
-        "",
-        of_model(record, "readings"),
+    return "\n\n".join(["\n".join(lines), *notes])
+
+
+def readings_agreement() -> str:
+    """The agreement of the readings as a confidence, beside the largest probability, on the same images."""
+    lines, notes = [SELECTIVE_HEAD, f"|{'---|' * 6}"], []
+    for model, record in result("readings").items():
+        for name, words in (("max_prob", "largest probability"), ("agreement", "agreement of the readings")):
+            lines.append(f"| `{model}` | {words} | {' | '.join(selective(record, 'readings', name))} |")
+        lowered = record["metrics"]["readings/aurc_lowered_by"]
+        change, least, most = (-100 * lowered[part] for part in ("value", "high", "low"))
+        notes.append(f"`{model}`: the agreement changes the AURC by {change:+.1f} % ({least:+.1f} to {most:+.1f}).")
+    return "\n\n".join(["\n".join(lines), *notes])
+
+
+SELECTIVE_HEAD = "| model | score | AURC, 10^-3 | AUGRC, 10^-3 | coverage at 5 % risk | risk at 80 % coverage |"
+
+
+def selective(record: dict[str, Any], suite: str, score: str) -> list[str]:
+    """The cells of a score of selective classification."""
+    areas = (record["metrics"][f"{suite}/{what}_{score}"] for what in ("aurc", "augrc"))
+    cells = [f"{1000 * m['value']:.1f} ({1000 * m['low']:.1f} to {1000 * m['high']:.1f})" for m in areas]
+    return cells + [
+        value(record, f"{suite}/{what}_{score}", digits=2) for what in ("coverage_at_5_risk", "risk_at_80_coverage")
     ]
-    return "\n".join(lines)
 
 
-def of_model(record: dict[str, Any], what: str) -> str:
+def of_model(name: str, record: dict[str, Any], what: str) -> str:
     facts = record["environment"]
     return (
-        f"Model `{record['model']}`, seed 0, torch {facts['torch']}, {record['seconds'] / 60:.0f} minutes on one thread of a "
-        f"crowded machine ({facts['device']}; `python benchmarks/readings.py {what}`). 95 % intervals in parentheses."
+        f"Seed 0, torch {facts['torch']}, {record['seconds'] / 60:.0f} minutes on one thread of a crowded machine "
+        f"({facts['device']}; `python benchmarks/readings.py {what} --model {name}`). 95 % intervals in parentheses."
     )
 
 
 def readings_attacks() -> str:
     """Accuracy of each reading under attacks through the whole of it (benchmarks/readings.py attacks)."""
-    record = result("readings_attacks")
     words = {
         "label_attacked": "label read-out, attacked",
         **{
             f"{name}_{how}": f"{reading}, {how}"
-            for name, reading in (("denoised", "after a denoising step"), ("diffusion", "diffusion classifier"))
+            for name, reading in (
+                ("denoised", "after a denoising step"),
+                ("diffusion", "diffusion classifier"),
+                ("together", "mean of the three"),
+            )
             for how in ("transfer", "fixed", "eot")
         },
     }
-    lines = ["| reading, attack | accuracy under attack |", "|---|---|"]
-    lines += [f"| {text} | {value(record, f'readings/{name}_linf_8')} |" for name, text in words.items()]
-    steps = record["options"]["attack_steps"]
-    lines += ["", f"PGD with the margin loss, {steps} steps of 1/255 in L-inf 8/255. {of_model(record, 'attacks')}"]
-    return "\n".join(lines)
+    records = result("readings_attacks")
+    lines = [f"| reading, attack | {' | '.join(f'`{model}`' for model in records)} |", f"|---|{'---|' * len(records)}"]
+    for name, text in words.items():
+        lines.append(f"| {text} | {' | '.join(value(r, f'readings/{name}_linf_8') for r in records.values())} |")
+    notes = [
+        f"`{model}`: PGD with the margin loss, {record['options']['attack_steps']} steps of 1/255 in L-inf 8/255. "
+        + of_model(model, record, "attacks")
+        for model, record in records.items()
+    ]
+    return "\n\n".join(["\n".join(lines), *notes])
 
 
 def ood_choice() -> str:
     """The AUROC of fused scores on altered training images (benchmarks/readings.py choose)."""
-    record = result("ood_choice")
-    sets = [name for name in next(iter(record["combinations"].values())) if name != "mean"]
-    lines = [f"| combination | mean | {' | '.join(sets)} |", f"|{'---|' * (2 + len(sets))}"]
-    for names, areas in [*record["combinations"].items()][:8]:
-        lines.append(f"| {names} | {' | '.join(f'{areas[name]:.3f}' for name in ('mean', *sets))} |")
-    lines += [
-        "",
-        f"The best eight of {len(record['combinations'])}, AUROC of the fused score, {record['images']} images each "
-        "(`python benchmarks/readings.py choose`).",
-    ]
-    return "\n".join(lines)
+    parts = []
+    for model, record in result("ood_choice").items():
+        sets = [name for name in next(iter(record["combinations"].values())) if name != "mean"]
+        lines = [f"| combination | mean | {' | '.join(sets)} |", f"|{'---|' * (2 + len(sets))}"]
+        for names, areas in [*record["combinations"].items()][:8]:
+            lines.append(f"| {names} | {' | '.join(f'{areas[name]:.3f}' for name in ('mean', *sets))} |")
+        parts += [
+            "\n".join(lines),
+            f"The best eight of {len(record['combinations'])}, AUROC of the fused score of `{model}`, {record['images']} "
+            f"images each (`python benchmarks/readings.py choose --model {model}`).",
+        ]
+    return "\n\n".join(parts)
 
 
 def ood_both() -> str:
     """AUROC of each score on each set (benchmarks/readings.py ood)."""
-    record = result("ood_both")
-    sets = list(dict.fromkeys(name.split("/")[1] for name in record["metrics"]))
-    lines = [f"| score | passes | {' | '.join(sets)} |", f"|{'---|' * (2 + len(sets))}"]
-    for score, passes in record["passes"].items():
-        cells = [value(record, f"ood/{name}/auroc_{score}", percent=False, digits=3) for name in sets]
-        lines.append(f"| `{score}` | {passes} | {' | '.join(cells)} |")
-    rates = ", ".join(f"{value(record, f'ood/{name}/fpr95_fused')} of {name}" for name in sets)
-    lines += ["", f"At the threshold that accepts 95 % of test images, `fused` accepts {rates}.", "", of_model(record, "ood")]
-    return "\n".join(lines)
+    parts = []
+    for model, record in result("ood_both").items():
+        sets = list(dict.fromkeys(name.split("/")[1] for name in record["metrics"]))
+        lines = [f"| score | passes | {' | '.join(sets)} |", f"|{'---|' * (2 + len(sets))}"]
+        for score, passes in record["passes"].items():
+            cells = [value(record, f"ood/{name}/auroc_{score}", percent=False, digits=3) for name in sets]
+            lines.append(f"| `{score}` | {passes} | {' | '.join(cells)} |")
+        rates = ", ".join(f"{value(record, f'ood/{name}/fpr95_fused')} of {name}" for name in sets)
+        parts += [
+            "\n".join(lines),
+            f"`{model}`: at the threshold that accepts 95 % of test images, `fused` accepts {rates}. "
+            + of_model(model, record, "ood"),
+        ]
+    return "\n\n".join(parts)
 
 
 def deployment() -> str:
@@ -1231,6 +1270,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "doubt_sets": doubt_sets,
     "certified": certified,
     "readings": readings,
+    "readings_agreement": readings_agreement,
     "readings_attacks": readings_attacks,
     "ood_choice": ood_choice,
     "ood_both": ood_both,
@@ -1247,6 +1287,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
             "cifar10",
             "cifar10_trials",
             "few_labels",
+            "few_labels_5",
+            "few_labels_10",
             "few_labels_digits",
         )
     },
