@@ -40,8 +40,8 @@ POOL_IMAGES, POOL_TRIES, POOL_STEPS, REFERENCE = 1000, 4, 10, 5000
 class Bench:
     """A bundled model, its data, and a judge that shares nothing with it."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.model = name, hybvit.load(name, "cpu")
+    def __init__(self, name: str, images: int = 200) -> None:
+        self.name, self.model, self.images = name, hybvit.load(name, "cpu"), images
         cfg = self.model.cfg
         data = open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labeled=True)
         self.train, self.train_labels = data.train.take(torch.arange(len(data.train)))
@@ -85,7 +85,7 @@ def wanted_classes(bench: Bench, n: int) -> tuple[Tensor, Tensor]:
 
 def rivals(bench: Bench) -> dict[str, Any]:
     """How far the training images of the wanted class are: the nearest one, and the nearest that both classifiers accept."""
-    n = 200
+    n = bench.images
     pixels, wanted = wanted_classes(bench, n)
     nearest, accepted, looked_at = [], [], []
     for image, k in zip(pixels, wanted, strict=True):
@@ -107,7 +107,7 @@ def rivals(bench: Bench) -> dict[str, Any]:
 
 
 def counterfactuals(bench: Bench) -> dict[str, Any]:
-    n, model = 200, bench.model
+    n, model = bench.images, bench.model
     pixels, wanted = wanted_classes(bench, n)
     nearest = []
     for image, k in zip(pixels, wanted, strict=True):
@@ -252,9 +252,10 @@ def main() -> None:
         "parts", nargs="*", help="rivals, counterfactuals, inpainting, inversion, variations, tries; all by default"
     )
     parser.add_argument("--pool", type=Path, default=Path("runs/editing_pool.safetensors"), help="where samples are kept")
+    parser.add_argument("--images", type=int, default=200, help="of counterfactuals; half as many at the lower confidence")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    bench = Bench(args.model)
+    bench = Bench(args.model, args.images)
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "rivals": lambda: rivals(bench),
         "counterfactuals": lambda: counterfactuals(bench),

@@ -1035,20 +1035,22 @@ def ood_choice() -> str:
 
 
 def ood_both() -> str:
-    """AUROC of each score on each set (benchmarks/readings.py ood)."""
-    parts = []
+    """AUROC of each score on each set (benchmarks/readings.py ood); compressed sets have a table of their own."""
+    parts, jpeg = [], ", as JPEG"
     for model, record in result("ood_both").items():
         sets = list(dict.fromkeys(name.split("/")[1] for name in record["metrics"]))
-        lines = [f"| score | passes | {' | '.join(sets)} |", f"|{'---|' * (2 + len(sets))}"]
-        for score, passes in record["passes"].items():
-            cells = [value(record, f"ood/{name}/auroc_{score}", percent=False, digits=3) for name in sets]
-            lines.append(f"| `{score}` | {passes} | {' | '.join(cells)} |")
-        rates = ", ".join(f"{value(record, f'ood/{name}/fpr95_fused')} of {name}" for name in sets)
-        parts += [
-            "\n".join(lines),
+        plain, compressed = ([name for name in sets if name.endswith(jpeg) is wanted] for wanted in (False, True))
+        for some in filter(None, (plain, compressed)):
+            lines = [f"| `{model}` | passes | {' | '.join(some)} |", f"|{'---|' * (2 + len(some))}"]
+            for score, passes in record["passes"].items():
+                cells = [value(record, f"ood/{name}/auroc_{score}", percent=False, digits=3) for name in some]
+                lines.append(f"| `{score}` | {passes} | {' | '.join(cells)} |")
+            parts.append("\n".join(lines))
+        rates = ", ".join(f"{value(record, f'ood/{name}/fpr95_fused')} of {name}" for name in plain)
+        parts.append(
             f"`{model}`: at the threshold that accepts 95 % of test images, `fused` accepts {rates}. "
-            + of_model(model, record, "ood"),
-        ]
+            + of_model(model, record, "ood")
+        )
     return "\n\n".join(parts)
 
 
