@@ -1,10 +1,11 @@
 """Three readings of one image, and out-of-distribution detection by both halves of a model
--> results/readings.json, results/readings_attacks.json, results/ood_both.json and results/ood_choice.json.
+-> results/readings.json, readings_attacks.json, readings_evaluations.json, ood_both.json and ood_choice.json.
 
     python benchmarks/readings.py ood --ood mnist_test/,digits,interpolation,noise --images 250 [--write]
     python benchmarks/readings.py choose [--write]
     python benchmarks/readings.py readings --images 300 [--write]
     python benchmarks/readings.py attacks --images 12 --steps 8 [--write]
+    python benchmarks/readings.py evaluations --images 300 [--write]
 
 ``choose`` compares combinations of scores on altered training images alone; that of ``fused`` was taken from it. ``--model``
 and ``--data`` measure another model. Each file has an entry for each model:
@@ -30,13 +31,15 @@ from PIL import Image
 from torch import Tensor
 
 import hybvit
-from hybvit.data.image_set import Dataset, ImageSet
+from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.devices import environment
-from hybvit.evaluation import EvaluationOptions
+from hybvit.evaluation import EvaluationOptions, plots
 from hybvit.evaluation.context import Context, Result
 from hybvit.evaluation.ood import compare, mean_of_draws, ood_sets
 from hybvit.evaluation.ood_scores import Scorer, fused, passes, remembered, scores, two_halves
 from hybvit.evaluation.subject import subject_of
+from hybvit.method.readings import TIMES, time_at
+from hybvit.metrics.classification import wilson_interval
 from hybvit.metrics.ood import auroc
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -45,8 +48,10 @@ RECORDS = {
     "choose": "ood_choice.json",
     "readings": "readings.json",
     "attacks": "readings_attacks.json",
+    "evaluations": "readings_evaluations.json",
 }
 SUITE = "readings"
+EVALUATIONS = 60  # of the diffusion classifier, of every class
 FEW = 200  # images of each altered set
 CLASSIFIER = ("max_prob", "max_logit", "entropy", "logpx", "knn", "mahalanobis", "relative_mahalanobis")
 DENOISER = ("denoising", "scoped", "diffpath", "trajectory")
@@ -59,6 +64,34 @@ def measure(args: argparse.Namespace, **options: Any) -> dict[str, Any]:
         found = hybvit.evaluate(args.model, args.data, suites=SUITE, options=asked, out=args.pictures or folder, say=print)
     record = {key: found.record[key] for key in ("data", "environment", "seconds", "metrics", "tables", "notes")}
     return record | {"options": asked.of_suite(SUITE)}
+
+
+@torch.no_grad()
+def evaluations(args: argparse.Namespace) -> dict[str, Any]:
+    """The accuracy of the diffusion classifier after each number of evaluations, if no class is left out."""
+    subject, started = subject_of(args.model, args.data), time.monotonic()
+    images, reading = subject.data.test.subsample(args.images), subject.model.reading("diffusion")
+    pixels, labels = images.take(torch.arange(len(images)))
+    times = [TIMES[k % len(TIMES)] for k in range(EVALUATIONS)]
+    noise = torch.randn(EVALUATIONS, *pixels.shape[1:], generator=torch.Generator().manual_seed(0))
+    right = torch.zeros(EVALUATIONS, dtype=torch.float64)
+    for x, y in zip(to_x(pixels).split(50), labels.split(50), strict=True):
+        every = torch.arange(reading.num_classes).expand(len(x), -1)
+        errors = [reading.errors(x, time_at(reading.diffusion, t), noise[k], every) for k, t in enumerate(times)]
+        right += (torch.stack(errors).cumsum(dim=0).argmin(dim=2) == y).sum(dim=1)
+    accuracy = (right / len(labels)).tolist()
+    low, high = wilson_interval(accuracy[-1], len(labels))
+    return {
+        "images": len(labels), "accuracy": accuracy, "low": low, "high": high,
+        "seconds": round(time.monotonic() - started), "environment": environment(),
+    }  # fmt: skip
+
+
+def draw_evaluations(records: dict[str, Any]) -> None:
+    """docs/readings_evaluations.svg"""
+    curves = {f"{model} (n {r['images']})": list(enumerate(r["accuracy"], 1)) for model, r in records.items()}
+    picture = plots.curves(curves, "evaluations of every class", "accuracy of the diffusion classifier", markers=False)
+    (RESULTS.parent / "docs" / "readings_evaluations.svg").write_text(picture)
 
 
 def compare_sets(args: argparse.Namespace) -> dict[str, Any]:
@@ -165,6 +198,8 @@ def main() -> None:
         record = compare_sets(args)
     elif args.what == "choose":
         record = choose(args)
+    elif args.what == "evaluations":
+        record = evaluations(args)
     elif args.what == "readings":
         record = measure(args, reading_images=args.images, reading_attacks=0)
     else:
@@ -173,7 +208,10 @@ def main() -> None:
     if args.write:
         file = RESULTS / RECORDS[args.what]
         found = json.loads(file.read_text()) if file.is_file() else {}
-        file.write_text(json.dumps(dict(sorted((found | {args.model: record}).items(), reverse=True)), indent=1) + "\n")
+        found = dict(sorted((found | {args.model: record}).items(), reverse=True))
+        file.write_text(json.dumps(found, indent=1) + "\n")
+        if args.what == "evaluations":
+            draw_evaluations(found)
 
 
 if __name__ == "__main__":

@@ -316,6 +316,13 @@ def test_the_interval_of_a_share_is_within_0_and_1(wrong):
     assert 0 <= found.low < found.value < found.high <= 1
 
 
+def test_the_interval_of_the_mean_confidence_is_within_0_and_1():
+    logits = torch.tensor([[[9.0, 0.0]], [[9.0, 0.0]], [[0.5, 0.0]]], dtype=torch.float64)
+    found = measures(logits, torch.zeros(3, dtype=torch.long), threshold=0.6, seed=0)["confidence"]
+    assert found.value == pytest.approx(torch.sigmoid(torch.tensor([9.0, 9.0, 0.5])).mean().item())
+    assert found.low < found.value < found.high == 1
+
+
 def test_clean_images_score_above_corrupted_ones():
     logits, clean = torch.zeros(12, 2), torch.linspace(0, 1, 12)
     below, half = (Answer(logits, {"logpx": scores}) for scores in (clean - 2, torch.cat((clean[:6] - 2, clean[6:] + 2))))

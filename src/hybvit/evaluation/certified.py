@@ -41,18 +41,31 @@ def run(ctx: Context) -> Result:
         "votes": ctx.options.certified_votes, "selection": SELECTION, "confidence": CERTIFIED_CONFIDENCE,
         "precision": "float32", "share_of_votes": {},
     }  # fmt: skip
+    ends = dict[float, float]()
     for name, (reading, noise) in plan.items():
         found = certify(ctx, images, classifier(ctx, reading, noise), noise, name)
         at = partial(certified_at, found, images.labels)
-        result.metrics |= {f"certified/{name}/accuracy_{radius:g}": proportion(at(radius)) for radius in RADII}
-        result.metrics[f"certified/{name}/abstained"] = proportion(found.labels < 0)
         end = largest_radius(noise, ctx.options.certified_votes, CERTIFIED_CONFIDENCE)
+        within = [radius for radius in RADII if radius < end]
+        result.metrics |= {f"certified/{name}/accuracy_{radius:g}": proportion(at(radius)) for radius in within}
+        result.metrics[f"certified/{name}/abstained"] = proportion(found.labels < 0)
+        if len(within) < len(RADII):
+            ends[noise] = end
         steps = [STEP * k for k in range(int(end / STEP) + 1)]
         key = f"noise {noise:g}" + (", denoised first" if reading == "denoised" else "")
         curves[key] = [(radius, at(radius).double().mean().item()) for radius in (*steps, end - 1e-9, end)]
         of_label = found.votes.gather(1, images.labels[:, None])[:, 0].double() / ctx.options.certified_votes
         shares[key] = of_label.tolist()
         result.tables["certified"]["share_of_votes"][name] = table_of_shares(of_label)
+    if ends:
+        reached = ", ".join(f"{end:.2f} at noise {noise:g}" for noise, end in ends.items())
+        result.notes.append(
+            f"Radii up to {reached} can be certified with so many votes, even if all agree; larger ones are left out."
+        )
+    result.notes.append(
+        "noisy_s: by the network's own reading of images with noise of standard deviation s; denoised_s: by its reading after "
+        f"a denoising step; plain_pgd: without noise, under an attack of {ctx.options.attack_steps} steps; more find more."
+    )
     curves["attacked by PGD, no certificate"] = attacked(ctx, images, result)
     add_pictures(ctx, len(images), curves, shares, result)
     return result

@@ -129,6 +129,13 @@ def as_share(found: Metric) -> Metric:
     """A share with its interval, within 0 and 1: Wilson's where n images that agree leave no variance to estimate."""
     if found.low is None or found.high is None:
         return Metric(found.value, found.n, *wilson_interval(found.value, found.n))
+    return from_0_to_1(found)
+
+
+def from_0_to_1(found: Metric) -> Metric:
+    """A figure that cannot leave 0 to 1, with its interval cut there."""
+    if found.low is None or found.high is None:
+        return found
     return found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
@@ -177,7 +184,7 @@ def measures(logits: Tensor, labels: Tensor, threshold: float, seed: int) -> dic
         "error": share_metric(wrong),
         "nll": mean_metric(nll(every, of_all).reshape(n, m)),
         f"ece_{BINS}": metric_of(ece(everyone), n, bootstrap_interval(ece, n, seed)),
-        "confidence": mean_metric(confidence),
+        "confidence": from_0_to_1(mean_metric(confidence)),
         "accepted": share_metric(accepted),
         "accepted_error": as_share(metric_of(accepted_error(everyone), n, bootstrap_interval(accepted_error, n, seed))),
     }

@@ -97,8 +97,8 @@ def work_of(ctx: Context, suite: str) -> Work:
     if suite == "readings":
         images, attacked = min(n, o.reading_images), min(n, o.reading_attacks)
         reading = sum(len(part.times) * min(part.classes or classes, classes) for part in ROUNDS)
-        steps = 3 * attacked * o.attack_steps
-        return Work(images, steps, images * reading + 3 * steps * reading)
+        steps = attacked * o.attack_steps  # of each attack; two of every noisy reading, and two of all together
+        return Work(images, 6 * steps, images * reading + 2 * 2 * 3 * steps * reading)
     if suite == "likelihood":
         shown = likelihood.PLOTTED_IMAGES * ctx.model.diffusion.T if o.bound_draws else 0
         return Work(denoised=min(n, o.bound_images) * bound + shown)

@@ -68,8 +68,7 @@ MEANINGS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"certified/.*/accuracy",
-        "share of images whose label is right and certified within this L2 radius (on the [0, 1] scale), by votes under noise "
-        "of the standard deviation in the name, read directly (noisy) or after a denoising step; higher is better",
+        "share of images whose label is right and certified within this L2 radius, on the [0, 1] scale; higher is better",
     ),
     (r"certified/.*/abstained", "share of images whose votes certify no label; lower is better"),
     (r"corruptions/mean_error", "mean error over the common corruptions and the five severities; lower is better"),
