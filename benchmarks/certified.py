@@ -71,7 +71,7 @@ def parts_of(digits: str) -> list[Part]:
         *(Part(fashion, "test", "pgd", radius, 500) for radius in RADII),
         *(Part(fashion, "test", "inside", s, 50) for s in (0.25,)),
         *(Part(fashion, "test", "noisy", s, 500) for s in (0.18, 0.12, 0.5)),
-        Part(fashion, "test", "denoised", 0.25, 500),
+        Part(fashion, "test", "denoised", 0.25, 200),
         *(Part(digits, split, "noisy", s, 364, v) for split, v in (("train", 64), ("test", VOTES)) for s in (0.12, 0.25, 0.5)),
         *(Part("digits", "test", "denoised", s, 364) for s in (0.12, 0.25)),
         *(Part(photos, "train", kind, s, 100, 64) for kind in ("noisy", "denoised") for s in (0.06, 0.12, 0.25)),

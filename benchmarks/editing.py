@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ from torch import Tensor
 import hybvit
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import evenly_spaced
-from hybvit.data.images import grid, save_image
+from hybvit.data.images import captioned_grid, grid, save_image
 from hybvit.devices import environment
 from hybvit.evaluation.extractors import open_extractor
 from hybvit.metrics.classification import wilson_interval
 from hybvit.metrics.fidelity import Statistics, frechet_distance, frechet_interval, precision_recall
 from hybvit.metrics.judge import LARGEST_TRAINING_SET, PixelSVM
-from hybvit.model import ATTEMPT
+from hybvit.model import ATTEMPT, Prediction
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "results" / "editing.json"
@@ -34,11 +34,12 @@ SEED, SHOWN, PICTURED = 0, 12, ("fashion-mnist", "cifar10")
 CONFIDENCES = {  # digits was trained with smoothed labels: at most 0.91
     "fashion-mnist": (0.95, 0.5), "digits": (0.8, 0.5), "cifar10": (0.95, 0.5),
 }  # fmt: skip
+USED = 200  # test images that earlier settings of counterfactuals were measured on: the last one is measured on others
 POOL_IMAGES, POOL_TRIES, POOL_STEPS, REFERENCE = 1000, 4, 10, 5000
 
 
 class Bench:
-    """A bundled model, its data, and a judge that shares nothing with it."""
+    """A bundled model, its data, and a judge that shares nothing with it but the training images."""
 
     def __init__(self, name: str, images: int = 200) -> None:
         self.name, self.model, self.images = name, hybvit.load(name, "cpu"), images
@@ -52,17 +53,23 @@ class Bench:
         if len(self.train) <= LARGEST_TRAINING_SET:
             self.judge, self.judge_name = PixelSVM(self.train, self.train_labels).predict, "a support vector machine on pixels"
 
-    def draw(self, n: int, purpose: int) -> tuple[Tensor, Tensor, torch.Generator]:
-        """n test images at random with their labels, and a generator."""
+    def draw(self, n: int, purpose: int, after: int = 0) -> tuple[Tensor, Tensor, torch.Generator]:
+        """n test images at random with their labels, without the first ``after`` of the same draw, and a generator."""
         g = torch.Generator().manual_seed(1000 * SEED + purpose)
-        rows = torch.randperm(len(self.test), generator=g)[:n]
+        rows = torch.randperm(len(self.test), generator=g)[after : after + n]
         return self.test[rows], self.test_labels[rows], g
 
-    def save(self, picture: str, pixels: Tensor, columns: int) -> None:
+    def save(self, picture: str, pixels: Tensor, columns: int, captions: Sequence[str] = ()) -> None:
         if self.name not in PICTURED:
             return
-        name = self.name.replace("-", "_")
-        save_image(grid(pixels, columns, scale=max(1, 56 // pixels.shape[-1])), ROOT / "docs" / f"editing_{picture}_{name}.png")
+        name, scale = self.name.replace("-", "_"), max(1, (96 if captions else 64) // pixels.shape[-1])
+        sheet = captioned_grid(pixels, captions, columns, scale) if captions else grid(pixels, columns, scale=scale)
+        save_image(sheet, ROOT / "docs" / f"editing_{picture}_{name}.png")
+
+    def said(self, prediction: Prediction) -> list[str]:
+        """The label and its probability, for each image."""
+        certain = prediction.probabilities.amax(dim=1)
+        return [f"{self.model.classes[k]} {p:.2f}" for k, p in zip(prediction.labels.tolist(), certain.tolist(), strict=True)]
 
 
 def share(hits: Tensor) -> dict[str, Any]:
@@ -78,7 +85,7 @@ def apart(a: Tensor, b: Tensor) -> Tensor:
 
 def wanted_classes(bench: Bench, n: int) -> tuple[Tensor, Tensor]:
     """n test images, and a random other class for each."""
-    pixels, labels, g = bench.draw(n, 1)
+    pixels, labels, g = bench.draw(n, 1, USED if USED + n <= len(bench.test) else 0)
     classes = len(bench.model.classes)
     return pixels, (labels + torch.randint(1, classes, (n,), generator=g)) % classes
 
@@ -131,8 +138,9 @@ def counterfactuals(bench: Bench) -> dict[str, Any]:
         }  # fmt: skip
         print(json.dumps(found), flush=True)
         if first:
-            rows = torch.stack((pixels, result.pixels, near), dim=1)[: 3 * SHOWN]
-            bench.save("counterfactual", rows.flatten(0, 1), 9)
+            rows = torch.stack((pixels, result.pixels, near), dim=1)[:SHOWN]  # two triples in a row
+            said = zip(bench.said(result.before), bench.said(result.after), bench.said(model.predict(near)), strict=True)
+            bench.save("counterfactual", rows.flatten(0, 1), 6, [word for triple in said for word in triple][: 3 * SHOWN])
     return found
 
 

@@ -703,7 +703,7 @@ def certified() -> str:
         "",
         *spread,
         "",
-        f"The noise was chosen on training images ({few} votes each; the figures are those of {record['votes']:,} votes in the "
+        f"The same on training images, to choose the noise by ({few} votes each; the figures are those of {record['votes']:,} votes in the "
         "same shares, and higher than those of test images, since the network knows these by heart):",
         "",
         *lines_of("train"),
@@ -1045,12 +1045,10 @@ def ood_both() -> str:
             for score, passes in record["passes"].items():
                 cells = [value(record, f"ood/{name}/auroc_{score}", percent=False, digits=3) for name in some]
                 lines.append(f"| `{score}` | {passes} | {' | '.join(cells)} |")
+            rates = [value(record, f"ood/{name}/fpr95_fused") for name in some]
+            lines.append(f"| accepted by `fused` where 95 % of test images are | | {' | '.join(rates)} |")
             parts.append("\n".join(lines))
-        rates = ", ".join(f"{value(record, f'ood/{name}/fpr95_fused')} of {name}" for name in plain)
-        parts.append(
-            f"`{model}`: at the threshold that accepts 95 % of test images, `fused` accepts {rates}. "
-            + of_model(model, record, "ood")
-        )
+        parts.append(f"`{model}`: {of_model(model, record, 'ood')}")
     return "\n\n".join(parts)
 
 
