@@ -703,8 +703,8 @@ def certified() -> str:
         "",
         *spread,
         "",
-        f"The same on training images, to choose the noise by ({few} votes each; the figures are those of {record['votes']:,} votes in the "
-        "same shares, and higher than those of test images, since the network knows these by heart):",
+        f"The same on training images, to choose the noise by ({few} votes each; the figures are those of {record['votes']:,} "
+        "votes in the same shares, and higher than those of test images, since the network knows these by heart):",
         "",
         *lines_of("train"),
     ])  # fmt: skip
