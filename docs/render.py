@@ -1009,7 +1009,9 @@ def readings_attacks() -> str:
     records = result("readings_attacks")
     lines = [f"| reading, attack | {' | '.join(f'`{model}`' for model in records)} |", f"|---|{'---|' * len(records)}"]
     for name, text in words.items():
-        lines.append(f"| {text} | {' | '.join(value(r, f'readings/{name}_linf_8') for r in records.values())} |")
+        cells = [value(record, f"readings/{name}_linf_8") for record in records.values()]
+        if set(cells) != {"-"}:
+            lines.append(f"| {text} | {' | '.join(cells)} |")
     notes = [
         f"`{model}`: PGD with the margin loss, {record['options']['attack_steps']} steps of 1/255 in L-inf 8/255. "
         + of_model(model, record, "attacks")
