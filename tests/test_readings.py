@@ -12,7 +12,7 @@ from hybvit.data.image_set import Dataset, ImageSet
 from hybvit.errors import ConfigError
 from hybvit.evaluation.context import Context
 from hybvit.evaluation.options import Options
-from hybvit.evaluation.readings import run
+from hybvit.evaluation.readings import run, together
 from hybvit.evaluation.report import meaning
 from hybvit.method.diffusion import Diffusion
 from hybvit.method.readings import DenoisedReading, DiffusionClassifier, Round
@@ -149,6 +149,11 @@ def test_read_gives_each_reading_and_refuses_what_the_network_cannot():
 def test_agreement_is_the_mean_probability_of_the_first_label():
     first, second = torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]]), torch.tensor([[0.1, 0.9, 0.0], [0.0, 0.2, 0.8]])
     torch.testing.assert_close(agreement([first.log(), second.log()]), torch.tensor([0.4, 0.6], dtype=torch.float64))
+
+
+def test_together_is_the_log_of_the_mean_probabilities():
+    first, second = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.1, 0.9, 0.0]])
+    torch.testing.assert_close(together([first.log() + 3, second.log()]).exp(), torch.tensor([[0.4, 0.55, 0.05]]))
 
 
 def test_the_suite_measures_every_reading_and_attacks_each(tmp_path):

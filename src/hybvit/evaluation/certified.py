@@ -64,7 +64,7 @@ def run(ctx: Context) -> Result:
         )
     result.notes.append(
         "noisy_s: by the network's own reading of images with noise of standard deviation s; denoised_s: by its reading after "
-        f"a denoising step; plain_pgd: without noise, under an attack of {ctx.options.attack_steps} steps; more find more."
+        f"a denoising step; plain_pgd: without noise, under {ctx.options.attack_steps} steps of PGD (more steps break more)."
     )
     curves["attacked by PGD, no certificate"] = attacked(ctx, images, result)
     add_pictures(ctx, len(images), curves, shares, result)
