@@ -58,13 +58,13 @@ def run(ctx: Context) -> Result:
         shares[key] = of_label.tolist()
         result.tables["certified"]["share_of_votes"][name] = table_of_shares(of_label)
     if ends:
-        reached = ", ".join(f"{end:.2f} at noise {noise:g}" for noise, end in ends.items())
+        reached = ", ".join(f"{end:.2g} at noise {noise:g}" for noise, end in ends.items())
         result.notes.append(
             f"Radii up to {reached} can be certified with so many votes, even if all agree; larger ones are left out."
         )
     result.notes.append(
         "noisy_s: by the network's own reading of images with noise of standard deviation s; denoised_s: by its reading after "
-        f"a denoising step; plain_pgd: without noise, under {ctx.options.attack_steps} steps of PGD (more steps break more)."
+        f"a denoising step; plain_pgd: without noise, under PGD (--attack-steps {ctx.options.attack_steps}; more break more)."
     )
     curves["attacked by PGD, no certificate"] = attacked(ctx, images, result)
     add_pictures(ctx, len(images), curves, shares, result)
