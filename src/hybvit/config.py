@@ -24,7 +24,7 @@ from .catalog import CATALOG, OWN_IMAGES
 from .errors import ConfigError, did_you_mean
 from .method.diffusion import SCHEDULES, Diffusion
 from .method.objective import Objective
-from .method.vit import ViTConfig
+from .method.vit_config import ViTConfig, check_choices
 from .storage import read_bytes
 
 
@@ -391,10 +391,10 @@ def value_of(cfg: Config, name: str) -> Any:
 def _check_choices(cfg: Config) -> None:
     """Fields that take one of several words."""
     for group in GROUPS:
-        for name, kind in get_type_hints(type(getattr(cfg, group))).items():
-            value = getattr(getattr(cfg, group), name)
-            if get_origin(kind) is Literal and value not in get_args(kind):
-                raise ConfigError(f"{group}.{name} is {value!r}: it must be one of {', '.join(map(str, get_args(kind)))}")
+        try:
+            check_choices(group, getattr(cfg, group))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     known = (*CATALOG, *OWN_IMAGES)
     if cfg.data.name not in known:
         raise ConfigError(f"data.name is {cfg.data.name!r}: it must be one of {', '.join(known)}")
