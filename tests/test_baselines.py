@@ -22,7 +22,8 @@ from hybvit.baselines.wide_resnet import WideResNet
 from hybvit.data.image_set import to_pixels
 from hybvit.errors import ConfigError, DivergedError
 from hybvit.method.diffusion import Diffusion
-from hybvit.method.objective import Batch, Objective, hybrid_loss
+from hybvit.method.objective import Batch, hybrid_loss
+from hybvit.method.objective_config import Objective
 from hybvit.method.vit import HybViT, ViTConfig
 from hybvit.networks import number_of_parameters
 

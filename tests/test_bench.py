@@ -16,7 +16,7 @@ from hybvit import devices
 from hybvit.config import Config, minibatches, override
 from hybvit.data.batches import random_batch
 from hybvit.errors import ConfigError, DataError
-from hybvit.method.objective import Objective
+from hybvit.method.objective_config import Objective
 from hybvit.method.vit import HybViT, ViTConfig
 from hybvit.model import HybridModel
 from hybvit.networks import build_network

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,18 @@ def scripts(tmp_path_factory) -> dict[str, Path]:
         found[shell] = folder / shell
         found[shell].write_text(done.stdout)
     return found
+
+
+@pytest.mark.slow
+def test_the_parsers_of_all_commands_wait_for_torch_alone():
+    """Each of the others takes a second or more to import."""
+    code = (
+        "import sys; from hybvit.cli.completion import main; main(['bash']); "
+        "print(sorted({'sklearn', 'torchvision', 'torch._dynamo', 'torch.distributed.tensor'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_bash_offers_what_fits(scripts):

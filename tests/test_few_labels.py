@@ -12,7 +12,8 @@ from hybvit.config import override, parse
 from hybvit.data.batches import NO_LABEL
 from hybvit.errors import ConfigError
 from hybvit.method.diffusion import Diffusion
-from hybvit.method.objective import Batch, Objective, hybrid_loss, with_pseudo_labels
+from hybvit.method.objective import Batch, hybrid_loss, with_pseudo_labels
+from hybvit.method.objective_config import Objective
 from hybvit.method.vit import HybViT, ViTConfig
 from hybvit.presets import preset
 

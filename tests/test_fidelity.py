@@ -20,7 +20,7 @@ from hybvit.data.images import fit, with_channels
 from hybvit.errors import ConfigError, DataError
 from hybvit.evaluation import extractors
 from hybvit.evaluation.extractors import Extractor, open_extractor
-from hybvit.method.objective import Objective
+from hybvit.method.objective_config import Objective
 from hybvit.method.vit import HybViT, ViTConfig
 from hybvit.metrics.fidelity import (
     Statistics,

@@ -12,7 +12,7 @@ import hybvit
 from hybvit import devices, hub
 from hybvit.config import Config, DiffusionConfig, override, to_yaml
 from hybvit.errors import CheckpointError, ConfigError, DataError
-from hybvit.method.objective import Objective
+from hybvit.method.objective_config import Objective
 from hybvit.method.vit import HybViT
 from hybvit.model import HybridModel
 from hybvit.presets import preset

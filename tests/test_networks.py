@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from hybvit.config import Config, DiffusionConfig
-from hybvit.method.objective import Batch, Losses, Objective, hybrid_loss
+from hybvit.method.objective import Batch, Losses, hybrid_loss
+from hybvit.method.objective_config import Objective
 from hybvit.method.vit import ViTConfig
 from hybvit.networks import build_network
 

@@ -15,7 +15,7 @@ from hybvit.errors import ConfigError
 from hybvit.method.diffusion import Diffusion
 from hybvit.method.objective import (
     Batch,
-    Objective,
+    alpha_at,
     denoising_loss,
     draw_times,
     drop_labels,
@@ -23,6 +23,7 @@ from hybvit.method.objective import (
     hybrid_loss,
     time_weights,
 )
+from hybvit.method.objective_config import Objective
 from hybvit.method.seeds import normal_like
 from hybvit.method.vit import HybViT, Output, ViTConfig
 
@@ -370,10 +371,10 @@ def test_the_loss_of_noisy_labels_is_weighted_by_the_signal():
 
 
 def test_alpha_changes_linearly():
-    assert [Objective(alpha=7.0).alpha_at(p) for p in (0.0, 0.3, 1.0)] == [7.0, 7.0, 7.0]
+    assert [alpha_at(Objective(alpha=7.0), p) for p in (0.0, 0.3, 1.0)] == [7.0, 7.0, 7.0]
     moving = Objective(alpha=100.0, alpha_end=20.0)
-    assert [moving.alpha_at(p) for p in (0.0, 0.25, 1.0)] == [100.0, 80.0, 20.0]
-    assert Objective(alpha=2.0, alpha_end=0.0).alpha_at(1.0) == 0.0
+    assert [alpha_at(moving, p) for p in (0.0, 0.25, 1.0)] == [100.0, 80.0, 20.0]
+    assert alpha_at(Objective(alpha=2.0, alpha_end=0.0), 1.0) == 0.0
     halfway = hybrid_loss(Stub(), COSINE, batch(), moving, progress=0.5, generator=seeded())
     assert halfway.denoising_weight == 60.0
     torch.testing.assert_close(halfway.total, halfway.ce + 60.0 * halfway.denoising)

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from .integrations.estimator import HybViTClassifier
     from .loading import load, load_published
     from .method.diffusion import Diffusion
-    from .method.objective import Batch, Losses, Objective, hybrid_loss
-    from .method.vit import HybViT, Output, ViTConfig
+    from .method.objective import Batch, Losses, hybrid_loss
+    from .method.objective_config import Objective
+    from .method.vit import HybViT, Output
+    from .method.vit_config import ViTConfig
     from .metrics.certified import Certificates
     from .model import HybridModel, Prediction
     from .presets import PRESETS, preset
@@ -41,10 +43,10 @@ _MODULE_OF = {
     "Certificates": "metrics.certified",
     "HybViTClassifier": "integrations.estimator",
     "HybridModel": "model", "Prediction": "model", "load": "loading", "load_published": "loading",
-    "Batch": "method.objective", "Losses": "method.objective", "Objective": "method.objective",
-    "hybrid_loss": "method.objective",
+    "Batch": "method.objective", "Losses": "method.objective", "hybrid_loss": "method.objective",
+    "Objective": "method.objective_config",
     "PRESETS": "presets", "preset": "presets",
-    "HybViT": "method.vit", "Output": "method.vit", "ViTConfig": "method.vit",
+    "HybViT": "method.vit", "Output": "method.vit", "ViTConfig": "method.vit_config",
     "train": "training.loop",
 }  # fmt: skip
 

@@ -15,17 +15,19 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
 from . import __version__, versions
 from .catalog import CATALOG, OWN_IMAGES
 from .errors import ConfigError, did_you_mean
-from .method.diffusion import SCHEDULES, Diffusion
-from .method.objective import Objective
+from .method.objective_config import Objective
 from .method.vit_config import ViTConfig, check_choices
 from .storage import read_bytes
+
+if TYPE_CHECKING:
+    from .method.diffusion import Diffusion
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class DiffusionConfig:
     steps: int = 1000
 
     def build(self) -> Diffusion:
+        from .method.diffusion import SCHEDULES  # torch, which takes two seconds and which settings do not need
+
         return SCHEDULES[self.schedule](self.steps)
 
 

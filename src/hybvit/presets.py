@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from .catalog import CATALOG
 from .config import Config, DataConfig, DiffusionConfig, JEMConfig, NetworkConfig, OptimConfig, TrainConfig, override
 from .errors import ConfigError, did_you_mean
-from .method.objective import Objective
-from .method.vit import ViTConfig
+from .method.objective_config import Objective
+from .method.vit_config import ViTConfig
 
 
 class Preset(NamedTuple):

@@ -24,7 +24,8 @@ from ..config import JEMConfig
 from ..data.image_set import to_pixels
 from ..errors import DivergedError
 from ..method import seeds
-from ..method.objective import Batch, Losses, Objective
+from ..method.objective import Batch, Losses
+from ..method.objective_config import Objective
 from ..metrics.likelihood import log_density
 
 RANK = 64  # principal directions kept of the covariance of a class

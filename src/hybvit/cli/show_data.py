@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import Config, parse
-from ..data.auto_augment import auto_augment
 from ..data.batches import AUTO_AUGMENT, augment_weakly, cutmix, erase, mean_color, mixed_labels, mixup, policy_of, uniforms
 from ..data.corruptions import SEVERITIES, applicable, check_corruption, corrupt
 from ..data.datasets import open_dataset
@@ -40,6 +39,8 @@ class Row(NamedTuple):
 
 def augmentation_rows(train: ImageSet, classes: tuple[str, ...], cfg: Config, columns: int) -> list[Row]:
     """Raw, weak and strong augmentation (before mixing); for labeled images also MixUp and CutMix."""
+    from ..data.auto_augment import auto_augment  # torchvision takes as long to import as torch
+
     shown = train.subsample(columns)
     pixels, labels = shown.in_memory, shown.labels
     index = torch.arange(len(shown))

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..method.diffusion import Diffusion, Target
+from ..method.diffusion import Diffusion
+from ..method.objective_config import Target
 from ..model import HybridModel
 
 

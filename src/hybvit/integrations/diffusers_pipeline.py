@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..config import DiffusionConfig
 from ..errors import CheckpointError, ConfigError, did_you_mean
-from ..method.diffusion import Target
+from ..method.objective_config import Target
 from ..method.vit import HybViT, ViTConfig
 from ..model import HybridModel
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-Target = Literal["eps", "x0", "v", "flow"]
+from .objective_config import Target
 
 
 class Diffusion:

@@ -8,60 +8,18 @@ computed on the CPU.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .diffusion import Diffusion, Target
+from .diffusion import Diffusion
+from .objective_config import Objective, Target, Weighting
 from .seeds import normal_like, to_device_async
 from .vit import Output
 
-Norm = Literal["l1", "l2"]
-Weighting = Literal["uniform", "min_snr"]
-
 MIN_SNR_GAMMA = 5.0  # Hang et al. 2023
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The training objective CE + alpha * denoising (Eq. 24) and its options.
-
-    Args:
-        kind: vit (cross-entropy only), genvit (denoising only), hybvit (both), or jem (cross-entropy and an energy).
-        alpha: weight of the denoising loss (the paper's 1, 10 or 100).
-        alpha_end: final value of alpha, which changes linearly over the run; None keeps alpha constant.
-        norm: l1 as in the published runs, or l2 as in Ho et al., which the paper calls comparable.
-        target: what the pixel read-out predicts: eps, x0, v, or flow, which is eps - x0 (flow matching, with
-            ``diffusion.schedule`` flow).
-        weighting: weighting of the denoising loss over t, with mean 1: uniform, or min_snr (Hang et al. 2023).
-        noisy_labels: weight of the cross-entropy of the noisy images, each classified at its own t and weighted by abar_t. It
-            is almost free, since they pass the label read-out (``model.class_depth``) anyway.
-        label_smoothing: probability mass spread evenly over all classes.
-        label_dropout: fraction of the images to be denoised whose label is dropped, if model.label_conditioning.
-        guidance: strength of the classifier-free guidance that a network with model.label_conditioning learns, so that sampling
-            needs no second pass for it (Tang et al. 2025); 0.3 is a good start. The guidance of `hybvit sample` is added to it.
-        pseudo_labels: probability from which the network's own label of an unlabeled image counts as the label of a strongly
-            augmented copy and of its noisy version (FixMatch, Sohn et al. 2020): see :func:`with_pseudo_labels`; 0 for none.
-    """
-
-    kind: Literal["vit", "genvit", "hybvit", "jem"] = "hybvit"
-    alpha: float = 100.0
-    alpha_end: float | None = None
-    norm: Norm = "l1"
-    target: Target = "eps"
-    weighting: Weighting = "uniform"
-    noisy_labels: float = 0.0
-    label_smoothing: float = 0.1
-    label_dropout: float = 0.1
-    guidance: float = 0.0
-    pseudo_labels: float = 0.0
-
-    def alpha_at(self, progress: float) -> float:
-        """alpha at ``progress``, the completed fraction of the run in [0, 1]."""
-        return self.alpha if self.alpha_end is None else self.alpha + (self.alpha_end - self.alpha) * progress
 
 
 class Batch(NamedTuple):
@@ -209,8 +167,14 @@ def hybrid_loss(
         total = total + (pseudo_ce := copies_cross_entropy(of_copies, x0_labels))
     target = guided_target(target, prediction, uncond, objective.guidance)
     denoising = denoising_loss(diffusion, prediction, target, t, objective)
-    alpha = objective.alpha_at(progress)
+    alpha = alpha_at(objective, progress)
     return Losses(total + alpha * denoising, ce, denoising, noisy_ce, pseudo_ce, torch.full_like(denoising, alpha))
+
+
+def alpha_at(objective: Objective, progress: float) -> float:
+    """alpha at ``progress``, the completed fraction of the run in [0, 1]."""
+    alpha, end = objective.alpha, objective.alpha_end
+    return alpha if end is None else alpha + (end - alpha) * progress
 
 
 def denoising_loss(diffusion: Diffusion, prediction: Tensor, target: Tensor, t: Tensor, objective: Objective) -> Tensor:

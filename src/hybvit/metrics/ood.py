@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
 from .calibration import bootstrap_interval
@@ -28,6 +27,8 @@ def auroc(id_scores: Tensor, ood_scores: Tensor) -> float:
     Raises (like every function of two sets of scores):
         ValueError: a set is empty or a score is not finite.
     """
+    from sklearn.metrics import roc_auc_score  # here and below: it takes two seconds to import
+
     return float(roc_auc_score(*_labels_and_scores(id_scores, ood_scores)))
 
 
@@ -82,11 +83,15 @@ def clustered_auroc_interval(
 
 def aupr(id_scores: Tensor, ood_scores: Tensor) -> float:
     """Average precision with ID images as positives ("AUPR-in"), in 0..1; chance is N/(N + M)."""
+    from sklearn.metrics import average_precision_score
+
     return float(average_precision_score(*_labels_and_scores(id_scores, ood_scores)))
 
 
 def aupr_out(id_scores: Tensor, ood_scores: Tensor) -> float:
     """Average precision with OOD images as positives, the lowest score first ("AUPR-out"), in 0..1; chance is M/(N + M)."""
+    from sklearn.metrics import average_precision_score
+
     labels, scores = _labels_and_scores(id_scores, ood_scores)
     return float(average_precision_score(~labels, -scores))
 
@@ -94,6 +99,8 @@ def aupr_out(id_scores: Tensor, ood_scores: Tensor) -> float:
 def fpr_at_95_tpr(id_scores: Tensor, ood_scores: Tensor) -> float:
     """False positive rate at 95 % true positive rate: the share of OOD images at or above the highest threshold that at least
     95 % of the ID images reach; in 0..1, best 0."""
+    from sklearn.metrics import roc_curve
+
     false_positives, true_positives, _ = roc_curve(*_labels_and_scores(id_scores, ood_scores), drop_intermediate=False)
     return float(false_positives[np.argmax(true_positives >= 0.95)])
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..baselines.jem import JEM
 from ..config import Config, minibatches
 from ..data.batches import random_batch
-from ..method.objective import Objective, hybrid_loss
+from ..method.objective import hybrid_loss
+from ..method.objective_config import Objective
 from ..method.seeds import generator
 from ..networks import build_network, number_of_parameters
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 GPU = "A100 (312 TFLOP/s bf16)"
 PEAK = {"bf16": 312e12, "fp32": 156e12}  # operations per second, from its data sheet; fp32 products run in TF32
@@ -68,6 +71,8 @@ def flop_counter() -> FlopCounterMode:
 
     Its backward pass counts as two forward passes, like that of any product of matrices: what it computes anew does not count.
     """
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count  # it imports triton
+
     aten = torch.ops.aten
     forward, backward = (
         aten._scaled_dot_product_flash_attention_for_cpu,

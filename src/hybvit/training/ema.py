@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from ..config import Config
-from .parallel import divided_like
+from .parallel import divided_like, is_divided
 
 
 def ema_decay(step: int, cfg: Config) -> float:
@@ -41,5 +40,5 @@ class Average:
     def put_together(self) -> None:
         """Bring ``net`` up to date, where the processes share the weights; every process must call it."""
         for tensor, averaged in zip(self.of_net, self.averaged, strict=True):
-            if isinstance(averaged, DTensor):
+            if is_divided(averaged):
                 tensor.copy_(averaged.full_tensor())

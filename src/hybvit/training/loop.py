@@ -39,7 +39,8 @@ from ..distributed import (
 from ..errors import CheckpointError, ConfigError, DivergedError, Interrupted
 from ..loading import load
 from ..method.diffusion import Diffusion
-from ..method.objective import Batch, Losses, Objective, hybrid_loss
+from ..method.objective import Batch, Losses, hybrid_loss
+from ..method.objective_config import Objective
 from ..method.seeds import derive_seed, generator
 from ..method.vit import HybViT
 from ..model import HybridModel

@@ -6,12 +6,11 @@ one process, so the number of processes changes a run by rounding only.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeGuard
 
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import Config, minibatches
@@ -19,6 +18,9 @@ from ..distributed import rank, world_size
 from ..errors import ConfigError
 from ..method.vit import HybViT
 from ..networks import number_of_parameters
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 LARGE = 10**9  # parameters, from which on ``auto`` is fsdp
 
@@ -46,6 +48,9 @@ def shared(loss: nn.Module, cfg: Config) -> nn.Module:
         return DistributedDataParallel(loss, static_graph=once, find_unused_parameters=not once, gradient_as_bucket_view=True)
     if cfg.train.compile is True:
         raise ConfigError("train.compile does not go with train.parallel fsdp, which gathers the weights layer by layer")
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(next(loss.parameters()).device.type, (world_size(),))
     for module in list(loss.modules()):
         if isinstance(module, HybViT):
@@ -55,9 +60,15 @@ def shared(loss: nn.Module, cfg: Config) -> nn.Module:
     return loss
 
 
+def is_divided(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether this process holds a part of a tensor. Its class takes a second to import: one process need not wait."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor of which each process may hold a part, put together; every process must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_divided(tensor) else tensor
 
 
 def put_together(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -66,7 +77,7 @@ def put_together(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name, tensor in state.items():
         complete = whole(tensor)
-        if not isinstance(tensor, DTensor):
+        if not is_divided(tensor):
             found[name] = complete
         elif rank() == 0:
             found[name] = complete.cpu()
@@ -75,11 +86,13 @@ def put_together(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_divided(tensor) else tensor
 
 
 def divided_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor that every process holds as a whole -> divided as ``like`` is; nothing is sent."""
-    if not isinstance(like, DTensor):
+    if not is_divided(like):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)

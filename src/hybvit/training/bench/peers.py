@@ -16,7 +16,8 @@ from ...config import Config
 from ...errors import ConfigError
 from ...loading import FREE_FIELDS
 from ...method.diffusion import Diffusion
-from ...method.objective import Batch, Objective, draw_times
+from ...method.objective import Batch, draw_times
+from ...method.objective_config import Objective
 from ...method.seeds import generator, normal_like
 from ...method.vit import HybViT, Output, TokenScalarLayer, ViTConfig, patchify, unpatchify
 
@@ -101,7 +102,7 @@ def reference_loss(net: HybViT, diffusion: Diffusion, batch: Batch, cfg: Config)
     logits = reference_forward(net, images, None).logits
     ce = F.cross_entropy(logits, labels, label_smoothing=cfg.objective.label_smoothing)
     eps = reference_forward(net, diffusion.q_sample(x0, t, noise), t).prediction
-    return ce + cfg.objective.alpha_at(0.0) * F.l1_loss(eps, noise)
+    return ce + cfg.objective.alpha * F.l1_loss(eps, noise)
 
 
 # Other libraries' networks
