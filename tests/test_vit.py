@@ -231,6 +231,22 @@ def test_a_noisy_image_is_classified_at_its_time():
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_outside_training_the_layer_before_the_read_out_computes_the_class_token_alone(changes):
+    net, (x, t) = build(**changes), inputs()
+    all_tokens, features, noisy = net.classify(x), net.features(x), net.classify(x, t)
+    computed = []
+    for layer in net.layers:
+        layer.register_forward_hook(lambda m, i, o: computed.append(o.shape[1]))
+    net.eval()
+    torch.testing.assert_close(net.classify(x), all_tokens, rtol=0, atol=1e-12)
+    tap = net.cfg.tap
+    assert computed == [17] * (tap - 1) + [1]
+    torch.testing.assert_close(net.features(x), features, rtol=0, atol=1e-12)
+    torch.testing.assert_close(net.classify(x, t), noisy, rtol=0, atol=1e-12)
+    assert net.forward_features(x).shape[1] == 17
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_features_and_head_are_those_of_timm(changes):
     """As in timm: forward_features returns all tokens, forward_head the logits or, with pre_logits, their input."""
     net, (x, _) = build(**changes), inputs()

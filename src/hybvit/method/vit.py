@@ -101,14 +101,19 @@ class Attention(nn.Module):
         self.rope = AxialRoPE(cfg) if cfg.rope else None
         self.out = nn.Linear(cfg.dim, cfg.dim)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, class_only: bool = False) -> Tensor:
+        """z [B, n, D] -> [B, n, D], or [B, 1, D] with ``class_only``: of the class token, which attends to all tokens."""
         b, n, d = z.shape
-        q, k, v = self.qkv(z).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        if class_only:
+            q = F.linear(z[:, :1], self.qkv.weight[:d]).reshape(b, 1, self.heads, -1).transpose(1, 2)
+            k, v = F.linear(z, self.qkv.weight[d:]).reshape(b, n, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        else:
+            q, k, v = self.qkv(z).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
-            q, k = self.rope(q), self.rope(k)
-        return self.out(self.attend(q, k, v).transpose(1, 2).reshape(b, n, d))
+            q, k = q if class_only else self.rope(q), self.rope(k)  # the class token is not rotated
+        return self.out(self.attend(q, k, v).transpose(1, 2).reshape(b, -1, d))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What a subclass may compute in another way, such as step by step."""
@@ -171,7 +176,8 @@ MLPS: dict[str, type[MLP] | type[SwiGLU]] = {"gelu": MLP, "swiglu": SwiGLU}
 class Layer(nn.Module):
     """Base class of all layers: the two branches of Eqs. 18-19, each preceded by its LayerNorm.
 
-    ``forward(z [B, n, D], condition, noisy)`` -> [B, n, D]; the condition is A, or the modulation that all layers share.
+    ``forward(z [B, n, D], condition, noisy)`` -> [B, n, D]; the condition is A, or the modulation that all layers share. With
+    ``class_only`` the result is that of the class token, [B, 1, D].
     """
 
     def __init__(self, cfg: ViTConfig, affine: bool = True, modulation: nn.Linear | None = None) -> None:
@@ -191,20 +197,24 @@ class TokenScalarLayer(Layer):
         super().__init__(cfg, modulation=nn.Linear(cfg.time_width, 2 * (cfg.num_patches + 1)))
         self.ffn_time = cfg.ffn_time
 
-    def forward(self, z: Tensor, time: Tensor | None, noisy: Tensor | None) -> Tensor:
+    def forward(self, z: Tensor, time: Tensor | None, noisy: Tensor | None, class_only: bool = False) -> Tensor:
         if time is None or noisy is None:
             scale = shift = None
         else:
             scale, shift = (self.modulation(F.silu(time)) * noisy).unsqueeze(-1).chunk(2, dim=1)
         z = self.modulate(z, scale, shift)
-        z = z + self.attention(self.norm_attention(z))
+        attended = self.attention(self.norm_attention(z), class_only)
+        z = z[:, : attended.shape[1]] + attended
         if self.ffn_time:
             z = self.modulate(z, scale, shift)
         return z + self.mlp(self.norm_mlp(z))
 
     @staticmethod
     def modulate(z: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-        return z if scale is None or shift is None else torch.addcmul(z + shift, z, scale)
+        """z [B, m, D], the first m tokens; scale and shift [B, n, 1]."""
+        if scale is None or shift is None:
+            return z
+        return torch.addcmul(z + shift[:, : z.shape[1]], z, scale[:, : z.shape[1]])
 
 
 class AdaLNLayer(Layer):
@@ -213,10 +223,11 @@ class AdaLNLayer(Layer):
     Clean rows are modulated by learned constants only, so classification has a fixed condition of its own.
     """
 
-    def modulated(self, z: Tensor, modulation: Tensor) -> Tensor:
+    def modulated(self, z: Tensor, modulation: Tensor, class_only: bool) -> Tensor:
         """modulation [B or 1, 6 D]."""
         scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = modulation.unsqueeze(1).chunk(6, dim=-1)
-        z = z + gate_a * self.attention(torch.addcmul(shift_a, self.norm_attention(z), 1 + scale_a))
+        attended = self.attention(torch.addcmul(shift_a, self.norm_attention(z), 1 + scale_a), class_only)
+        z = z[:, : attended.shape[1]] + gate_a * attended
         return z + gate_m * self.mlp(torch.addcmul(shift_m, self.norm_mlp(z), 1 + scale_m))
 
 
@@ -226,10 +237,10 @@ class AdaLNZeroLayer(AdaLNLayer):
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__(cfg, affine=False, modulation=nn.Linear(cfg.time_width, 6 * cfg.dim))
 
-    def forward(self, z: Tensor, time: Tensor | None, noisy: Tensor | None) -> Tensor:
+    def forward(self, z: Tensor, time: Tensor | None, noisy: Tensor | None, class_only: bool = False) -> Tensor:
         if time is None or noisy is None:
-            return self.modulated(z, self.modulation.bias.to(z.dtype)[None])
-        return self.modulated(z, self.modulation(F.silu(time) * noisy))
+            return self.modulated(z, self.modulation.bias.to(z.dtype)[None], class_only)
+        return self.modulated(z, self.modulation(F.silu(time) * noisy), class_only)
 
 
 class AdaLNSingleLayer(AdaLNLayer):
@@ -239,10 +250,10 @@ class AdaLNSingleLayer(AdaLNLayer):
         super().__init__(cfg, affine=False)
         self.constants = nn.Parameter(torch.zeros(6 * cfg.dim))
 
-    def forward(self, z: Tensor, modulation: Tensor | None, noisy: Tensor | None) -> Tensor:
+    def forward(self, z: Tensor, modulation: Tensor | None, noisy: Tensor | None, class_only: bool = False) -> Tensor:
         """modulation [B, 6 D] is the shared one; it is 0 for clean rows."""
         constants = self.constants.to(z.dtype)[None]
-        return self.modulated(z, constants if modulation is None else modulation + constants)
+        return self.modulated(z, constants if modulation is None else modulation + constants, class_only)
 
 
 LAYERS: dict[str, type[TokenScalarLayer] | type[AdaLNZeroLayer] | type[AdaLNSingleLayer]] = {
@@ -429,8 +440,12 @@ class HybViT(nn.Module):
         return Output(self.forward_head(stream.z), self.read_pixels(self.forward_tail(stream, y)))
 
     def classify(self, x: Tensor, t: Tensor | None = None) -> Tensor:
-        """x float [B, C, H, W], clean in [-1, 1] or noisy at t -> logits [B, K] (Eq. 20)."""
-        return self.forward_head(self.forward_trunk(x, t).z)
+        """x float [B, C, H, W], clean in [-1, 1] or noisy at t -> logits [B, K] (Eq. 20).
+
+        Only the class token is read, so the last layer before the read-out computes no other: the same logits but for rounding,
+        for which a training, which must resume to the last bit, computes all.
+        """
+        return self.forward_head(self.forward_trunk(x, t, class_only=not self.training).z)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """x float [B, C, H, W] in [-1, 1], clean -> the tokens at the tap [B, N + 1, D]; the name is timm's."""
@@ -448,7 +463,7 @@ class HybViT(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """x float [B, C, H, W] in [-1, 1], clean -> the class token at the tap [B, D]."""
-        return self.forward_head(self.forward_features(x), pre_logits=True)
+        return self.forward_head(self.forward_trunk(x, None, class_only=not self.training).z, pre_logits=True)
 
     def denoise(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x_t [B, C, H, W] at t int64 [B] in 1..T -> the prediction of the pixel read-out [B, C, H, W]: see :class:`Output`."""
@@ -498,8 +513,8 @@ class HybViT(nn.Module):
         """The value of ``y`` that means "no label"; None for a network without ``label_conditioning``."""
         return self.cfg.num_classes if self.cfg.label_conditioning else None
 
-    def forward_trunk(self, x: Tensor, t: Tensor | None) -> Stream:
-        """The layers up to the tap (Eqs. 17-21)."""
+    def forward_trunk(self, x: Tensor, t: Tensor | None, class_only: bool = False) -> Stream:
+        """The layers up to the tap (Eqs. 17-21); with ``class_only`` the result has the class token alone."""
         self.check_input(x, t)
         time = noisy = condition = None
         if t is not None:
@@ -511,7 +526,7 @@ class HybViT(nn.Module):
         # The residual stream has the dtype of the matrix products (bf16 under autocast), which halves its memory traffic.
         token, positions = self.class_token.to(patches.dtype), self.positions.to(patches.dtype)
         z = torch.cat((token.expand(x.shape[0], -1, -1), patches), dim=1) + positions
-        return self.run_layers(Stream(z, pixels, time, noisy, condition, []), 0, self.cfg.tap)
+        return self.run_layers(Stream(z, pixels, time, noisy, condition, []), 0, self.cfg.tap, class_only)
 
     def forward_tail(self, stream: Stream, y: Tensor | None) -> Stream:
         """The layers after the tap. With ``label_conditioning`` the label enters here: before the tap, the label read-out of a
@@ -526,13 +541,13 @@ class HybViT(nn.Module):
             raise ValueError("y was passed, but this network was built without model.label_conditioning: leave y out")
         return self.run_layers(stream, self.cfg.tap, self.cfg.depth)
 
-    def run_layers(self, stream: Stream, first: int, last: int) -> Stream:
+    def run_layers(self, stream: Stream, first: int, last: int, class_only: bool = False) -> Stream:
         z, skips = stream.z, list(stream.skips)
         for k in range(first, last):
             mirrored = k - (len(self.layers) - len(self.skips))
             if mirrored >= 0:
                 z = self.skips[mirrored](torch.cat((z, skips.pop()), dim=-1))
-            inputs = (z, stream.condition, stream.noisy)
+            inputs = (z, stream.condition, stream.noisy, class_only and k == last - 1)
             again = self.recompute and torch.is_grad_enabled()
             z = checkpoint(self.layers[k], *inputs, use_reentrant=False) if again else self.layers[k](*inputs)
             if k < len(self.skips):
