@@ -510,28 +510,34 @@ def scale() -> str:
     weights, matrices = number_of_parameters(net), sum(p.numel() for p in matrices_of_layers(net))
     state = (weights - matrices) * ADAM + matrices * MUON + weights * (8 + AVERAGE)
     lines = [
-        "| devices | connection | images a step | sent and received | sending alone | computing alone | days for all images |",
-        "|---|---|---|---|---|---|---|",
+        "| devices | connection | images a step | of each device | sent and received | sending alone | computing alone "
+        "| days for all images |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     total = cost(cfg).images
-    for devices, speed, words in SCALE:
-        sent = 2 * (devices - 1) / devices * 4 * weights + (devices - 1) / devices * 2 * matrices  # gradients, Muon's results
-        alone = sent / (speed * 1e9) if speed else 0.0
-        days = total / (devices * images) * max(seconds, alone) / 86400
-        lines.append(
-            f"| {devices} | {words} | {devices * images:,} | {sent / 1e9:.2f} GB | {1000 * alone:.0f} ms "
-            f"| {1000 * seconds:.0f} ms | {days:.1f} |"
-        )
+    for times in (False, True):  # the preset's batch, and as many times that as there are devices
+        for devices, speed, words in SCALE[times:]:
+            others = (devices - 1) / devices
+            sent = others * (2 * 4 * weights + 2 * matrices)  # gradients in float32, Muon's results in bfloat16
+            sending = sent / (speed * 1e9) if speed else 0.0
+            own = images if times else images // devices
+            computing = seconds * own / images
+            days = total / (devices * own) * max(computing, sending) / 86400
+            lines.append(
+                f"| {devices} | {words} | {devices * own:,} | {own} | {sent / 1e9:.2f} GB | {1000 * sending:.0f} ms "
+                f"| {1000 * computing:.3g} ms | {days:.1f} |"
+            )
     facts = result("gpu_steps")["environment"]
     return "\n".join(
         [
             *lines,
             "",
             f"`{name}`: {weights / 1e6:.1f} M weights, {cost(cfg).train_gflop_per_step:,.0f} GFLOP a step of "
-            f"{found['batch'][0]} + {found['batch'][1]} images on each device, {state / 1e9:.1f} GB of weights, gradients, "
+            f"{found['batch'][0]} + {found['batch'][1]} images, {state / 1e9:.1f} GB of weights, gradients, "
             f"optimizer state and average on each (`ddp`; with `fsdp` all but the average is divided), "
-            f"{found['peak_mib'] / 1024:.0f} GiB in all. Computing was measured on one {facts['device']} "
-            "(results/gpu_steps.json). The rest is a model that no run has checked: a ring that averages float32 gradients "
+            f"{found['peak_mib'] / 1024:.0f} GiB in all. Computing was measured on one {facts['device']} with all {images} "
+            "images (results/gpu_steps.json); that fewer take proportionally less is the best that can be. The rest is a model "
+            "that no run has checked: a ring that averages float32 gradients "
             "sends 2 (n - 1)/n times their bytes, each connection reaches the speed that is assumed for it "
             f"({', '.join(f'{words} {speed:g} GB/s' for _, speed, words in SCALE if speed)}), and the longer of computing and "
             "sending counts, since they go on at the same time.",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from hybvit import __version__, cli
+from hybvit import __version__, cli, devices
 from hybvit.cli.doctor import describe, examine
 from hybvit.errors import CheckpointError
 from hybvit.health import machine, packages, places
@@ -111,12 +111,12 @@ def test_more_threads_than_cores_and_busy_cores_are_told(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(machine, "usable_cores", lambda: {0, 1})
     monkeypatch.setattr(machine, "cpu_quota", lambda: None)
-    monkeypatch.setattr(machine, "busy_share", lambda span: 0.9)
+    monkeypatch.setattr(machine, "busy_share", lambda: 0.9)
     number, others = machine.threads()
     assert (number.state, number.cure) == ("warning", "OMP_NUM_THREADS=2")
     assert (others.state, "OMP_NUM_THREADS=1" in others.cure) == ("warning", True)
     monkeypatch.setattr(machine, "cpu_quota", lambda: 1.5)
-    monkeypatch.setattr(machine, "busy_share", lambda span: 0.0)
+    monkeypatch.setattr(machine, "busy_share", lambda: 0.0)
     number, others = machine.threads()
     assert (number.cure, others.state) == ("OMP_NUM_THREADS=1", "ok")
 
@@ -125,10 +125,10 @@ def test_more_threads_than_cores_and_busy_cores_are_told(monkeypatch):
 def test_the_busy_share_is_that_of_the_usable_cores(monkeypatch):
     """Half of the ticks of core 1 are idle; core 0, which is all busy, may not be used."""
     stats = iter(["cpu0 0 0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0\n", "cpu0 100 0 0 0 0 0 0 0\ncpu1 30 10 10 40 10 0 0 0\n"])
-    monkeypatch.setattr(machine, "usable_cores", lambda: {1})
-    monkeypatch.setattr(machine, "time", SimpleNamespace(sleep=lambda span: None))
+    monkeypatch.setattr(devices, "usable_cores", lambda: {1})
+    monkeypatch.setattr(devices, "time", SimpleNamespace(sleep=lambda span: None))
     monkeypatch.setattr(Path, "read_text", lambda path: next(stats))
-    assert machine.busy_share(0) == pytest.approx(0.5)
+    assert devices.busy_share() == pytest.approx(0.5)
 
 
 def test_little_memory_and_a_folder_that_is_not_writable_are_told(monkeypatch, tmp_path):

@@ -29,6 +29,8 @@ def said(monkeypatch) -> list[str]:
     """Two threads that nobody asked for; what a trial says."""
     for name in trial.GIVEN:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(trial, "busy_share", lambda: 0.0)
+    monkeypatch.setattr(trial, "usable_cores", lambda: set(range(4)))
     torch.set_num_threads(2)
     return []
 
@@ -59,6 +61,23 @@ def test_fewer_threads_are_taken_where_they_are_clearly_faster(said, millisecond
     assert torch.get_num_threads() == chosen
     assert len(said) == (chosen != most)
     assert all(f"instead of {most}: a step takes" in line and f"OMP_NUM_THREADS={most}" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("busy", "cores", "most", "chosen"),
+    [(1.0, 2, 2, 1), (0.5, 2, 2, 1), (0.15, 2, 2, 2), (0.4, 16, 16, 10), (0.4, 16, 8, 8), (None, 2, 2, 2)],
+)
+def test_no_more_threads_are_taken_than_other_programs_leave_cores(said, monkeypatch, busy, cores, most, chosen):
+    """Whatever the trial says, which here is that more threads are always faster."""
+    monkeypatch.setattr(trial, "busy_share", lambda: busy)
+    monkeypatch.setattr(trial, "usable_cores", lambda: set(range(cores)))
+    torch.set_num_threads(most)
+    try_threads(lambda: time.sleep(0.02 / torch.get_num_threads()), most, said.append)
+    assert torch.get_num_threads() == chosen
+    assert len(said) == (chosen != most)
+    assert all(
+        f"other programs keep {busy:.0%} of the cores busy; OMP_NUM_THREADS={most} keeps {most}" in line for line in said
+    )
 
 
 def test_a_trial_is_made_of_new_long_runs_in_which_the_threads_are_free(said, tmp_path, monkeypatch):

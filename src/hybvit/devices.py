@@ -32,6 +32,7 @@ from .waiting import forecast, tell, tells, unwatched
 LEAST_ROWS = 16  # of a batch for one thread: with fewer, what a call costs beside its arithmetic takes more than is won
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 LEAST_REPEATS = 3  # of what is timed, where the time allows no more
+WATCHED = 0.5  # seconds for which the cores are watched
 WARM = 1.0  # seconds of a first call, above which what it takes to warm up does not count
 
 
@@ -160,6 +161,35 @@ def cpu_name() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or "CPU"
+
+
+def usable_cores() -> set[int]:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def busy_share(span: float = WATCHED) -> float | None:
+    """The share of the usable cores' time, in 0..1, that other programs take in so many seconds; None where Linux's /proc is
+    missing."""
+
+    def ticks() -> tuple[int, int]:
+        idle = total = 0
+        for line in Path("/proc/stat").read_text().splitlines():
+            name, *counted = line.split()
+            if name.startswith("cpu") and name[3:].isdecimal() and int(name[3:]) in usable_cores():
+                idle, total = idle + sum(map(int, counted[3:5])), total + sum(map(int, counted[:8]))
+        return idle, total
+
+    try:
+        before = ticks()
+        time.sleep(span)  # this process does nothing meanwhile
+        after = ticks()
+    except (OSError, ValueError):
+        return None
+    passed = after[1] - before[1]
+    return 1 - (after[0] - before[0]) / passed if passed else None
 
 
 def alternating(

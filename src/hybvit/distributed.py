@@ -29,6 +29,12 @@ LOST = re.compile(  # how it is noticed that a process ended
 @contextmanager
 def process_group() -> Iterator[tuple[int, int]]:
     """Yield (rank, world size); under torchrun the process group exists for the duration of the ``with`` block."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks != "1" and not os.environ.get("WORLD_SIZE"):
+        raise ConfigError(
+            f"srun started {tasks} tasks that do not know of each other: start one torchrun on each machine, as slurm.sh of "
+            "docs/scale.md does, or a single task with srun -n 1"
+        )
     written = os.environ.get("WORLD_SIZE", "").strip() or "1"
     if not written.isdecimal():
         raise ConfigError(f"WORLD_SIZE is {written!r}: it must be the number of processes; torchrun sets it")
@@ -103,6 +109,11 @@ def first_of_all(call: Callable[[], T]) -> T:
 def is_first() -> bool:
     """Whether this is the first process, also where the group does not exist yet, or no longer."""
     return os.environ.get("RANK", "0") in ("", "0")
+
+
+def is_alone() -> bool:
+    """Whether this process was started without others."""
+    return os.environ.get("WORLD_SIZE", "").strip() in ("", "0", "1")
 
 
 def any_of_all(value: str | None) -> str | None:

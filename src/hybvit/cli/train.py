@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..config import Config, field_help, fields_in, override, parse, without_effect
 from ..data.locate import locate
-from ..distributed import is_first
+from ..distributed import is_alone, is_first
 from ..presets import PRESETS, preset
 from ..training.loop import say_at_once, train
 from .arguments import ArgumentParser, location, path
@@ -50,7 +50,11 @@ def main(arguments: list[str]) -> None:
 
 def run(cfg: Config, fields: list[str], out: Path, data: str | None) -> None:
     """Train, with a warning for each of the ``fields`` on the command line that does nothing, and say what to do next."""
-    for line in without_effect(cfg, fields_in(fields)) if is_first() else ():
+    given = fields_in(fields)
+    lines = without_effect(cfg, given)
+    if "train.parallel" in given and is_alone():
+        lines.append("--train.parallel does nothing in one process: torchrun starts several")
+    for line in lines if is_first() else ():
         say_at_once(f"warning: {line}")
     train(cfg, out)
     if is_first():

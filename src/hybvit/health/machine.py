@@ -6,17 +6,15 @@ import os
 import shutil
 import sysconfig
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from ..devices import cpp_compiler, cpu_name, has_fast_bf16
+from ..devices import busy_share, cpp_compiler, cpu_name, has_fast_bf16, usable_cores
 from ..storage import cache_folder
 from .finding import Finding
 
-WATCHED = 0.5  # seconds for which the cores are watched
 BUSY = 0.2  # share of the cores that other programs keep busy, from which threads wait for each other
 LEAST_MEMORY, LEAST_DISK, LEAST_SHARED = 2 << 30, 1 << 30, 256 << 20  # bytes
 
@@ -63,13 +61,6 @@ def gpu(device: torch.device) -> Finding:
     return Finding("devices", name, f"{about.name}, {memory}, {describe_bf16(has_fast_bf16(device))}", facts=facts)
 
 
-def usable_cores() -> set[int]:
-    """The cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
-
-
 def threads() -> Iterator[Finding]:
     """How many threads torch uses, for how many cores, and whether other programs keep these busy."""
     n, cores = torch.get_num_threads(), len(usable_cores())
@@ -85,7 +76,7 @@ def threads() -> Iterator[Finding]:
         )
     else:
         yield Finding("threads", "number", words, facts={**facts, "threads": n})
-    busy = busy_share(WATCHED)
+    busy = busy_share()
     if busy is None:
         return
     words = f"other programs keep {busy:.0%} of the usable cores busy now"
@@ -105,28 +96,6 @@ def cpu_quota() -> float | None:
         return None if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError):
         return None
-
-
-def busy_share(span: float) -> float | None:
-    """The share of the usable cores' time, in 0..1, that other programs take in so many seconds; None where Linux's /proc is
-    missing."""
-
-    def ticks() -> tuple[int, int]:
-        idle = total = 0
-        for line in Path("/proc/stat").read_text().splitlines():
-            name, *counted = line.split()
-            if name.startswith("cpu") and name[3:].isdecimal() and int(name[3:]) in usable_cores():
-                idle, total = idle + sum(map(int, counted[3:5])), total + sum(map(int, counted[:8]))
-        return idle, total
-
-    try:
-        before = ticks()
-        time.sleep(span)  # this process does nothing meanwhile
-        after = ticks()
-    except (OSError, ValueError):
-        return None
-    passed = after[1] - before[1]
-    return 1 - (after[0] - before[0]) / passed if passed else None
 
 
 def memory() -> Iterator[Finding]:

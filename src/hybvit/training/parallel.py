@@ -29,25 +29,19 @@ def shared(loss: nn.Module, cfg: Config) -> nn.Module:
     """A module that computes the loss, its weights shared among the processes as ``train.parallel`` says.
 
     Raises:
-        ConfigError: the objective or the settings do not go with several processes.
+        ConfigError: the objective or the settings do not go with several processes; the first says so.
     """
     if world_size() == 1:
         return loss
-    for size in minibatches(cfg):
-        if size % (world_size() * cfg.train.accumulate):
-            raise ConfigError(
-                f"{world_size()} processes cannot share a mini-batch of {size} images in {cfg.train.accumulate} parts each: "
-                f"set train.batch_size and train.labelled_batch_size to multiples of {2 * world_size() * cfg.train.accumulate}"
-            )
-    if cfg.objective.kind == "jem":
-        raise ConfigError("objective.kind jem is trained in one process: its replay buffer is of the whole batch")
     large = number_of_parameters(loss) > LARGE
-    if cfg.train.parallel == "ddp" or (cfg.train.parallel == "auto" and not large):
+    divided = cfg.train.parallel == "fsdp" or (cfg.train.parallel == "auto" and large)
+    problem = why_not_shared(cfg, divided)
+    if problem:  # which all processes find
+        raise ConfigError(problem) if rank() == 0 else SystemExit(2)
+    if not divided:
         # some objectives leave weights unused, always the same ones: DDP learns which in the first step, unless that has parts
         once = cfg.train.accumulate == 1
         return DistributedDataParallel(loss, static_graph=once, find_unused_parameters=not once, gradient_as_bucket_view=True)
-    if cfg.train.compile is True:
-        raise ConfigError("train.compile does not go with train.parallel fsdp, which gathers the weights layer by layer")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -58,6 +52,24 @@ def shared(loss: nn.Module, cfg: Config) -> nn.Module:
                 fully_shard(layer, mesh=mesh)
     fully_shard(loss, mesh=mesh)
     return loss
+
+
+def why_not_shared(cfg: Config, divided: bool) -> str | None:
+    """What does not go with several processes, which hold a part of the weights each if ``divided``."""
+    parts = cfg.train.accumulate
+    times = world_size() * parts
+    for size in minibatches(cfg):
+        if size % times:
+            how = f"in {parts} parts each" if parts > 1 else "equally"
+            return (
+                f"{world_size()} processes cannot share a mini-batch of {size} images {how}: "
+                f"set train.batch_size and train.labelled_batch_size to multiples of {times}"
+            )
+    if cfg.objective.kind == "jem":
+        return "objective.kind jem is trained in one process: its replay buffer is of the whole batch"
+    if divided and cfg.train.compile is True:
+        return "train.compile does not go with train.parallel fsdp, which gathers the weights layer by layer"
+    return None
 
 
 def is_divided(tensor: Tensor) -> TypeGuard[DTensor]:

@@ -19,7 +19,7 @@ import torch
 
 from ..checkpoint import CONFIG
 from ..config import Config, load_config, override
-from ..devices import alternating, cpp_compiler, environment, seconds
+from ..devices import alternating, busy_share, cpp_compiler, environment, seconds, usable_cores
 from ..distributed import from_first, world_size
 from ..errors import DataError
 from ..storage import read_json
@@ -89,25 +89,29 @@ def tried(cfg: Config, device: torch.device, step_of: StepOf, free: bool, say: S
 
 
 def try_threads(step: Callable[[], object], most: int, say: Say) -> float:
-    """Set the number of threads, ``most`` or a half of it and so on, with which a step is fastest -> its seconds."""
+    """Set the number of threads with which a step is fastest -> its seconds. Tried are as many as there are cores that other
+    programs leave idle, ``most`` at most, a half of them and so on: beside other programs a trial of a second may be lucky."""
+    busy, cores = busy_share() or 0.0, len(usable_cores())
+    free = min(most, max(1, round(cores * (1 - busy))))
 
     def with_threads(number: int) -> None:
         torch.set_num_threads(number)
         step()
 
-    numbers = [most >> k for k in range(most.bit_length())]
+    numbers = [free >> k for k in range(free.bit_length())]
     calls = {str(number): lambda number=number: with_threads(number) for number in numbers}
     times = alternating(calls, REPEATS, SPAN, limit=LIMIT)
     medians = {number: statistics.median(times[str(number)]) for number in numbers}
     best = min(medians, key=medians.__getitem__)
-    if gain(times[str(most)], times[str(best)]) < FASTER:
-        best = most
+    if gain(times[str(free)], times[str(best)]) < FASTER:
+        best = free
     torch.set_num_threads(best)
+    if best < free:
+        reason = f"a step takes {1e3 * medians[best]:.3g} ms instead of {1e3 * medians[free]:.3g} with {free} in a trial"
+    else:
+        reason = f"other programs keep {busy:.0%} of the cores busy"
     if best < most:
-        say(
-            f"{describe_threads(best)} instead of {most}: a step takes {1e3 * medians[best]:.3g} ms instead of "
-            f"{1e3 * medians[most]:.3g} in a trial; OMP_NUM_THREADS={most} keeps {most}"
-        )
+        say(f"{describe_threads(best)} instead of {most}: {reason}; OMP_NUM_THREADS={most} keeps {most}")
     return medians[best]
 
 
