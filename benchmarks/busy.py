@@ -1,4 +1,4 @@
-"""Train the digits with two threads, with one, and with the number that a trial finds; alone and beside busy programs.
+"""Train the digits with all threads, with one, and with the number that a trial finds; alone and beside busy programs.
 
     python benchmarks/busy.py [--busy N] [--repeats N] [--any.field VALUE ...]
 
@@ -22,12 +22,23 @@ from hybvit.training.run_folder import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 600  # of the preset `digits`
-WAYS = {"all threads": {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}, "one thread": {"OMP_NUM_THREADS": "1"}, "by a trial": {}}
+ALL = {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+WAYS = {
+    "all threads, that spin as OpenMP lets them": ALL | {"GOMP_SPINCOUNT": "300000"},  # what libgomp does if nothing is said
+    "all threads": ALL,
+    "one thread": {"OMP_NUM_THREADS": "1"},
+    "by a trial": {},
+}
+SET_HERE = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT")
 
 
 def training(given: dict[str, str], fields: list[str], folder: Path) -> dict[str, Any]:
     """Images per second of a training, the seconds of the whole command, and its number of threads."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT")
+    }
     words = ["train", "digits", "--train.steps", str(STEPS), "--train.preview_every", "0", "--out", str(folder), *fields]
     started = os.times().elapsed
     subprocess.run([sys.executable, "-m", "hybvit", *words], env=kept | given, check=True, stdout=subprocess.DEVNULL)

@@ -1,15 +1,22 @@
-"""The demo: train the digits preset, evaluate it, sample from it. `--check` holds the figures of the last demo to the bars."""
+"""The demo: train the digits preset, evaluate it, sample from it.
+
+python benchmarks/demo.py            # what `make demo` does
+python benchmarks/demo.py --check    # hold the figures of the last demo to the bars
+python benchmarks/demo.py --record   # time it quiet and beside busy programs: results/demo.json. Stop everything else first.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 RUN = Path("runs/digits")
+PARTS = ("training", "evaluation", "samples")
 BARS = {
     "judge/svm_accuracy": 0.98,
     "test/accuracy": 0.97,
@@ -37,17 +44,41 @@ def hybvit(*arguments: str, processes: int = 1) -> None:
 
 
 def demo() -> None:
-    started = time.monotonic()
+    times = [time.monotonic()]
     hybvit("train", "digits", "--out", str(RUN))
+    times.append(time.monotonic())
     processes = min(MOST_PROCESSES, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     hybvit("evaluate", str(RUN), "--report", *LIMITS, processes=processes)
+    times.append(time.monotonic())
     hybvit("sample", str(RUN), "-n", "64", "--sampler", "ddpm", "--steps", "100", "--out", str(RUN / "samples" / "grid.png"))
-    seconds = time.monotonic() - started
-    (RUN / "demo.json").write_text(json.dumps({"seconds": round(seconds, 1)}) + "\n")
+    times.append(time.monotonic())
+    parts = {name: round(b - a, 1) for name, a, b in zip(PARTS, times, times[1:], strict=False)}
+    seconds = sum(parts.values())
+    (RUN / "demo.json").write_text(json.dumps({"seconds": round(seconds, 1), "parts": parts}) + "\n")
     print(
         f"\n{seconds:.0f} s in all. Open {RUN / 'report.html'} in a browser; "
         f"{RUN / 'samples' / 'grid.png'} holds 64 new digits."
     )
+
+
+def record() -> None:
+    """Time the demo from the start, alone and beside busy programs of one thread, as many as there are cores."""
+    from hybvit.devices import environment
+
+    found = []
+    for busy in (0, os.cpu_count() or 1):
+        shutil.rmtree(RUN, ignore_errors=True)
+        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+        try:
+            demo()
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
+        threads = json.loads((RUN / "environment.json").read_text())["threads"]
+        found.append({"busy": busy, "training_threads": threads, **json.loads((RUN / "demo.json").read_text())})
+        print(found[-1], flush=True)
+    Path("results/demo.json").write_text(json.dumps({"demos": found, "environment": environment()}, indent=1) + "\n")
 
 
 def check() -> None:
@@ -64,4 +95,4 @@ def check() -> None:
 
 
 if __name__ == "__main__":
-    check() if "--check" in sys.argv else demo()
+    {"--check": check, "--record": record}.get(" ".join(sys.argv[1:]), demo)()
