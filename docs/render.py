@@ -102,7 +102,7 @@ def bench(*names: str) -> str:
         lines += [
             "",
             f"Medians of {record['repeats']} alternating repeats, {threads(record['threads'])} of an {record['device']}, whose "
-            f"large matrix products reach {peaks}; torch {record['environment']['torch']}.",
+            f"large matrix products reach {peaks}; {versions(record['environment'])}.",
             "",
         ]
     return "\n".join(lines[:-1])
@@ -269,6 +269,11 @@ def spent(places: list[dict[str, Any]]) -> str:
     return parts[0] if len(parts) == 1 else f"{sum(by_machine.values()) / 3600:.1f} h in all: {', '.join(parts)}"
 
 
+def versions(facts: dict[str, Any]) -> str:
+    """What a record was measured with."""
+    return f"hybvit {facts['hybvit']}, torch {facts['torch']}"
+
+
 def threads(count: int) -> str:
     return f"{count} CPU thread{'s' if count > 1 else ''}"
 
@@ -428,21 +433,21 @@ def floors() -> str:
     )
 
 
-def paper_records() -> dict[str, Any]:
-    return result("paper_pocket")["runs"]
+def paper_records(scale: str) -> dict[str, Any]:
+    return result(f"paper_{scale}")["runs"]
 
 
-def paper_table(name: str) -> str:
-    """A table of the paper with our figures at pocket scale."""
+def paper_table(name: str, scale: str = "pocket") -> str:
+    """A table of the paper with our figures at a scale."""
     from hybvit.reproduce import render as tables
-    from hybvit.reproduce.scales import POCKET
+    from hybvit.reproduce.scales import SCALES
 
-    return tables.markdown(name, paper_records(), POCKET).rstrip("\n")
+    return tables.markdown(name, paper_records(scale), SCALES[scale]).rstrip("\n")
 
 
-def paper_runs() -> str:
+def paper_runs(scale: str = "pocket") -> str:
     """The runs of the reproduction: data, size, steps and time."""
-    records = {run: record for run, record in paper_records().items() if record.get("training")}
+    records = {run: record for run, record in paper_records(scale).items() if record.get("training")}
     lines = ["| preset | data | parameters | steps | batch | minutes | |", "|---|---|---|---|---|---|---|"]
     for run, record in records.items():
         training = record["training"]
@@ -468,13 +473,13 @@ def titled(name: str) -> str:
     return re.sub(r"^(table|figure)", lambda match: f"{match[1].capitalize()} ", name)
 
 
-def paper_verdicts() -> str:
-    """The paper's claims by verdict at pocket scale."""
+def paper_verdicts(scale: str = "pocket") -> str:
+    """The paper's claims by verdict at a scale."""
     from hybvit.reproduce import render as tables
     from hybvit.reproduce.claims import CLAIMS
-    from hybvit.reproduce.scales import POCKET
+    from hybvit.reproduce.scales import SCALES
 
-    found = [(name, line) for name in CLAIMS for line in tables.verdicts(name, paper_records(), POCKET)]
+    found = [(name, line) for name in CLAIMS for line in tables.verdicts(name, paper_records(scale), SCALES[scale])]
     parts = []
     for outcome in ("holds", "does not hold", "too close to call"):
         kinds = {"holds": ("holds", tables.ONCE), "does not hold": ("does not hold", tables.NOT_ONCE)}.get(outcome, (outcome,))
@@ -580,7 +585,7 @@ def growth() -> str:
     lines += [
         "",
         f"Processor time of one thread ({facts['device']}), medians of {record['repeats']} alternating repeats at four sizes "
-        f"each; torch {facts['torch']} (`python benchmarks/growth.py`).",
+        f"each; {versions(facts)} (`python benchmarks/growth.py`).",
     ]
     return "\n".join(lines)
 
@@ -601,7 +606,7 @@ def sampling() -> str:
         "",
         f"Images a second of `{record['model']}` in {record['steps']} steps of `{record['sampler']}`, by {record['clock']} of "
         f"{threads} ({facts['device']}), and the share of what large matrix products reach: {reached}. Medians of "
-        f"{record['repeats']} alternating repeats; torch {facts['torch']} (`python benchmarks/sampling.py`).",
+        f"{record['repeats']} alternating repeats; {versions(facts)} (`python benchmarks/sampling.py`).",
     ]
     return "\n".join(lines)
 
@@ -627,7 +632,7 @@ def busy() -> str:
             *lines,
             "",
             f"Images a second of `{record['command'][0]}`, and its threads; {repeats} training{'s' if repeats > 1 else ''} "
-            f"each of {record['steps']} steps, in turn, on {facts['device']}; torch {facts['torch']} "
+            f"each of {record['steps']} steps, in turn, on {facts['device']}; {versions(facts)} "
             "(`python benchmarks/busy.py`).",
         ]
     )
@@ -643,7 +648,108 @@ def processes() -> str:
         f"Measured: `{' '.join(found['command'])}` takes {1000 * statistics.median(alone):.0f} ms a step in {one} process of "
         f"{many} threads and {1000 * statistics.median(apart):.0f} ms in {many} processes of one thread "
         f"({100 * found['overhead']:+.1f} %; {found['repeats']} alternating repeats within {spread:.0f} %, {facts['device']}, "
-        f"torch {facts['torch']}, gloo)."
+        f"{versions(facts)}, gloo)."
+    )
+
+
+def speed_curves() -> str:
+    """The losses of plain and of fast trainings, by benchmarks/curves.py."""
+    record = result("curves")
+    facts, ends = record["environment"], record["ends"]
+    lines = ["| steps | options | loss at the end, by seed | mean | deviation of a seed |", "|---|---|---|---|---|"]
+    for way, words in record["ways"].items():
+        by_seed = " / ".join(f"{value:.3f}" for value in ends[way])
+        spread = statistics.stdev(ends[way])
+        lines.append(f"| {way} | `{' '.join(words)}` | {by_seed} | {statistics.mean(ends[way]):.3f} | {spread:.3f} |")
+    gaps = [fast - plain for plain, fast in zip(*ends.values(), strict=True)]
+    error = statistics.stdev(gaps) / len(gaps) ** 0.5
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"`{record['command'][0]}`, {record['steps']} steps; the loss is the mean of the last 200. Seed by seed the fast "
+            f"steps end {statistics.mean(gaps):+.3f} away, with a standard error of {error:.3f}. "
+            f"{threads(facts['threads'])} of an {facts['device']}, {versions(facts)} (`python benchmarks/curves.py`).",
+        ]
+    )
+
+
+def budget() -> str:
+    """The parts of a joint step, by benchmarks/budget.py."""
+    record = result("budget")
+    steps, facts = record["steps"], record["environment"]
+    parts = list(dict.fromkeys(part for step in steps for part in step["parts"]))
+
+    def row(name: str, cell: Callable[[dict[str, Any]], str]) -> str:
+        return f"| {name} | {' | '.join(map(cell, steps))} |"
+
+    def at_peak(step: dict[str, Any]) -> float:
+        """Seconds of all operations of a step at the peak."""
+        return step["flop"] / step["peak"]
+
+    lines = [row("part of the time", lambda step: f"`{step['preset']}`, {step['precision']}"), f"|{'---|' * (1 + len(steps))}"]
+    lines += [row(part, lambda step, part=part: f"{100 * step['parts'].get(part, 0):.0f} %") for part in parts]
+    lines += [
+        row("a step, ms", lambda step: f"{1000 * step['seconds']:,.0f}"),
+        row("of the peak", lambda step: f"{100 * at_peak(step) / step['seconds']:.0f} %"),
+        row(
+            "time of the products over that of all operations at the peak",
+            lambda step: f"{step['parts']['matrix products'] * step['seconds'] / at_peak(step):.2f}",
+        ),
+    ]
+    peaks = ", ".join(f"{step['peak'] / 1e9:.0f} GFLOP/s in {step['precision']}" for step in steps[:1])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{record['batch']} + {record['batch']} images, {threads(facts['threads'])} of an {facts['device']}, whose large "
+            f"matrix products reach {peaks}; shares of PyTorch's profiler over {record['repeats']} steps, {versions(facts)} "
+            "(`python benchmarks/budget.py`).",
+        ]
+    )
+
+
+def demo_times() -> str:
+    """How long the demo takes alone and beside busy programs, by benchmarks/demo.py --record."""
+    record = result("demo")
+    facts, demos = record["environment"], record["demos"]
+    lines = ["| beside | training | evaluation | samples | in all | threads of the training |", "|---|---|---|---|---|---|"]
+    for demo in demos:
+        parts = " | ".join(f"{demo['parts'][name]:.0f} s" for name in ("training", "evaluation", "samples"))
+        beside = f"{demo['busy']} busy programs" if demo["busy"] else "nothing"
+        lines.append(f"| {beside} | {parts} | {demo['seconds']:.0f} s | {demo['training_threads']} |")
+    ratio = demos[-1]["seconds"] / demos[0]["seconds"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"`make demo` on a machine with {demos[-1]['busy']} cores, {facts['device']}; beside as many busy programs it "
+            f"takes {ratio:.1f} times as long. One run each; {versions(facts)} "
+            "(`python benchmarks/demo.py --record`).",
+        ]
+    )
+
+
+def checkpoints() -> str:
+    """What a checkpoint costs the steps, by benchmarks/checkpoints.py."""
+    record = result("checkpoints")
+    facts = record["environment"]
+    lines = [
+        "| preset | parameters | MB of a checkpoint | the steps wait | written beside them | share |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in record["presets"].items():
+        lines.append(
+            f"| `{name}` | {row['parameters']:,} | {row['bytes'] / 1e6:,.0f} | {1000 * row['held_up']:.0f} ms "
+            f"| {1000 * row['writing']:,.0f} ms | {100 * row['share']:.0f} % |"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Medians of {record['repeats']} checkpoints, {threads(facts['threads'])} of an {facts['device']}; "
+            f"{versions(facts)} (`python benchmarks/checkpoints.py`).",
+        ]
     )
 
 
@@ -1260,7 +1366,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "bench": partial(bench, "bench", "bench_cifar10_pocket_v2"),
     "growth": growth,
     "sampling": sampling,
+    "bench_classify": partial(bench, "bench_classify"),
+    "budget": budget,
     "busy": busy,
+    "checkpoints": checkpoints,
+    "demo_times": demo_times,
+    "speed_curves": speed_curves,
     "loader": loader,
     "stream": stream,
     "datasets": datasets,
@@ -1311,6 +1422,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "compare_facts": compare_facts,
     **{f"card_{name}": partial(card, name) for name in MODELS},
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
+    **{f"cifar_table{n}": partial(paper_table, f"table{n}", "cifar") for n in range(1, 14)},
+    "cifar_runs": partial(paper_runs, "cifar"),
+    "cifar_verdicts": partial(paper_verdicts, "cifar"),
 }
 PAGES = (
     "README.md",

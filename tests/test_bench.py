@@ -277,6 +277,8 @@ def test_a_record_holds_what_the_times_say(model, clock, monkeypatch):
         assert row.get("speedup") == (None if row["system"] == "hybvit" else {"median": 1, "low": 1, "high": 1})
     assert record["products"][0]["gflop_per_second"] == pytest.approx(product_gflop(CPU))
     assert record["rows_are"] == {name: ROWS[name] for name in ("joint", "classify")}
+    operations = {row["system"]: row["gflop"] for row in record["rows"] if row["row"] == "classify"}
+    assert operations["hybvit"] < operations["timm ViT"]  # whose last layer computes all tokens
     lines = table(record)
     assert lines[0].startswith("tiny on ")
     assert "medians of 4 alternating repeats" in lines[0]

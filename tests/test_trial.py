@@ -30,6 +30,7 @@ def said(monkeypatch) -> list[str]:
     for name in trial.GIVEN:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(trial, "busy_share", lambda: 0.0)
+    monkeypatch.setattr(trial, "PAUSE", 0.0)
     monkeypatch.setattr(trial, "usable_cores", lambda: set(range(4)))
     torch.set_num_threads(2)
     return []
@@ -61,6 +62,14 @@ def test_fewer_threads_are_taken_where_they_are_clearly_faster(said, millisecond
     assert torch.get_num_threads() == chosen
     assert len(said) == (chosen != most)
     assert all(f"instead of {most}: a step takes" in line and f"OMP_NUM_THREADS={most}" in line for line in said)
+
+
+def test_a_disturbance_of_one_trial_is_no_reason_for_fewer_threads(said, monkeypatch):
+    found = iter([{"1": [1.0], "2": [5.0]}, {"1": [1.0], "2": [0.6]}])
+    monkeypatch.setattr(trial, "alternating", lambda *_, **__: next(found))
+    assert try_threads(lambda: None, 2, said.append) == 0.6
+    assert torch.get_num_threads() == 2
+    assert not said
 
 
 @pytest.mark.parametrize(

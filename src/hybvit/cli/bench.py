@@ -121,7 +121,7 @@ def rows_plot(record: Mapping[str, Any]) -> str:
             name = f"{row['row']}, {row['system']}, {row['precision']} ({1000 * row['seconds']['median']:,.1f} ms)"
             median, low, high = (100 * row["fraction_of_peak"][key] for key in ("median", "low", "high"))
             shown[name] = (median, low, high)
-    return plots.intervals(shown, "% of a matrix product in the same precision, with quartiles")
+    return plots.intervals(shown, "% of the speed of a large matrix product")
 
 
 def growth_plot(record: Mapping[str, Any]) -> str:

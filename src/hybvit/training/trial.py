@@ -29,6 +29,7 @@ LONGEST_STEP = 1.0  # seconds: a longer step is large enough for threads to shar
 FASTER = 1.1  # times as fast fewer threads must be: less may be noise
 LONG = 3600.0  # seconds of a run that tries to compile, which costs a minute or two: up to 3 % where it does not pay
 REPEATS, SPAN, LIMIT = 5, 0.05, 5.0  # of each case, the seconds of one, and of all of them
+PAUSE = 2.0  # seconds between two trials: what disturbs one, on a machine that is shared with others, may be over then
 GIVEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # by the user, for whom nothing is tried then
 
 StepOf = Callable[[Config], Callable[[str], object]]  # a configuration -> a training step of its own, in a precision
@@ -90,7 +91,8 @@ def tried(cfg: Config, device: torch.device, step_of: StepOf, free: bool, say: S
 
 def try_threads(step: Callable[[], object], most: int, say: Say) -> float:
     """Set the number of threads with which a step is fastest -> its seconds. Tried are as many as there are cores that other
-    programs leave idle, ``most`` at most, a half of them and so on: beside other programs a trial of a second may be lucky."""
+    programs leave idle, ``most`` at most, a half of them and so on: beside other programs a trial of a second may be lucky.
+    Without them it may be unlucky, so fewer are taken only if a second trial says so too."""
     busy, cores = busy_share() or 0.0, len(usable_cores())
     free = min(most, max(1, round(cores * (1 - busy))))
 
@@ -100,11 +102,18 @@ def try_threads(step: Callable[[], object], most: int, say: Say) -> float:
 
     numbers = [free >> k for k in range(free.bit_length())]
     calls = {str(number): lambda number=number: with_threads(number) for number in numbers}
-    times = alternating(calls, REPEATS, SPAN, limit=LIMIT)
-    medians = {number: statistics.median(times[str(number)]) for number in numbers}
-    best = min(medians, key=medians.__getitem__)
-    if gain(times[str(free)], times[str(best)]) < FASTER:
-        best = free
+
+    def fastest() -> tuple[int, dict[int, float]]:
+        times = alternating(calls, REPEATS, SPAN, limit=LIMIT)
+        medians = {number: statistics.median(times[str(number)]) for number in numbers}
+        best = min(medians, key=medians.__getitem__)
+        return (best if gain(times[str(free)], times[str(best)]) >= FASTER else free), medians
+
+    best, medians = fastest()
+    if best < free:
+        time.sleep(PAUSE)
+        again, medians = fastest()
+        best = max(best, again)
     torch.set_num_threads(best)
     if best < free:
         reason = f"a step takes {1e3 * medians[best]:.3g} ms instead of {1e3 * medians[free]:.3g} with {free} in a trial"

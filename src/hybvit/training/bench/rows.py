@@ -165,7 +165,7 @@ def classify(model: HybridModel, cfg: Config, settings: Settings) -> Cases:
         return
     n, shape = cfg.train.batch_size, model.image_shape
     x = torch.randn(n, *shape, device=model.device)
-    ours = gflop(lambda: build_network(cfg).classify(torch.randn(COUNTED, *shape))) / COUNTED  # type: ignore[operator]
+    ours = gflop(lambda: build_network(cfg).eval().classify(torch.randn(COUNTED, *shape))) / COUNTED  # type: ignore[operator]
     yield Case("classify", OURS, n, n * ours, inference(model.device, lambda: model.logits(x)))
     if not settings.peers:
         return
