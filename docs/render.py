@@ -652,28 +652,6 @@ def processes() -> str:
     )
 
 
-def speed_curves() -> str:
-    """The losses of plain and of fast trainings, by benchmarks/curves.py."""
-    record = result("curves")
-    facts, ends = record["environment"], record["ends"]
-    lines = ["| steps | options | loss at the end, by seed | mean | deviation of a seed |", "|---|---|---|---|---|"]
-    for way, words in record["ways"].items():
-        by_seed = " / ".join(f"{value:.3f}" for value in ends[way])
-        spread = statistics.stdev(ends[way])
-        lines.append(f"| {way} | `{' '.join(words)}` | {by_seed} | {statistics.mean(ends[way]):.3f} | {spread:.3f} |")
-    gaps = [fast - plain for plain, fast in zip(*ends.values(), strict=True)]
-    error = statistics.stdev(gaps) / len(gaps) ** 0.5
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"`{record['command'][0]}`, {record['steps']} steps; the loss is the mean of the last 200. Seed by seed the fast "
-            f"steps end {statistics.mean(gaps):+.3f} away, with a standard error of {error:.3f}. "
-            f"{threads(facts['threads'])} of an {facts['device']}, {versions(facts)} (`python benchmarks/curves.py`).",
-        ]
-    )
-
-
 def budget() -> str:
     """The parts of a joint step, by benchmarks/budget.py."""
     record = result("budget")
@@ -687,14 +665,19 @@ def budget() -> str:
         """Seconds of all operations of a step at the peak."""
         return step["flop"] / step["peak"]
 
+    def counted(step: dict[str, Any]) -> float:
+        """The share of the parts whose operations count."""
+        return sum(step["parts"].get(part, 0.0) for part in ("matrix products", "attention", "convolutions"))
+
     lines = [row("part of the time", lambda step: f"`{step['preset']}`, {step['precision']}"), f"|{'---|' * (1 + len(steps))}"]
     lines += [row(part, lambda step, part=part: f"{100 * step['parts'].get(part, 0):.0f} %") for part in parts]
     lines += [
         row("a step, ms", lambda step: f"{1000 * step['seconds']:,.0f}"),
         row("of the peak", lambda step: f"{100 * at_peak(step) / step['seconds']:.0f} %"),
+        row("faster, if all but products, attention and convolutions took no time", lambda step: f"{1 / counted(step):.2f} x"),
         row(
-            "time of the products over that of all operations at the peak",
-            lambda step: f"{step['parts']['matrix products'] * step['seconds'] / at_peak(step):.2f}",
+            "time of those parts over that of their operations at the peak",
+            lambda step: f"{counted(step) * step['seconds'] / at_peak(step):.2f}",
         ),
     ]
     peaks = ", ".join(f"{step['peak'] / 1e9:.0f} GFLOP/s in {step['precision']}" for step in steps[:1])
@@ -1371,7 +1354,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "busy": busy,
     "checkpoints": checkpoints,
     "demo_times": demo_times,
-    "speed_curves": speed_curves,
     "loader": loader,
     "stream": stream,
     "datasets": datasets,
