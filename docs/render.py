@@ -624,15 +624,17 @@ def busy() -> str:
             rates = sorted(row["images_per_second"] for row in rows)
             chosen = " or ".join(map(str, sorted({row["threads"] for row in rows})))
             spread = f" ({rates[0]:,.0f} to {rates[-1]:,.0f})" if len(rates) > 1 else ""
-            cells.append(f"{statistics.median(rates):,.0f}{spread}, {chosen}")
+            whole = statistics.median(row["seconds"] for row in rows)
+            cells.append(f"{statistics.median(rates):,.0f}{spread}, {whole:.0f} s, {chosen}")
         lines.append(f"| {way} | {' | '.join(cells)} |")
     repeats, facts = len(record["runs"]) // (len(lines) - 2) // len(loads), record["environment"]
     return "\n".join(
         [
             *lines,
             "",
-            f"Images a second of `{record['command'][0]}`, and its threads; {repeats} training{'s' if repeats > 1 else ''} "
-            f"each of {record['steps']} steps, in turn, on {facts['device']}; {versions(facts)} "
+            f"Images a second of `{record['command'][0]}` (median), seconds of the whole command, and its threads; {repeats} "
+            f"training{'s' if repeats > 1 else ''} each of {record['steps']} steps, in turn, on {facts['device']}; "
+            f"{versions(facts)} "
             "(`python benchmarks/busy.py`).",
         ]
     )
