@@ -70,6 +70,13 @@ def trained(processes: int, out: Path, *words: object) -> tuple[list[float], dic
     return losses, checkpoint.read_tensors(folder / "ema.safetensors")
 
 
+def same_weights(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    """To 1e-5, and 1e-4 of large ones: Adam divides a gradient near zero, which is mostly rounding, by its own size."""
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
 CASES = {
     "hybvit with muon, ddp": (2, ["--train.parallel=ddp", *MUON]),
     "hybvit with muon, fsdp": (2, ["--train.parallel=fsdp", *MUON]),
@@ -92,11 +99,7 @@ def test_several_processes_train_as_one(tmp_path, case):
     several = trained(processes, tmp_path / "several", *words, "--train.steps=50")
     assert len(one[0]) == len(several[0]) == 50
     torch.testing.assert_close(torch.tensor(several[0]), torch.tensor(one[0]), rtol=1e-5, atol=1e-5)
-    assert one[1].keys() == several[1].keys()
-    for name, tensor in one[1].items():
-        torch.testing.assert_close(
-            several[1][name], tensor, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+    same_weights(several[1], one[1])
 
 
 @pytest.mark.slow
@@ -123,8 +126,7 @@ def test_a_checkpoint_of_two_processes_resumes_on_others(tmp_path, kind, others)
         subprocess.run(["cp", "-r", run, copy], check=True)
         losses, weights = trained(processes, copy, *words, "--train.steps=15")
         torch.testing.assert_close(torch.tensor(losses), torch.tensor(whole[0]), rtol=1e-5, atol=1e-5)
-        for name, tensor in whole[1].items():
-            torch.testing.assert_close(weights[name], tensor, rtol=1e-5, atol=1e-5)
+        same_weights(weights, whole[1])
 
 
 @pytest.mark.slow
