@@ -433,21 +433,21 @@ def floors() -> str:
     )
 
 
-def paper_records(scale: str) -> dict[str, Any]:
-    return result(f"paper_{scale}")["runs"]
+def paper_records() -> dict[str, Any]:
+    return result("paper_pocket")["runs"]
 
 
-def paper_table(name: str, scale: str = "pocket") -> str:
-    """A table of the paper with our figures at a scale."""
+def paper_table(name: str) -> str:
+    """A table of the paper with our figures at pocket scale."""
     from hybvit.reproduce import render as tables
-    from hybvit.reproduce.scales import SCALES
+    from hybvit.reproduce.scales import POCKET
 
-    return tables.markdown(name, paper_records(scale), SCALES[scale]).rstrip("\n")
+    return tables.markdown(name, paper_records(), POCKET).rstrip("\n")
 
 
-def paper_runs(scale: str = "pocket") -> str:
+def paper_runs() -> str:
     """The runs of the reproduction: data, size, steps and time."""
-    records = {run: record for run, record in paper_records(scale).items() if record.get("training")}
+    records = {run: record for run, record in paper_records().items() if record.get("training")}
     lines = ["| preset | data | parameters | steps | batch | minutes | |", "|---|---|---|---|---|---|---|"]
     for run, record in records.items():
         training = record["training"]
@@ -473,13 +473,13 @@ def titled(name: str) -> str:
     return re.sub(r"^(table|figure)", lambda match: f"{match[1].capitalize()} ", name)
 
 
-def paper_verdicts(scale: str = "pocket") -> str:
-    """The paper's claims by verdict at a scale."""
+def paper_verdicts() -> str:
+    """The paper's claims by verdict at pocket scale."""
     from hybvit.reproduce import render as tables
     from hybvit.reproduce.claims import CLAIMS
-    from hybvit.reproduce.scales import SCALES
+    from hybvit.reproduce.scales import POCKET
 
-    found = [(name, line) for name in CLAIMS for line in tables.verdicts(name, paper_records(scale), SCALES[scale])]
+    found = [(name, line) for name in CLAIMS for line in tables.verdicts(name, paper_records(), POCKET)]
     parts = []
     for outcome in ("holds", "does not hold", "too close to call"):
         kinds = {"holds": ("holds", tables.ONCE), "does not hold": ("does not hold", tables.NOT_ONCE)}.get(outcome, (outcome,))
@@ -1406,9 +1406,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "compare_facts": compare_facts,
     **{f"card_{name}": partial(card, name) for name in MODELS},
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
-    **{f"cifar_table{n}": partial(paper_table, f"table{n}", "cifar") for n in range(1, 14)},
-    "cifar_runs": partial(paper_runs, "cifar"),
-    "cifar_verdicts": partial(paper_verdicts, "cifar"),
 }
 PAGES = (
     "README.md",

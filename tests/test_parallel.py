@@ -223,7 +223,8 @@ def test_parts_that_do_not_divide_the_rows_of_a_process_are_refused(tmp_path):
 
 def test_what_one_process_cannot_do_for_several_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
+    for name in ("SLURM_STEP_NUM_TASKS", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
     done = hybvit("train", "digits", *TINY, "--train.steps=1", "--train.parallel=fsdp")
     assert "warning: --train.parallel does nothing in one process: torchrun starts several" in done.stdout
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
@@ -231,6 +232,9 @@ def test_what_one_process_cannot_do_for_several_is_said(tmp_path, monkeypatch):
         done = hybvit(*words)
         assert done.returncode == 2
         assert "srun started 4 tasks that do not know of each other" in done.stderr
+    monkeypatch.setenv("WORLD_SIZE", "1")  # a task for each run of a sweep
+    assert hybvit("train", "digits", *TINY, "--train.steps=1").returncode == 0
+    monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     assert hybvit("train", "digits", *TINY, "--train.steps=1").returncode == 0
 

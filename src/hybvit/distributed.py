@@ -33,7 +33,7 @@ def process_group() -> Iterator[tuple[int, int]]:
     if tasks != "1" and not os.environ.get("WORLD_SIZE"):
         raise ConfigError(
             f"srun started {tasks} tasks that do not know of each other: start one torchrun on each machine, as slurm.sh of "
-            "docs/scale.md does, or a single task with srun -n 1"
+            "docs/scale.md does; WORLD_SIZE=1 lets each task work alone, on a run of its own"
         )
     written = os.environ.get("WORLD_SIZE", "").strip() or "1"
     if not written.isdecimal():
