@@ -29,7 +29,7 @@ LOST = re.compile(  # how it is noticed that a process ended
 @contextmanager
 def process_group() -> Iterator[tuple[int, int]]:
     """Yield (rank, world size); under torchrun the process group exists for the duration of the ``with`` block."""
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or "1"
     if tasks != "1" and not os.environ.get("WORLD_SIZE"):
         raise ConfigError(
             f"srun started {tasks} tasks that do not know of each other: start one torchrun on each machine, as slurm.sh of "

@@ -179,8 +179,9 @@ def intervals(values: Mapping[str, tuple[float, float, float]], x: str) -> str:
     for y, (value, low, high) in enumerate(values[name] for name in names):
         axes.errorbar([value], [y], xerr=[[value - low], [high - value]], fmt="o", color=INK[0], markersize=4, capsize=2)
     axes.set_yticks(range(len(names)), [literal(name) for name in names])
+    axes.set_ylim(-0.5, len(names) - 0.5)  # of two rows the points would lie on the frame
     axes.set_xlim(left=0)
-    axes.set_xlabel(x)
+    figure.supxlabel(x, fontsize=9)  # of the figure: beside long names the axes are too narrow for it
     axes.tick_params(labelsize=8)
     return svg(figure)
 
