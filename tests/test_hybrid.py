@@ -351,7 +351,7 @@ def test_load_says_what_is_not_there(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_every_preset_builds_and_reloads(tmp_path):
+def test_every_preset_reloads(tmp_path):
     from hybvit.config import load_config
     from hybvit.presets import PRESETS
 
@@ -359,9 +359,6 @@ def test_every_preset_builds_and_reloads(tmp_path):
         cfg = preset(name)
         (tmp_path / "config.yaml").write_text(to_yaml(cfg))
         assert load_config(tmp_path / "config.yaml") == cfg
-        with torch.device("meta"):
-            net = HybViT(cfg.model)
-        assert sum(p.numel() for p in net.parameters()) > 0
     assert preset("digits_paper").model.time == "token_scalars"
     assert preset("digits_paper").objective == Objective()
     assert preset("digits_paper").diffusion == DiffusionConfig()

@@ -13,7 +13,7 @@ from hybvit.config import differences, override
 from hybvit.errors import ConfigError
 from hybvit.evaluation import Options
 from hybvit.presets import preset
-from hybvit.reproduce import studies
+from hybvit.reproduce import studies, timing
 from hybvit.reproduce.studies import Run, costs_of, cut, lines_of, runs_of, within
 from hybvit.reproduce.timing import digest
 from hybvit.reproduce.variants import ABLATION, COMPARISON, STUDIES, V2, Study, Variant
@@ -35,6 +35,7 @@ def small_study(monkeypatch):
     monkeypatch.setattr(studies, "EVAL_OPTIONS", options)
     monkeypatch.setattr(studies, "TRIAL_PARTS", 4)
     monkeypatch.setattr(studies, "TRIAL_PART", 2)
+    monkeypatch.setattr(timing, "SPAN", 0.05)
 
 
 @pytest.mark.slow

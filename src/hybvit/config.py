@@ -11,7 +11,8 @@ import math
 import os
 import re
 import textwrap
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -589,9 +590,18 @@ def parse(arguments: list[str], base: Config) -> Config:
         if name.startswith("--") and name not in known:
             raise ConfigError(f"unknown field {name}{did_you_mean(name, known)}")
     if not arguments:
-        return base  # a parser takes a tenth of a second, and a plan asks for hundreds of configurations
-    parser = _parser(base)
-    return _build(lambda: parser.parse_args(with_home(arguments)), parser)
+        return base  # without the import of a parser
+    changes = dict[str, dict[str, Any]]()
+    with _errors_of_fields():
+        values = _values_of(tuple(with_home(arguments)))
+        for group, leaf in (name.split(".") for name in dict.fromkeys(fields_in(arguments))):
+            changes.setdefault(group, {})[leaf] = values[f"{group}.{leaf}"]
+        return override(base, **changes)
+
+
+@lru_cache(maxsize=16)  # a parse takes a tenth of a second, and a plan changes the same fields of dozens of presets
+def _values_of(arguments: tuple[str, ...]) -> Any:
+    return _parser().parse_args(arguments)
 
 
 def with_home(arguments: list[str]) -> list[str]:
@@ -654,10 +664,11 @@ def _config_of(text: bytes) -> Config:
         raise ConfigError(f"not a YAML file ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict):
         raise ConfigError(f"not a configuration (a mapping with {', '.join(GROUPS)} is expected)")
-    parser = _parser(Config())
     fields = {group: [f.name for f in dataclasses.fields(getattr(Config(), group))] for group in GROUPS}
     complete = versions.migrate(content, fields)
-    return _build(lambda: parser.parse_object(complete), parser)
+    with _errors_of_fields():
+        groups = _parser().instantiate(_parser().parse_object(complete))
+        return Config(**{group: groups[group] for group in GROUPS})
 
 
 def field_help(base: Config) -> str:
@@ -684,22 +695,25 @@ def as_typed(value: Any) -> str:
     return str(value)
 
 
-def _parser(base: Config) -> Any:
-    """A parser of the fields, with defaults from ``base``."""
+@cache  # building it takes as long as a parse
+def _parser() -> Any:
+    """A parser of the fields, with their defaults."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, prog="hybvit train PRESET", add_help=False)
+    defaults = Config()
     for group in GROUPS:
-        parser.add_argument(f"--{group}", type=type(getattr(base, group)), default=getattr(base, group))
+        parser.add_argument(f"--{group}", type=type(getattr(defaults, group)), default=getattr(defaults, group))
     return parser
 
 
-def _build(parse_into_namespace: Any, parser: Any) -> Config:
+@contextmanager
+def _errors_of_fields() -> Iterator[None]:
+    """Whatever the parser or a group says of a value becomes a ConfigError."""
     from jsonargparse import ArgumentError
 
     try:
-        groups = parser.instantiate(parse_into_namespace())
-        return Config(**{group: groups[group] for group in GROUPS})
+        yield
     except ConfigError:
         raise
     except (ArgumentError, ValueError, TypeError) as error:
