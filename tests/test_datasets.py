@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hybvit import cli
 from hybvit.catalog import CATALOG, DEBIAN
 from hybvit.config import Config, DataConfig, override
 from hybvit.data import datasets
@@ -289,6 +290,41 @@ def test_the_binary_version_of_cifar_is_the_same_set(tmp_path, monkeypatch, name
             opened(config(name, root))
 
 
+@pytest.mark.parametrize(
+    ("name", "members", "splits"),
+    [
+        ("cifar10", official.cifar10(), {"train": 50, "test": 10}),
+        ("cifar10", official.cifar_binary("cifar10"), {"train": 50, "test": 10}),
+        ("cifar100", official.cifar100(), {"train": 100, "test": 100}),
+        ("cifar100", official.cifar_binary("cifar100"), {"train": 100, "test": 100}),
+        ("stl10", official.stl10(), {"train": 10, "test": 20, "unlabelled": 7}),
+        ("tiny_imagenet", official.tiny_imagenet(), {"train": 12, "test": 6, "unlabelled": 5}),
+    ],
+    ids=["cifar10", "cifar10 binary", "cifar100", "cifar100 binary", "stl10", "tiny_imagenet"],
+)
+def test_a_folder_of_another_name_is_the_set_too(tmp_path, monkeypatch, name, members, splits):
+    official.unpacked(tmp_path / "published", members)
+    (folder,) = (tmp_path / "published").iterdir()
+    small(monkeypatch, name, tmp_path, splits=splits, balance={}, **({"num_classes": 3} if name == "tiny_imagenet" else {}))
+    size, expected = CATALOG[name].size, opened(config(name, tmp_path / "published", CATALOG[name].size))
+    moved = folder.rename(tmp_path / "mine")
+    assert locate(DataConfig(name=name), str(moved)).name == name
+    found = opened(config(name, moved, size))
+    assert torch.equal(found.train.pixels, expected.train.pixels)
+    assert torch.equal(found.test.labels, expected.test.labels)
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(datasets, "cache_folder", lambda: cache)  # straight in the folder of the set
+    cache.mkdir()
+    moved.rename(cache / name)
+    assert datasets.find(name) == cache / name
+    if name == "cifar10":
+        batch = next((cache / name).glob("data_batch_3*")).rename(tmp_path / "lost")
+        with pytest.raises(DataError, match=r"data_batch_3(\.bin)?: missing"):
+            opened(config(name, cache / name))
+        batch.rename(cache / "data_batch_1")  # one file alone is no set
+        assert datasets.find(name, str(cache)) == cache / name
+
+
 NAMES = {"cifar10": {}, "fashion_mnist": {"T-shirt/top": "T-shirt_top", "Ankle boot": "ankle-boot"}, "svhn": {}}
 
 
@@ -349,6 +385,23 @@ def test_other_images_with_the_names_of_a_set_are_the_users_own(tmp_path, monkey
         opened(config("cifar10", root))
     (root / "train" / "ship").rename(root / "train" / "boat")
     assert name_of(root) == "folder"
+
+
+def test_a_part_of_a_named_set_is_said_to_be_the_users_own(tmp_path, monkeypatch, capsys):
+    info = replace(CATALOG["cifar10"], splits={"train": 20, "test": 10}, balance={"train": 2, "test": 1})
+    monkeypatch.setitem(CATALOG, "cifar10", info)
+    root, named = as_folders(tmp_path / "copy", "cifar10"), preset("cifar10").data
+    assert locate(named, str(root)).name == "cifar10"
+    assert capsys.readouterr().err == ""
+    (root / "train" / "cat" / "0.png").unlink()
+    said = f"{root}: 19 train and 10 test images in the classes of CIFAR-10, which has 20 and 10"
+    assert locate(named, str(root)).name == "folder"
+    assert capsys.readouterr().err == f"warning: {said}: taken for your own images\n"
+    assert locate(replace(named, name="folder"), str(root)).name == "folder"  # as asked
+    locate(named, str(as_folders(tmp_path / "large", "cifar10", side=64)))
+    assert capsys.readouterr().err == ""
+    cli.main(["datasets", "cifar10", "--data", str(root)])
+    assert f"incomplete: {said}; put cifar-10-python.tar.gz" in capsys.readouterr().out
 
 
 def test_class_folders_hold_no_unlabeled_images(tmp_path, monkeypatch):

@@ -541,6 +541,30 @@ def test_the_record_says_whether_samples_are_class_conditional(tmp_path, monkeyp
         assert ("each of a random class" in json.dumps(page)) == conditional
 
 
+def test_class_agreement_is_the_accuracy_of_the_extractor_on_the_samples(tmp_path, monkeypatch):
+    model, test, cnn = load("digits", "cpu"), digits().test, open_extractor(None, "digits")
+    images, labels = test.take(torch.arange(60))
+    labels[:6] = (labels[:6] + 1) % 10  # drawn for another class
+    monkeypatch.setattr(type(model), "draws_by_label", True)
+    monkeypatch.setattr(model, "drawn_labels", lambda indices, seed: labels[list(indices)])
+    monkeypatch.setattr(model, "draw", lambda indices, *_: images[list(indices)])
+    options = Options(**{**FAST.__dict__, "samples": 60})
+    record = run_suites(context(model, tmp_path, options), ("fidelity",), quiet)
+    hits = cnn.logits(images).argmax(dim=1) == labels
+    assert 0.8 < record["metrics"]["fidelity/class_agreement_cnn-digits_60"]["value"] == hits.double().mean().item() <= 0.9
+    by_class = {name: hits[labels == k].double().mean().item() for k, name in enumerate(model.classes)}
+    assert record["tables"]["class_agreement"] == by_class
+
+
+def test_samples_without_labels_are_those_of_the_labels_drawn():
+    model = load("fashion-mnist", "cpu")
+    labels = model.drawn_labels(range(3), 5)
+    arguments = (range(3), "ddim", 1, 5)
+    assert torch.equal(model.draw(*arguments), model.draw(*arguments, labels=labels))
+    assert not torch.equal(model.draw(*arguments), model.draw(*arguments, labels=(labels + 1) % 10))
+    assert load("digits", "cpu").drawn_labels(range(3), 5) is None
+
+
 def test_samples_are_drawn_with_the_guidance_that_was_asked_for(tmp_path, monkeypatch):
     model, drawn = load("digits", "cpu"), []
 

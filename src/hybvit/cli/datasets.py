@@ -8,7 +8,7 @@ from typing import Any
 
 from ..catalog import CATALOG, DatasetInfo
 from ..data import decoded
-from ..data.datasets import download_hint, find
+from ..data.datasets import another_number, download_hint, find
 from ..data.readers import missing_files
 from ..errors import ConfigError
 from .arguments import ArgumentParser, location
@@ -43,6 +43,7 @@ def record(name: str, root: str | None) -> dict[str, Any]:
         "out_of_distribution": list(info.out_of_distribution),
         "found": where,
         "missing": missing,
+        "another_number": another_number(name, root) if found is None else None,
         "to_do": None if where and not missing else download_hint(name),
         "download": info.download,
     }
@@ -61,6 +62,8 @@ def describe_state(facts: dict[str, Any]) -> str:
         return f"incomplete: {facts['found']} is here, but not {missing[0]}{more}; {facts['to_do']}"
     if facts["found"]:
         return f"present: {facts['found']}"
+    if facts["another_number"]:
+        return f"incomplete: {facts['another_number']}; {facts['to_do']}"
     if facts["download"]:
         return f"missing: downloaded at first use; or {facts['to_do']}"
     return f"missing: {facts['to_do']}"

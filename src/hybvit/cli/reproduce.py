@@ -37,7 +37,9 @@ def names_of(words: list[str]) -> list[str]:
         if word in DRAWINGS:
             raise ConfigError(f"{word} is a drawing of the network, so there is nothing to reproduce: choose another figure")
         if word not in (*NAMES, "all"):
-            known = "table1 to table13, figure1, figure4 to figure24 except 7 and 9, all; or one of ablation and v2"
+            known = (
+                f"table1 to table13, figure1, figure4 to figure24 except 7 and 9, all; studies: {', '.join(studies.STUDIES)}"
+            )
             others = [*NAMES, "all", *studies.STUDIES]
             raise ConfigError(f"{word!r} is not a table, figure or study{did_you_mean(word, others)} ({known})")
     return [name for name in NAMES if name in words or "all" in words]

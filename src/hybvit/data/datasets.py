@@ -21,7 +21,15 @@ from ..storage import cache_folder
 from .files import data_errors
 from .image_set import BadFiles, Dataset, Decoding, ImageSet, reorder_classes, select_per_class
 from .images import MODES, Originals, fit, with_channels
-from .readers import class_names, is_as_distributed, lies_in_class_folders, parts_of, read
+from .readers import (
+    class_names,
+    images_in_class_folders,
+    is_as_distributed,
+    lies_in_class_folders,
+    lies_in_renamed_folder,
+    parts_of,
+    read,
+)
 
 INTERPOLATION_BATCH = 100  # test batch size for the interpolations of Tables 3 and 11
 
@@ -140,7 +148,7 @@ def out_of_distribution(name: str, root: str | None, test: ImageSet, decoding: D
 
 def find(name: str, root: str | None = None) -> Path | None:
     """The path of a data set's files: in ``root`` (a folder, or the archive itself) if given, else in the default places. It is
-    a place itself where the set lies in class folders.
+    a place itself where the set lies in class folders, or in a folder of another name.
 
     Returns None if they are not found, and an empty path for scikit-learn's digits, which have no file of their own.
 
@@ -150,17 +158,33 @@ def find(name: str, root: str | None = None) -> Path | None:
     info = CATALOG[name]
     if not info.files:
         return Path()
-    if root is None:
-        places = [cache_folder() / name, cache_folder(), DEBIAN / name.replace("_", "-")]
-    else:
-        places = [Path(root), Path(root) / name]
-        if not places[0].exists():
-            raise DataError(f"{root}: no such folder")
+    places = places_of(name, root)
+    if not places[0].exists() and root is not None:
+        raise DataError(f"{root}: no such folder")
     candidates = [place / file for place in places for file in info.files]
     if root is not None and any(Path(file).name == places[0].name for file in info.files):
         candidates.append(places[0])
     found = next((path for path in candidates if path.is_file() or (path.is_dir() and any(path.iterdir()))), None)
-    return found or next((place for place in places if lies_in_class_folders(name, place)), None)
+    kinds = (lies_in_renamed_folder, lies_in_class_folders)
+    return found or next((place for kind in kinds for place in places if kind(name, place)), None)
+
+
+def places_of(name: str, root: str | None) -> list[Path]:
+    """Where a named set is looked for: in ``root`` if given, else in the default places."""
+    if root is not None:
+        return [Path(root), Path(root) / name]
+    return [cache_folder() / name, cache_folder(), DEBIAN / name.replace("_", "-")]
+
+
+def another_number(name: str, root: str | None) -> str | None:
+    """What class folders of a named set hold, in words, if they hold another number of images than it has."""
+    info = CATALOG[name]
+    for place in places_of(name, root):
+        if found := images_in_class_folders(name, place):
+            counts = " and ".join(f"{count:,} {split}" for split, count in found.items())
+            published = " and ".join(f"{info.splits[split]:,}" for split in found)
+            return f"{place}: {counts} images in the classes of {info.title}, which has {published}"
+    return None
 
 
 def download_hint(name: str) -> str:

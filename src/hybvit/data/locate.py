@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 from ..catalog import CATALOG, OWN_IMAGES
 from ..config import DataConfig
 from ..errors import DataError
-from .datasets import find, foreign_files
+from .datasets import another_number, find, foreign_files
 from .files import Files
 from .own_images import image_names
 
 
 def locate(data: DataConfig, root: str) -> DataConfig:
     """The settings with ``root`` set, and ``name`` set to what it holds."""
-    return replace(data, root=absolute(root), name=detect_format(root, data.name))
+    found = detect_format(root, data.name)
+    if found == "folder" and data.name in CATALOG and (other := another_number(data.name, root)):
+        print(f"warning: {other}: taken for your own images", file=sys.stderr)
+    return replace(data, root=absolute(root), name=found)
 
 
 def absolute(root: str) -> str:

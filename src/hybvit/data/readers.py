@@ -36,9 +36,11 @@ def parts_of(name: str, source: Path, split: str) -> list[Path]:
         other = {"svhn": f"{split}_32x32.mat", "imagenet": "train" if train else "val", "celeba": "list_eval_partition.txt"}
         return [beside / other[name]]
     if name in ("cifar10", "cifar100"):
-        ten, binary = name == "cifar10", "-bin" in source.name
+        ten = name == "cifar10"
         batches = [split] if not ten else [f"data_batch_{i}" for i in range(1, 6)] if train else ["test_batch"]
-        meta = ("batches.meta.txt" if ten else "fine_label_names.txt") if binary else "batches.meta" if ten else "meta"
+        words = "batches.meta.txt" if ten else "fine_label_names.txt"
+        binary = "-bin" in source.name or (source / words).is_file()
+        meta = words if binary else "batches.meta" if ten else "meta"
         below = [meta, *(f"{batch}.bin" if binary else batch for batch in batches)]
     elif name == "stl10":
         below = ["unlabeled_X.bin"] if split == "unlabelled" else [f"{split}_X.bin", f"{split}_y.bin"]
@@ -378,9 +380,15 @@ def read(name: str, source: Path, split: str, decoding: Decoding) -> ImageSet:
 
 
 def is_as_distributed(name: str, source: Path) -> bool:
-    """Whether ``source`` is what :data:`READERS` read; a place of another name holds class folders."""
+    """Whether ``source`` is what :data:`READERS` read; another place holds class folders."""
     files = CATALOG[name].files
-    return not files or source.name in {Path(file).name for file in files}
+    return not files or source.name in {Path(file).name for file in files} or lies_in_renamed_folder(name, source)
+
+
+def lies_in_renamed_folder(name: str, folder: Path) -> bool:
+    """Whether a folder of any name holds the files that are published in one, such as data_batch_1: half of them or more."""
+    paths = {path for split in ("train", "test") for path in parts_of(name, folder, split) if path.is_relative_to(folder)}
+    return bool(paths) and 2 * sum(path.is_file() for path in paths) >= len(paths)
 
 
 def class_folders(name: str, source: Path) -> dict[str, Files]:
@@ -397,13 +405,20 @@ def class_folders(name: str, source: Path) -> dict[str, Files]:
     return parts if complete else {}
 
 
+def images_in_class_folders(name: str, source: Path) -> dict[str, int]:
+    """Split -> number of images, if ``source`` has class folders of a named set and images of its size; else empty."""
+    parts = class_folders(name, source)
+    listed = {split: image_names(part) for split, part in parts.items()}
+    fitting = (None, (CATALOG[name].size,) * 2)
+    if not all(found and size_of(parts[split], found[0]) in fitting for split, found in listed.items()):
+        return {}
+    return {split: len(found) for split, found in listed.items()}
+
+
 def lies_in_class_folders(name: str, source: Path) -> bool:
     """Whether class folders hold as many images as the named set, of its size. Fewer or larger ones are the user's own."""
-    info, parts = CATALOG[name], class_folders(name, source)
-    names = {split: image_names(part) for split, part in parts.items()}
-    if not names or any(len(listed) != info.splits[split] for split, listed in names.items()):
-        return False
-    return all(size_of(part, names[split][0]) in (None, (info.size, info.size)) for split, part in parts.items())
+    found = images_in_class_folders(name, source)
+    return bool(found) and all(count == CATALOG[name].splits[split] for split, count in found.items())
 
 
 def class_names(name: str, source: Path) -> tuple[str, ...]:

@@ -62,6 +62,10 @@ class Evaluable(Protocol):
     def predict_x0(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The predicted clean image of x_t [B, C, H, W] that :meth:`denoise` implies."""
 
+    def drawn_labels(self, indices: Sequence[int], seed: int) -> Tensor | None:
+        """The classes that :meth:`draw` gives the images with these indices, int64 [len(indices)]; None without
+        ``draws_by_label``."""
+
     def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int, guidance: float = 0.0) -> Tensor:
         """Generate the images with these indices of a seed in one batch: uint8 [len(indices), C, H, W] on the CPU.
 
@@ -158,6 +162,9 @@ class Adapted:
     @property
     def draws_by_label(self) -> bool:
         return False
+
+    def drawn_labels(self, indices: Sequence[int], seed: int) -> None:
+        return None
 
     def draw(self, indices: Sequence[int], sampler: str, steps: int, seed: int, guidance: float = 0.0) -> Tensor:
         if guidance:

@@ -195,6 +195,11 @@ class Context:
         shards = torch.arange(o.samples).split(SHARD)  # the same for any number of samples, so that more need only the rest
         return torch.cat(share_calls([partial(shard, index) for index in shards], "samples"))
 
+    @property
+    def drawn_labels(self) -> Tensor | None:
+        """The classes that :attr:`samples` were drawn for, int64 [n]; None if they were drawn without."""
+        return self.model.drawn_labels(range(self.options.samples), self.options.seed)
+
     def generator(self, purpose: int) -> torch.Generator:
         """A CPU generator for one purpose; ``purpose`` is a number of its own for each."""
         return torch.Generator().manual_seed(((self.options.seed << 20) + purpose) % 2**63)

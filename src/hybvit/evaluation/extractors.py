@@ -24,9 +24,10 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from .. import checkpoint
+from ..catalog import CATALOG
 from ..data.image_set import to_x
 from ..data.images import fit, with_channels
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, did_you_mean
 from ..loading import load as load_run
 from ..loading import read_published
 from ..model import HybridModel
@@ -83,6 +84,7 @@ class Extractor:
         border: whether images up to an eighth too small are padded with black (28 -> 32) instead of resampled.
         is_inception: whether its Frechet distance may be called FID, and its score the Inception score.
         batch_size: images per forward pass.
+        classes: the names of its classes, if they are those of the images.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Extractor:
     border: bool = True
     is_inception: bool = False
     batch_size: int = 256
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
@@ -209,8 +212,16 @@ def open_extractor(
         return timm_extractor(spec.removeprefix("timm:"), device)
     if Path(spec).is_dir():
         return run_extractor(Path(spec), device)
-    known = ", ".join(("inception", JUDGE, *(f"cnn-{name}" for name in SHIPPED), "timm:MODEL", "timm:MODEL@FILE"))
-    raise ConfigError(f"unknown extractor {spec!r}: it must be a run folder or one of {known}")
+    raise ConfigError(unknown_extractor(spec))
+
+
+def unknown_extractor(spec: str | None) -> str | None:
+    """What is wrong with a specification that :func:`open_extractor` cannot mean, or None."""
+    names = ("inception", JUDGE, *(f"cnn-{name}" for name in SHIPPED))
+    if spec is None or spec in names or spec.startswith("timm:") or Path(spec).is_dir():
+        return None
+    known = ", ".join((*names, "timm:MODEL", "timm:MODEL@FILE"))
+    return f"unknown extractor {spec!r}{did_you_mean(spec, names)} (a run folder, or one of {known})"
 
 
 def shipped(data_name: str, device: torch.device) -> Extractor:
@@ -233,7 +244,7 @@ def shipped(data_name: str, device: torch.device) -> Extractor:
         features = net.features(to_x(pixels))
         return features, net.readout(features)
 
-    return Extractor(f"cnn-{data_name}", network, shape.channels, shape.size, device)
+    return Extractor(f"cnn-{data_name}", network, shape.channels, shape.size, device, classes=CATALOG[data_name].classes)
 
 
 def cached_inception() -> Path:
@@ -386,7 +397,8 @@ def run_extractor(folder: Path, device: torch.device) -> Extractor:
         x = to_x(pixels)
         return model.features(x), model.logits(x)
 
-    return Extractor(name, network, model.cfg.model.channels, model.cfg.model.image_size, device)
+    shape = model.cfg.model
+    return Extractor(name, network, shape.channels, shape.image_size, device, classes=model.classes)
 
 
 def clean_name(text: str) -> str:

@@ -7,6 +7,7 @@ name.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ..data.image_set import ImageSet, LazyImages, evenly_spaced
 from ..data.images import grid
 from ..distributed import share_batches
 from ..errors import ConfigError, DataError
+from ..evaluation import plots
 from ..metrics.fidelity import (
     Statistics,
     frechet_distance,
@@ -30,6 +32,7 @@ from .context import Context, Metric, Picture, Result, proportion
 from .extractors import Extractor, open_extractor
 
 GRID_IMAGES = 100
+CLASSES_SHOWN = 20
 PRECISION_RECALL_IMAGES = 10_000  # images of each kind for precision and recall, whose cost is quadratic
 KID_SUBSETS, KID_SUBSET = 100, 1000
 NEIGHBORS, SPLITS = 3, 10
@@ -79,6 +82,8 @@ def distances(ctx: Context, extractor: Extractor, samples: Tensor, result: Resul
     made, logits = share_batches(
         len(samples), ctx.options.batch_size, lambda i: both(extractor, generated.take(i)[0]), "samples"
     )
+    if (drawn := ctx.drawn_labels) is not None and extractor.classes == ctx.model.classes:
+        as_drawn(logits, drawn, extractor, ctx.model.classes, result)
     n, reference = len(samples), len(real)
     frechet, extractor_name = ("fid", "inception") if extractor.is_inception else ("fd", extractor.name)
     name = f"{extractor_name}_{n}"
@@ -108,6 +113,19 @@ def distances(ctx: Context, extractor: Extractor, samples: Tensor, result: Resul
         "weights": "as given" if ctx.objective == "adapted" else "EMA",
         "kid_subsets": f"{KID_SUBSETS} of {subset}", "neighbours": NEIGHBORS, "score_splits": SPLITS,
     }  # fmt: skip
+
+
+def as_drawn(logits: Tensor, drawn: Tensor, extractor: Extractor, classes: Sequence[str], result: Result) -> None:
+    """How many samples the extractor's classifier gives the class that they were drawn for, in all and by class."""
+    hits = logits.argmax(dim=1) == drawn
+    result.metrics[f"fidelity/class_agreement_{extractor.name}_{len(hits)}"] = proportion(hits)
+    shares = {name: hits[drawn == k].double().mean().item() for k, name in enumerate(classes) if bool((drawn == k).any())}
+    result.tables["class_agreement"] = shares
+    shown = sorted(shares, key=shares.__getitem__)[:CLASSES_SHOWN]
+    result.pictures["class_agreement"] = Picture(
+        plots.bars({name: shares[name] for name in shown}, "share with the class they were drawn for"),
+        f"How often {extractor.name} gives samples the class they were drawn for",
+    )
 
 
 def beside_real_images(

@@ -14,6 +14,7 @@ from ..method.samplers import SAMPLERS
 from ..metrics.autoattack import AUTOATTACK_CURE, has_autoattack
 from ..metrics.certified import check_votes
 from .adapters import Evaluable
+from .extractors import unknown_extractor
 
 
 def number_or_all(text: str) -> int:
@@ -128,6 +129,8 @@ class Options:
                 raise ConfigError(f"{name} is {value!r}: it must be a tuple of names")
         for name in self.corruptions:
             check_corruption(name)
+        if said := unknown_extractor(self.extractor):
+            raise ConfigError(said)
         if "frost" in self.corruptions and not self.frost:
             raise ConfigError("corruptions: frost needs photographs of frost, which hybvit may not pass on (--frost DIR)")
         if self.frost and not os.path.exists(self.frost):

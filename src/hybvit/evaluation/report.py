@@ -106,6 +106,10 @@ MEANINGS: tuple[tuple[str, str], ...] = (
         "(of_samples)",
     ),
     (r"fidelity/fd_", "Frechet distance to the training images in this network's features (not FID); lower is better"),
+    (
+        r"fidelity/class_agreement",
+        "share of samples to which this network gives the class that they were drawn for; higher is better",
+    ),
     (r"fidelity/kid_", "kernel distance to the training images, unbiased; lower is better"),
     (r"fidelity/precision", "share of samples within the training images' feature manifold; higher is better"),
     (r"fidelity/recall", "share of training images within the samples' feature manifold; higher is better"),

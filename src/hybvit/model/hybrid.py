@@ -613,16 +613,22 @@ class HybridModel:
 
         return in_threads(part, len(indices), self.device)
 
+    def drawn_labels(self, indices: Sequence[int], seed: int) -> Tensor | None:
+        """The classes that :meth:`draw` gives images without labels, int64 [len(indices)]; None without ``draws_by_label``."""
+        if not self.draws_by_label:
+            return None
+        classes = len(self.cfg.data.classes)
+        return torch.tensor([derive_seed(seed, "labels of samples", i) % classes for i in indices])
+
     def denoiser(self, indices: Sequence[int], seed: int, guidance: float = 0.0, labels: Tensor | None = None) -> Denoiser:
         """The denoiser (-> x_0) that :meth:`draw` samples with; arguments and errors are those of it."""
         if guidance and labels is None and not self.draws_by_label:
             raise ConfigError(f"guidance {guidance}: this model's denoiser was not trained with labels to draw at random")
-        if labels is None and self.draws_by_label:
-            classes = len(self.cfg.data.classes)
-            labels = torch.tensor([derive_seed(seed, "labels of samples", i) % classes for i in indices], device=self.device)
+        if labels is None:
+            labels = self.drawn_labels(indices, seed)
         if labels is None:
             return self.predict_x0
-        return (self.conditional if self.takes_labels else self.guided)(labels, guidance)
+        return (self.conditional if self.takes_labels else self.guided)(labels.to(self.device), guidance)
 
     @torch.no_grad()
     def bits_per_dim(self, x: Tensor, seed: int = 0) -> Tensor:
