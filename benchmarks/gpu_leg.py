@@ -1,23 +1,32 @@
 """Train in legs on a machine that is lent for minutes: each goes on where the last one stopped, and measures what it has.
 
-    python benchmarks/gpu_leg.py run --out DIR --seconds 480 [--state DIR] [--data DIR] [--preset NAME] [--any.field V ...]
+    python benchmarks/gpu_leg.py pack --out LUGGAGE --data DIR [--state DIR]
+    python benchmarks/gpu_leg.py run --out DIR --seconds 480 [--luggage LUGGAGE] [--checks] [--preset NAME] [--any.field V ...]
     python benchmarks/gpu_leg.py curve STATE
+
+`pack` puts the images and the state that the last leg left into a folder of at most 64 MiB, which travels to the machine.
 
 `run` leaves a state in --out that is small enough to be carried: files of at most 15 MiB, the weights in bfloat16 where they
 would not fit otherwise, and no momentum that some steps restore. It is replaced every minute, so that a killed leg is not lost.
 With other fields than the state's, a leg starts a new run from its averaged weights, such as one whose learning rate ends at 0.
---data may be an archive of the images. `curve` collects what was reached after how much time.
+--checks first runs the tests that need a GPU and times the preset's step.
+
+`curve` collects what was reached after how much time, and draws it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -46,6 +55,7 @@ from hybvit.config import (
 from hybvit.data.locate import locate
 from hybvit.devices import environment
 from hybvit.errors import CheckpointError, ConfigError, DataError, Interrupted
+from hybvit.evaluation import plots
 from hybvit.presets import preset
 from hybvit.storage import read_json, write_text
 from hybvit.training.cost import cost
@@ -54,6 +64,8 @@ from hybvit.training.run_folder import read_metrics, training_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 LEG, PART, LARGEST = "leg.json", 15 << 20, 42 << 20  # the record; bytes of a file, and of all files of a state
+IMAGES, STATE, LUGGAGE = "images.tar", "state", 64 << 20  # what travels, and its bytes at most
+CHECK_SECONDS = 100  # at most for each check, of a machine that is lent for ten minutes at a time
 SAME = "run"  # the run folder of a leg that goes on with the recipe of the last
 
 
@@ -184,29 +196,87 @@ def stop_after(seconds: float) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def checks(name: str, folder: Path) -> dict[str, Any]:
+    """What the tests that need a GPU say in their last line, and how long a compiled step of the preset takes. A failure or a
+    check that takes too long is said in the record and does not cost the leg."""
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_gpu.py")]
+    steps, timed = [sys.executable, str(ROOT / "benchmarks" / "steps.py"), name, "--out", str(folder / "steps.json")], None
+    said = list[str]()
+    for words in (tests, steps):
+        try:
+            done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=CHECK_SECONDS)
+            said.append((done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or [""])[-1])
+        except subprocess.TimeoutExpired:
+            said.append(f"not done after {CHECK_SECONDS} s")
+    if (folder / "steps.json").is_file():
+        timed = read_json(folder / "steps.json")["presets"].get(name)
+    print(f"tests: {said[0]}\nstep of {name}: {said[1][:200]}", flush=True)
+    return {"tests": said[0], "step": timed}
+
+
 def leg(args: argparse.Namespace, fields: list[str]) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         work, data = Path(folder), args.data
+        if args.luggage is not None:
+            data = args.luggage / IMAGES
+            args.state = args.luggage / STATE if (args.luggage / STATE).is_dir() else None
         if data is not None and data.is_file():
             subprocess.run(["tar", "-xf", str(data.resolve()), "-C", folder], check=True)
             data = next(path.parent for path in work.rglob("train"))
         cfg, run, legs = prepared(args, fields, work)
         if data is not None:
             cfg = replace(cfg, data=locate(cfg.data, str(data)))
+        facts = {"fields": fields} | ({"checks": checks(args.preset, work)} if args.checks else {})
         train_for(args, cfg, run, legs)
-        pack(run, args.out, legs, {"fields": fields})
+        pack(run, args.out, legs, facts)
         suites = ["accuracy", "fidelity"] if cfg.objective.kind == "hybvit" else ["fidelity"]
         options = hybvit.EvaluationOptions(samples=args.samples, sampler="dpmpp_2m", steps=20, extractor=args.extractor)
         metrics = hybvit.evaluate(run, data, suites=suites, options=options, say=print).metrics
-        done = pack(run, args.out, legs, {"fields": fields, "metrics": {n: m._asdict() for n, m in metrics.items()}})
+        done = pack(run, args.out, legs, {**facts, "metrics": {n: m._asdict() for n, m in metrics.items()}})
     print(f"leg {done['leg']}: step {done['step']}, {done['images']:,} images in {done['seconds']:,.0f} s; {args.out / LEG}")
 
 
-def curve(state: Path) -> None:
-    target = ROOT / "results" / "cifar10_legs.json"
-    write_text(target, json.dumps({"legs": read_json(state / LEG, "legs")["legs"]}, indent=1) + "\n")
-    print(target)
+def pack_up(args: argparse.Namespace) -> None:
+    """The images as an archive, and the last leg's state, in a folder that travels."""
+    args.out.mkdir(parents=True)  # a new one: what lies there would travel too
+    with (args.out / IMAGES).open("wb") as packed:
+        if args.data.is_file():
+            packed.write(args.data.read_bytes())
+        else:
+            with tarfile.open(fileobj=packed, mode="w:xz") as archive:
+                for split in ("train", "test"):
+                    archive.add(args.data / split, split)
+    if args.state is not None:
+        read_json(args.state / LEG, "files")
+        shutil.copytree(args.state, args.out / STATE)
+    size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
+    if size > LUGGAGE:
+        sys.exit(f"{args.out}: {size / 2**20:.0f} MiB, at most {LUGGAGE / 2**20:.0f} MiB travel")
+    print(f"{args.out}: {size / 2**20:.1f} MiB\nthere: python benchmarks/gpu_leg.py run --luggage {args.out.name} --out ...")
+
+
+def curve(args: argparse.Namespace) -> None:
+    """Accuracy and distance against the time of all legs, as a record and a drawing."""
+    from matplotlib.figure import Figure
+
+    legs = read_json(args.state / LEG, "legs")["legs"]
+    write_text(args.out, json.dumps({"legs": legs}, indent=1) + "\n")
+    minutes = list(itertools.accumulate(leg["seconds"] / 60 for leg in legs))
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    for axes, wanted in zip(figure.subplots(1, 2), (r"test/accuracy", r"fidelity/fd_.*_\d+"), strict=True):
+        found = [
+            (at, name, metric["value"])
+            for at, leg in zip(minutes, legs, strict=True)
+            for name, metric in leg.get("metrics", {}).items()
+            if re.fullmatch(wanted, name)
+        ]
+        axes.plot([at for at, _, _ in found], [value for _, _, value in found], "o-")
+        axes.set_xlabel(f"minutes of training, {legs[-1]['environment']['device']}", fontsize=8)
+        axes.set_ylabel(", ".join(dict.fromkeys(name for _, name, _ in found)), fontsize=8)
+        axes.grid(alpha=0.3)
+    write_text(args.plot, plots.svg(figure))
+    print(args.out, args.plot)
 
 
 def main() -> None:
@@ -223,6 +293,8 @@ def main() -> None:
     run.add_argument("--seconds", type=float, required=True, help="time for training; unpacking and measuring come on top")
     run.add_argument("--state", type=Path, help="folder that the last leg left; without one the training starts")
     run.add_argument("--data", type=Path, help="the images: a folder, or an archive of one with train/ and test/")
+    run.add_argument("--luggage", type=Path, help="folder that `pack` left, instead of --state and --data")
+    run.add_argument("--checks", action="store_true", help="run the tests that need a GPU and time the preset's step, before")
     run.add_argument("--preset", default="cifar10_v2")
     run.add_argument("--checkpoint-every", type=int, default=1000, help="steps")
     run.add_argument("--save-every", type=float, default=60, help="seconds between two states, so that a kill costs no more")
@@ -230,12 +302,22 @@ def main() -> None:
     run.add_argument("--extractor")
     collect = commands.add_parser("curve", help="put the records of all legs into results/cifar10_legs.json")
     collect.add_argument("state", type=Path, help="folder that the last leg left")
+    collect.add_argument("--out", type=Path, default=ROOT / "results" / "cifar10_legs.json", help="the record")
+    collect.add_argument("--plot", type=Path, default=ROOT / "docs" / "cifar10_legs.svg", help="the drawing")
+    luggage = commands.add_parser("pack", help="put what travels to the machine into a folder")
+    luggage.add_argument("--out", type=Path, required=True, help="a new folder")
+    luggage.add_argument(
+        "--data", type=Path, required=True, help="the images: a folder with train/ and test/, or an archive of one"
+    )
+    luggage.add_argument("--state", type=Path, help="folder that the last leg left")
     args, fields = parser.parse_known_args()
+    if fields and args.command != "run":
+        parser.error(f"unknown option {fields[0]}")
     try:
-        if args.command == "curve":
-            curve(args.state)
-        else:
+        if args.command == "run":
             leg(args, fields)
+        else:
+            {"curve": curve, "pack": pack_up}[args.command](args)
     except (ConfigError, DataError, CheckpointError, OSError) as error:  # a missing or cut state, say
         sys.exit(str(error))
 

@@ -41,7 +41,7 @@ tags: [image-classification, {kind}-image-generation, diffusion, vit]
 
 # {name}
 
-This Vision Transformer was trained on the training images of [{title}]({source}) ({license}).
+This Vision Transformer was trained on the training images of [{title}]({source}) (license: {license}).
 It classifies such images, generates them, and bounds their likelihood. It is bundled with the package:
 
 ```python

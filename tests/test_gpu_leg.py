@@ -7,9 +7,11 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,6 +68,11 @@ def test_a_killed_leg_is_gone_on_with_and_another_recipe_starts_from_its_average
     assert {"test/accuracy", "fidelity/fd_cnn-digits_20"} <= two["metrics"].keys()
     assert str(tmp_path) not in (tmp_path / "second" / "leg.json").read_text()
 
+    drawn = argparse.Namespace(state=tmp_path / "second", out=tmp_path / "legs.json", plot=tmp_path / "legs.svg")
+    script.curve(drawn)
+    assert json.loads(drawn.out.read_text()) == {"legs": second["legs"]}
+    assert "test/accuracy" in drawn.plot.read_text()
+
     args = argparse.Namespace(state=tmp_path / "second", checkpoint_every=5)
     cfg, run, legs = script.prepared(args, ["--train.steps=4"], tmp_path / "other recipe")
     assert (legs, cfg.train.steps, list(run.parent.glob("other"))) == (second["legs"], 4, [])
@@ -74,6 +81,37 @@ def test_a_killed_leg_is_gone_on_with_and_another_recipe_starts_from_its_average
     )
     start = checkpoint.read_tensors(Path(cfg.train.init) / "model.safetensors")
     assert all(torch.equal(start[name], average[name]) for name in start)
+
+
+def test_what_travels_is_packed_into_one_folder_of_a_size_that_is_carried(script, tmp_path, monkeypatch):
+    for split in ("train", "test"):
+        (tmp_path / "images" / split / "cat").mkdir(parents=True)
+        (tmp_path / "images" / split / "cat" / "0.jpg").write_bytes(split.encode())
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "leg.json").write_text('{"files": {}}')
+    words = {"data": tmp_path / "images", "state": tmp_path / "state"}
+    script.pack_up(argparse.Namespace(out=tmp_path / "luggage", **words))
+    assert (tmp_path / "luggage" / "state" / "leg.json").is_file()
+    packed = argparse.Namespace(out=tmp_path / "again", data=tmp_path / "luggage" / "images.tar", state=None)  # as it was sent
+    script.pack_up(packed)
+    subprocess.run(["tar", "-xf", packed.out / "images.tar", "-C", tmp_path / "again"], check=True)
+    assert (tmp_path / "again" / "train" / "cat" / "0.jpg").read_bytes() == b"train"
+    monkeypatch.setattr(script, "LUGGAGE", 100)
+    with pytest.raises(SystemExit, match="at most 0 MiB travel"):
+        script.pack_up(argparse.Namespace(out=tmp_path / "heavy", **words))
+
+
+def test_checks_that_fail_or_take_too_long_are_said_and_cost_no_leg(script, tmp_path, monkeypatch):
+    answers = iter((SimpleNamespace(stdout="", stderr="no pytest\n"), subprocess.TimeoutExpired("steps", 1)))
+
+    def run(*words, **options):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(script.subprocess, "run", run)
+    assert script.checks("digits", tmp_path) == {"tests": "no pytest", "step": None}
 
 
 def test_a_state_is_exact_if_it_fits_and_else_rounded_without_momentum(script, monkeypatch):
