@@ -230,6 +230,12 @@ def card(name: str) -> str:
     default = json.loads(json.dumps(dataclasses.asdict(Options())))  # with lists for tuples, as the record has them
     asked = [f"--{key.replace('_', '-')} {value}" for key, value in record["options"].items() if value != default[key]]
     measured = f"Measured by `{' '.join(['hybvit evaluate', name, *asked])}`:"
+    bounded = [m for m in record["metrics"].values() if m.get("low") is not None]
+    if any(not m["low"] <= m["value"] <= m["high"] for m in bounded):
+        notes.append(
+            "An interval that lies above its value is that of a small calibration error: images drawn anew with replacement "
+            "are calibrated worse than all of them, so it is an upper estimate (docs/doubt.md in the repository)."
+        )
     return "\n\n".join([trained, measured, evaluation(record), *dict.fromkeys(notes)])
 
 
