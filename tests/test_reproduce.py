@@ -25,6 +25,7 @@ from hybvit.reproduce.runs import (
     Job,
     configuration,
     evaluation_eflop,
+    evaluations_of,
     record_of,
     run_dir,
     share_of,
@@ -411,6 +412,22 @@ def test_what_is_done_is_not_done_again(finished):
     assert records["stl10_short_patch12"]["changed"]["data.name"] == ["stl10", "digits"]
     assert "test/accuracy" in records["stl10_short_patch12"]["metrics"]
     assert "test/accuracy" not in records["stl10_genvit"]["metrics"]
+
+
+def test_the_stand_ins_for_out_of_distribution_sets_are_those_of_the_scale_that_are_here(tmp_path, monkeypatch):
+    monkeypatch.setattr("hybvit.data.datasets.cache_folder", lambda: tmp_path)
+
+    def sets(**overrides):
+        job = Job("cifar10_vit", CIFAR.config("cifar10_vit"), ("ood",), False)
+        (found,) = evaluations_of(job, tmp_path, CIFAR, overrides)
+        return found.options.out_of_distribution
+
+    assert sets() == ("interpolation", "noise")
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "train-images-idx3-ubyte.gz").touch()
+    assert sets() == ("mnist", "interpolation", "noise")
+    assert set(CIFAR.outside.values()) == {*sets(), "tiny_imagenet", "celeba"}
+    assert sets(out_of_distribution=("svhn",)) == ("svhn",)  # as asked
 
 
 @pytest.mark.slow

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import checkpoint
+from ..catalog import CATALOG
 from ..config import Config, differences, load_config, minibatches, override, parse
+from ..data.datasets import find
 from ..errors import CheckpointError, ConfigError, DataError, DivergedError
 from ..evaluation import Options, evaluate
 from ..presets import PRESETS, preset
@@ -136,12 +138,14 @@ def run_job(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any], 
 
 
 def evaluations_of(job: Job, folder: Path, scale: Scale, overrides: Mapping[str, Any]) -> list[Evaluation]:
-    """The evaluations of a row; results stored with the same settings are not measured again."""
+    """The evaluations of a row; results stored with the same settings are not measured again. Stand-ins for the paper's
+    out-of-distribution sets that are not on this machine are left out."""
     found = []
     for suites, options in scale.eval_options.items():
         if "fidelity" in suites and job.cfg.data.name in scale.fewer_samples:
             options = replace(options, samples=scale.fewer_samples[job.cfg.data.name])
-        options = replace(options, **overrides)
+        here = tuple(name for name in options.out_of_distribution if name not in CATALOG or find(name) is not None)
+        options = replace(options, **{"out_of_distribution": here, **overrides})
         wanted = tuple(suite for suite in suites if suite in job.suites)
         if wanted:
             found.append(Evaluation(folder, wanted, options))
