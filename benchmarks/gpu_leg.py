@@ -171,8 +171,8 @@ def prepared(args: argparse.Namespace, fields: list[str], work: Path) -> tuple[C
     return override(cfg, train={"init": str(work / "start")}), work / "other", legs
 
 
-def train_for(args: argparse.Namespace, cfg: Config, run: Path, legs: list[Any]) -> None:
-    """Train in a process of its own, and keep its state in ``args.out``."""
+def train_for(args: argparse.Namespace, cfg: Config, run: Path, legs: list[Any], facts: dict[str, Any]) -> None:
+    """Train in a process of its own, and keep its state in ``args.out``, with ``facts`` in its record."""
     stored = run.with_name("leg.yaml")
     write_text(stored, to_yaml(cfg))
     process = subprocess.Popen([sys.executable, __file__, "train", str(stored), str(run), str(args.seconds)])
@@ -181,7 +181,7 @@ def train_for(args: argparse.Namespace, cfg: Config, run: Path, legs: list[Any])
         time.sleep(0.2)
         if time.monotonic() > saved + args.save_every:
             with contextlib.suppress(CheckpointError, OSError):  # deleted while it was read, since a newer one is there
-                pack(run, args.out, legs, {})
+                pack(run, args.out, legs, facts)
             saved = time.monotonic()
     if process.returncode:
         sys.exit(f"the training failed (exit status {process.returncode}); the last state is kept")
@@ -228,7 +228,7 @@ def leg(args: argparse.Namespace, fields: list[str]) -> None:
         if data is not None:
             cfg = replace(cfg, data=locate(cfg.data, str(data)))
         facts = {"fields": fields} | ({"checks": checks(args.preset, work)} if args.checks else {})
-        train_for(args, cfg, run, legs)
+        train_for(args, cfg, run, legs, facts)
         pack(run, args.out, legs, facts)
         suites = ["accuracy", "fidelity"] if cfg.objective.kind == "hybvit" else ["fidelity"]
         options = hybvit.EvaluationOptions(samples=args.samples, sampler="dpmpp_2m", steps=20, extractor=args.extractor)
@@ -263,7 +263,8 @@ def curve(args: argparse.Namespace) -> None:
     legs = read_json(args.state / LEG, "legs")["legs"]
     write_text(args.out, json.dumps({"legs": legs}, indent=1) + "\n")
     minutes = list(itertools.accumulate(leg["seconds"] / 60 for leg in legs))
-    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    figure = Figure(figsize=(7.4, 3), layout="constrained")
+    figure.supxlabel(f"minutes of training on {legs[-1]['environment']['device']}", fontsize=9)
     for axes, wanted in zip(figure.subplots(1, 2), (r"test/accuracy", r"fidelity/fd_.*_\d+"), strict=True):
         found = [
             (at, name, metric["value"])
@@ -272,7 +273,6 @@ def curve(args: argparse.Namespace) -> None:
             if re.fullmatch(wanted, name)
         ]
         axes.plot([at for at, _, _ in found], [value for _, _, value in found], "o-")
-        axes.set_xlabel(f"minutes of training, {legs[-1]['environment']['device']}", fontsize=8)
         axes.set_ylabel(", ".join(dict.fromkeys(name for _, name, _ in found)), fontsize=8)
         axes.grid(alpha=0.3)
     write_text(args.plot, plots.svg(figure))

@@ -57,6 +57,7 @@ def test_a_killed_leg_is_gone_on_with_and_another_recipe_starts_from_its_average
     killed.wait()
     first = json.loads(state.read_text())
     assert "metrics" not in first["legs"][0]
+    assert first["legs"][0]["fields"] == [word for word in TINY if word.startswith("--model.") or word.startswith("--train.")]
     assert "/" not in "".join(first["files"])
 
     finished("--state", str(tmp_path / "first"), "--out", str(tmp_path / "second"), "--seconds", "3")
