@@ -71,7 +71,7 @@ def dry_run(work: Plan, mine: list[Job], folder: Path, scale: Scale) -> None:
     print(f"{'run':<30}{'parameters':>12}{'steps':>10}{'PFLOP':>10}{'training':>10}{'evaluation':>11}  state")
     for job in mine:
         price, state = cost(job.cfg), state_of(folder / job.run, job.cfg)
-        hours, after = scale.hours(job.cfg), evaluation_eflop(job, scale) * 1e18 / scale.speed / 3600
+        hours, after = scale.hours(job.cfg), evaluation_eflop(job, scale) * 1e18 / scale.speed_here / 3600
         total, measuring = total + hours, measuring + after
         left += 0.0 if state.trained else hours * (1 - state.done / state.steps)
         print(
@@ -83,8 +83,9 @@ def dry_run(work: Plan, mine: list[Job], folder: Path, scale: Scale) -> None:
         print(f"timed alternately: {', '.join(work.timed)}")
     for run, reason in work.missing.items():
         print(f"left out: {run}, {reason}")
+    pace = "" if scale.name == "full" else f" at {scale.speed_here / 1e9:.0f} GFLOP/s"
     print(
-        f"{len(mine)} runs, {total:.1f} hours of training on {scale.machine}, of which {left:.1f} remain; about "
+        f"{len(mine)} runs, {total:.1f} hours of training on {scale.machine}{pace}, of which {left:.1f} remain; about "
         f"{measuring:.1f} hours of evaluation, not counting accuracy, calibration and out-of-distribution scores"
     )
 
