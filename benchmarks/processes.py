@@ -1,8 +1,9 @@
-"""Time training steps of one process with all cores against as many processes of one core, alternately.
+"""Time training steps of one process with all cores against as many processes of one core, alternately; alone, and beside busy
+programs.
 
     python benchmarks/processes.py PRESET [--any.field VALUE ...]
 
-writes results/processes.json. The data set of the preset must be there (`hybvit datasets`).
+writes results/processes.json. The data set of the preset must be there (`hybvit datasets`), and nothing else should run.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from hybvit.devices import environment
 from hybvit.training.run_folder import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
-REPEATS, PARTS, STEPS = 3, 6, 5  # repeats of either kind; parts of a run, of which the first is a warm-up; steps of a part
+REPEATS, PARTS, STEPS = 3, 4, 5  # repeats of either kind; parts of a run, of which the first is a warm-up; steps of a part
+BUSY = 2  # other programs
 
 
 def seconds_per_step(processes: int, words: list[str], folder: Path) -> float:
@@ -34,21 +37,33 @@ def seconds_per_step(processes: int, words: list[str], folder: Path) -> float:
     return statistics.median(parts[1:]) / STEPS
 
 
-def main(words: list[str]) -> None:
+def compared(words: list[str], busy: int) -> dict[str, Any]:
+    """Both ways in turn, beside so many busy programs of one thread."""
     cores, taken = os.cpu_count() or 1, dict[int, list[float]]()
-    with tempfile.TemporaryDirectory() as folder:
-        for repeat in range(REPEATS):
-            for processes in (1, cores):
-                taken.setdefault(processes, []).append(
-                    seconds_per_step(processes, words, Path(folder) / f"{processes}-{repeat}")
-                )
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for repeat in range(REPEATS):
+                for processes in (1, cores):
+                    out = Path(folder) / f"{processes}-{repeat}"
+                    taken.setdefault(processes, []).append(seconds_per_step(processes, words, out))
+    finally:
+        for other in others:
+            other.kill()
     one, many = (statistics.median(values) for values in taken.values())
+    print(
+        f"beside {busy}: {1000 * one:.0f} ms in one process, {1000 * many:.0f} ms in {cores} ({many / one - 1:+.1%})",
+        flush=True,
+    )
+    return {"busy": busy, "seconds_per_step": taken, "overhead": many / one - 1}
+
+
+def main(words: list[str]) -> None:
     found = {
-        "command": ["hybvit train", *words], "seconds_per_step": taken, "overhead": many / one - 1, "repeats": REPEATS,
+        "command": ["hybvit train", *words], "rows": [compared(words, busy) for busy in (0, BUSY)], "repeats": REPEATS,
         "environment": environment(),
     }  # fmt: skip
     (ROOT / "results" / "processes.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{1000 * one:.0f} ms in one process of {cores} threads, {1000 * many:.0f} ms in {cores}: {many / one - 1:+.1%}")
 
 
 if __name__ == "__main__":

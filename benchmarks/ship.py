@@ -68,7 +68,9 @@ STEERING = (
 )
 REMARKS = {  # on the images, and on the samples by eye
     "cifar10": " The images that it was trained and measured on are a JPEG copy (quality 75), not the published ones. By eye, "
-    "its samples are scenes: ships, cars, planes and horses can be told in some, cats, dogs, birds and frogs hardly ever.",
+    "its samples are scenes. With `guidance=1` or 2 cars, trucks, ships, planes and horses can be told, birds by their "
+    "outline, dogs and cats as heads at best; deer and frogs are hardly more than textures (docs/evaluation.md in the "
+    "repository).",
     "fashion-mnist": " Sandals are its weakest class: by eye, about one in four has loose straps or is in pieces.",
 }
 

@@ -458,21 +458,51 @@ def floors() -> str:
     )
 
 
-def paper_records() -> dict[str, Any]:
-    return result("paper_pocket")["runs"]
+def samples_cifar10() -> str:
+    """Samples of the bundled `cifar10` by guidance: distances, and the share that has the class that it was drawn for."""
+    record, real = result("samples_cifar10"), result("floors_cifar10")["extractors"]
+    judges, rows, n = list(record["reference_images"]), record["guidance"], record["samples"]
+    classes = list(rows["0"]["class_agreement_by_class"])
+    lines = [
+        "| guidance | " + " | ".join(f"`{name}`" for name in judges) + f" | wanted class, % | {' | '.join(classes)} |",
+        f"|{'---|' * (2 + len(judges) + len(classes))}",
+    ]
+    for guidance, row in rows.items():
+        distances = " | ".join(f"{row['distances'][name]:.2f}" for name in judges)
+        every = row["class_agreement"]
+        shares = " | ".join(f"{100 * row['class_agreement_by_class'][name]['value']:.0f}" for name in classes)
+        interval = f"{100 * every['value']:.1f} ({100 * every['low']:.1f} to {100 * every['high']:.1f})"
+        lines.append(f"| {guidance} | {distances} | {interval} | {shares} |")
+    floors = " and ".join(f"{real[name]['distances'][f'test_{n}']:.2f}" for name in judges)
+    facts = record["environment"]
+    lines += [
+        "",
+        f"{n:,} samples of `{record['model']}`, as many of each class ({record['sampler']}, {record['steps']} steps, seed "
+        f"{record['seed']}); real test images are at {floors}. The wanted class is what `cnn-cifar10` says. "
+        f"{facts['device']}, torch {facts['torch']} (`python benchmarks/samples.py`).",
+    ]
+    return "\n".join(lines)
 
 
-def paper_table(name: str) -> str:
-    """A table of the paper with our figures at pocket scale."""
+def paper_records(scale: str) -> dict[str, Any]:
+    return result(f"paper_{scale}")["runs"]
+
+
+def paper_table(name: str, scale: str = "pocket") -> str:
+    """A table of the paper with our figures at a scale."""
     from hybvit.reproduce import render as tables
-    from hybvit.reproduce.scales import POCKET
+    from hybvit.reproduce.scales import SCALES
 
-    return tables.markdown(name, paper_records(), POCKET).rstrip("\n")
+    return tables.markdown(name, paper_records(scale), SCALES[scale]).rstrip("\n")
 
 
-def paper_runs() -> str:
-    """The runs of the reproduction: data, size, steps and time."""
-    records = {run: record for run, record in paper_records().items() if record.get("training")}
+def paper_runs(scale: str = "pocket") -> str:
+    """The runs of the reproduction: data, size, steps and time, and which are still to be made."""
+    from hybvit.reproduce.scales import SCALES
+    from hybvit.reproduce.tables import NAMES
+    from hybvit.reproduce.work import plan
+
+    records = {run: record for run, record in paper_records(scale).items() if record.get("training")}
     lines = ["| preset | data | parameters | steps | batch | minutes | |", "|---|---|---|---|---|---|---|"]
     for run, record in records.items():
         training = record["training"]
@@ -490,6 +520,9 @@ def paper_runs() -> str:
         f"Seed {', '.join(map(str, seeds))}; {hours:.1f} core hours of training. Two runs at a time, each on "
         f"{facts['threads']} thread of a shared two-core {facts['machine']} machine; torch {facts['torch']}.",
     ]
+    planned = plan(list(NAMES), SCALES[scale], set(), []).jobs
+    if left := [f"`{job.run}`" for job in planned if job.run not in records]:
+        lines += ["", f"{len(left)} of {len(planned)} runs are not trained yet: {', '.join(left)}."]
     return "\n".join(lines)
 
 
@@ -498,13 +531,13 @@ def titled(name: str) -> str:
     return re.sub(r"^(table|figure)", lambda match: f"{match[1].capitalize()} ", name)
 
 
-def paper_verdicts() -> str:
-    """The paper's claims by verdict at pocket scale."""
+def paper_verdicts(scale: str = "pocket") -> str:
+    """The paper's claims by verdict at a scale."""
     from hybvit.reproduce import render as tables
     from hybvit.reproduce.claims import CLAIMS
-    from hybvit.reproduce.scales import POCKET
+    from hybvit.reproduce.scales import SCALES
 
-    found = [(name, line) for name in CLAIMS for line in tables.verdicts(name, paper_records(), POCKET)]
+    found = [(name, line) for name in CLAIMS for line in tables.verdicts(name, paper_records(scale), SCALES[scale])]
     parts = []
     for outcome in ("holds", "does not hold", "too close to call"):
         kinds = {"holds": ("holds", tables.ONCE), "does not hold": ("does not hold", tables.NOT_ONCE)}.get(outcome, (outcome,))
@@ -667,16 +700,18 @@ def busy() -> str:
 
 def processes() -> str:
     """One process with all cores against a process for each, by benchmarks/processes.py."""
-    found = result("processes")
-    (one, alone), (many, apart) = found["seconds_per_step"].items()
-    spread = (max(map(max, (alone, apart))) / min(map(min, (alone, apart))) - 1) * 100
+    found, said = result("processes"), []
+    for row in found["rows"]:
+        (one, alone), (many, apart) = row["seconds_per_step"].items()
+        spread = max(max(part) / min(part) - 1 for part in (alone, apart)) * 100
+        beside = f"; beside {row['busy']} busy programs" if row["busy"] else ""
+        said.append(
+            f"{beside} {1000 * statistics.median(alone):.0f} ms a step in {one} process of {many} threads and "
+            f"{1000 * statistics.median(apart):.0f} ms in {many} processes of one thread ({100 * row['overhead']:+.1f} %; "
+            f"{found['repeats']} alternating repeats within {spread:.0f} %)"
+        )
     facts = found["environment"]
-    return (
-        f"Measured: `{' '.join(found['command'])}` takes {1000 * statistics.median(alone):.0f} ms a step in {one} process of "
-        f"{many} threads and {1000 * statistics.median(apart):.0f} ms in {many} processes of one thread "
-        f"({100 * found['overhead']:+.1f} %; {found['repeats']} alternating repeats within {spread:.0f} %, {facts['device']}, "
-        f"{versions(facts)}, gloo)."
-    )
+    return f"Measured: `{' '.join(found['command'])}` takes{''.join(said)}. {facts['device']}, {versions(facts)}, gloo."
 
 
 def budget() -> str:
@@ -1430,8 +1465,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "compare_results": compare_results,
     "compare_facts": compare_facts,
     "cifar10_penalties": cifar10_penalties,
+    "samples_cifar10": samples_cifar10,
     **{f"card_{name}": partial(card, name) for name in MODELS},
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
+    **{f"cifar_table{n}": partial(paper_table, f"table{n}", "cifar") for n in range(1, 14)},
+    "cifar_runs": partial(paper_runs, "cifar"),
+    "cifar_verdicts": partial(paper_verdicts, "cifar"),
 }
 PAGES = (
     "README.md",
