@@ -714,6 +714,28 @@ def processes() -> str:
     return f"Measured: `{' '.join(found['command'])}` takes{''.join(said)}. {facts['device']}, {versions(facts)}, gloo."
 
 
+def speed_curves() -> str:
+    """The losses of plain and of fast trainings, by benchmarks/curves.py."""
+    record = result("curves")
+    facts, ends = record["environment"], record["ends"]
+    lines = ["| steps | options | loss at the end, by seed | mean | deviation of a seed |", "|---|---|---|---|---|"]
+    for way, words in record["ways"].items():
+        by_seed = " / ".join(f"{value:.3f}" for value in ends[way])
+        spread = statistics.stdev(ends[way])
+        lines.append(f"| {way} | `{' '.join(words)}` | {by_seed} | {statistics.mean(ends[way]):.3f} | {spread:.3f} |")
+    gaps = [fast - plain for plain, fast in zip(*ends.values(), strict=True)]
+    error = statistics.stdev(gaps) / len(gaps) ** 0.5
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"`{record['command'][0]}`, {record['steps']} steps; the loss is the mean of the last 200. Seed by seed the fast "
+            f"steps end {statistics.mean(gaps):+.3f} away, with a standard error of {error:.3f}. "
+            f"{threads(facts['threads'])} of an {facts['device']}, {versions(facts)} (`python benchmarks/curves.py`).",
+        ]
+    )
+
+
 def budget() -> str:
     """The parts of a joint step, by benchmarks/budget.py."""
     record = result("budget")
@@ -1465,6 +1487,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "compare_results": compare_results,
     "compare_facts": compare_facts,
     "cifar10_penalties": cifar10_penalties,
+    "speed_curves": speed_curves,
     "samples_cifar10": samples_cifar10,
     **{f"card_{name}": partial(card, name) for name in MODELS},
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
