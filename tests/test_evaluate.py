@@ -110,7 +110,8 @@ def test_every_explanation_is_used_by_some_metric(tiny_run, measured, tmp_path):
     words = ["--batch-size=7", "--suites=robustness", "--autoattack-images=1", "--out", str(out)]
     assert cli.main(["evaluate", str(tiny_run), *QUICK, *words]) == 0
     names = json.loads((out / "results.json").read_text())["metrics"]
-    elsewhere = {pattern for pattern, _ in MEANINGS if "fid_" in pattern or "abstain" in pattern}  # Inception, a better network
+    other = ("fid_", "abstain", "class_agreement")  # Inception, a better network, a class-conditional one
+    elsewhere = {pattern for pattern, _ in MEANINGS if any(word in pattern for word in other)}
     unused = {pattern for pattern, _ in MEANINGS if not any(re.match(pattern, name) for name in names)}
     assert unused <= elsewhere
 
@@ -554,6 +555,7 @@ def test_class_agreement_is_the_accuracy_of_the_extractor_on_the_samples(tmp_pat
     assert 0.8 < record["metrics"]["fidelity/class_agreement_cnn-digits_60"]["value"] == hits.double().mean().item() <= 0.9
     by_class = {name: hits[labels == k].double().mean().item() for k, name in enumerate(model.classes)}
     assert record["tables"]["class_agreement"] == by_class
+    assert "class that they were drawn for" in meaning("fidelity/class_agreement_cnn-digits_60")
 
 
 def test_samples_without_labels_are_those_of_the_labels_drawn():
