@@ -65,6 +65,7 @@ from hybvit.training.run_folder import read_metrics, training_summary
 ROOT = Path(__file__).resolve().parent.parent
 LEG, PART, LARGEST = "leg.json", 15 << 20, 42 << 20  # the record; bytes of a file, and of all files of a state
 IMAGES, STATE, LUGGAGE = "images.tar", "state", 64 << 20  # what travels, and its bytes at most
+SPLITS = ("train", "test")
 CHECK_SECONDS = 100  # at most for each check, of a machine that is lent for ten minutes at a time
 SAME = "run"  # the run folder of a leg that goes on with the recipe of the last
 
@@ -220,6 +221,8 @@ def leg(args: argparse.Namespace, fields: list[str]) -> None:
         work, data = Path(folder), args.data
         if args.luggage is not None:
             data = args.luggage / IMAGES
+            if not data.is_file():
+                sys.exit(f"{data}: missing: --luggage is a folder that `pack` left")
             args.state = args.luggage / STATE if (args.luggage / STATE).is_dir() else None
         if data is not None and data.is_file():
             subprocess.run(["tar", "-xf", str(data.resolve()), "-C", folder], check=True)
@@ -238,21 +241,29 @@ def leg(args: argparse.Namespace, fields: list[str]) -> None:
 
 
 def pack_up(args: argparse.Namespace) -> None:
-    """The images as an archive, and the last leg's state, in a folder that travels."""
-    args.out.mkdir(parents=True)  # a new one: what lies there would travel too
-    with (args.out / IMAGES).open("wb") as packed:
-        if args.data.is_file():
-            packed.write(args.data.read_bytes())
-        else:
-            with tarfile.open(fileobj=packed, mode="w:xz") as archive:
-                for split in ("train", "test"):
-                    archive.add(args.data / split, split)
+    """The images as an archive, and the last leg's state, in a new folder that travels; nothing is left of one that fails."""
+    if args.out.exists():
+        sys.exit(f"{args.out}: exists: name a new folder, since all that lies in it travels")
+    if not args.data.is_file() and not all((args.data / split).is_dir() for split in SPLITS):
+        sys.exit(f"{args.data}: neither an archive nor a folder with {' and '.join(SPLITS)}")
     if args.state is not None:
         read_json(args.state / LEG, "files")
-        shutil.copytree(args.state, args.out / STATE)
-    size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
-    if size > LUGGAGE:
-        sys.exit(f"{args.out}: {size / 2**20:.0f} MiB, at most {LUGGAGE / 2**20:.0f} MiB travel")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.out.parent) as made:
+        folder = Path(made) / args.out.name
+        folder.mkdir()
+        if args.data.is_file():
+            shutil.copy(args.data, folder / IMAGES)
+        else:
+            with tarfile.open(folder / IMAGES, "w:xz") as archive:
+                for split in SPLITS:
+                    archive.add(args.data / split, split)
+        if args.state is not None:
+            shutil.copytree(args.state, folder / STATE)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        if size > LUGGAGE:
+            sys.exit(f"{args.out}: {size / 2**20:.0f} MiB, at most {LUGGAGE / 2**20:.0f} MiB travel")
+        folder.rename(args.out)
     print(f"{args.out}: {size / 2**20:.1f} MiB\nthere: python benchmarks/gpu_leg.py run --luggage {args.out.name} --out ...")
 
 

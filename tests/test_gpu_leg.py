@@ -100,6 +100,18 @@ def test_what_travels_is_packed_into_one_folder_of_a_size_that_is_carried(script
     monkeypatch.setattr(script, "LUGGAGE", 100)
     with pytest.raises(SystemExit, match="at most 0 MiB travel"):
         script.pack_up(argparse.Namespace(out=tmp_path / "heavy", **words))
+    with pytest.raises(SystemExit, match="neither an archive nor a folder with train and test"):
+        script.pack_up(argparse.Namespace(out=tmp_path / "heavy", data=tmp_path / "state", state=None))
+    with pytest.raises(SystemExit, match="luggage: exists: name a new folder"):
+        script.pack_up(argparse.Namespace(out=tmp_path / "luggage", **words))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"images", "state", "luggage", "again"}  # nothing is left of what failed
+
+
+def test_luggage_without_images_is_refused_before_a_training(script, tmp_path):
+    args = argparse.Namespace(out=tmp_path / "out", luggage=tmp_path / "nothing", data=None, state=None)
+    with pytest.raises(SystemExit, match=r"images\.tar: missing: --luggage is a folder that `pack` left"):
+        script.leg(args, [])
 
 
 def test_checks_that_fail_or_take_too_long_are_said_and_cost_no_leg(script, tmp_path, monkeypatch):
