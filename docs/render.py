@@ -802,13 +802,14 @@ def checkpoints() -> str:
     record = result("checkpoints")
     facts = record["environment"]
     lines = [
-        "| preset | parameters | MB of a checkpoint | the steps wait | written beside them | share |",
-        "|---|---|---|---|---|---|",
+        "| preset | parameters | MB of a checkpoint | written in | the steps wait | share | a gradient | beside the writing |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in record["presets"].items():
         lines.append(
-            f"| `{name}` | {row['parameters']:,} | {row['bytes'] / 1e6:,.0f} | {1000 * row['held_up']:.0f} ms "
-            f"| {1000 * row['writing']:,.0f} ms | {100 * row['share']:.0f} % |"
+            f"| `{name}` | {row['parameters']:,} | {row['bytes'] / 1e6:,.0f} | {1000 * row['writing']:,.0f} ms "
+            f"| {1000 * row['held_up']:.1f} ms | {100 * row['share']:.1f} % "
+            f"| {1000 * row['gradient']:,.0f} ms | {1000 * row['gradient_beside']:,.0f} ms |"
         )
     return "\n".join(
         [

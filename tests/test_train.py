@@ -20,7 +20,7 @@ from hybvit.presets import preset
 from hybvit.training.ema import ema_decay
 from hybvit.training.loop import train
 from hybvit.training.optim import build_optimizers, learning_rate, optimizer_tensors, restore_optimizers
-from hybvit.training.run_folder import read_metrics
+from hybvit.training.run_folder import Groups, copied, read_metrics
 
 from .conftest import ENDLESS, TINY, hybvit
 from .forked import Forked, started
@@ -32,11 +32,15 @@ def command(out: Path, *more: str) -> list[str]:
     return ["train", "digits", "--out", str(out), f"--train.steps={STEPS}", *TINY, *more]
 
 
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    return {f"{path.stem}/{k}": v for path in folder.glob("*.safetensors") for k, v in read_tensors(path).items()}
+
+
 def final_state(out: Path) -> dict[str, torch.Tensor]:
     folder, manifest, problems = newest(out / "checkpoints")
     assert manifest["step"] == STEPS
     assert problems == []
-    return {f"{path.stem}/{k}": v for path in folder.glob("*.safetensors") for k, v in read_tensors(path).items()}
+    return state(folder)
 
 
 def assert_identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -141,6 +145,30 @@ def test_a_network_with_dropout_resumes_exactly(tmp_path):
     train(cfg, halted, lambda line: None)
     states = [read_tensors(step_folders(run / "checkpoints")[0] / "network.safetensors") for run in (whole, halted)]
     assert_identical(*states)
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10_wrn28_10"])
+def test_a_checkpoint_is_of_its_step_however_late_it_is_copied(tmp_path, monkeypatch, name):
+    """Weights must wait for the copy; the batch statistics of the residual network change before, with the next loss."""
+    cfg = override(
+        preset(name),
+        model={"image_size": 8, "channels": 1, "dim": 16, "depth": 1, "heads": 2, "readout_width": 4},
+        network={"depth": 10, "width": 1},
+        data={"name": "digits", "crop_padding": 1},
+        train={"steps": 3, "batch_size": 8, "checkpoint_every": 1, "keep_checkpoints": 3},
+    )
+    train(cfg, tmp_path / "at once", lambda line: None)
+
+    def late(groups: Groups) -> Groups:
+        time.sleep(0.3)  # a step takes a tenth of it
+        return copied(groups)
+
+    monkeypatch.setattr("hybvit.training.run_folder.copied", late)
+    train(cfg, tmp_path / "late", lambda line: None)
+    runs = [step_folders(tmp_path / out / "checkpoints") for out in ("at once", "late")]
+    assert [folder.name for folder in runs[0]] == ["step-00000003", "step-00000002", "step-00000001"]
+    for folders in zip(*runs, strict=True):
+        assert_identical(*map(state, folders))
 
 
 @pytest.mark.slow

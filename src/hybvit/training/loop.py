@@ -161,6 +161,7 @@ def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one pl
             with naming_step(out, step + 1):
                 losses = backward(loss, batch, cfg, step)
             norm = torch.nn.utils.clip_grad_norm_(weights, cfg.optim.clip or math.inf)
+            run.finish_copying()
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -238,12 +239,14 @@ def naming_step(out: Path, step: int) -> Iterator[None]:
 
 
 def state_of(net: Network, out: Path, step: int) -> dict[str, Tensor]:
-    """The state of the network, put together; every process must call it.
+    """The state of the network, put together; every process must call it. Computing a gradient does not change it: buffers,
+    which it may change (batch statistics, a replay buffer), are copied.
 
     Raises:
         DivergedError: a weight is not finite; the message names the first.
     """
     state = put_together(net.state_dict())
+    state |= {name: state[name].clone() for name, _ in net.named_buffers() if name in state}
 
     def check() -> None:
         for name, tensor in state.items():

@@ -6,7 +6,7 @@ import concurrent.futures
 import json
 import uuid
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -26,6 +26,14 @@ from ..storage import lock_folder, make_folder, read_bytes, read_json, refuse_ir
 
 SENSIBLE = 1e100  # numbers below it, added up or multiplied, stay finite
 NEEDED = ("network.safetensors", "ema.safetensors", "optimizer.safetensors")  # to resume
+
+
+Groups = Mapping[str, Mapping[str, Tensor]]  # name of a file without suffix -> name of a tensor -> tensor
+
+
+def copied(groups: Groups) -> Groups:
+    """Copies on the CPU, which stay as they are."""
+    return {name: {key: value.detach().to("cpu", copy=True) for key, value in group.items()} for name, group in groups.items()}
 
 
 def check_same(path: Path, cfg: Config, but: Collection[str] = ()) -> None:
@@ -80,6 +88,7 @@ class RunFolder:
 
     def __init__(self, path: Path, cfg: Config, images: str = "", trained_on: Tensor | None = None) -> None:
         self.path, self.seed, self.first, self.trained_on = path, cfg.train.seed, rank() == 0, trained_on
+        self._copying: concurrent.futures.Future[Groups] | None = None
         self._writer: concurrent.futures.Future[None] | None = None
         self._lock: IO[str] | None = None  # of the first process
         self.cfg, self.run_id, self.warnings = from_first(lambda: self._open(cfg, images))
@@ -138,7 +147,9 @@ class RunFolder:
         write_text(self.path / "environment.json", json.dumps(facts, indent=1) + "\n")
 
     def save(self, step: int, keep: int, **tensors: dict[str, Tensor]) -> None:
-        """Write a checkpoint after ``step`` steps, and delete all but the newest ``keep``; the steps go on meanwhile.
+        """Write a checkpoint after ``step`` steps, and delete all but the newest ``keep``, while the training goes on.
+
+        The tensors are copied while the next gradient is computed: they must not change before :meth:`finish_copying`.
 
         Raises:
             DataError: this one, or the one before, cannot be written.
@@ -147,20 +158,28 @@ class RunFolder:
             return
         self.finish_writing()
         folder = checkpoint.step_folder(self.path / "checkpoints", step)
-        copies = {
-            name: {key: value.detach().to("cpu", copy=True) for key, value in group.items()} for name, group in tensors.items()
-        }
+        at_once = any(value.device.type != "cpu" for group in tensors.values() for value in group.values())
 
         def write() -> None:
-            self.write_checkpoint(folder, step, copies)
+            self.write_checkpoint(folder, step, copying.result())
             checkpoint.prune(self.path / "checkpoints", keep)
 
         pool = concurrent.futures.ThreadPoolExecutor(1)  # its own: a thread does not outlive a fork of the process
+        copying = self._copying = pool.submit(copied, tensors)
         self._writer = pool.submit(write)
         pool.shutdown(wait=False)
+        if at_once:
+            self.finish_copying()  # copies from a GPU would wait for the kernels of the gradient, one after the other
+
+    def finish_copying(self) -> None:
+        """Wait until the tensors of the last checkpoint are copied, and may change."""
+        copying, self._copying = self._copying, None
+        if copying is not None:
+            copying.result()
 
     def finish_writing(self) -> None:
         """Wait until the last checkpoint is on the disk."""
+        self.finish_copying()
         if self._writer is not None:
             try:
                 self._writer.result()
@@ -176,7 +195,7 @@ class RunFolder:
         folder = checkpoint.step_folder(self.path / "snapshots", step)
         self.write_checkpoint(folder, step, averages)
 
-    def write_checkpoint(self, folder: Path, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:
+    def write_checkpoint(self, folder: Path, step: int, tensors: Groups) -> None:
         facts = {"step": step, **environment()} | ({} if self.run_id is None else {"run": self.run_id})
         known = {} if self.trained_on is None else {TRAINED_ON: {DIGESTS: self.trained_on}}
         checkpoint.write_folder(folder, {**tensors, **known}, {CONFIG: to_yaml(self.cfg)}, **facts)
