@@ -13,13 +13,14 @@ from PIL import Image
 from hybvit.config import Config, DataConfig, override
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import BadFiles, Decoding
-from hybvit.data.shards import ROW_LANES, STEP_LANES, Shards, ShardStream
+from hybvit.data.shards import STEP_LANES, Shards, ShardStream
 from hybvit.errors import ConfigError, DataError
 from hybvit.method.vit import ViTConfig
 
 from .conftest import batches_of, opened
 
 STREAM = "order of labeled images"
+ROW_LANES = DataConfig().lanes
 
 
 def png(number: int) -> bytes:
@@ -104,18 +105,19 @@ class Watched(Shards):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by", ["rows", "steps"])
-def test_processes_and_workers_read_their_own_lanes_only(tmp_path, by):
-    names, n, batch = write_shards(tmp_path, [256] * 8), 2048, 16
-    assert n == ROW_LANES * STEP_LANES * 32
+@pytest.mark.parametrize(("by", "parts", "lanes"), [("rows", 4, 8), ("steps", 4, 8), ("rows", 16, 16), ("rows", 32, 32)])
+def test_processes_and_workers_read_their_own_lanes_only(tmp_path, by, parts, lanes):
+    names, n, batch = write_shards(tmp_path, [512] * 8), 4096, 32
+    assert n == lanes * STEP_LANES * (512 // lanes)
     reading = []
-    for part in range(4):
+    for part in range(parts):
         watched = Watched(names)
-        stream = ShardStream(watched, 0, STREAM, batch, 512)
+        stream = ShardStream(watched, 0, STREAM, batch, 512, lanes=lanes)
         entries = torch.arange(n).reshape(-1, batch)
-        stream.take((entries[:, part::4] if by == "rows" else entries[part::4]).flatten())
+        stream.take((entries[:, part::parts] if by == "rows" else entries[part::parts]).flatten())
         reading.append(watched.read)
-        assert len(watched.read) <= n // 4 + 16  # its quarter; a lane may end inside a shard, whose next sample is then known
+        # its share; a lane may end inside a shard, whose next sample is then known
+        assert len(watched.read) <= n // parts + lanes * STEP_LANES // parts
     assert set.union(*reading) == set(range(n))
 
 

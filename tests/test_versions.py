@@ -123,7 +123,7 @@ def test_the_switch_of_tensorboard_became_a_name(tmp_path, switch, names):
             load(text.replace(f"tensorboard: {switch}", "tensorboard: 3"), tmp_path)
 
 
-@pytest.mark.parametrize("version", CHANGES)
+@pytest.mark.parametrize("version", [FIRST, "0.2.0.dev0", "0.2.0.dev1"])
 def test_times_that_were_not_uniform_are_refused(tmp_path, version):
     text = as_written_by(version)
     assert "times: uniform" in text

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .presets import PRESETS, preset
     from .training.loop import train
 
-__version__ = "0.2.0.dev2"
+__version__ = "0.2.0.dev3"
 
 if "torch" not in sys.modules:
     # Threads that wait by spinning slow each other down by a factor of 50 where other programs keep the cores busy.

@@ -137,6 +137,7 @@ class DataConfig:
         max_bad_files: unreadable image files that are skipped, each with a warning, before the run stops.
         memory_gib: image files are decoded once and kept if they fit into this much memory, else decoded whenever needed.
         shuffle_buffer: encoded images that a stream of shards keeps in memory for shuffling.
+        lanes: parts of a stream of shards that the rows of a batch come from; of as many processes each reads only its own.
         workers: background processes that prepare batches; None means none on a CPU, and up to eight with a GPU.
         classes: names of the classes in label order; set from the data when training starts.
         fingerprint: numbers and digests of your own images; set from the data when training starts. A run is not resumed on
@@ -163,6 +164,7 @@ class DataConfig:
     max_bad_files: int = 0
     memory_gib: float = 4.0
     shuffle_buffer: int = 8192
+    lanes: int = 8
     workers: int | None = None
     classes: tuple[str, ...] = ()
     fingerprint: str = ""
@@ -290,18 +292,18 @@ SMALLEST, LARGEST = 1e-30, 1e38  # of the numbers in a configuration
 AT_LEAST = {
     "diffusion.steps": 2, "objective.alpha": 0, "objective.noisy_labels": 0, "objective.guidance": 0,
     "data.crop_padding": 0, "data.repeats": 1, "data.max_bad_files": 0, "data.memory_gib": 0, "data.shuffle_buffer": 1,
-    "data.bits": 8, "data.workers": 0, "data.erasing": 0, "data.mixing": 0, "optim.lr": 0, "optim.weight_decay": 0,
-    "optim.warmup_steps": 0, "optim.min_lr": 0, "optim.clip": 0, "optim.drop": 0, "train.steps": 1, "train.batch_size": 1,
-    "train.labelled_batch_size": 1, "train.accumulate": 1, "train.log_every": 1, "train.preview_every": 0,
-    "train.checkpoint_every": 1, "train.keep_checkpoints": 1, "train.snapshot_every": 0, "network.width": 1,
-    "network.layers": 1, "network.dropout": 0, "jem.steps": 1, "jem.step_size": 0, "jem.noise": 0, "jem.replay": 1,
-    "jem.restart": 0, "jem.input_noise": 0, "jem.weight": 0, "jem.proximal": 0, "jem.limit": 0,
+    "data.lanes": 1, "data.bits": 8, "data.workers": 0, "data.erasing": 0, "data.mixing": 0, "optim.lr": 0,
+    "optim.weight_decay": 0, "optim.warmup_steps": 0, "optim.min_lr": 0, "optim.clip": 0, "optim.drop": 0, "train.steps": 1,
+    "train.batch_size": 1, "train.labelled_batch_size": 1, "train.accumulate": 1, "train.log_every": 1,
+    "train.preview_every": 0, "train.checkpoint_every": 1, "train.keep_checkpoints": 1, "train.snapshot_every": 0,
+    "network.width": 1, "network.layers": 1, "network.dropout": 0, "jem.steps": 1, "jem.step_size": 0, "jem.noise": 0,
+    "jem.replay": 1, "jem.restart": 0, "jem.input_noise": 0, "jem.weight": 0, "jem.proximal": 0, "jem.limit": 0,
 }  # fmt: skip
 
 
 AT_MOST = {  # more than any machine has memory or time for: a configuration may come from an untrusted source
     "diffusion.steps": 1_000_000, "data.crop_padding": 4096, "data.repeats": 1000, "data.shuffle_buffer": 10**9,
-    "data.memory_gib": 2**20, "data.bits": 16, "data.workers": 1024, "train.batch_size": 2**20,
+    "data.lanes": 1024, "data.memory_gib": 2**20, "data.bits": 16, "data.workers": 1024, "train.batch_size": 2**20,
     "train.labelled_batch_size": 2**20, "train.accumulate": 2**20, "train.steps": 10**12,
     "network.depth": 1024, "network.width": 1024, "network.channels": 65_536, "network.layers": 1024,
     "jem.steps": 100_000, "jem.replay": 10**8,

@@ -58,6 +58,7 @@ CHANGES = {  # the last version before them -> the changes, the oldest first
         },
     ),
     "0.2.0.dev1": Changes((), {"objective.times": _only("uniform")}),
+    "0.2.0.dev2": Changes(("data.lanes",), {}),
 }
 
 MEANT_BY_FIRST = {"data.split": "every_fifth"}  # what 0.1.0 did with the user's own images, where it is not the default

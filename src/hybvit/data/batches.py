@@ -83,7 +83,7 @@ class TrainingBatches:
         self, sets: list[ImageSet], stream: str, size: int, repeats: int, only: Tensor | None = None
     ) -> EndlessSequence:
         if size and isinstance(sets[0].pixels, Shards):
-            return ShardStream(sets[0].pixels, self.seed, stream, size, self.data.shuffle_buffer, repeats)
+            return ShardStream(sets[0].pixels, self.seed, stream, size, self.data.shuffle_buffer, repeats, self.data.lanes)
         return ShuffledSets(sets, self.seed, stream, repeats, only)
 
     def __call__(self, step: int) -> Batch:

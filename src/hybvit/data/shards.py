@@ -4,8 +4,9 @@ A sample consists of two members with the same base name: ``0001.png`` (or .jpg,
 
 The order is a pure function of the seed, so a run resumes exactly. The samples of an epoch, shard after shard in a shuffled
 order, are divided into equal lanes. A lane is read sequentially, in blocks that fill its part of the buffer, and each block is
-shuffled. Row i of step s comes from lane (i mod ROW_LANES, s mod STEP_LANES). So two, four or eight processes, which share the
-rows of a batch, each read only their own lanes, and so do two, four or eight loader workers, which share the steps.
+shuffled. Row i of step s comes from lane (i mod data.lanes, s mod STEP_LANES). So two, four or eight processes, which share the
+rows of a batch, each read only their own lanes, and so do two, four or eight loader workers, which share the steps. More
+processes need as many lanes of rows.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from .listing import Listing, warn_of_copies, warn_of_leak
 from .splits import KNOWN, Split, evaluation_split, split_of
 from .trained_on import digests_of
 
-ROW_LANES = STEP_LANES = 8
+STEP_LANES = 8
 MIN_LANE_SIZE = 16  # samples; lane sizes differ by one, which must stay negligible
 MAX_SHARDS = 100_000  # of a pattern
 RANGE = re.compile(r"\{(-?[0-9]+)\.\.(-?[0-9]+)(?:\.\.-?([0-9]+))?\}")
@@ -398,19 +399,23 @@ class _Lane:
 
 
 class ShardStream:
-    """An endless shuffled sequence of the samples of shards. Each sample occurs ``repeats`` times, ROW_LANES rows apart.
+    """An endless shuffled sequence of the samples of shards. Each sample occurs ``repeats`` times, ``lanes`` rows apart.
 
     Args:
         stream: name of the random stream of the order (see ``seeds``).
         batch_size: rows per step; position p of the sequence is row p mod batch_size of its step.
         buffer: number of encoded samples kept in memory.
+        lanes: that the rows of a step come from.
     """
 
-    def __init__(self, shards: Shards, seed: int, stream: str, batch_size: int, buffer: int, repeats: int = 1) -> None:
+    def __init__(
+        self, shards: Shards, seed: int, stream: str, batch_size: int, buffer: int, repeats: int = 1, lanes: int = 8
+    ) -> None:
         self.shards, self.seed, self.stream, self.repeats, self.batch_size = shards, seed, stream, repeats, batch_size
-        self.row_lanes = min(ROW_LANES, len(shards), batch_size)
+        self.row_lanes = min(lanes, len(shards), batch_size)
         self.step_lanes = min(STEP_LANES, max(1, len(shards) // (self.row_lanes * MIN_LANE_SIZE)))
         self.lane_count = self.row_lanes * self.step_lanes
+        self.most_lanes = lanes * STEP_LANES  # of an epoch, where the random numbers of its lanes begin
         self.block_size = max(1, buffer // self.lane_count)
         self.lanes = [_Lane() for _ in range(self.lane_count)]
 
@@ -462,7 +467,7 @@ class ShardStream:
                 state.stream = self._samples_from(epoch, first)
             state.samples = []  # frees the old block before the new one is read
             samples = list(itertools.islice(state.stream, size))
-            index = (epoch * ROW_LANES * STEP_LANES + lane) << 32 | block
+            index = (epoch * self.most_lanes + lane) << 32 | block
             order = torch.randperm(size, generator=generator(self.seed, f"{self.stream}, in a buffer", index))
             state.samples = [samples[i] for i in order.tolist()]
             state.epoch, state.block, state.next = epoch, block, (epoch, first + size)

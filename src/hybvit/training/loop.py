@@ -93,6 +93,11 @@ def train(
         from_first(lambda: check_trackers(cfg))
         data = first_of_all(lambda: open_images(cfg))
         cfg = from_first(lambda: resolve_config(cfg, data, device))
+        if isinstance(data.train.pixels, Shards) and world_size() > cfg.data.lanes:
+            say(
+                f"note: {world_size()} processes share the {cfg.data.lanes} lanes of the stream, and several read the same: "
+                f"in a new run with --data.lanes {world_size()} each reads only its own"
+            )
         fresh = from_first(lambda: not checkpoint.step_folders(out / "checkpoints"))
         # before the run folder is created
         start = first_of_all(lambda: load_init_model(cfg, say)) if cfg.train.init and fresh else None
