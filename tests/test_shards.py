@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -16,6 +17,7 @@ from hybvit.data.image_set import BadFiles, Decoding
 from hybvit.data.shards import STEP_LANES, Shards, ShardStream
 from hybvit.errors import ConfigError, DataError
 from hybvit.method.vit import ViTConfig
+from hybvit.training.loop import lanes_note
 
 from .conftest import batches_of, opened
 
@@ -119,6 +121,18 @@ def test_processes_and_workers_read_their_own_lanes_only(tmp_path, by, parts, la
         # its share; a lane may end inside a shard, whose next sample is then known
         assert len(watched.read) <= n // parts + lanes * STEP_LANES // parts
     assert set.union(*reading) == set(range(n))
+
+
+def test_more_processes_than_lanes_is_worth_a_note(tmp_path):
+    write_shards(tmp_path / "train", [40])
+    write_shards(tmp_path / "test", [3], prefix="test")
+    stream = opened(config(tmp_path))
+    assert [lanes_note(stream, 8, processes) for processes in (1, 8)] == [None, None]
+    assert "16 processes share 8 lanes" in lanes_note(stream, 8, 16)
+    assert "--data.lanes 16" in lanes_note(stream, 8, 16)
+    assert lanes_note(stream, 16, 16) is None
+    in_memory = dataclasses.replace(stream, train=stream.train.pixels.first(20))
+    assert lanes_note(in_memory, 8, 16) is None
 
 
 def test_a_small_set_has_fewer_lanes(tmp_path):

@@ -93,11 +93,8 @@ def train(
         from_first(lambda: check_trackers(cfg))
         data = first_of_all(lambda: open_images(cfg))
         cfg = from_first(lambda: resolve_config(cfg, data, device))
-        if isinstance(data.train.pixels, Shards) and world_size() > cfg.data.lanes:
-            say(
-                f"note: {world_size()} processes share the {cfg.data.lanes} lanes of the stream, and several read the same: "
-                f"in a new run with --data.lanes {world_size()} each reads only its own"
-            )
+        if note := lanes_note(data, cfg.data.lanes, world_size()):
+            say(note)
         fresh = from_first(lambda: not checkpoint.step_folders(out / "checkpoints"))
         # before the run folder is created
         start = first_of_all(lambda: load_init_model(cfg, say)) if cfg.train.init and fresh else None
@@ -275,6 +272,16 @@ def open_images(cfg: Config) -> Dataset:
     if isinstance(data.train.pixels, Shards) and cfg.objective.kind != "genvit":
         data.train.pixels.check_labels()
     return data
+
+
+def lanes_note(data: Dataset, lanes: int, processes: int) -> str | None:
+    """What to say where several processes read the same part of a stream."""
+    if not isinstance(data.train.pixels, Shards) or processes <= lanes:
+        return None
+    return (
+        f"note: {processes} processes share {lanes} lanes of a stream, so that several read the same images: "
+        f"in a new run with --data.lanes {processes} each reads only its own"
+    )
 
 
 def resolve_config(cfg: Config, data: Dataset, device: torch.device) -> Config:
