@@ -21,6 +21,7 @@ from hybvit.devices import environment, keep_freed_memory
 from hybvit.method.objective import hybrid_loss
 from hybvit.networks import build_network, number_of_parameters
 from hybvit.presets import preset
+from hybvit.training.loop import state_of
 from hybvit.training.optim import build_optimizers, optimizer_tensors
 from hybvit.training.run_folder import RunFolder
 
@@ -52,7 +53,7 @@ def measure(name: str) -> dict[str, Any]:
         def save(step: int) -> float:
             started = time.perf_counter()
             own = {"optimizer": optimizer_tensors(optimizers)}
-            run.save(step, 1, network=net.state_dict(), ema=average.state_dict(), **own)
+            run.save(step, 1, network=state_of(net, run.path, step), ema=average.state_dict(), **own)
             return time.perf_counter() - started
 
         for repeat in range(REPEATS + 1):

@@ -152,7 +152,7 @@ class RunFolder:
         The tensors are copied while the next gradient is computed: they must not change before :meth:`finish_copying`.
 
         Raises:
-            DataError: this one, or the one before, cannot be written.
+            DataError: the one before could not be written.
         """
         if not self.first:
             return
@@ -178,7 +178,11 @@ class RunFolder:
             copying.result()
 
     def finish_writing(self) -> None:
-        """Wait until the last checkpoint is on the disk."""
+        """Wait until the last checkpoint is on the disk.
+
+        Raises:
+            DataError: it could not be written.
+        """
         self.finish_copying()
         if self._writer is not None:
             try:
