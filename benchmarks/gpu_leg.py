@@ -94,10 +94,10 @@ def size_of(tensors: dict[str, Tensor]) -> int:
 
 
 def parts_of(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Groups of tensors that each fit into a file."""
+    """Groups of tensors that each fit into a file; a tensor that does not has one for itself."""
     parts: list[dict[str, Tensor]] = [{}]
     for name, value in tensors.items():
-        if size_of(parts[-1] | {name: value}) > PART:
+        if parts[-1] and size_of(parts[-1] | {name: value}) > PART:
             parts.append({})
         parts[-1][name] = value
     return parts

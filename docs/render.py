@@ -583,9 +583,11 @@ def scale() -> str:
             others = (devices - 1) / devices
             sent = others * (2 * 4 * weights + 2 * matrices)  # gradients in float32, Muon's results in bfloat16
             sending = sent / (speed * 1e9) if speed else 0.0
-            own = images if times else images // devices
+            shared = found["batch"][0] + max(found["batch"][1], 2 * devices)  # two labeled images of a device are mixed
+            own = images if times else shared // devices
             computing = seconds * own / images
-            days = total / (devices * own) * max(computing, sending) / 86400
+            steps = total / images / (devices if times else 1)
+            days = steps * max(computing, sending) / 86400
             lines.append(
                 f"| {devices} | {words} | {devices * own:,} | {own} | {sent / 1e9:.2f} GB | {1000 * sending:.0f} ms "
                 f"| {1000 * computing:.3g} ms | {days:.1f} |"

@@ -154,11 +154,17 @@ def test_two_processes_share_the_batches_of_one(tmp_path, workers):
 
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(
-        ConfigError, match=r"2 processes cannot share a mini-batch of 10 images: .*batch_size to multiples of 4"
+        ConfigError, match=r"2 processes cannot share a mini-batch of 10 images equally, in pairs .*_size to multiples of 4"
     ):
         batches_of(colors(), config(batch_size=10), 0, 2)
-    with pytest.raises(ConfigError, match=r"a mini-batch of 6 images: .*train\.labelled_batch_size to multiples of 4"):
+    with pytest.raises(
+        ConfigError, match=r"a mini-batch of 6 images equally, in pairs .*train\.labelled_batch_size to mult.* 4"
+    ):
         batches_of(colors(), override(config(), train={"labelled_batch_size": 6}), 0, 2)
+    batches_of(colors(), override(config(), train={"batch_size": 10, "labelled_batch_size": 12}), 0, 2)  # none is mixed of ten
+    batches_of(colors(), config(batch_size=10, mixing=0.0), 0, 2)
+    with pytest.raises(ConfigError, match=r"a mini-batch of 9 images equally: .* to multiples of 2"):
+        batches_of(colors(), config(batch_size=9, mixing=0.0), 0, 2)
 
 
 def test_the_two_mini_batches_may_differ_in_size_and_each_keeps_its_own_order():

@@ -172,10 +172,12 @@ def test_an_error_in_every_process_is_said_once(tmp_path):
 def step_of_one_of_64() -> None:
     dist.init_process_group("fake", rank=5, world_size=64, store=FakeStore())
     cfg = override(preset("imagenet224_v2"), model={"dim": 64, "image_size": 56}, train={"parallel": "fsdp"})
+    assert "in pairs that are mixed: set" in str(parallel.why_not_shared(cfg, divided=True))
+    cfg = override(cfg, train={"labelled_batch_size": 128})  # as docs/scale.md says
     net = build_network(cfg)
     loss = parallel.shared(loop.Loss(net, cfg.diffusion.build(), cfg.objective), cfg)
     optimizers = optim.build_optimizers(net, cfg.optim)
-    batch = random_batch(cfg, "cpu", (2, 1))._replace(part=(5, 64))
+    batch = random_batch(cfg, "cpu", (2, 2))._replace(part=(5, 64))
     losses = loop.backward(loss, batch, cfg, 0)
     for optimizer in optimizers:
         optimizer.step()
@@ -245,6 +247,11 @@ def test_what_one_process_cannot_do_for_several_is_said(tmp_path, monkeypatch):
         (["--train.batch_size=15"], "8 processes cannot share a mini-batch of 15 images equally: set .* to multiples of 8"),
         (["--train.labelled_batch_size=20"], "8 processes cannot share a mini-batch of 20 images equally: "),
         (["--train.accumulate=2", "--train.labelled_batch_size=24"], "of 24 images in 2 parts each: set .* to multiples of 16"),
+        (
+            ["--data.augment=strong", "--train.accumulate=3", "--train.labelled_batch_size=24"],
+            "of 24 images in 3 parts each, in pairs that are mixed: set .* to multiples of 48",
+        ),
+        (["--data.augment=strong", "--train.accumulate=2", "--train.labelled_batch_size=48"], None),
         (["--train.parallel=fsdp", "--train.compile=true"], "train.compile does not go with train.parallel fsdp"),
         ([], None),
     ],

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import webdataset
 from PIL import Image
 
 from hybvit.config import Config, DataConfig, override
+from hybvit.data.batches import check_partners
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import BadFiles, Decoding
 from hybvit.data.shards import STEP_LANES, Shards, ShardStream
@@ -23,6 +26,7 @@ from .conftest import batches_of, opened
 
 STREAM = "order of labeled images"
 ROW_LANES = DataConfig().lanes
+stream_of = partial(ShardStream, row_lanes=ROW_LANES)
 
 
 def png(number: int) -> bytes:
@@ -60,7 +64,7 @@ def config(root: Path | str, **data) -> Config:
 
 def test_an_epoch_has_every_sample_once_in_shuffled_order(tmp_path):
     names = write_shards(tmp_path, [13, 7, 11, 20])
-    stream = ShardStream(shards(names), 0, STREAM, 16, 16)
+    stream = stream_of(shards(names), 0, STREAM, 16, 16)
     n = 51
     # lanes differ by at most one sample, so whole epochs end together after n * ROW_LANES entries at most
     pixels, labels, keys = stream.take(torch.arange(n * ROW_LANES))
@@ -78,16 +82,16 @@ def test_an_epoch_has_every_sample_once_in_shuffled_order(tmp_path):
 
 def test_the_stream_can_be_entered_anywhere(tmp_path):
     names = write_shards(tmp_path, [13, 7, 11, 20])
-    whole = number_of(ShardStream(shards(names), 3, STREAM, 16, 16).take(torch.arange(300))[0])
+    whole = number_of(stream_of(shards(names), 3, STREAM, 16, 16).take(torch.arange(300))[0])
     for start in (0, 17, 96, 250):
-        part = ShardStream(shards(names), 3, STREAM, 16, 16).take(torch.arange(start, start + 40))[0]
+        part = stream_of(shards(names), 3, STREAM, 16, 16).take(torch.arange(start, start + 40))[0]
         assert number_of(part) == whole[start : start + 40]
-    assert number_of(ShardStream(shards(names), 4, STREAM, 16, 16).take(torch.arange(300))[0]) != whole
+    assert number_of(stream_of(shards(names), 4, STREAM, 16, 16).take(torch.arange(300))[0]) != whole
 
 
 def test_repeats_are_a_lane_apart(tmp_path):
     names = write_shards(tmp_path, [16, 16])
-    _, _, keys = ShardStream(shards(names), 0, STREAM, 16, 16, repeats=3).take(torch.arange(96))
+    _, _, keys = stream_of(shards(names), 0, STREAM, 16, 16, repeats=3).take(torch.arange(96))
     assert keys[:, 1].bincount().tolist() == [3] * 32
     assert torch.equal(keys[:ROW_LANES, 1], keys[ROW_LANES : 2 * ROW_LANES, 1])
     assert keys[::ROW_LANES, 2].tolist() == [0, 1, 2] * 4
@@ -114,7 +118,7 @@ def test_processes_and_workers_read_their_own_lanes_only(tmp_path, by, parts, la
     reading = []
     for part in range(parts):
         watched = Watched(names)
-        stream = ShardStream(watched, 0, STREAM, batch, 512, lanes=lanes)
+        stream = stream_of(watched, 0, STREAM, batch, 512, row_lanes=lanes)
         entries = torch.arange(n).reshape(-1, batch)
         stream.take((entries[:, part::parts] if by == "rows" else entries[part::parts]).flatten())
         reading.append(watched.read)
@@ -123,12 +127,12 @@ def test_processes_and_workers_read_their_own_lanes_only(tmp_path, by, parts, la
     assert set.union(*reading) == set(range(n))
 
 
-def test_more_processes_than_lanes_is_worth_a_note(tmp_path):
+def test_lanes_that_processes_must_share_are_worth_a_note(tmp_path):
     write_shards(tmp_path / "train", [40])
     write_shards(tmp_path / "test", [3], prefix="test")
     stream = opened(config(tmp_path))
-    assert [lanes_note(stream, 8, processes) for processes in (1, 8)] == [None, None]
-    assert "16 processes share 8 lanes" in lanes_note(stream, 8, 16)
+    assert [lanes_note(stream, 8, processes) for processes in (1, 2, 4, 8)] == [None] * 4
+    assert all(f"{processes} processes share 8 lanes" in lanes_note(stream, 8, processes) for processes in (3, 6, 16))
     assert "--data.lanes 16" in lanes_note(stream, 8, 16)
     assert lanes_note(stream, 16, 16) is None
     in_memory = dataclasses.replace(stream, train=stream.train.pixels.first(20))
@@ -137,13 +141,13 @@ def test_more_processes_than_lanes_is_worth_a_note(tmp_path):
 
 def test_a_small_set_has_fewer_lanes(tmp_path):
     names = write_shards(tmp_path, [3])
-    numbers = number_of(ShardStream(shards(names), 0, STREAM, 16, 100).take(torch.arange(9))[0])
+    numbers = number_of(stream_of(shards(names), 0, STREAM, 16, 100).take(torch.arange(9))[0])
     assert all(sorted(numbers[i : i + 3]) == [0, 1, 2] for i in (0, 3, 6))
 
 
 def test_the_buffer_bounds_what_is_in_memory(tmp_path):
     names = write_shards(tmp_path, [100, 100])
-    stream = ShardStream(shards(names), 0, STREAM, 16, 40)
+    stream = stream_of(shards(names), 0, STREAM, 16, 40)
     for start in range(0, 400, 50):
         stream.take(torch.arange(start, start + 50))
         assert sum(len(lane.samples) for lane in stream.lanes) <= 40
@@ -155,8 +159,8 @@ def test_bad_samples_are_named_and_replaced(tmp_path, capsys):
         for i in range(20):
             writer.write({"__key__": f"{i:03d}", "png": b"\x89PNG rubbish" if i == 6 else png(i), "cls": 0})
     with pytest.raises(DataError, match=r"train-000\.tar/006: .*max_bad_files"):
-        ShardStream(shards([str(path)]), 0, STREAM, 16, 100).take(torch.arange(20))
-    numbers = number_of(ShardStream(shards([str(path)], 1), 0, STREAM, 16, 100).take(torch.arange(20))[0])
+        stream_of(shards([str(path)]), 0, STREAM, 16, 100).take(torch.arange(20))
+    numbers = number_of(stream_of(shards([str(path)], 1), 0, STREAM, 16, 100).take(torch.arange(20))[0])
     assert 6 not in numbers
     assert len(numbers) == 20
     assert "train-000.tar/006" in capsys.readouterr().err
@@ -168,14 +172,14 @@ def test_damage_is_named(tmp_path):
     Path(name).write_bytes(whole[: len(whole) // 2])
     (tmp_path / "sizes.json").write_text(json.dumps({"train-000.tar": 30}))
     with pytest.raises(DataError, match=r"train-000\.tar: damaged or cut short"):
-        ShardStream(shards([name]), 0, STREAM, 16, 100).take(torch.arange(30))
+        stream_of(shards([name]), 0, STREAM, 16, 100).take(torch.arange(30))
     Path(name).write_bytes(whole)
     (tmp_path / "sizes.json").write_text(json.dumps({"train-000.tar": 31}))
     with pytest.raises(DataError, match="30 samples, but 31 were counted"):
-        ShardStream(shards([name]), 0, STREAM, 16, 100).take(torch.arange(31))
+        stream_of(shards([name]), 0, STREAM, 16, 100).take(torch.arange(31))
     (tmp_path / "sizes.json").unlink()
     with pytest.raises(DataError, match=r"\.cls: class '2' is not one of the 2"):
-        ShardStream(shards([name], classes=2), 0, STREAM, 16, 100).take(torch.arange(30))
+        stream_of(shards([name], classes=2), 0, STREAM, 16, 100).take(torch.arange(30))
     Path(name).write_bytes(b"no tar")
     with pytest.raises(DataError, match=r"train-000\.tar"):
         shards([name])
@@ -207,9 +211,9 @@ def test_shards_over_http(tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         names = [f"http://127.0.0.1:{server.server_port}/train-{k:03d}.tar" for k in range(2)]
-        remote = ShardStream(shards(names), 0, STREAM, 16, 8).take(torch.arange(44))[0]
+        remote = stream_of(shards(names), 0, STREAM, 16, 8).take(torch.arange(44))[0]
         server.shutdown()
-    local = ShardStream(shards([str(tmp_path / f"train-{k:03d}.tar") for k in range(2)]), 0, STREAM, 16, 8).take(
+    local = stream_of(shards([str(tmp_path / f"train-{k:03d}.tar") for k in range(2)]), 0, STREAM, 16, 8).take(
         torch.arange(44)
     )[0]
     assert torch.equal(remote, local)
@@ -268,13 +272,53 @@ def test_shards_without_known_classes_have_no_labels(tmp_path):
 
 
 def test_strong_augmentation_of_a_stream(tmp_path):
-    write_shards(tmp_path, [40])
+    write_shards(tmp_path, [256])
     write_shards(tmp_path, [5], prefix="test")
-    cfg = override(config(tmp_path, augment="strong", repeats=3), train={"batch_size": 16})
+    cfg = override(config(tmp_path, augment="strong", repeats=3, lanes=16), train={"batch_size": 16})
     data = opened(cfg)
     batch = batches_of(data, cfg)(5)
     assert batch.images.shape == (16, 3, 8, 8)
     assert torch.equal(batch.images, batches_of(data, cfg)(5).images)
+    for other in ({"lanes": 8}, {"lanes": 8, "repeats": 2}):
+        with pytest.raises(ConfigError, match=r"with 8 lanes and mini-batches of 16, .* own repeats: give 16 lanes"):
+            batches_of(data, override(cfg, data=other))
+    for other in ({"lanes": 8, "repeats": 1}, {"lanes": 8, "mixing": 0.0}):
+        batches_of(data, override(cfg, data=other))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_an_image_is_refused_as_its_own_partner_and_no_other_is(tmp_path, repeats):
+    """Partners are half a batch apart."""
+    found = shards(write_shards(tmp_path, [300]))
+    for batch in (4, 8, 12, 16):
+        for lanes in (1, 2, 3, 4, 6, 8):
+            stream = stream_of(found, 0, STREAM, batch, 64, row_lanes=lanes, repeats=repeats)
+            numbers = stream.take(torch.arange(12 * batch))[2][:, 1].reshape(12, 2, batch // 2)
+            itself = bool((numbers[:, 0] == numbers[:, 1]).any())
+            with pytest.raises(ConfigError) if itself else contextlib.nullcontext():
+                check_partners(stream)
+
+
+@pytest.mark.parametrize(("lanes", "batch", "samples"), [(48, 128, 10_000), (64, 100, 10_000), (32, 64, 330)])
+def test_lanes_that_would_favor_some_images_are_refused(tmp_path, lanes, batch, samples):
+    found = shards(write_shards(tmp_path, [2]))
+    found.starts[-1] = samples  # as if it held so many
+    with pytest.raises(ConfigError, match=f"data.lanes {lanes}: .* do not divide a mini-batch of {batch} images"):
+        stream_of(found, 0, STREAM, batch, 64, row_lanes=lanes)
+
+
+def test_a_lane_has_enough_samples(tmp_path):
+    """Else those of the smaller lanes would come much more often."""
+    found = shards(write_shards(tmp_path, [2]))
+    found.starts[-1] = 330  # as if it held so many
+    assert [stream_of(found, 0, STREAM, 40, 64, row_lanes=lanes).row_lanes for lanes in (3, 8, 10, 40, 64)] == [
+        3,
+        8,
+        10,
+        20,
+        20,
+    ]
 
 
 def test_a_bad_sample_is_skipped_in_the_mean_color(tmp_path, capsys):
@@ -328,7 +372,7 @@ def test_a_stream_ends_where_its_shards_end(tmp_path, claimed):
     found.starts = [0, claimed[0], sum(claimed)]
     found.shape = torch.Size((sum(claimed), 3, 8, 8))
     with pytest.raises(DataError, match=r"(more|10|9) samples, but .* were counted: correct sizes.json"):
-        ShardStream(found, 0, STREAM, 16, 8).take(torch.arange(200))
+        stream_of(found, 0, STREAM, 16, 8).take(torch.arange(200))
 
 
 def test_shards_count_their_images_not_themselves(tmp_path):

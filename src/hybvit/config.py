@@ -136,8 +136,9 @@ class DataConfig:
         unlabelled: denoise the data set's unlabeled images too (STL-10, Tiny-ImageNet).
         max_bad_files: unreadable image files that are skipped, each with a warning, before the run stops.
         memory_gib: image files are decoded once and kept if they fit into this much memory, else decoded whenever needed.
-        shuffle_buffer: encoded images that a stream of shards keeps in memory for shuffling.
-        lanes: parts of a stream of shards that the rows of a batch come from; of as many processes each reads only its own.
+        shuffle_buffer: encoded images that a stream of shards keeps in memory for shuffling, ``lanes`` times eight blocks.
+        lanes: parts of a stream of shards that the rows of a batch come from, one after the other; each process reads only its
+            own if their number is a multiple of that of the processes.
         workers: background processes that prepare batches; None means none on a CPU, and up to eight with a GPU.
         classes: names of the classes in label order; set from the data when training starts.
         fingerprint: numbers and digests of your own images; set from the data when training starts. A run is not resumed on
@@ -303,7 +304,7 @@ AT_LEAST = {
 
 AT_MOST = {  # more than any machine has memory or time for: a configuration may come from an untrusted source
     "diffusion.steps": 1_000_000, "data.crop_padding": 4096, "data.repeats": 1000, "data.shuffle_buffer": 10**9,
-    "data.lanes": 1024, "data.memory_gib": 2**20, "data.bits": 16, "data.workers": 1024, "train.batch_size": 2**20,
+    "data.lanes": 256, "data.memory_gib": 2**20, "data.bits": 16, "data.workers": 1024, "train.batch_size": 2**20,
     "train.labelled_batch_size": 2**20, "train.accumulate": 2**20, "train.steps": 10**12,
     "network.depth": 1024, "network.width": 1024, "network.channels": 65_536, "network.layers": 1024,
     "jem.steps": 100_000, "jem.replay": 10**8,
@@ -364,6 +365,7 @@ USED_WITH: list[tuple[str, str, tuple[Any, ...]]] = [  # fields of a group, the 
     ("data: augment labelled", "objective.kind", _LABELLING),
     ("data: flip crop_padding", "data.augment", ("weak", "strong")),
     ("data: policy erasing mixing", "data.augment", ("strong",)),
+    ("data: shuffle_buffer lanes", "data.name", ("shards",)),
     ("data: clean_flip", "objective.kind", ("genvit", "hybvit", "jem")),
     ("optim: muon_lr", "optim.name", ("muon",)),
     ("optim: beta2", "optim.name", ("adamw", "muon")),

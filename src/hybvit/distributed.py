@@ -1,4 +1,4 @@
-"""All use of torch.distributed: rank, world size, and sharing work on many images between processes (``torchrun``)."""
+"""The communication between processes (``torchrun``): rank, world size, and sharing work on many images."""
 
 from __future__ import annotations
 

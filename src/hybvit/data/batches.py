@@ -55,12 +55,8 @@ class TrainingBatches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        for size in sizes:
-            if world > 1 and size % (2 * world):
-                raise ConfigError(
-                    f"{world} processes cannot share a mini-batch of {size} images: set train.batch_size and "
-                    f"train.labelled_batch_size to multiples of {2 * world}"
-                )
+        if problem := why_not_divided(data, sizes, world):
+            raise ConfigError(problem)
         self.data, self.sizes, self.seed, self.x0_labels, self.x0_augmented = data, sizes, seed, x0_labels, x0_augmented
         self.num_classes, self.rank, self.world = len(dataset.classes), rank, world
         denoising, labeled = sizes
@@ -72,6 +68,8 @@ class TrainingBatches:
         self.to_denoise = self._sequence(to_denoise, "order of clean images", denoising, 1)
         self.labeled = self._sequence([train], "order of labeled images", labeled, data.repeats, known)
         strong = labeled > 0 and data.augment == "strong"
+        if mixes(data) and isinstance(self.labeled, ShardStream):
+            check_partners(self.labeled)
         self.mean = mean_color(dataset.train) if strong else None
         self.auto_augment = None
         if strong:
@@ -83,7 +81,8 @@ class TrainingBatches:
         self, sets: list[ImageSet], stream: str, size: int, repeats: int, only: Tensor | None = None
     ) -> EndlessSequence:
         if size and isinstance(sets[0].pixels, Shards):
-            return ShardStream(sets[0].pixels, self.seed, stream, size, self.data.shuffle_buffer, repeats, self.data.lanes)
+            lanes, buffer = self.data.lanes, self.data.shuffle_buffer
+            return ShardStream(sets[0].pixels, self.seed, stream, size, buffer, row_lanes=lanes, repeats=repeats)
         return ShuffledSets(sets, self.seed, stream, repeats, only)
 
     def __call__(self, step: int) -> Batch:
@@ -116,6 +115,40 @@ class TrainingBatches:
         if self.auto_augment is None or self.mean is None:
             return to_x(pixels)
         return erase(to_x(self.auto_augment.apply(pixels, u[:, AUTO_AUGMENT])), u, data.erasing, self.mean)
+
+
+def mixes(data: DataConfig) -> bool:
+    """Whether labeled images are mixed in pairs (:func:`mix_batch`)."""
+    return data.augment == "strong" and data.mixing > 0
+
+
+def why_not_divided(data: DataConfig, sizes: tuple[int, int], world: int, parts: int = 1) -> str | None:
+    """Why so many processes cannot share mini-batches of these sizes equally, each its rows in ``parts``; None if they can.
+
+    Images that are mixed with each other must be of one process.
+    """
+    if world == 1:
+        return None  # the configuration checks the parts
+    for size, together in zip(sizes, (1, 2 if mixes(data) else 1), strict=True):
+        multiple = math.lcm(world * parts, world * together)
+        if size % multiple:
+            how = f"in {parts} parts each" if parts > 1 else "equally"
+            pairs = ", in pairs that are mixed" if together > 1 else ""
+            return (
+                f"{world} processes cannot share a mini-batch of {size} images {how}{pairs}: "
+                f"set train.batch_size and train.labelled_batch_size to multiples of {multiple}"
+            )
+    return None
+
+
+def check_partners(stream: ShardStream) -> None:
+    """Raise ConfigError where an image of a stream would be mixed with a repeat of itself, which follows it in its lane."""
+    apart, lanes = divmod(stream.batch_size // 2, stream.row_lanes)
+    if lanes == 0 and 0 < apart < stream.repeats:
+        raise ConfigError(
+            f"data.lanes: with {stream.row_lanes} lanes and mini-batches of {stream.batch_size}, MixUp and CutMix would mix "
+            f"images with their own repeats: give {stream.batch_size} lanes, or data.repeats 1"
+        )
 
 
 def few_labeled(images: ImageSet, data: DataConfig, seed: int, num_classes: int) -> Tensor:

@@ -41,6 +41,7 @@ from .splits import KNOWN, Split, evaluation_split, split_of
 from .trained_on import digests_of
 
 STEP_LANES = 8
+FEW_LANES = 8  # of rows: up to here any number of samples and rows is taken, as in 0.1.0
 MIN_LANE_SIZE = 16  # samples; lane sizes differ by one, which must stay negligible
 MAX_SHARDS = 100_000  # of a pattern
 RANGE = re.compile(r"\{(-?[0-9]+)\.\.(-?[0-9]+)(?:\.\.-?([0-9]+))?\}")
@@ -399,23 +400,32 @@ class _Lane:
 
 
 class ShardStream:
-    """An endless shuffled sequence of the samples of shards. Each sample occurs ``repeats`` times, ``lanes`` rows apart.
+    """An endless shuffled sequence of the samples of shards. Each sample occurs ``repeats`` times in turn in its lane.
 
     Args:
         stream: name of the random stream of the order (see ``seeds``).
         batch_size: rows per step; position p of the sequence is row p mod batch_size of its step.
         buffer: number of encoded samples kept in memory.
-        lanes: that the rows of a step come from.
+        row_lanes: lanes that the rows of a step come from, if the samples and the rows are enough for them.
+
+    Raises:
+        ConfigError: so many lanes cannot share the rows of a step equally.
     """
 
     def __init__(
-        self, shards: Shards, seed: int, stream: str, batch_size: int, buffer: int, repeats: int = 1, lanes: int = 8
+        self, shards: Shards, seed: int, stream: str, batch_size: int, buffer: int, *, row_lanes: int, repeats: int = 1
     ) -> None:
         self.shards, self.seed, self.stream, self.repeats, self.batch_size = shards, seed, stream, repeats, batch_size
-        self.row_lanes = min(lanes, len(shards), batch_size)
+        enough = min(len(shards), max(FEW_LANES, len(shards) // MIN_LANE_SIZE))
+        self.row_lanes = min(row_lanes, enough, batch_size)
+        if row_lanes > FEW_LANES and batch_size % self.row_lanes:
+            raise ConfigError(
+                f"data.lanes {row_lanes}: {self.row_lanes} lanes do not divide a mini-batch of {batch_size} images, and some "
+                "would come more often than others: give a divisor of it"
+            )
         self.step_lanes = min(STEP_LANES, max(1, len(shards) // (self.row_lanes * MIN_LANE_SIZE)))
         self.lane_count = self.row_lanes * self.step_lanes
-        self.most_lanes = lanes * STEP_LANES  # of an epoch, where the random numbers of its lanes begin
+        self.most_lanes = row_lanes * STEP_LANES  # of an epoch, where the random numbers of its lanes begin
         self.block_size = max(1, buffer // self.lane_count)
         self.lanes = [_Lane() for _ in range(self.lane_count)]
 

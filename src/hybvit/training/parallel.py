@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import Config, minibatches
+from ..data.batches import why_not_divided
 from ..distributed import rank, world_size
 from ..errors import ConfigError
 from ..method.vit import HybViT
@@ -56,15 +57,8 @@ def shared(loss: nn.Module, cfg: Config) -> nn.Module:
 
 def why_not_shared(cfg: Config, divided: bool) -> str | None:
     """What does not go with several processes, which hold a part of the weights each if ``divided``."""
-    parts = cfg.train.accumulate
-    times = world_size() * parts
-    for size in minibatches(cfg):
-        if size % times:
-            how = f"in {parts} parts each" if parts > 1 else "equally"
-            return (
-                f"{world_size()} processes cannot share a mini-batch of {size} images {how}: "
-                f"set train.batch_size and train.labelled_batch_size to multiples of {times}"
-            )
+    if problem := why_not_divided(cfg.data, minibatches(cfg), world_size(), cfg.train.accumulate):
+        return problem
     if cfg.objective.kind == "jem":
         return "objective.kind jem is trained in one process: its replay buffer is of the whole batch"
     if divided and cfg.train.compile is True:
