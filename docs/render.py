@@ -1383,6 +1383,36 @@ def compare_facts() -> str:
     )
 
 
+AUGMENTED = {"strong": "cifar10_vit", "weak": "cifar10_vit_weak"}
+CIFAR10_IMAGES = 50_000
+
+
+def augmentation() -> str:
+    """Strong against weak augmentation for passes over fewer images, by benchmarks/augmentation.py."""
+    record, whole = result("augmentation"), result("paper_cifar")["runs"]
+    rows = [{"share": 1.0, "augmentation": kind, **whole[name]} for kind, name in AUGMENTED.items()]
+    rows += record["rows"]
+    lines = [
+        "| training images | passes over them | augmentation | test accuracy | expected calibration error | training loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        images = round(row["share"] * CIFAR10_IMAGES)
+        steps = row.get("training", row)
+        passes = steps["steps"] * whole[AUGMENTED["strong"]]["training"]["batch_size"] / images
+        accuracy, error = (value(row, name) for name in ("test/accuracy", "calibration/ece_20"))
+        lines.append(f"| {images:,} | {passes:.0f} | {row['augmentation']} | {accuracy} | {error} | {steps['ce']:.2f} |")
+    facts = record["environment"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"The row ViT of Table 1, seed 0; the loss is of augmented images with smoothed labels, the mean of the last tenth "
+            f"of the steps. {facts['device']}, {versions(facts)} (`{record['command']}`).",
+        ]
+    )
+
+
 EXTRAS = {  # extra of pyproject.toml -> what it is for
     "baselines": "the pipeline of diffusers, the U-Net of DDPM, and diffusers' networks in `hybvit bench`",
     "docs": "the documentation site, `make docs`",
@@ -1491,6 +1521,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "compare_facts": compare_facts,
     "cifar10_penalties": cifar10_penalties,
     "speed_curves": speed_curves,
+    "augmentation": augmentation,
     "samples_cifar10": samples_cifar10,
     **{f"card_{name}": partial(card, name) for name in MODELS},
     **{f"paper_table{n}": partial(paper_table, f"table{n}") for n in range(1, 14)},
