@@ -136,7 +136,7 @@ class DataConfig:
         unlabelled: denoise the data set's unlabeled images too (STL-10, Tiny-ImageNet).
         max_bad_files: unreadable image files that are skipped, each with a warning, before the run stops.
         memory_gib: image files are decoded once and kept if they fit into this much memory, else decoded whenever needed.
-        shuffle_buffer: encoded images that a stream of shards keeps in memory for shuffling, ``lanes`` times eight blocks.
+        shuffle_buffer: encoded images that a stream of shards keeps in memory for shuffling, in ``lanes`` times eight blocks.
         lanes: parts of a stream of shards that the rows of a batch come from, one after the other; each process reads only its
             own if their number is a multiple of that of the processes.
         workers: background processes that prepare batches; None means none on a CPU, and up to eight with a GPU.
