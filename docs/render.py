@@ -1390,7 +1390,11 @@ CIFAR10_IMAGES = 50_000
 def augmentation() -> str:
     """Strong against weak augmentation for passes over fewer images, by benchmarks/augmentation.py."""
     record, whole = result("augmentation"), result("paper_cifar")["runs"]
-    rows = [{"share": 1.0, "augmentation": kind, **whole[name]} for kind, name in AUGMENTED.items()]
+    rows = list[dict[str, Any]]()
+    for kind, name in AUGMENTED.items():
+        training = whole[name]["training"]
+        seen = training["steps"] * training["batch_size"]
+        rows.append({**whole[name], **training, "share": 1.0, "augmentation": kind, "images_seen": seen})
     rows += record["rows"]
     lines = [
         "| training images | passes over them | augmentation | test accuracy | expected calibration error | training loss |",
@@ -1398,10 +1402,9 @@ def augmentation() -> str:
     ]
     for row in rows:
         images = round(row["share"] * CIFAR10_IMAGES)
-        steps = row.get("training", row)
-        passes = steps["steps"] * whole[AUGMENTED["strong"]]["training"]["batch_size"] / images
+        passes = row["images_seen"] / images
         accuracy, error = (value(row, name) for name in ("test/accuracy", "calibration/ece_20"))
-        lines.append(f"| {images:,} | {passes:.0f} | {row['augmentation']} | {accuracy} | {error} | {steps['ce']:.2f} |")
+        lines.append(f"| {images:,} | {passes:.0f} | {row['augmentation']} | {accuracy} | {error} | {row['ce']:.2f} |")
     facts = record["environment"]
     return "\n".join(
         [

@@ -20,7 +20,7 @@ from hybvit.data.image_set import BadFiles, Decoding
 from hybvit.data.shards import Shards, ShardStream
 from hybvit.errors import ConfigError, DataError
 from hybvit.method.vit import ViTConfig
-from hybvit.training.loop import lanes_note
+from hybvit.training.loop import lanes_note, train
 
 from .conftest import batches_of, opened
 
@@ -284,6 +284,15 @@ def test_strong_augmentation_of_a_stream(tmp_path):
             batches_of(data, override(cfg, data=other))
     for other in ({"lanes": 8, "repeats": 1}, {"lanes": 8, "mixing": 0.0}):
         batches_of(data, override(cfg, data=other))
+
+
+def test_lanes_that_are_refused_leave_no_run_folder_that_keeps_them(tmp_path):
+    write_shards(tmp_path / "data", [40])
+    write_shards(tmp_path / "data", [5], prefix="test")
+    cfg = override(config(tmp_path / "data", augment="strong", repeats=3), train={"batch_size": 16})
+    with pytest.raises(ConfigError, match=r"give 16 lanes, or data\.repeats 1"):
+        train(cfg, tmp_path / "run", lambda line: None)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

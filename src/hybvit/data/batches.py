@@ -55,8 +55,7 @@ class TrainingBatches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if problem := why_not_divided(data, sizes, world):
-            raise ConfigError(problem)
+        check_batches(dataset, data, sizes, world)
         self.data, self.sizes, self.seed, self.x0_labels, self.x0_augmented = data, sizes, seed, x0_labels, x0_augmented
         self.num_classes, self.rank, self.world = len(dataset.classes), rank, world
         denoising, labeled = sizes
@@ -68,8 +67,6 @@ class TrainingBatches:
         self.to_denoise = self._sequence(to_denoise, "order of clean images", denoising, 1)
         self.labeled = self._sequence([train], "order of labeled images", labeled, data.repeats, known)
         strong = labeled > 0 and data.augment == "strong"
-        if mixes(data) and isinstance(self.labeled, ShardStream):
-            check_partners(self.labeled)
         self.mean = mean_color(dataset.train) if strong else None
         self.auto_augment = None
         if strong:
@@ -139,6 +136,20 @@ def why_not_divided(data: DataConfig, sizes: tuple[int, int], world: int, parts:
                 f"set train.batch_size and train.labelled_batch_size to multiples of {multiple}"
             )
     return None
+
+
+def check_batches(dataset: Dataset, data: DataConfig, sizes: tuple[int, int], world: int, parts: int = 1) -> None:
+    """Raise ConfigError where mini-batches of these sizes cannot be shared by so many processes, or taken from a stream."""
+    if problem := why_not_divided(data, sizes, world, parts):
+        raise ConfigError(problem)
+    if not isinstance(dataset.train.pixels, Shards):
+        return
+    for size, repeats, mixed in zip(sizes, (1, data.repeats), (False, mixes(data)), strict=True):
+        if size:
+            lanes, buffer = data.lanes, data.shuffle_buffer
+            stream = ShardStream(dataset.train.pixels, 0, "", size, buffer, row_lanes=lanes, repeats=repeats)
+            if mixed:
+                check_partners(stream)
 
 
 def check_partners(stream: ShardStream) -> None:

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .. import checkpoint
 from ..baselines.jem import JEM
 from ..config import Config, describe_data, differences, minibatches, needs_x0_augmented, needs_x0_labels, override
-from ..data.batches import TrainingBatches, random_batch
+from ..data.batches import TrainingBatches, check_batches, random_batch
 from ..data.datasets import open_dataset
 from ..data.image_set import Dataset, to_x
 from ..data.loader import batches_of_steps, resolve_workers
@@ -93,10 +93,11 @@ def train(
         from_first(lambda: check_trackers(cfg))
         data = first_of_all(lambda: open_images(cfg))
         cfg = from_first(lambda: resolve_config(cfg, data, device))
+        # before the run folder is created, since a folder keeps the settings that it was started with
+        from_first(lambda: check_batches(data, cfg.data, minibatches(cfg), world_size(), cfg.train.accumulate))
         if note := lanes_note(data, cfg.data.lanes, world_size()):
             say(note)
         fresh = from_first(lambda: not checkpoint.step_folders(out / "checkpoints"))
-        # before the run folder is created
         start = first_of_all(lambda: load_init_model(cfg, say)) if cfg.train.init and fresh else None
         earlier = [] if start is None else [(start.cfg.data.name, start.trained_on)]
         known = united((cfg.data.name, data.trained_on), *earlier)
@@ -282,7 +283,7 @@ def lanes_note(data: Dataset, lanes: int, processes: int) -> str | None:
         return None
     return (
         f"note: {processes} processes share {lanes} lanes of a stream, so that several read the same images: "
-        f"in a new run with --data.lanes {processes} each reads only its own"
+        f"in a new run with --data.lanes {processes}, or a multiple of it, each reads only its own"
     )
 
 
