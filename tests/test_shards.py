@@ -286,7 +286,7 @@ def test_strong_augmentation_of_a_stream(tmp_path):
         batches_of(data, override(cfg, data=other))
 
 
-def test_lanes_that_are_refused_leave_no_run_folder_that_keeps_them(tmp_path):
+def test_lanes_that_are_refused_leave_no_run_folder(tmp_path):
     write_shards(tmp_path / "data", [40])
     write_shards(tmp_path / "data", [5], prefix="test")
     cfg = override(config(tmp_path / "data", augment="strong", repeats=3), train={"batch_size": 16})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -14,18 +15,20 @@ import pytest
 import torch
 
 from hybvit.checkpoint import digest_of, newest, read_tensors, step_folders
-from hybvit.config import override, parse
+from hybvit.config import differences, load_config, override, parse
+from hybvit.errors import CheckpointError, ConfigError, DataError, DivergedError
 from hybvit.method.vit import HybViT, ViTConfig
 from hybvit.presets import preset
 from hybvit.training.ema import ema_decay
 from hybvit.training.loop import train
 from hybvit.training.optim import build_optimizers, learning_rate, optimizer_tensors, restore_optimizers
-from hybvit.training.run_folder import Groups, copied, read_metrics
+from hybvit.training.run_folder import Groups, RunFolder, copied, read_metrics
 
 from .conftest import ENDLESS, TINY, hybvit
 from .forked import Forked, started
 
 STEPS = 60
+SMALL = parse([*TINY, "--train.steps=3"], preset("digits"))
 
 
 def command(out: Path, *more: str) -> list[str]:
@@ -243,6 +246,29 @@ def test_another_configuration_in_the_same_folder_is_refused(uninterrupted):
     assert refused.returncode == 2
     assert "optim.lr" in refused.stderr
     assert "--out" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {"train": {"init": "no/such/model"}},
+        {"data": {"labelled": 10**6}},
+        {"optim": {"lr": 1e30, "name": "sgd", "clip": 0.0, "warmup_steps": 0}},
+        {"objective": {"kind": "vit"}, "train": {"steps": 1}},
+    ],
+)
+def test_a_folder_without_a_checkpoint_takes_other_settings(tmp_path, monkeypatch, refused):
+    """Whatever ended a run before its first checkpoint, the cure works in the same folder: nothing contradicts it."""
+    monkeypatch.setattr(RunFolder, "save", lambda self, step, keep, **tensors: None)
+    with contextlib.suppress(ConfigError, DataError, CheckpointError, DivergedError):
+        train(override(SMALL, **refused), tmp_path / "run", lambda line: None)
+    monkeypatch.undo()
+    train(SMALL, tmp_path / "run", lambda line: None)
+    resolved = {"data.fingerprint", "data.classes", "train.compile", "train.precision"}
+    assert differences(load_config(tmp_path / "run" / "config.yaml"), SMALL).keys() <= resolved
+    assert {line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")} <= set(range(SMALL.train.steps + 1))
+    with pytest.raises(ConfigError, match="was started with"):
+        train(override(SMALL, optim={"lr": 0.5}), tmp_path / "run", lambda line: None)
 
 
 def test_divergence_exits_4_and_saves_nothing_broken(tmp_path):

@@ -278,6 +278,11 @@ def step_folders(checkpoints: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
+def has_steps(run: Path) -> bool:
+    """Whether a run folder keeps anything of a training that other settings would contradict; else a run starts anew in it."""
+    return any(step_folders(run / name) for name in ("checkpoints", "snapshots"))
+
+
 def newest(checkpoints: Path, needed: Collection[str] = ()) -> tuple[Path | None, dict[str, Any], list[str]]:
     """The newest valid checkpoint -> its folder, its manifest, and a line for each damaged one that was skipped.
 

@@ -93,7 +93,7 @@ def train(
         from_first(lambda: check_trackers(cfg))
         data = first_of_all(lambda: open_images(cfg))
         cfg = from_first(lambda: resolve_config(cfg, data, device))
-        # before the run folder is created, since a folder keeps the settings that it was started with
+        # here already, since what follows may take minutes
         from_first(lambda: check_batches(data, cfg.data, minibatches(cfg), world_size(), cfg.train.accumulate))
         if note := lanes_note(data, cfg.data.lanes, world_size()):
             say(note)

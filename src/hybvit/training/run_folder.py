@@ -71,6 +71,8 @@ def check_resumable(path: Path, cfg: Config, images: str) -> list[str]:
 class RunFolder:
     """A training run on disk. Opening it creates it, or checks that it can be resumed.
 
+    A folder keeps its settings from its first checkpoint on: before that a run starts anew, with whatever settings.
+
     Of several processes the first one reads and writes; every one must open it and call :meth:`newest`.
 
     Args:
@@ -106,10 +108,10 @@ class RunFolder:
 
     def _locked(self, cfg: Config, images: str) -> tuple[Config, str | None, list[str]]:
         path, warnings = self.path, list[str]()
-        if (path / CONFIG).is_file():
-            warnings = check_resumable(path, cfg, images)
-        elif not checkpoint.step_folders(path / "checkpoints"):
+        if not checkpoint.has_steps(path):
             write_text(path / checkpoint.RUN_ID, uuid.uuid4().hex + "\n")
+        elif (path / CONFIG).is_file():
+            warnings = check_resumable(path, cfg, images)
         cfg = override(cfg, data={"fingerprint": images})
         write_text(path / CONFIG, to_yaml(cfg))
         self.write_environment(self.earlier_environments())

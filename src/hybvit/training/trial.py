@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import CONFIG
+from ..checkpoint import CONFIG, has_steps
 from ..config import Config, load_config, override
 from ..devices import alternating, busy_share, cpp_compiler, environment, seconds, usable_cores
 from ..distributed import from_first, world_size
@@ -45,7 +45,7 @@ def decided(cfg: Config, out: Path, device: torch.device, step_of: StepOf | None
     """
     threads = torch.get_num_threads()
     free = device.type == "cpu" and world_size() == 1 and not any(os.environ.get(name) for name in GIVEN)
-    compiles, resumed = cfg.train.compile, from_first((out / CONFIG).is_file)
+    compiles, resumed = cfg.train.compile, from_first(lambda: (out / CONFIG).is_file() and has_steps(out))
     torch.set_num_threads(threads)  # MKL computes otherwise before the first such call, which a preview makes in the middle
     try:
         if resumed:
