@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import hybvit
+from docs import rendering
 from hybvit import checkpoint, cli, hub
 from hybvit.cli.evaluate import build_parser, given_options
 from hybvit.config import Config, differences, load_config, override, parse, to_yaml, value_of
@@ -34,15 +35,11 @@ def script(path):
     return module
 
 
-def renderer():
-    return script("docs/render.py")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("page", renderer().PAGES)
+@pytest.mark.parametrize("page", rendering.PAGES)
 def test_the_figures_are_rendered_from_results(page):
     text = (ROOT / page).read_text()
-    assert renderer().render(text) == text, "run `make readme`"
+    assert rendering.render(text) == text, "run `make readme`"
     assert "-->\n<!-- end" not in text, "a block is empty"
 
 
@@ -196,7 +193,7 @@ def test_a_bundled_model_still_answers_as_when_it_was_shipped(name):
 
 
 def test_results_of_earlier_versions_say_where_their_numbers_do_not_compare():
-    made = renderer()
+    made = rendering.cards
     old = {
         "metrics": {
             "likelihood/bits_per_dim": {"value": 3.5, "n": 256},
@@ -221,7 +218,7 @@ def test_results_of_earlier_versions_say_where_their_numbers_do_not_compare():
 
 
 def test_the_speed_of_a_record_with_rows_is_that_of_its_fastest_precision():
-    made, spread = renderer(), {"median": 1.25, "low": 1.1, "high": 1.3}
+    made, spread = rendering.speed, {"median": 1.25, "low": 1.1, "high": 1.3}
     rows = [
         {"row": "joint", "system": "hybvit", "precision": "bf16", "fraction_of_peak": {"median": 0.8}},
         {"row": "joint", "system": "plain reference", "precision": "bf16", "speedup": spread},
@@ -235,12 +232,12 @@ def test_the_speed_of_a_record_with_rows_is_that_of_its_fastest_precision():
 
 
 def test_every_figure_of_the_models_has_its_number_of_images():
-    made = renderer()
-    assert made.value({"metrics": {"a": {"value": 0.5, "n": 1200}}}, "a") == "50.0 % (n 1,200)"
+    value = rendering.records.value
+    assert value({"metrics": {"a": {"value": 0.5, "n": 1200}}}, "a") == "50.0 % (n 1,200)"
     interval = {"value": 0.5, "n": 12, "low": 0.4, "high": 0.6}
-    assert made.value({"metrics": {"a": interval}}, "a", percent=False) == "0.50 (0.40 to 0.60, n 12)"
-    rows = [line for line in made.shipped().splitlines() if "Frechet" in line and line.startswith("|")]
-    assert all(line.count("(n ") >= len(made.MODELS) for line in rows)  # or more, where distances are given at two n
+    assert value({"metrics": {"a": interval}}, "a", percent=False) == "0.50 (0.40 to 0.60, n 12)"
+    rows = [line for line in rendering.readme.shipped().splitlines() if "Frechet" in line and line.startswith("|")]
+    assert all(line.count("(n ") >= len(rendering.MODELS) for line in rows)  # or more, where distances are given at two n
     assert len(rows) == 2
 
 
