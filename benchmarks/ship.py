@@ -171,7 +171,8 @@ def ship(name: str, run: Path | None, options: list[str]) -> None:
         code = subprocess.run([sys.executable, "-m", "hybvit.cli", *call]).returncode
         if code:
             sys.exit(code)
-    model, record = load(export, "cpu"), with_earlier(json.loads((out / "results.json").read_text()), earlier)
+    measured = json.loads((out / "results.json").read_text())
+    model, record = load(export, "cpu"), with_earlier(measured, earlier)
     record |= {"model": name, "training": legs[-1], "legs": legs, "answers": answers(model)}
     record["sha256"] = checkpoint.verify(export)["sha256"]
 
@@ -192,7 +193,8 @@ def ship(name: str, run: Path | None, options: list[str]) -> None:
     stored.write_text(json.dumps(record, indent=1) + "\n")
     metrics = json.dumps({"metrics": record["metrics"]})
     (BUNDLED / name / RESULTS).write_text(metrics + "\n")  # for the card of `hybvit push`
-    shutil.copy(out / "evaluation" / "fidelity" / "samples.png", BUNDLED / name / "samples.png")
+    if "fidelity" in measured["suites"]:
+        shutil.copy(out / "evaluation" / "fidelity" / "samples.png", BUNDLED / name / "samples.png")
     print(f"{BUNDLED / name}: {size:.1f} MB with the others; now run `make readme` and check {BUNDLED / name / 'samples.png'}")
 
 

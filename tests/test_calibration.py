@@ -254,19 +254,23 @@ def test_the_penalty_of_vector_scaling_pulls_it_to_the_temperature():
 
 def test_the_scaling_is_chosen_by_images_that_it_was_not_fitted_to():
     logits, labels = overconfident(600)
-    assert choose_scaling(logits, labels).temperature == pytest.approx(fit_temperature(logits, labels))
-    assert choose_scaling(logits / 2, labels).kind == "none"  # calibrated as they are
-    assert choose_scaling(*skewed(2000)).kind == "vector"
-    assert choose_scaling(*skewed(2000)).temperature is None
+    assert choose_scaling(logits, labels).scaling.temperature == pytest.approx(fit_temperature(logits, labels))
+    assert choose_scaling(logits / 2, labels).scaling.kind == "none"  # calibrated as they are
+    assert choose_scaling(*skewed(2000)).scaling.kind == "vector"
+    assert choose_scaling(*skewed(2000)).scaling.temperature is None
     order = labels.argsort()
-    torch.testing.assert_close(choose_scaling(logits[order], labels[order]).scale, choose_scaling(logits, labels).scale)
+    found, other = choose_scaling(logits, labels), choose_scaling(logits[order], labels[order])
+    torch.testing.assert_close(other.scaling.scale, found.scaling.scale)
+    assert not torch.equal(found.unseen, found.scaling.apply(logits))
+    torch.testing.assert_close(found.unseen, found.scaling.apply(logits), rtol=0.2, atol=0)
 
 
 def test_no_scaling_where_none_has_an_optimum_or_images_are_few():
     logits, labels = overconfident(200)
-    assert choose_scaling(logits, logits.argmax(1)).kind == "none"  # the sharper the better
+    assert choose_scaling(logits, logits.argmax(1)).scaling.kind == "none"  # the sharper the better
     one_wrong = logits.argmax(1)
     one_wrong[7] = logits[7].argmin()
-    assert choose_scaling(logits, one_wrong).kind == "none"  # four of the five folds would be made arbitrarily sharp
-    assert choose_scaling(logits[:3], labels[:3]).kind == "none"
-    assert choose_scaling(logits, labels).apply(logits).dtype == torch.float64
+    assert choose_scaling(logits, one_wrong).scaling.kind == "none"  # four of the five folds would be made arbitrarily sharp
+    assert choose_scaling(logits[:3], labels[:3]).scaling.kind == "none"
+    assert torch.equal(choose_scaling(logits[:3], labels[:3]).unseen, logits[:3].double())
+    assert choose_scaling(logits, labels).unseen.dtype == torch.float64

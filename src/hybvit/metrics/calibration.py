@@ -172,12 +172,25 @@ def fit_vector_scaling(logits: Tensor, labels: Tensor, penalty: float = 1.0) -> 
     return Scaling("vector", factor / temperature, bias.clone())
 
 
-def choose_scaling(logits: Tensor, labels: Tensor) -> Scaling:
+class Chosen(NamedTuple):
+    """The scaling that :func:`choose_scaling` chose by some images, and what it makes of them.
+
+    Attributes:
+        scaling: fitted to all of them.
+        unseen: float64 [N, K], their logits, each scaled by a fit without a fifth of the images, itself among them: what the
+            scaling makes of images that it has not seen.
+    """
+
+    scaling: Scaling
+    unseen: Tensor
+
+
+def choose_scaling(logits: Tensor, labels: Tensor) -> Chosen:
     """None, temperature or vector scaling, whichever is better on images that it was not fitted to.
 
-    Each is fitted on four fifths of the images and judged by its NLL on the others, for each fifth in turn. A scaling with more
-    parameters is taken only if the mean of its gain, image by image, is larger than its standard error. Where all predictions
-    are right no scaling has a finite optimum, and none is taken.
+    Each is fitted on four fifths of the images and judged by its NLL on the others, for each random fifth in turn. A scaling
+    with more parameters is taken only if the mean of its gain, image by image, is larger than its standard error. Where all
+    predictions are right no scaling has a finite optimum, and none is taken.
 
     Args:
         logits, labels: of images that the network was not trained on.
@@ -185,26 +198,29 @@ def choose_scaling(logits: Tensor, labels: Tensor) -> Scaling:
     logits, labels = logits.detach().cpu().double(), labels.cpu()
     none = temperature_scaling(logits, 1.0)
     if len(logits) < FOLDS or bool((logits.argmax(dim=1) == labels).all()):
-        return none
+        return Chosen(none, logits)
     fits: tuple[Callable[[Tensor, Tensor], Scaling], ...] = (
         lambda z, y: none,
         lambda z, y: temperature_scaling(z, fit_temperature(z, y)),
         fit_vector_scaling,
     )
-    # Every fifth image of each class: files are often sorted by class.
-    fold = torch.empty(len(labels), dtype=torch.int64)
-    fold[labels.argsort(stable=True)] = torch.arange(len(labels)) % FOLDS
-    losses = [torch.empty(len(labels), dtype=torch.float64) for _ in fits]
-    for i in range(FOLDS):
-        here = fold == i
-        for fit, loss in zip(fits, losses, strict=True):
-            loss[here] = nll(fit(logits[~here], labels[~here]).apply(logits[here]), labels[here])
-    best = 0
+    # At random, not as many images of each class in each fold: then the others would tell a little of an image's own label.
+    fold = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)) % FOLDS
+    here = [fold == i for i in range(FOLDS)]
+    fitted = [[fit(logits[~part], labels[~part]) for part in here] for fit in fits]
+
+    def unseen(kind: int) -> Tensor:
+        scaled = torch.empty_like(logits)
+        for part, scaling in zip(here, fitted[kind], strict=True):
+            scaled[part] = scaling.apply(logits[part])
+        return scaled
+
+    losses, best = [nll(unseen(kind), labels) for kind in range(len(fits))], 0
     for i in range(1, len(fits)):
         gain = losses[best] - losses[i]
         if gain.mean() > gain.std() / len(gain) ** 0.5:
             best = i
-    return fits[best](logits, labels)
+    return Chosen(fits[best](logits, labels), unseen(best))
 
 
 def bootstrap_interval(statistic: Callable[[Tensor], float], n: int, seed: int, repeats: int = 200) -> tuple[float, float]:

@@ -23,7 +23,8 @@ class Calibration:
     """A calibration by n images: how to scale the logits, and how well each image did after that.
 
     Thresholds and quantiles are computed from these for any risk and coverage that is asked for. Probabilities, confidences and
-    ranks are those of the scaled logits.
+    ranks are those of the logits by a scaling that was fitted without the image (``metrics/calibration.py: Chosen``): the
+    scaling that was fitted to it flatters it, and sets would hold the true class less often than promised.
 
     Attributes:
         scaling: the change of the logits.
@@ -55,8 +56,7 @@ class Calibration:
         """
         if len(logits) < 1 or not bool(logits.isfinite().all()):
             raise ValueError("a calibration needs at least one image, and finite logits")
-        scaling = choose_scaling(logits, labels)
-        scaled = scaling.apply(logits)
+        scaling, scaled = choose_scaling(logits, labels)
         return cls(scaling, ranked(scaled).of(labels), max_probability(scaled), images, source, weights)
 
     def __len__(self) -> int:
