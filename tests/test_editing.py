@@ -11,6 +11,7 @@ from PIL import Image
 
 import hybvit
 from hybvit import cli
+from hybvit.config import override
 from hybvit.data.image_set import to_x
 from hybvit.data.images import captioned_grid
 from hybvit.method.diffusion import Diffusion
@@ -30,6 +31,7 @@ from hybvit.method.editing import (
     vary,
 )
 from hybvit.method.samplers import ImageNoise
+from hybvit.storage import lock_folder
 
 from .test_samplers import COSINE, MEAN, STD, exact_flow, gaussian_denoiser, start
 
@@ -369,6 +371,8 @@ def test_the_command_edits_pictures(tiny_run, tmp_path, capsys):
         (["--box", "3,0,1,8"], "X0 < X1"),
         (["--box", "0,0,9,8"], "outside the 8 x 8 pixels"),
         (["--into", "cat"], "none of the model's classes"),
+        (["--into", "cat", "--label", "3"], "--label goes with"),
+        (["--vary", "0.5", "--label", "cat"], "--label 'cat' is none of the model's classes"),
         (["--into", "1", "-n", "3"], "leave it out"),
         (["--into", "1", "--label", "2"], "--label goes with"),
         (["--vary", "3"], "strength is 3"),
@@ -386,3 +390,41 @@ def test_captions_are_wrapped_below_their_images():
     lower = captioned_grid(digits(3), ["short"] * 3, 2, scale=6)
     assert sheet.height > lower.height
     assert sheet.width == lower.width == 2 * (48 + 4) + 4
+
+
+def test_edits_are_not_mixed_with_other_images_in_their_folder(tiny_run, tmp_path, capsys):
+    Image.fromarray(digits(1)[0, 0].numpy()).save(tmp_path / "a.png")
+    words = ["edit", str(tiny_run), str(tmp_path / "a.png"), "--vary", "0.5", "--out", str(tmp_path / "e.png")]
+    (tmp_path / "folder").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "folder" / "foreign.png")
+    assert cli.main([*words, "--folder", str(tmp_path / "folder")]) == 3
+    assert "holds foreign.png" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "folder").glob("*.png")] == ["foreign.png"]
+    assert not (tmp_path / "e.png").exists()
+    (tmp_path / "free").mkdir()
+    with lock_folder(tmp_path / "free"):
+        assert cli.main([*words, "--folder", str(tmp_path / "free")]) == 2
+    assert cli.main([*words, "--folder", str(tmp_path / "free")]) == 0
+
+
+def test_pictures_to_edit_are_read_at_the_depth_of_the_training_images(tiny_run, tmp_path, capsys):
+    m = hybvit.load(tiny_run, "cpu")
+    m.cfg = override(m.cfg, data={"bits": 12})
+    m.save_pretrained(tmp_path / "model")
+    bright = digits(1)[0, 0].numpy().astype(np.uint16)
+    Image.fromarray((bright / 255 * 4095).round().astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(bright.astype(np.uint8)).save(tmp_path / "plain.png")
+    said = []
+    for model, name in (("model", "deep"), ("model", "plain")):
+        words = [
+            "edit",
+            str(tmp_path / model),
+            str(tmp_path / f"{name}.png"),
+            "--vary",
+            "0.5",
+            "--out",
+            str(tmp_path / "e.png"),
+        ]
+        assert cli.main(words) == 0
+        said.append(capsys.readouterr().out.splitlines()[0].split("  ", 1)[1])
+    assert said[0] == said[1]

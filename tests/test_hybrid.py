@@ -11,6 +11,7 @@ from PIL import Image
 import hybvit
 from hybvit import devices, hub
 from hybvit.config import Config, DiffusionConfig, override, to_yaml
+from hybvit.data.image_set import to_x
 from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.method.objective_config import Objective
 from hybvit.method.vit import HybViT
@@ -401,3 +402,26 @@ def test_every_bundled_model_is_sound(name):
     assert m.cfg.data.root is None
     assert m.sample(2, steps=2).shape == (2, *m.image_shape)
     assert len(m.classes) == m.cfg.model.num_classes
+
+
+def test_the_bound_of_an_image_is_its_own(tmp_path):
+    m = model(override(CFG, diffusion={"steps": 20}))
+    x = to_x(PIXELS.to(torch.uint8))
+    alone = torch.cat([m.bits_per_dim(image[None], seed=3) for image in x])
+    torch.testing.assert_close(m.bits_per_dim(x, seed=3), alone)
+
+
+def test_pictures_of_12_bits_are_read_by_the_depth_that_the_model_was_trained_at(tmp_path):
+    values = torch.linspace(0, 4095, 64).reshape(8, 8).round().numpy()
+    Image.fromarray(values.astype(np.uint16)).save(tmp_path / "dark.png")
+    m = model()
+    m.cfg = override(m.cfg, data={"bits": 12})
+    expected = torch.from_numpy(np.round(values / 4095 * 255).astype(np.uint8))[None, None]
+    assert torch.equal(m.as_pixels(tmp_path / "dark.png"), expected)
+    assert torch.equal(m.as_pixels([Image.open(tmp_path / "dark.png")]), expected)
+
+
+@pytest.mark.parametrize("labels", [10**23, [10**23, 1], [[1], [1, 2]], [None, 1]])
+def test_labels_that_are_none_are_refused(labels):
+    with pytest.raises(ValueError, match=r"labels must be .* whole numbers in 0\.\.9"):
+        hybvit.load("digits", "cpu").sample(2, labels=labels, guidance=1.0, steps=1)

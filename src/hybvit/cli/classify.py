@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.files import Files
-from ..data.images import Originals, read_image
+from ..data.images import RESAVE, Originals, read_image
 from ..data.own_images import image_names
 from ..errors import DataError
 from ..loading import load
@@ -43,7 +43,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--coverage",
         type=float,
-        help=f"probability of the sets, for a calibrated model; below its accuracy some are empty ({COVERAGE})",
+        help=f"probability with which a set holds the true class, for a calibrated model ({COVERAGE})",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per image")
     return parser
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
             except DataError as error:
                 bad.append(error)
             progress.update()
-    originals.warn_of_depth(f"{args.images[0]}{' and others' if args.images[1:] else ''}", "save them with values up to 65,535")
+    originals.warn_of_depth(f"{args.images[0]}{' and others' if args.images[1:] else ''}", RESAVE)
     if pixels:
         with naming(args.model):
             answer(model, named, torch.stack(pixels), args)

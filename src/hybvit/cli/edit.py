@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.image_set import to_x
-from ..data.images import captioned_grid, check_image_suffix, grid, read_image, save_image
+from ..data.images import RESAVE, Originals, captioned_grid, check_image_suffix, grid, read_image, save_image
 from ..devices import announce
 from ..errors import ConfigError
 from ..loading import load
@@ -44,29 +45,23 @@ def main(arguments: list[str]) -> None:
     parser = build_parser()
     args = parser.parse_args(arguments)
     check_image_suffix(args.out)
-    model = load(args.model)
-    side = model.cfg.model.image_size
-    pixels = torch.stack([read_image(picture, model.cfg.model.channels, side) for picture in args.pictures])
-    with naming(args.model):
-        try:
-            label = None if args.label is None else model.class_number(args.label)
-            into = None if args.into is None else model.class_number(args.into)
-        except ValueError as error:
-            parser.error(f"{'--' if args.label is not None else '--into: '}{error}")
-        check_used(args)
+    check_used(args)
+    model, results = load(args.model), results_of(args)
+    pixels = read_pictures(model, args.pictures)
+    label, into = (class_of(model, parser, option, getattr(args, option)) for option in ("label", "into"))
+    files = [f"{i:06d}.png" for i in range(results * len(pixels))]
+    with naming(args.model), contextlib.ExitStack() as held:
+        if args.folder is not None:
+            held.enter_context(open_folder(args.folder, files))
         announce_edits(model, pixels, args)
         with Progress(len(pixels) if args.toward is not None else 1, "editing"):
             pairs = edit(model, pixels, args, label, into)
-    results = len(pairs) // len(args.pictures)
-    names = [picture for picture in args.pictures for _ in range(results)]
-    for name, pair in zip(names, pairs, strict=True):
-        print(f"{' '.join(name.split())}  {pair.words_before} -> {pair.words_after}")
-    if args.folder is not None:
-        files = [f"{i:06d}.png" for i in range(len(pairs))]
-        lock = open_folder(args.folder, files)  # noqa: F841  held to the end
-        for file, pair in zip(files, pairs, strict=True):
-            save_image(grid(pair.after[None], gap=0), args.folder / file)
-    save_image(picture_of(pairs, results, max(1, SHOWN_SIZE // side)), args.out)
+        for name, pair in zip((name for name in args.pictures for _ in range(results)), pairs, strict=True):
+            print(f"{' '.join(name.split())}  {pair.words_before} -> {pair.words_after}")
+        if args.folder is not None:
+            for file, pair in zip(files, pairs, strict=True):
+                save_image(grid(pair.after[None], gap=0), args.folder / file)
+    save_image(picture_of(pairs, results, max(1, SHOWN_SIZE // model.cfg.model.image_size)), args.out)
     print(f"{args.out}: before and after" + ("" if args.folder is None else f"; {args.folder}: {len(pairs)} images"))
     suggest("edit", model=args.model)
 
@@ -110,10 +105,34 @@ def box(text: str) -> tuple[int, int, int, int]:
     return x0, y0, x1, y1
 
 
+def results_of(args: argparse.Namespace) -> int:
+    """The number of results for each picture."""
+    given: int | None = args.n
+    return given or (9 if args.toward is not None else 1)
+
+
+def read_pictures(model: HybridModel, pictures: Sequence[str]) -> Tensor:
+    """Image files -> uint8 [N, C, H, W] of the model's size, with a warning where they look nearly black."""
+    shape, originals = model.cfg.model, Originals(model.cfg.data.bits)
+    pixels = [read_image(picture, shape.channels, shape.image_size, originals=originals) for picture in pictures]
+    originals.warn_of_depth(pictures[0], RESAVE)
+    return torch.stack(pixels)
+
+
+def class_of(model: HybridModel, parser: ArgumentParser, option: str, given: str | None) -> int | None:
+    """The number of the class that an option names; None where it is not given."""
+    if given is None:
+        return None
+    try:
+        return model.class_number(given)
+    except ValueError as error:
+        parser.error(f"--{error}" if option == "label" else f"--{option}: {error}")
+
+
 def edit(model: HybridModel, pixels: Tensor, args: argparse.Namespace, label: int | None, into: int | None) -> list[Pair]:
     """Edit the pictures as asked, ``args.n`` times each, the results of a picture beside each other."""
-    n = args.n or 1
-    repeated = pixels.repeat_interleave(n, dim=0)
+    results = results_of(args)
+    repeated = pixels.repeat_interleave(results, dim=0)
     if into is not None:
         confidence = Search().confidence if args.confidence is None else args.confidence
         changed = model.counterfactual(pixels, into, confidence=confidence, batch_size=BATCH)
@@ -125,11 +144,11 @@ def edit(model: HybridModel, pixels: Tensor, args: argparse.Namespace, label: in
         ]
         return pairs_of(pixels, changed.pixels, answers(model, changed.before, len(pixels)), words)
     if args.toward is not None:
-        frames, other = args.n or 9, read_image(args.toward, model.cfg.model.channels, model.cfg.model.image_size)
-        found = [model.interpolate(image[None], other[None], frames, FLOW_STEPS) for image in pixels]
-        before = [said for edited in found for said in answers(model, edited.before, 2)[:1] * frames]
-        after = [said for edited in found for said in answers(model, edited.after, frames)]
-        return pairs_of(pixels.repeat_interleave(frames, dim=0), torch.cat([edited.pixels for edited in found]), before, after)
+        other = read_pictures(model, [args.toward])
+        found = [model.interpolate(image[None], other, results, FLOW_STEPS) for image in pixels]
+        before = [said for edited in found for said in answers(model, edited.before, 2)[:1] * results]
+        after = [said for edited in found for said in answers(model, edited.after, results)]
+        return pairs_of(repeated, torch.cat([edited.pixels for edited in found]), before, after)
     if args.vary is not None:
         edited = model.vary(repeated, args.vary, label, STEPS, args.seed, BATCH)
     else:
@@ -142,7 +161,7 @@ def announce_edits(model: HybridModel, pixels: Tensor, args: argparse.Namespace)
     """Say what the edits will take, from one call of the denoiser. Counterfactuals may need less than all their attempts."""
     if not model.has_denoiser or not (args.vary is None or 0 < args.vary <= 1):  # which the edit itself says
         return
-    search, results = Search(), args.n or (9 if args.toward is not None else 1)
+    search = Search()
     calls, evaluations = (STEPS - 1) * REPEATS + 1, 1
     if args.vary is not None:
         calls = math.ceil(STEPS * args.vary)
@@ -150,7 +169,7 @@ def announce_edits(model: HybridModel, pixels: Tensor, args: argparse.Namespace)
         calls = 4 * FLOW_STEPS
     elif args.into is not None:  # each call has a gradient
         calls, evaluations = 2 * search.steps * (1 + len(search.holds)), 1 + GRADIENT
-    n = len(pixels) * results
+    n = len(pixels) * results_of(args)
     x = to_x(pixels[:1].expand(min(n, BATCH), -1, -1, -1)).to(model.device)
     t = torch.full((len(x),), model.diffusion.T, device=model.device)
     call = torch.no_grad()(partial(model.predict_x0, x, t))

@@ -35,6 +35,7 @@ FORMATS = (
 # those that Pillow writes by itself, gray or color, whatever their size
 WRITTEN = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "JPEG2000", "BMP", "GIF", "PPM", "TGA", "PCX", "SGI", "PDF")
 MUCH_LARGER = 4  # as a multiple of the model's size
+RESAVE = "save them with values up to 65,535"  # the cure of images that look nearly black, where data.bits cannot be set
 VISIBLE_COLOR = 16  # levels between the channels of a pixel; below, a gray image was stored as color
 MAX_IMAGE_PIXELS = 64_000_000  # larger images are rejected before they are decoded
 TOO_LARGE = f"more than {MAX_IMAGE_PIXELS:,} pixels: reduce its size"
@@ -132,7 +133,7 @@ class Originals:
         if 0 < top <= 4095 and self.bits is None:
             bits = 8 if top <= 255 else 12
             wide_color = any(note.wide_color for note in self.notes)
-            cure = "save them with values up to 65,535" if wide_color else cure.format(bits=bits)
+            cure = RESAVE if wide_color else cure.format(bits=bits)
             print(
                 f"warning: {where}: no value of its images of 16 or 32 bits is above {top:,}: they look like {bits} bits and "
                 f"are read as nearly black; {cure}",

@@ -24,6 +24,7 @@ from ..errors import DataError
 from ..evaluation import plots
 from ..metrics.classification import wilson_interval
 from ..metrics.ood import aupr, auroc, auroc_interval, bootstrap_intervals, clustered_auroc_interval, fpr_at_95_tpr
+from ..model import HybridModel
 from .context import Context, Metric, Picture, Result
 from .ood_scores import LABELS, passes, scores
 
@@ -126,7 +127,8 @@ def ood_sets(ctx: Context, result: Result) -> dict[str, ImageSet]:
     """The out-of-distribution sets at the model's size; a default set that cannot be read is named in a note."""
     names = ctx.options.out_of_distribution or (*default_sets(ctx.data_name), NOISE)
     channels, size, _ = ctx.model.image_shape
-    decoding = Decoding(channels, size, BadFiles(0), MEMORY, Originals())
+    bits = ctx.model.cfg.data.bits if isinstance(ctx.model, HybridModel) else None
+    decoding = Decoding(channels, size, BadFiles(0), MEMORY, Originals(bits))
     found = {}
     for label, name in labeled(names).items():
         try:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..data.images import as_pixels, read_image
+from ..data.images import Originals, as_pixels, read_image
 
 if TYPE_CHECKING:
     from .hybrid import HybridModel
@@ -94,8 +94,11 @@ def classify(model: HybridModel, images: Images, risk: float | None = None, cove
     return [Classified(*one, coverage) for one in zip(*parts, strict=True)]
 
 
-def pixels_of(images: Images, image_shape: tuple[int, int, int]) -> Tensor:
+def pixels_of(images: Images, image_shape: tuple[int, int, int], originals: Originals) -> Tensor:
     """What :meth:`HybridModel.predict` takes -> uint8 [N, C, H, W] of this size.
+
+    Args:
+        originals: of how many bits pictures are.
 
     Raises:
         ValueError: there is no image, or it has another shape or type.
@@ -105,7 +108,8 @@ def pixels_of(images: Images, image_shape: tuple[int, int, int]) -> Tensor:
         images = torch.from_numpy(np.ascontiguousarray(images))  # as `sample(...).numpy()` has them
     if not isinstance(images, Tensor):
         several: Any = images if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4 else [images]
-        images = torch.stack([picture_pixels(one, image_shape) for one in several]) if len(several) else torch.empty(0)
+        each = [picture_pixels(one, image_shape, originals) for one in several]
+        images = torch.stack(each) if each else torch.empty(0)
     if not images.numel():
         raise ValueError("images is empty: there is nothing to do")
     if images.dtype != torch.uint8 or tuple(images.shape[1:]) != image_shape:
@@ -113,15 +117,15 @@ def pixels_of(images: Images, image_shape: tuple[int, int, int]) -> Tensor:
     return images
 
 
-def picture_pixels(picture: Any, image_shape: tuple[int, int, int]) -> Tensor:
+def picture_pixels(picture: Any, image_shape: tuple[int, int, int], originals: Originals) -> Tensor:
     """One of several pictures -> uint8 [C, H, W] of this size."""
     channels, size, _ = image_shape
     if isinstance(picture, (str, os.PathLike)):
-        return read_image(picture, channels, size)
+        return read_image(picture, channels, size, originals=originals)
     if isinstance(picture, np.ndarray) and is_picture(picture):
         picture = Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture)
     if isinstance(picture, Image.Image):
-        return as_pixels(picture, channels, size)
+        return as_pixels(picture, channels, size, originals)
     if not isinstance(picture, Tensor) or picture.dtype != torch.uint8 or tuple(picture.shape) != image_shape:
         raise refused(picture, image_shape)
     return picture

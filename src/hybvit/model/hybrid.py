@@ -14,6 +14,7 @@ from .. import checkpoint
 from ..config import Config
 from ..data.fingerprint import pixel_digests
 from ..data.image_set import to_pixels, to_x
+from ..data.images import Originals
 from ..devices import autocast, best_device, in_threads, keep_freed_memory, resolve_precision
 from ..errors import ConfigError, DivergedError, did_you_mean
 from ..method.diffusion import Diffusion
@@ -339,7 +340,7 @@ class HybridModel:
             ValueError: there is no image, or it has another shape or type.
             DataError: a file is missing, or is not an image.
         """
-        return pixels_of(images, self.image_shape)
+        return pixels_of(images, self.image_shape, Originals(self.cfg.data.bits))
 
     def reading(self, by: Reading) -> DiffusionClassifier | DenoisedReading:
         """What :meth:`read` computes by the denoiser, as a differentiable function of x and noise.
@@ -567,7 +568,11 @@ class HybridModel:
             labels = self.class_number(labels)
         elif isinstance(labels, Sequence):
             labels = [self.class_number(label) if isinstance(label, str) else label for label in labels]
-        wanted = torch.as_tensor(labels, device=self.device)
+        most = self.cfg.model.num_classes - 1
+        try:
+            wanted = torch.as_tensor(labels, device=self.device)
+        except (RuntimeError, TypeError, ValueError):  # no numbers, lists of several lengths, or one beyond 64 bits
+            raise ValueError(f"labels must be names of classes, or whole numbers in 0..{most}") from None
         if wanted.is_floating_point() or wanted.shape not in ((), (1,), (n,)):
             raise ValueError(
                 f"labels are {wanted.dtype} {list(wanted.shape)}: give one whole number, or one for each of n = {n}"
@@ -575,8 +580,8 @@ class HybridModel:
         if not (self.takes_labels or self.has_classes):
             raise ConfigError("this model was trained with objective genvit: it has no classifier to guide it to labels")
         wanted = wanted.long().expand(n)
-        if not bool(((wanted >= 0) & (wanted < self.cfg.model.num_classes)).all()):
-            raise ValueError(f"labels must be in 0..{self.cfg.model.num_classes - 1}")
+        if not bool(((wanted >= 0) & (wanted <= most)).all()):
+            raise ValueError(f"labels must be in 0..{most}")
         return wanted
 
     def draw(
@@ -634,18 +639,19 @@ class HybridModel:
     def bits_per_dim(self, x: Tensor, seed: int = 0) -> Tensor:
         """The full variational bound on -log2 p(x), [B] in bits per dimension, by the unconditional denoiser.
 
-        It costs T evaluations per image.
+        It costs T evaluations per image. The noise is that of an image by itself, so the other images do not change its bound.
 
         Args:
             x: float [B, C, H, W] on the 256 levels of [-1, 1].
-            seed: of the noise.
+            seed: of the noise, which is the same for each image.
 
         Raises:
             ConfigError: the network was not trained to denoise.
             ValueError: x has another shape, type or scale.
         """
         self._check_denoiser()
-        return variational_bound(self.predict_x0, self.diffusion, self._clean(x), generator(seed, "bound"))
+        each = self._clean(x).split(1)
+        return torch.cat([variational_bound(self.predict_x0, self.diffusion, x0, generator(seed, "bound")) for x0 in each])
 
     inpaint = edits.inpaint
     vary = edits.vary

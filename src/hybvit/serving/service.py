@@ -61,5 +61,6 @@ class Service:
         return [(self.drawings.pixels[i], int(self.drawings.labels[i]), cosine) for i, cosine in found]
 
     def bits_per_dim(self, pixels: Tensor) -> list[float]:
-        """Work for the desk: the variational bound, of each image by itself, so that it does not depend on the others."""
-        return [self.model.bits_per_dim(to_x(one[None])).item() for one in pixels]
+        """Work for the desk: the variational bound."""
+        found: list[float] = self.model.bits_per_dim(to_x(pixels)).tolist()
+        return found
