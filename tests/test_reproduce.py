@@ -30,6 +30,7 @@ from hybvit.reproduce.runs import (
     run_dir,
     share_of,
     state_of,
+    training_hours,
     try_job,
 )
 from hybvit.reproduce.scales import CIFAR, FULL, POCKET
@@ -550,3 +551,17 @@ def test_figures_name_known_presets():
 def test_files_are_whole_whenever_they_are_there(finished):
     assert not list((finished / "pocket").glob(".*.part"))
     assert os.access(finished / "pocket" / "table7.csv", os.R_OK)
+
+
+def test_a_training_that_several_presets_share_is_counted_once():
+    hour = {"training": {"seconds": 3600.0}, "seed": 0}
+    records = {"stl10": hour, "stl10_short_patch8": hour, "cifar10": hour, "cifar10_vit": {"timing": {}}}
+    assert training_hours(records, POCKET) == 2
+    assert training_hours(records, FULL) == 3
+    assert "2.0 hours of training" in pages.footer(records, POCKET)
+
+
+def test_emphasis_in_a_cell_is_that_of_its_page():
+    table = render.html_table(["a"], [["*Hybrid <Models>*"], ["120 steps, **diverged**"]])
+    assert "<td><i>Hybrid &lt;Models&gt;</i>" in table
+    assert "<td>120 steps, <b>diverged</b>" in table

@@ -31,6 +31,7 @@ def paper_table(name: str, scale: str) -> str:
 @block(paper_runs=("pocket",), cifar_runs=("cifar",))
 def paper_runs(scale: str) -> str:
     """The runs of the reproduction: data, size, steps and time, and which are still to be made."""
+    from hybvit.reproduce.runs import training_hours
     from hybvit.reproduce.scales import SCALES
     from hybvit.reproduce.tables import NAMES
     from hybvit.reproduce.work import plan
@@ -47,7 +48,7 @@ def paper_runs(scale: str) -> str:
         )
     facts = next(iter(records.values()))["environment"]
     seeds = sorted({record["seed"] for record in records.values()})
-    hours = sum(record["training"].get("seconds", 0) for record in records.values()) / 3600
+    hours = training_hours(records, SCALES[scale])
     lines += [
         "",
         f"Seed {', '.join(map(str, seeds))}; {hours:.1f} core hours of training. Two runs at a time, each on "

@@ -60,7 +60,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
             "cifar10_jem",
             "higher",
         ),
-        Claim("HybViT's log p(x) detects SVHN as well as ViT's", "auroc_svhn", "cifar10", "cifar10_vit", "close", 0.02),
+        Claim("HybViT's log p(x) detects SVHN about as well as ViT's", "auroc_svhn", "cifar10", "cifar10_vit", "close", 0.02),
     ),
     "table4": (Claim("HybViT's bound is close to GenViT's", "bits_per_dim", "cifar10", "cifar10_genvit", "alike", 0.05),),
     "figure6": (
@@ -83,7 +83,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         Claim("alpha 10 classifies better than alpha 100", "accuracy", "cifar10_alpha10", "cifar10", "higher"),
         Claim("alpha 10 gives better samples than alpha 1", "fid", "cifar10_alpha10", "cifar10_alpha1", "lower"),
         Claim("alpha 100 gives better samples than alpha 10", "fid", "cifar10", "cifar10_alpha10", "lower"),
-        Claim("half the heads classify as well", "accuracy", "cifar10_heads6", "cifar10", "close", 1.0),
+        Claim("half the heads classify about as well", "accuracy", "cifar10_heads6", "cifar10", "close", 1.0),
         Claim("half the heads give worse samples", "fid", "cifar10", "cifar10_heads6", "lower"),
         Claim("a deeper network classifies better", "accuracy", "cifar10_depth12", "cifar10_depth6", "higher"),
         Claim("a deeper network gives better samples", "fid", "cifar10_depth12", "cifar10_depth6", "lower"),
@@ -94,7 +94,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
     "table7": (
         Claim("smaller patches classify better", "accuracy", "stl10_short_patch4", "stl10_short_patch12", "higher"),
         Claim("the largest patches give far worse samples", "fid", "stl10_short_patch8", "stl10_short_patch12", "lower"),
-        Claim("the smallest patches give no better samples", "fid", "stl10_short_patch4", "stl10_short_patch8", "alike", 0.05),
+        Claim("the two smallest patches give like samples", "fid", "stl10_short_patch4", "stl10_short_patch8", "alike", 0.05),
     ),
     "table8": (
         Claim("time per epoch, HybViT over GenViT", "minutes_per_epoch", "cifar10", "cifar10_genvit", "ratio"),
@@ -119,7 +119,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         Claim(
             "weak augmentation makes HybViT more robust, 100/255", "pgd_l2_100", "cifar10_weak", "cifar10", "higher", group="L2"
         ),
-        Claim("HybViT is as robust as ViT, 4/255", "pgd_linf_4", "cifar10", "cifar10_vit", "close", 2.0, "L-inf"),
+        Claim("HybViT is about as robust as ViT, 4/255", "pgd_linf_4", "cifar10", "cifar10_vit", "close", 2.0, "L-inf"),
         Claim("ViT is more robust than WRN, 4/255", "pgd_linf_4", "cifar10_vit", "cifar10_wrn28_10", "higher", group="L-inf"),
         Claim("HybViT is more robust than WRN, 4/255", "pgd_linf_4", "cifar10", "cifar10_wrn28_10", "higher", group="L-inf"),
     ),

@@ -17,7 +17,7 @@ from ..evaluation.report import figure
 from ..presets import PRESETS
 from ..reproduce import figures, render
 from ..storage import make_folder, write_text
-from .runs import configuration, run_dir
+from .runs import configuration, run_dir, training_hours
 from .scales import Scale
 from .tables import FIGURES, NAMES
 
@@ -62,9 +62,9 @@ def write_out(
         if paths:
             page.append(figure_section(name, paths, render.verdicts(name, records, scale)))
         written += len(paths)
-    page.append(footer(records))
+    page.append(footer(records, scale))
     write_text(folder / "index.html", render.document(f"hybvit, {scale.name} scale", page))
-    say(f"{folder / 'index.html'}: {written} tables and pictures from {len(records)} runs")
+    say(f"{folder / 'index.html'}: {written} tables and pictures from {len({run_dir(run, scale) for run in records})} runs")
     return failed
 
 
@@ -95,11 +95,11 @@ def figure_section(name: str, paths: list[Path], verdicts: list[list[str]]) -> s
     return section + (render.html_table(render.CLAIM_HEADS, verdicts) if verdicts else "")
 
 
-def footer(records: dict[str, dict[str, Any]]) -> str:
+def footer(records: dict[str, dict[str, Any]], scale: Scale) -> str:
     """Seeds, training time and environment behind the page."""
     facts = ", ".join(f"{key} {value}" for key, value in environment().items())
     seeds = sorted({record["seed"] for record in records.values() if "seed" in record})
-    hours = sum(record.get("training", {}).get("seconds", 0) for record in records.values()) / 3600
+    hours = training_hours(records, scale)
     return f"<p class=sub>Seeds {seeds}; {hours:.1f} hours of training; rendered with {html.escape(facts)}.</p>"
 
 

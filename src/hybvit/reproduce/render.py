@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..evaluation import plots
 from ..evaluation.report import STYLE
 from .claims import CLAIMS, Claim, Verdict, verdict
 from .published import PublishedTable, later, later_columns, tables
+from .runs import training_hours
 from .scales import Scale
 from .tables import BASE, TIMED, Measured, Row, measured, rows, table
 
@@ -139,7 +141,8 @@ def footnotes(name: str, records: Records) -> list[str]:
 def facts(name: str, records: Records, scale: Scale) -> str:
     """Data, seeds, hardware and training hours behind our figures of a table, in one line."""
     runs = dict.fromkeys(row.run for row in rows(name) if row.run)
-    own = [records[run] for run in runs if "data" in records.get(run, {})]
+    found = {run: records[run] for run in runs if "data" in records.get(run, {})}
+    own = [*found.values()]
     if not own:
         return ""
     if set(TIMED) & set(table(name, scale).columns):
@@ -149,7 +152,7 @@ def facts(name: str, records: Records, scale: Scale) -> str:
     data = ", ".join(dict.fromkeys(record["data"] for record in own))
     seeds = ", ".join(dict.fromkeys(str(record["seed"]) for record in own))
     machines = ", ".join(dict.fromkeys(machine_of(record) for record in own))
-    hours = sum(record["training"].get("seconds", 0) for record in own) / 3600
+    hours = training_hours(found, scale)
     protocol = next((record["tables"]["protocol"] for record in own if "protocol" in record.get("tables", {})), None)
     drawn = f"; {protocol['samples']} samples, {protocol['sampler']}, {protocol['steps']} steps" if protocol else ""
     return f"Ours: {scale.name} scale, {data}{drawn}; seed {seeds}; {hours:.2f} hours of training on {machines}."
@@ -336,8 +339,14 @@ def document(title: str, sections: list[str]) -> str:
 
 def html_table(heads: list[str], lines: list[list[str]]) -> str:
     head = "".join(f"<th>{html.escape(text)}" for text in heads)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(text.strip('*'))}" for text in line) for line in lines)
+    body = "".join("<tr>" + "".join(f"<td>{emphasized(text)}" for text in line) for line in lines)
     return f"<table><tr>{head}{body}</table>"
+
+
+def emphasized(text: str) -> str:
+    """The text of a Markdown cell as HTML: **bold** and *italic*."""
+    bold = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(text))
+    return re.sub(r"\*(.+?)\*", r"<i>\1</i>", bold)
 
 
 def drawing(name: str, records: Records, scale: Scale) -> str | None:

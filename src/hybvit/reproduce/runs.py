@@ -88,6 +88,13 @@ def run_dir(run: str, scale: Scale) -> str:
     return min(same, key=len, default=run)
 
 
+def training_hours(records: Mapping[str, Mapping[str, Any]], scale: Scale) -> float:
+    """Hours of training behind records by preset; once for presets that are the same training."""
+    trained = {run_dir(run, scale): record["training"] for run, record in records.items() if "training" in record}
+    seconds: float = sum(training.get("seconds", 0) for training in trained.values())
+    return seconds / 3600
+
+
 def state_of(folder: Path, cfg: Config) -> State:
     newest = checkpoint.step_folders(folder / "checkpoints")
     done = checkpoint.step_of(newest[0]) if newest else 0
