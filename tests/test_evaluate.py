@@ -154,6 +154,18 @@ def test_functions_without_modules_are_never_taken_for_each_other(linear, tmp_pa
 
 
 @pytest.mark.slow
+def test_functions_around_the_same_modules_are_not_taken_for_each_other(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    found = []
+    for logits in (net, net, lambda x: -net(x), lambda x: net(2 * x)):
+        model = Adapted((1, 8, 8), logits=logits, modules=[net], device="cpu")
+        found.append(context(model, tmp_path).fingerprint)
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+    told = [Adapted((1, 8, 8), denoise=lambda x, t, k=k: k * x, modules=[net], device="cpu") for k in (0.5, 0.6)]
+    assert context(told[0], tmp_path).fingerprint != context(told[1], tmp_path).fingerprint
+
+
 @pytest.mark.usefixtures("no_plots")
 def test_other_test_images_are_measured_again(linear, tmp_path):
     said: list[str] = []

@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -191,6 +192,17 @@ def test_what_does_not_fit_is_said(model):
         ({"autoattack_images": -1}, "autoattack_images is -1: it must be at least 0"),
         ({"sampler": "euler"}, "sampler is 'euler': it must be one of ddpm"),
         ({"out_of_distribution": "noise"}, "must be a tuple of names"),
+        ({"corruptions": (3,)}, "must be a tuple of names"),
+        ({"certified_noise": ("0.5",)}, "must be a tuple of numbers"),
+        ({"bound_draws": "all"}, "bound_draws is 'all': it must be a whole number"),
+        ({"steps": "20"}, "steps is '20': it must be a whole number"),
+        ({"samples": 2.5}, "samples is 2.5: it must be a whole number"),
+        ({"limit": True}, "limit is True: it must be a whole number"),
+        ({"guidance": "x"}, "guidance is 'x': it must be a number"),
+        ({"sampler": None}, "sampler is None: it must be a string"),
+        ({"extractor": 3}, "extractor is 3: it must be a string"),
+        ({"seed": -1}, "seed is -1: it must be at least 0"),
+        ({"seed": 2**63}, "seed is 9223372036854775808: it must be at most"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, said):
@@ -255,3 +267,31 @@ def test_a_result_that_an_earlier_version_stored_is_reused(model, tmp_path, monk
         results = hybvit.evaluate(model, suites=suites, options=options, out=tmp_path)
         assert {name: results[name] for name in results} == {f"{suite}/by_hand": 0.125 for suite in STORED["pocket/stl10"]}
         assert results.notes[suites[0]] == ["from an earlier version"]
+
+
+def test_numbers_of_numpy_and_lists_are_options_too():
+    options = EvaluationOptions(samples=np.int64(5), guidance=np.float32(0), seed=2**63 - 1, out_of_distribution=["noise"])
+    assert options.places_of("ood") == ["noise"]
+    assert options.places_of("fidelity") == []
+
+
+def test_a_seed_that_cannot_be_used_is_named_on_the_command_line(capsys):
+    for seed in ("-1", "99999999999999999999"):
+        assert cli.main(["evaluate", "digits", "--suites", "calibration", "--seed", seed]) == 2
+        assert "seed" in capsys.readouterr().err
+
+
+def test_the_callers_random_numbers_go_on_as_if_nothing_had_been_evaluated(model):
+    torch.manual_seed(123)
+    expected = torch.rand(3)
+    torch.manual_seed(123)
+    hybvit.evaluate(model, suites=["speed"], options=EvaluationOptions(limit=8, steps=2, sampler="ddim"))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_result_is_reused_in_a_folder_named_like_a_setting(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said, options = list[str](), EvaluationOptions(limit=20)
+    for _ in range(2):
+        hybvit.evaluate(model, suites=["accuracy"], options=options, out="digits", say=said.append)
+    assert "accuracy: read from digits/evaluation/accuracy (--again measures it again)" in said

@@ -19,7 +19,9 @@ from hybvit.data.image_set import to_x
 from hybvit.data.images import fit, with_channels
 from hybvit.errors import ConfigError, DataError
 from hybvit.evaluation import extractors
+from hybvit.evaluation.context import Context, Options
 from hybvit.evaluation.extractors import Extractor, open_extractor
+from hybvit.evaluation.fidelity import reference_features
 from hybvit.method.objective_config import Objective
 from hybvit.method.vit import HybViT, ViTConfig
 from hybvit.metrics.fidelity import (
@@ -630,3 +632,19 @@ def test_a_network_without_labels_is_refused_and_no_folder_takes_another_extract
     for name in ("inception", "efficientnet-lite0"):
         exported(tmp_path / name)
         assert open_extractor(str(tmp_path / name), "digits").name == f"run-{name}"
+
+
+def test_features_of_training_images_are_those_of_the_extractor_whatever_its_name(tmp_path, digits):
+    for seed, place in enumerate("ab"):
+        model = exported(tmp_path / place / "run")
+        with torch.no_grad():
+            model.net.class_token.add_(seed)
+        model.save_pretrained(tmp_path / place / "run")
+    ctx = Context(model, digits, "digits", Options(), tmp_path)
+    a, b = (open_extractor(str(tmp_path / place / "run"), "digits") for place in "ab")
+    assert a.name == b.name
+    of_a = reference_features(ctx, a)
+    for extractor in (a, b):
+        index = torch.arange(len(digits.train))
+        torch.testing.assert_close(reference_features(ctx, extractor), extractor.features(digits.train.take(index)[0]))
+    assert reference_features(ctx, a) is of_a

@@ -15,6 +15,7 @@ import hybvit
 from hybvit import checkpoint
 from hybvit.config import override, to_dict
 from hybvit.errors import CheckpointError
+from hybvit.evaluation.context import fingerprint_of
 from hybvit.hub import CONFIG_JSON, model_card
 from hybvit.method.vit import HybViT
 from hybvit.model import HybridModel
@@ -182,3 +183,19 @@ def test_a_dry_run_lists_the_files_and_asks_nobody(tmp_path, monkeypatch):
         refused = command("push", tmp_path / "model", "me/digits", "--dry-run", "--results", tmp_path / "results.json")
         assert refused.returncode == 3
         assert refused.stderr.startswith(f"hybvit: {tmp_path}/results.json: ")
+
+
+def test_results_of_other_weights_are_not_published(tmp_path):
+    folder, model = tmp_path / "model", a_model(0)
+    model.save_pretrained(folder)
+    settings = {"weights": fingerprint_of(hybvit.load(folder, "cpu"))}
+    record = json.dumps({**RESULTS, "suites": {"accuracy": {"settings": settings}}})
+    (folder / "results.json").write_text(record)
+    assert command("push", folder, "me/digits", "--dry-run").returncode == 0
+    a_model(1).save_pretrained(folder)  # trained further
+    (folder / "results.json").write_text(record)
+    refused = command("push", folder, "me/digits", "--dry-run")
+    assert refused.returncode == 2
+    assert f"{folder}/results.json: is of other weights" in refused.stderr
+    named = command("push", folder, "me/digits", "--dry-run", "--results", folder / "results.json")
+    assert named.returncode == 0

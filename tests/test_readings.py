@@ -10,6 +10,7 @@ import torch
 from hybvit.config import Config, override
 from hybvit.data.image_set import Dataset, ImageSet
 from hybvit.errors import ConfigError
+from hybvit.evaluation import readings
 from hybvit.evaluation.context import Context
 from hybvit.evaluation.options import Options
 from hybvit.evaluation.readings import run, together
@@ -178,3 +179,26 @@ def test_the_suite_measures_every_reading_and_attacks_each(tmp_path):
     right = (mean.argmax(dim=1) == images.subsample(20).labels).double().mean().item()
     assert found.metrics["readings/together_accuracy"].value == right
     assert set(found.pictures) >= {"risk_coverage", "attacked", "reliability_diffusion"}
+
+
+def test_noise_that_is_drawn_anew_is_that_of_its_batch_whoever_attacks_it(tmp_path, monkeypatch):
+    images = ImageSet(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40) % 5)
+    ctx = Context(model(), Dataset(images, images, tuple("abcde")), "tiny", Options(attack_steps=1), tmp_path)
+
+    def noise_of_batches(order: int) -> list[float]:
+        seen = []
+
+        def by_noise(fresh: torch.Generator) -> readings.Logits:
+            seen.append(torch.randn((), generator=fresh).item())
+            return ctx.model.logits
+
+        def in_turn(n, size, work, what):
+            return (torch.cat([work(index) for index in torch.arange(n).tensor_split(-(-n // size))[::order]]),)
+
+        monkeypatch.setattr(readings, "share_batches", in_turn)
+        readings.attack(ctx, images, by_noise, by_noise, 50)
+        return seen
+
+    forward = noise_of_batches(1)
+    assert len(set(forward)) == 3
+    assert noise_of_batches(-1) == forward[::-1]

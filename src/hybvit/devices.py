@@ -46,6 +46,11 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def random_state_kept(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """A context after which torch's own random numbers, on the CPU and this device, go on as if it had not been."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
 def keep_freed_memory() -> None:
     """Make glibc keep the memory that a training step frees, instead of returning it and page-faulting again in the next step.
 

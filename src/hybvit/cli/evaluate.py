@@ -37,7 +37,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--suites",
         default=",".join(DEFAULT),
-        help=f"comma-separated list of {', '.join(SUITES)}; or all (without {longer}, which take many minutes)",
+        help=f"comma-separated list of {', '.join(SUITES)}; or all; by default without {longer}, which take longer",
     )
     parser.add_argument("--data", type=location, help="location of the data, if they have moved since training")
     parser.add_argument("--data.test_root", dest="test_root", type=location, help="test images that lie outside of --data")

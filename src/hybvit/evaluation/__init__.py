@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..data.own_images import Dataset
-from ..devices import environment, keep_freed_memory
+from ..devices import environment, keep_freed_memory, random_state_kept
 from ..distributed import process_group, rank
 from ..networks import number_of_parameters
 from ..storage import lock_folder, make_folder, refuse_inside
@@ -56,9 +56,9 @@ def evaluate(
             folder, an exported folder, a name or a hub id; also ``timm:NAME``, ``torchvision:NAME`` and ``FILE.py:FUNCTION``.
         data: an open data set (``open_dataset``) whose test images are uint8 [N, C, H, W] of the model's shape, the name of a
             data set (`hybvit datasets`), or its location. None uses the model's own data; an external model has none.
-        suites: any of accuracy, calibration, doubt, ood, robustness, certified, corruptions, readings, likelihood, fidelity,
-            quality and speed, or "all"; by default all but certified, corruptions and readings, which take many minutes.
-            Suites that do not apply to the model are left out (``results.left_out`` says why).
+        suites: any of accuracy, calibration, doubt, probe, ood, robustness, certified, corruptions, readings, likelihood,
+            fidelity, quality and speed, or "all"; by default all but probe, certified, corruptions and readings, which take
+            longer. Suites that do not apply to the model are left out (``results.left_out`` says why).
         options: sample sizes and settings (:class:`hybvit.EvaluationOptions`).
         out: a folder that stores each suite's result and the samples. The same call resumes an interrupted evaluation and
             reuses results measured with the same settings. None stores nothing.
@@ -102,7 +102,8 @@ def measure(
     make_folder(out)
     lock = lock_folder(out, ".evaluate.lock") if rank() == 0 else None
     try:
-        return measure_locked(subject, suites, options, out, again, say)
+        with random_state_kept(subject.model.device):
+            return measure_locked(subject, suites, options, out, again, say)
     finally:
         if lock is not None:
             lock.close()

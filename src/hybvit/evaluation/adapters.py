@@ -19,6 +19,8 @@ from ..errors import ConfigError, DataError
 from ..method.diffusion import Diffusion
 from ..model import image_noise, run_to_pixels
 
+PROBES = 4  # images by whose answers the functions of an external model are known
+
 
 class Evaluable(Protocol):
     """The interface of a model that can be evaluated; x is float [B, C, H, W] in [-1, 1].
@@ -176,7 +178,17 @@ class Adapted:
         return [parameter for module in self.modules for parameter in module.parameters()]
 
     def state(self) -> list[Tensor]:
-        return [tensor for module in self.modules for tensor in module.state_dict().values()]
+        """The tensors of the modules, and what the functions around them make of a few images; empty without modules."""
+        if not self.modules:
+            return []
+        tensors = [tensor for module in self.modules for tensor in module.state_dict().values()]
+        x = torch.rand((PROBES, *self.image_shape), generator=torch.Generator().manual_seed(0)) * 2 - 1
+        t = torch.linspace(1, self.diffusion.T, PROBES).long()
+        with torch.no_grad():
+            answers = [] if self._logits is None else [self.logits(x)]
+            answers += [] if self._features is None else [self.features(x)]
+            answers += [] if self._denoise is None else [self.denoise(x, t)]
+        return tensors + answers
 
 
 def is_adapter(spec: str) -> bool:

@@ -84,6 +84,15 @@ NOT_FITTED = (
 )
 
 
+def fingerprint_of(model: Evaluable, identity: str = "") -> str:
+    """That of :attr:`Context.fingerprint`, in this process."""
+    state = model.state()
+    digest = hashlib.sha256(identity.encode() if state or identity else os.urandom(16))
+    for tensor in (*state, model.diffusion.alpha_bar):
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 @dataclass
 class Context:
     """A model, its evaluation data, and the intermediate results that several suites share, computed once."""
@@ -107,11 +116,7 @@ class Context:
         A model whose dependencies are unknown (functions without modules and without a source file) gets a new random
         fingerprint each time.
         """
-        state = self.model.state()
-        digest = hashlib.sha256(self.identity.encode() if state or self.identity else os.urandom(16))
-        for tensor in (*state, self.model.diffusion.alpha_bar):
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return all_gather(digest.hexdigest())[0]
+        return all_gather(fingerprint_of(self.model, self.identity))[0]
 
     def map_batches(self, images: ImageSet, work: Callable[[Tensor], Tensor], what: str, size: int | None = None) -> Tensor:
         """Apply ``work`` (x float [B, C, H, W] -> [B, ...]) to all images, split over the processes."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from ..data.image_set import ImageSet, LazyImages, evenly_spaced
 from ..data.images import grid
-from ..distributed import share_batches
+from ..distributed import all_gather, share_batches
 from ..errors import ConfigError, DataError
 from ..evaluation import plots
 from ..metrics.fidelity import (
@@ -37,6 +36,7 @@ PRECISION_RECALL_IMAGES = 10_000  # images of each kind for precision and recall
 KID_SUBSETS, KID_SUBSET = 100, 1000
 NEIGHBORS, SPLITS = 3, 10
 MIN_FOR_INTERVAL = 100
+REFERENCES_KEPT, REFERENCE_PROBE, PROBED_FEATURES = 2, 256, 32
 BIASED_BELOW = 1000  # images: a Frechet distance of fewer gets a note (the bundled extractors add about 80/n)
 
 
@@ -77,7 +77,7 @@ def extractor_of(ctx: Context) -> Extractor:
 
 def distances(ctx: Context, extractor: Extractor, samples: Tensor, result: Result) -> None:
     """All metrics that compare the features of samples with those of all training images."""
-    real = reference_features(ReferenceSet(ctx, extractor))
+    real = reference_features(ctx, extractor)
     generated = ImageSet(samples)
     made, logits = share_batches(
         len(samples), ctx.options.batch_size, lambda i: both(extractor, generated.take(i)[0]), "samples"
@@ -189,30 +189,25 @@ def features(ctx: Context, extractor: Extractor, images: ImageSet, what: str, mo
     return found
 
 
-@lru_cache(maxsize=2)
-def reference_features(of: ReferenceSet) -> Tensor:
-    """The features of all training images, cached for the next model that this process evaluates on them."""
-    return features(of.ctx, of.extractor, of.ctx.data.train, "training images")
+_references: dict[str, Tensor] = {}  # of the last training sets
 
 
-class ReferenceSet:
-    """A cache key: an extractor and a training set."""
+def reference_features(ctx: Context, extractor: Extractor) -> Tensor:
+    """The features of all training images, kept for the next model that this process evaluates on them.
 
-    def __init__(self, ctx: Context, extractor: Extractor) -> None:
-        self.ctx, self.extractor = ctx, extractor
-        few = ctx.data.train.subsample(256).in_memory
-        self.key = (
-            extractor.name,
-            extractor.is_inception,
-            len(ctx.data.train),
-            hashlib.sha256(few.numpy().tobytes()).hexdigest(),
-        )
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ReferenceSet) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
+    An extractor is known by its features of some of them: its name may be that of another network.
+    """
+    few = ctx.data.train.subsample(REFERENCE_PROBE).in_memory
+    digest = hashlib.sha256(f"{extractor.name} {len(ctx.data.train)}".encode())
+    for seen in (few, extractor.features(few[:PROBED_FEATURES])):
+        digest.update(seen.contiguous().numpy().tobytes())
+    key = all_gather(digest.hexdigest())[0]
+    if key not in _references:
+        found = features(ctx, extractor, ctx.data.train, "training images")
+        for old in [*_references][: 1 - REFERENCES_KEPT]:
+            del _references[old]
+        _references[key] = found
+    return _references[key]
 
 
 def around(value: float, error: float) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import numbers
 import os
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -24,10 +25,30 @@ def number_or_all(text: str) -> int:
     return 0 if text == "all" else int(text)
 
 
+OPTIONAL = " | None"
+KINDS = {  # annotation of a field -> in words
+    "int": "a whole number", "float": "a number", "str": "a string",
+    "tuple[str, ...]": "a tuple of names", "tuple[float, ...]": "a tuple of numbers",
+}  # fmt: skip
+LARGEST_SEED = 2**63 - 1  # of every generator that takes it
+
+
+def is_of(value: Any, annotation: str) -> bool:
+    """Whether a value is of a field's type. Numbers may be of numpy; a list may stand for a tuple, but not a string, whose
+    letters would be read as names."""
+    kind = annotation.removesuffix(OPTIONAL)
+    if value is None:
+        return kind != annotation
+    if kind.startswith("tuple"):
+        return isinstance(value, (tuple, list)) and all(is_of(one, kind[6:-6]) for one in value)
+    types = {"int": numbers.Integral, "float": numbers.Real, "str": str}
+    return isinstance(value, types[kind]) and not isinstance(value, bool)
+
+
 CERTIFIED_CONFIDENCE = 0.999  # of each certificate, as in the literature
 
 
-def numbers(text: str) -> tuple[float, ...]:
+def comma_separated_numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -38,16 +59,25 @@ def comma_separated(text: str) -> tuple[str, ...]:
     return tuple(filter(None, map(str.strip, text.split(","))))
 
 
-def option(default: Any, text: str, suites: str = "", minimum: int | None = None, **argument: Any) -> Any:
+def option(
+    default: Any, text: str, suites: str = "", *, minimum: int | None = None, names_files: bool = False, **argument: Any
+) -> Any:
     """A field of :class:`Options`.
 
     Args:
         text: help text for `hybvit evaluate --help`; ``{default}`` stands for the default.
         suites: the suites whose results depend on it, separated by spaces; empty means all.
         minimum: the smallest value of an integer option.
+        names_files: whether it may name files or folders, on whose content the results depend too.
         argument: further keyword arguments for argparse; ``flag`` if the flag differs from the field's name.
     """
-    metadata = {"help": text, "suites": frozenset(suites.split()), "minimum": minimum, "argument": argument}
+    metadata = {
+        "help": text,
+        "suites": frozenset(suites.split()),
+        "minimum": minimum,
+        "names_files": names_files,
+        "argument": argument,
+    }
     return field(default=default, metadata=metadata)
 
 
@@ -62,12 +92,13 @@ class Options:
     """
 
     limit: int | None = option(None, "use at most this many test images, evenly spaced, for a quick check", minimum=1)
-    seed: int = option(0, "seed of samples, noise, attacks and resampling (0)", type=int)
+    seed: int = option(0, "seed of samples, noise, attacks and resampling (0)", minimum=0)
     batch_size: int = option(256, "images per forward pass ({default})", minimum=1)
     out_of_distribution: tuple[str, ...] = option(
         (),
         "comma-separated out-of-distribution sets: names, folders, interpolation, noise",
         "ood",
+        names_files=True,
         flag="--ood",
         metavar="OOD",
         type=comma_separated,
@@ -88,7 +119,7 @@ class Options:
         "comma-separated standard deviations of the noise of these copies, on the [0, 1] scale of pixels (0.12,0.25,0.5)",
         "certified",
         metavar="NOISE",
-        type=numbers,
+        type=comma_separated_numbers,
     )
     corruption_images: int = option(500, "test images for each corruption and severity ({default})", "corruptions", minimum=2)
     corruptions: tuple[str, ...] = option(
@@ -99,7 +130,11 @@ class Options:
         type=comma_separated,
     )
     frost: str | None = option(
-        None, "folder with photographs of frost, for the corruption of that name", "corruptions", metavar="DIR"
+        None,
+        "folder with photographs of frost, for the corruption of that name",
+        "corruptions",
+        names_files=True,
+        metavar="DIR",
     )
     reading_images: int = option(500, "test images for the readings by the denoiser ({default})", "readings", minimum=1)
     reading_attacks: int = option(16, "images attacked through each reading, 0 for none ({default})", "readings", minimum=0)
@@ -113,20 +148,24 @@ class Options:
         None,
         "feature network of the Frechet distance: inception, efficientnet-lite0, cnn-..., timm:NAME, or a hybvit run folder",
         "fidelity",
+        names_files=True,
     )
-    inception: str | None = option(None, "file with the canonical Inception weights, for FID", "fidelity", metavar="PATH")
+    inception: str | None = option(
+        None, "file with the canonical Inception weights, for FID", "fidelity", names_files=True, metavar="PATH"
+    )
 
     def __post_init__(self) -> None:
         for f in fields(self):
             value, minimum = getattr(self, f.name), f.metadata["minimum"]
+            if not is_of(value, str(f.type)):
+                raise ConfigError(f"{f.name} is {value!r}: it must be {KINDS[str(f.type).removesuffix(OPTIONAL)]}")
             if minimum is not None and value is not None and value < minimum:
                 raise ConfigError(f"{f.name} is {value}: it must be at least {minimum}")
             choices = f.metadata["argument"].get("choices")
             if choices and value not in choices:
                 raise ConfigError(f"{f.name} is {value!r}: it must be one of {', '.join(choices)}")
-        for name in ("out_of_distribution", "corruptions"):
-            if isinstance(value := getattr(self, name), str):  # its letters would be read as names
-                raise ConfigError(f"{name} is {value!r}: it must be a tuple of names")
+        if self.seed > LARGEST_SEED:
+            raise ConfigError(f"seed is {self.seed}: it must be at most {LARGEST_SEED}")
         for name in self.corruptions:
             check_corruption(name)
         if said := unknown_extractor(self.extractor):
@@ -145,6 +184,12 @@ class Options:
     def of_suite(self, suite: str) -> dict[str, Any]:
         """The options that a suite's results depend on."""
         return {f.name: getattr(self, f.name) for f in fields(self) if not (of := f.metadata["suites"]) or suite in of}
+
+    def places_of(self, suite: str) -> list[str]:
+        """What may be files or folders among them."""
+        named = {f.name for f in fields(self) if f.metadata["names_files"]}
+        values = [value for name, value in self.of_suite(suite).items() if name in named and value is not None]
+        return [place for value in values for place in ([value] if isinstance(value, str) else value)]
 
     def for_model(self, model: Evaluable) -> Options:
         """These options, with the default number of sampler steps limited to the model's number of diffusion steps, and no

@@ -7,7 +7,7 @@ their agreement by how well it tells right answers from wrong ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -31,6 +31,7 @@ from .robustness import batch_of
 
 EPS = 8 / 255  # L-inf, on the [0, 1] scale
 ATTACK_BATCH = 16
+FRESH = 1 << 10  # added to the number of an attack, for the noise of what it attacks
 ECE_BINS = 15
 NAMES = {
     "label": "label read-out",
@@ -132,16 +133,24 @@ def measure_agreement(ctx: Context, logits: dict[str, Tensor], labels: Tensor, r
     )
 
 
+ByNoise = Callable[[torch.Generator], Logits]  # a generator of noise -> a reading that may draw from it in each call
+
+
+def with_fixed(logits: Logits) -> ByNoise:
+    return lambda fresh: logits
+
+
 def read_with(reading: NoisyReading, noise: Tensor, x: Tensor) -> Tensor:
     return reading(x, noise)
 
 
-def read_anew(reading: NoisyReading, shape: Sequence[int], fresh: torch.Generator, x: Tensor) -> Tensor:
-    return reading(x, reading.draw_noise(shape, fresh))
+def read_anew(reading: NoisyReading, shape: Sequence[int], fresh: torch.Generator) -> Logits:
+    return lambda x: reading(x, reading.draw_noise(shape, fresh))
 
 
-def read_together(readings: Sequence[Logits], x: Tensor) -> Tensor:
-    return together([reading(x) for reading in readings])
+def read_together(readings: Sequence[ByNoise], fresh: torch.Generator) -> Logits:
+    several = [reading(fresh) for reading in readings]
+    return lambda x: together([reading(x) for reading in several])
 
 
 def measure_attacks(ctx: Context, noisy: dict[str, NoisyReading], result: Result) -> None:
@@ -150,11 +159,11 @@ def measure_attacks(ctx: Context, noisy: dict[str, NoisyReading], result: Result
     ``fixed``: the attacker knows the noise that the answer is given with. ``eot``: noise is drawn anew in every step and for
     the answer (expectation over transformation, Athalye et al. 2018).
     """
-    images, label = ctx.test.subsample(ctx.options.reading_attacks), ctx.model.logits
-    fixed, anew = dict[str, Logits](), dict[str, Logits]()
-    for k, (name, reading) in enumerate(noisy.items()):
-        fixed[name] = partial(read_with, reading, noise_of(ctx, reading))
-        anew[name] = partial(read_anew, reading, ctx.model.image_shape, ctx.generator(31 + k))
+    images, label = ctx.test.subsample(ctx.options.reading_attacks), with_fixed(ctx.model.logits)
+    fixed, anew = dict[str, ByNoise](), dict[str, ByNoise]()
+    for name, reading in noisy.items():
+        fixed[name] = with_fixed(partial(read_with, reading, noise_of(ctx, reading)))
+        anew[name] = partial(read_anew, reading, ctx.model.image_shape)
     for known in (fixed, anew):
         known["together"] = partial(read_together, [label, *known.values()])
     found: dict[str, Tensor] = {"label_attacked": attack(ctx, images, label, label, 30)}
@@ -173,18 +182,21 @@ def measure_attacks(ctx: Context, noisy: dict[str, NoisyReading], result: Result
     )
 
 
-def attack(ctx: Context, images: ImageSet, attacked: Logits, judged: Logits, purpose: int) -> Tensor:
+def attack(ctx: Context, images: ImageSet, attacked: ByNoise, judged: ByNoise, purpose: int) -> Tensor:
     """Which images keep their right answer, bool [N]: that of ``judged`` on what was found against ``attacked``.
 
-    Where the two are the same reading, an image is lost as soon as any answer on the way was wrong.
+    Where the two are the same reading, an image is lost as soon as any answer on the way was wrong. Fresh noise is that of a
+    batch, so that it does not matter which process attacks it.
     """
 
     def of_batch(index: Tensor) -> Tensor:
         x, labels = batch_of(ctx, images, index)
-        seed = ctx.generator((purpose << 12) + int(index[0]))
-        found = strong_pgd(attacked, x, labels, EPS, "linf", seed, ctx.options.attack_steps)
+        seed, fresh = (ctx.generator((number << 12) + int(index[0])) for number in (purpose, FRESH + purpose))
+        answer = attacked(fresh)
+        found = strong_pgd(answer, x, labels, EPS, "linf", seed, ctx.options.attack_steps)
+        judge = answer if attacked is judged else judged(fresh)
         with torch.no_grad():
-            robust = judged(found.images).argmax(dim=1) == labels
-        return (robust & ~found.broken if attacked == judged else robust).cpu()
+            robust = judge(found.images).argmax(dim=1) == labels
+        return (robust & ~found.broken if attacked is judged else robust).cpu()
 
     return share_batches(len(images), ATTACK_BATCH, of_batch, "attacks on readings")[0]

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,7 @@ def settings_of(ctx: Context, name: str) -> dict[str, Any]:
     """What the result of a suite depends on."""
     facts = {"version": __version__, "data": ctx.data_name, "test_images": test_digest(ctx), "weights": ctx.fingerprint}
     settings = facts | ctx.options.of_suite(name)
-    settings |= {"training_images": digest_of_images(ctx.data.train), "files": digests_of_files(settings)}
+    settings |= {"training_images": digest_of_images(ctx.data.train), "files": digests_of_files(ctx.options.places_of(name))}
     if name in CALIBRATED and ctx.own_calibration is not None:
         settings["calibration"] = hashlib.sha256(ctx.own_calibration.to_bytes()).hexdigest()
     return settings
@@ -222,12 +222,11 @@ def digest_of_images(images: ImageSet) -> str:
     return f"{len(images)}-{digest.hexdigest()[:16]}"
 
 
-def digests_of_files(settings: Mapping[str, Any]) -> list[str]:
-    """Where settings name files or folders, digests of their names, sizes and times."""
-    named = [text for value in settings.values() for text in (value if isinstance(value, (tuple, list)) else (value,))]
+def digests_of_files(places: Sequence[str]) -> list[str]:
+    """Where these are files or folders, digests of their names, sizes and times."""
     found = []
-    for text in named:
-        if isinstance(text, str) and os.path.exists(text):
+    for text in places:
+        if os.path.exists(text):
             files = Files(Path(text)) if os.path.isdir(text) else None
             stamps = [stamp(os.path.abspath(text))] if files is None else files.stamps(files.names())
             found.append(hashlib.sha256("\n".join(stamps).encode(errors="surrogateescape")).hexdigest()[:16])

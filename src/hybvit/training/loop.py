@@ -25,7 +25,7 @@ from ..data.loader import batches_of_steps, resolve_workers
 from ..data.locate import image_folders
 from ..data.shards import Shards
 from ..data.trained_on import united
-from ..devices import autocast, best_device, cpp_compiler, keep_freed_memory, resolve_precision
+from ..devices import autocast, best_device, cpp_compiler, keep_freed_memory, random_state_kept, resolve_precision
 from ..distributed import (
     any_of_all,
     first_of_all,
@@ -83,8 +83,8 @@ def train(
         DivergedError: the loss is not finite; the last checkpoint is from before that.
         Interrupted: SIGINT, SIGTERM or SIGHUP was received; the state is saved.
     """
-    with process_group(), naming_lost_processes(str(out)), said_once():
-        out, device = Path(out), best_device()
+    out, device = Path(out), best_device()
+    with process_group(), naming_lost_processes(str(out)), said_once(), random_state_kept(device):
         if device.type == "cuda":
             torch.cuda.set_device(device)
         say = say if rank() == 0 else silent

@@ -19,7 +19,7 @@ import torch
 
 from ..checkpoint import CONFIG, has_steps
 from ..config import Config, load_config, override
-from ..devices import alternating, busy_share, cpp_compiler, environment, seconds, usable_cores
+from ..devices import alternating, busy_share, cpp_compiler, environment, random_state_kept, seconds, usable_cores
 from ..distributed import from_first, world_size
 from ..errors import DataError
 from ..storage import read_json
@@ -55,7 +55,7 @@ def decided(cfg: Config, out: Path, device: torch.device, step_of: StepOf | None
         elif step_of is None or world_size() > 1 or cfg.train.steps < FEWEST_STEPS:
             kept = compiles is True
         else:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            with random_state_kept(device):
                 kept = tried(cfg, device, step_of, free, say)
         yield override(cfg, train={"compile": kept})
     finally:
