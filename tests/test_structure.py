@@ -118,6 +118,31 @@ def test_a_script_imports_what_there_is(path):
                 assert hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}"), alias.name
 
 
+def unentered(source: str, managers: set[str]) -> list[str]:
+    """Calls of context managers that are neither entered nor returned: their body would never run."""
+    tree, fine = ast.parse(source), set[int]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.With):
+            fine |= {id(part) for item in node.items for part in ast.walk(item.context_expr)}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("enter_context"):
+            fine |= {id(part) for argument in node.args for part in ast.walk(argument)}
+        elif isinstance(node, ast.Return) and node.value is not None:
+            fine.add(id(node.value))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and id(node) not in fine]
+    return [ast.unparse(call) for call in calls if ast.unparse(call.func).rpartition(".")[2] in managers]
+
+
+def test_every_context_manager_is_entered():
+    parsed = [ast.parse(path.read_text(encoding="utf-8")) for path in SOURCE.rglob("*.py")]
+    functions = [node for tree in parsed for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    managers = {f.name for f in functions if any("contextmanager" in ast.unparse(part) for part in f.decorator_list)}
+    assert "open_folder" in managers
+    assert unentered("lock = open_folder(a)\nwith x(open_folder(b)), y: pass", managers) == ["open_folder(a)"]
+    assert unentered("held.enter_context(cli.open_folder(a))", managers) == []
+    for path in SOURCE.rglob("*.py"):
+        assert unentered(path.read_text(encoding="utf-8"), managers) == [], path
+
+
 def test_a_public_name_is_never_taken_by_a_module_of_that_name():
     """`import hybvit.load` would put a module in the place of the function."""
     taken = {path.stem for path in SOURCE.glob("*.py")} | {path.name for path in SOURCE.iterdir() if path.is_dir()}
