@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --du
 
 install: .venv/installed  ## create .venv and install hybvit with everything its tests need
 
-demo: .venv/installed  ## train the digits, evaluate, sample and write a report (about two minutes on two cores)
+demo: .venv/installed  ## train the digits, evaluate, sample and write a report (two to five minutes on two cores)
 	@$(BIN)/python benchmarks/demo.py
 
 test: lint types unit  ## lint, types and all tests

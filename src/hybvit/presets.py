@@ -222,7 +222,7 @@ DIGITS = Config(
 )
 
 PRESETS: dict[str, Preset] = {
-    "digits": Preset(DIGITS, "scikit-learn's 8x8 digits, our best recipe for two minutes on two CPU cores"),
+    "digits": Preset(DIGITS, "scikit-learn's 8x8 digits, our best recipe for a few minutes on two CPU cores"),
     "digits_paper": Preset(
         Config(
             model=ViTConfig(image_size=8, patch_size=2, channels=1, dim=96, depth=4, heads=4),

@@ -25,7 +25,7 @@ def build_parser() -> ArgumentParser:
         prog="hybvit evaluate",
         description="Evaluate a model and write results.json; with --report, also report.html and report.md. "
         "The same command resumes an interrupted evaluation at its unfinished suite. "
-        "`torchrun --nproc-per-node N -m hybvit.cli evaluate ...` splits the work over N processes with the same results.",
+        "`torchrun --nproc-per-node N -m hybvit evaluate ...` splits the work over N processes with the same results.",
     )
     parser.add_argument(
         "model",
@@ -39,9 +39,15 @@ def build_parser() -> ArgumentParser:
         default=",".join(DEFAULT),
         help=f"comma-separated list of {', '.join(SUITES)}; or all; by default without {longer}, which take longer",
     )
-    parser.add_argument("--data", type=location, help="location of the data, if they have moved since training")
+    parser.add_argument(
+        "--data",
+        type=location,
+        help="where the images are: needed for a model of your own images, and if they have moved since training",
+    )
     parser.add_argument("--data.test_root", dest="test_root", type=location, help="test images that lie outside of --data")
-    parser.add_argument("--dataset", metavar="DATASET", help="data set, by its name; a model of hybvit has its own")
+    parser.add_argument(
+        "--dataset", metavar="DATASET", help="data set, by its name, instead of the one that the model was trained on"
+    )
     add_options(parser)
     parser.add_argument("--out", type=path, help="folder for the results (the run folder, or ./evaluated/NAME)")
     parser.add_argument("--report", action="store_true", help="also write report.html and report.md")

@@ -28,7 +28,12 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--freeze", action="store_true", help="keep the network as it is: train only what has a row per class")
     parser.add_argument("--objective", choices=("vit", "genvit", "hybvit"), help="what to train for (that of the model)")
     parser.add_argument("--steps", type=positive_int, default=STEPS, help=f"training steps ({STEPS})")
-    parser.add_argument("--out", type=path, metavar="DIR", help="run folder (runs/MODEL-finetuned, or MODEL-probe)")
+    parser.add_argument(
+        "--out",
+        type=path,
+        metavar="DIR",
+        help="run folder (runs/MODEL-finetuned, or MODEL-probe; with the objective after it where it is given)",
+    )
     return parser
 
 
@@ -39,9 +44,10 @@ def main(arguments: list[str]) -> None:
     if args.objective:
         base = override(base, objective={"kind": args.objective})
     cfg = parse(fields, base)
+    kind = f"{'probe' if args.freeze else 'finetuned'}{f'-{args.objective}' if args.objective else ''}"
     run(
         replace(cfg, data=locate(cfg.data, args.data)),
         fields,
-        args.out or Path("runs") / f"{Path(args.model).name}-{'probe' if args.freeze else 'finetuned'}",
+        args.out or Path("runs") / f"{Path(args.model).name}-{kind}",
         args.data,
     )

@@ -35,7 +35,7 @@ def names_of(words: list[str]) -> list[str]:
     """
     for word in words:
         if word in DRAWINGS:
-            raise ConfigError(f"{word} is a drawing of the network, so there is nothing to reproduce: choose another figure")
+            raise ConfigError(f"{word}: what it shows is a drawing, or not said in the paper's text: choose another figure")
         if word not in (*NAMES, "all"):
             known = (
                 f"table1 to table13, figure1, figure4 to figure24 except 7 and 9, all; studies: {', '.join(studies.STUDIES)}"
@@ -65,15 +65,15 @@ def build_parser() -> ArgumentParser:
         "names",
         nargs="+",
         metavar="NAME",
-        help="table1 to table13, figure1, figure4 to figure24, or all; or one study: ablation (what each choice of the "
-        "v2 recipe contributes), v2 (v2 against the paper's recipe, and the cost of being hybrid), cifar10 (the same on "
-        "CIFAR-10), cifar10_trials (the choices of v2 on CIFAR-10), few_labels (1 %% of the labels of "
+        help="table1 to table13, figure1, figure4 to figure24 without 7 and 9, figure8b, or all; or one study: ablation "
+        "(what each choice of the v2 recipe contributes), v2 (v2 against the paper's recipe, and the cost of being hybrid), "
+        "cifar10 (the same on CIFAR-10), cifar10_trials (the choices of v2 on CIFAR-10), few_labels (1 %% of the labels of "
         "Fashion-MNIST; more with --runs few,labels_only --data.labelled 0.1) or few_labels_digits (3 %% of those of "
         "scikit-learn's digits)",
     )
     scales = "; ".join(f"{scale.name}: {scale.description}" for scale in SCALES.values())
     minutes = ", ".join(f"{name}: {study.minutes:.3g}" for name, study in studies.STUDIES.items())
-    parser.add_argument("--scale", choices=tuple(SCALES), default="pocket", help=scales)
+    parser.add_argument("--scale", choices=tuple(SCALES), default="pocket", help=f"{scales} (pocket)")
     parser.add_argument(
         "--out", type=path, default=Path("runs/paper"), metavar="DIR", help="folder for all runs and results (runs/paper)"
     )

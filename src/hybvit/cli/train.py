@@ -33,7 +33,9 @@ def build_parser(base: Config | None = None) -> ArgumentParser:
         help="your images: a folder with one sub-folder per class (no sub-folders with --objective genvit), a CSV or JSONL "
         "manifest, a parquet file, hf://OWNER/NAME or tar shards; or the folder that holds the preset's own data set",
     )
-    parser.add_argument("--out", type=path, metavar="DIR", help="run folder (runs/PRESET)")
+    parser.add_argument(
+        "--out", type=path, metavar="DIR", help="run folder (runs/PRESET, with the objective after it where that is not hybvit)"
+    )
     return parser
 
 

@@ -29,8 +29,7 @@ class Objective:
         guidance: strength of the classifier-free guidance that a network with model.label_conditioning learns, so that sampling
             needs no second pass for it (Tang et al. 2025); 0.3 is a good start. The guidance of `hybvit sample` is added to it.
         pseudo_labels: probability from which the network's own label of an unlabeled image counts as the label of a strongly
-            augmented copy and of its noisy version (FixMatch, Sohn et al. 2020), as in
-            :func:`~hybvit.method.objective.with_pseudo_labels`; 0 for none.
+            augmented copy and of its noisy version (FixMatch, Sohn et al. 2020); 0 for none.
     """
 
     kind: Literal["vit", "genvit", "hybvit", "jem"] = "hybvit"
