@@ -177,8 +177,8 @@ class Chosen(NamedTuple):
 
     Attributes:
         scaling: fitted to all of them.
-        unseen: float64 [N, K], their logits, each scaled by a fit without a fifth of the images, itself among them: what the
-            scaling makes of images that it has not seen.
+        unseen: float64 [N, K], their logits as if it had not been fitted to them. By vector scaling each is scaled by a fit
+            without a fifth of the images, itself among them. A temperature, one number, is not bent by single images.
     """
 
     scaling: Scaling
@@ -220,7 +220,8 @@ def choose_scaling(logits: Tensor, labels: Tensor) -> Chosen:
         gain = losses[best] - losses[i]
         if gain.mean() > gain.std() / len(gain) ** 0.5:
             best = i
-    return Chosen(fits[best](logits, labels), unseen(best))
+    chosen = fits[best](logits, labels)
+    return Chosen(chosen, unseen(best) if chosen.kind == "vector" else chosen.apply(logits))
 
 
 def bootstrap_interval(statistic: Callable[[Tensor], float], n: int, seed: int, repeats: int = 200) -> tuple[float, float]:

@@ -23,8 +23,8 @@ class Calibration:
     """A calibration by n images: how to scale the logits, and how well each image did after that.
 
     Thresholds and quantiles are computed from these for any risk and coverage that is asked for. Probabilities, confidences and
-    ranks are those of the logits by a scaling that was fitted without the image (``metrics/calibration.py: Chosen``): the
-    scaling that was fitted to it flatters it, and sets would hold the true class less often than promised.
+    ranks are those of the logits by a vector scaling that was fitted without the image (``metrics/calibration.py: Chosen``):
+    the one that was fitted to it flatters it, and sets would hold the true class less often than promised.
 
     Attributes:
         scaling: the change of the logits.
