@@ -30,6 +30,7 @@ from hybvit.cli.serve import bound
 from hybvit.config import override
 from hybvit.data.image_set import to_x
 from hybvit.errors import ConfigError
+from hybvit.evaluation.context import fingerprint_of
 from hybvit.hub import BUNDLED, bundled
 from hybvit.model import HybridModel
 from hybvit.serving import familiar, markup, nearest, tab_report
@@ -252,6 +253,17 @@ def test_a_card_shows_its_headlines_and_folds_the_rest(name):
     assert {"test/accuracy", "likelihood/bits_per_dim"} <= {*first}
     short = "| metric | value |\n|---|---|\n| `test/accuracy` | 1 |\n"
     assert tab_report.folded(short) == short
+
+
+def test_a_report_of_other_weights_is_told_from_one_of_these(tmp_path):
+    model, file = hybvit.load("digits", "cpu"), tmp_path / "results.json"
+    for weights, outdated in ((fingerprint_of(model), False), ("0" * 64, True)):
+        file.write_text(json.dumps({"suites": {"accuracy": {"settings": {"weights": weights}}}}))
+        assert tab_report.is_outdated(file, model) is outdated
+    for text in ("{}", '{"suites": []}', '{"suites": {"a": 1, "b": {"settings": []}}}', "damaged"):
+        file.write_text(text)
+        assert not tab_report.is_outdated(file, model)
+    assert not tab_report.is_outdated(tmp_path / "missing.json", model)
 
 
 def test_the_report_of_a_run_is_found_from_its_checkpoints(tmp_path):

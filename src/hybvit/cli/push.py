@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError
-from ..evaluation.context import fingerprint_of
+from ..evaluation.context import is_of_other_weights
 from ..hub import local_folder, upload, uploaded
 from ..loading import load
-from ..model import HybridModel
 from ..storage import read_json
 from .arguments import ArgumentParser, path
 from .next_step import suggest
@@ -43,8 +42,8 @@ def main(arguments: list[str]) -> None:
     source = args.results or (found if found.is_file() else None)
     results = None if source is None else read_results(source)
     model = load(args.model, "cpu")
-    if results is not None and args.results is None:
-        check_weights(found, results, model)
+    if results is not None and args.results is None and is_of_other_weights(results, model):
+        raise ConfigError(f"{found}: is of other weights: run `hybvit evaluate` again, or name the file with --results")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
         model.save_pretrained(folder, repo_id=args.repo, results=results)
@@ -59,20 +58,6 @@ def main(arguments: list[str]) -> None:
         url = upload(folder, args.repo, commit_message=args.message, branch=args.branch, private=private)
     print(f"{url}; to load it: hybvit.load({args.repo!r})")
     suggest("push", repo=args.repo)
-
-
-def check_weights(file: Path, results: dict[str, Any], model: HybridModel) -> None:
-    """Check that the results beside a model were measured on its weights.
-
-    Raises:
-        ConfigError: a suite was measured on others, from before the model was trained further.
-    """
-    suites = results.get("suites")
-    measured = {suite.get("settings", {}).get("weights") for suite in suites.values()} if isinstance(suites, dict) else set()
-    if measured - {fingerprint_of(model)}:
-        raise ConfigError(
-            f"{file}: is of other weights than the newest: run `hybvit evaluate` again, or name the file with --results"
-        )
 
 
 def read_results(file: Path) -> dict[str, Any]:

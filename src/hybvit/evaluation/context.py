@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -91,6 +91,16 @@ def fingerprint_of(model: Evaluable, identity: str = "") -> str:
     for tensor in (*state, model.diffusion.alpha_bar):
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def is_of_other_weights(results: Mapping[str, Any], model: Evaluable) -> bool:
+    """Whether a suite of a results.json was measured on other weights, as before a model was trained further."""
+    suites = results.get("suites")
+    settings = (
+        [suite.get("settings") for suite in suites.values() if isinstance(suite, dict)] if isinstance(suites, dict) else []
+    )
+    own = fingerprint_of(model)
+    return any(isinstance(of_suite, dict) and of_suite.get("weights") not in (None, own) for of_suite in settings)
 
 
 @dataclass

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import gradio as gr
 
+from ..errors import DataError
+from ..evaluation.context import is_of_other_weights
 from ..hub import HEADLINES, local_folder
+from ..model import HybridModel
+from ..storage import read_json
 from . import markup
 from .service import Service
 
 LONG = 20  # rows of a table that is folded
-REPORT, CARD = "report.html", "README.md"
+REPORT, RESULTS, CARD = "report.html", "results.json", "README.md"
 
 
 def folder_of(name: str) -> Path:
@@ -27,10 +31,22 @@ def report_of(name: str) -> Path | None:
     return path if path.is_file() else None
 
 
+def is_outdated(results: Path, model: HybridModel) -> bool:
+    """Whether a report's figures were measured on other weights; of a report without them nothing is known."""
+    try:
+        return is_of_other_weights(read_json(results), model)
+    except DataError:
+        return False
+
+
 def build(service: Service) -> None:
     gr.HTML(facts(service))
     folder = folder_of(service.name)
     if report_of(service.name) is not None:
+        if is_outdated(folder / RESULTS, service.model):
+            gr.HTML(
+                markup.hint(f"This report is of other weights than those of this page: hybvit evaluate {service.name} --report")
+            )
         gr.HTML(f'<iframe class="report" src="/{REPORT}" title="Report of {service.name}"></iframe>')
     elif (folder / CARD).is_file():
         gr.Markdown(card(folder / CARD), elem_id="card", latex_delimiters=[])
