@@ -7,7 +7,8 @@
 `pack` puts the images and the state that the last leg left into a folder of at most 64 MiB, which travels to the machine.
 
 `run` leaves a state in --out that is small enough to be carried: files of at most 15 MiB, the weights in bfloat16 where they
-would not fit otherwise, and no momentum that some steps restore. It is replaced every minute, so that a killed leg is not lost.
+would not fit otherwise, and without what of the optimizer some steps restore. It is replaced every minute, so that a killed leg
+is not lost.
 With other fields than the state's, a leg starts a new run from its averaged weights, such as one whose learning rate ends at 0.
 --checks first runs the tests that need a GPU and times the preset's step.
 
@@ -57,7 +58,7 @@ from hybvit.devices import environment
 from hybvit.errors import CheckpointError, ConfigError, DataError, Interrupted
 from hybvit.evaluation import plots
 from hybvit.presets import preset
-from hybvit.storage import read_json, write_text
+from hybvit.storage import atomic_write, read_json, write_text
 from hybvit.training.cost import cost
 from hybvit.training.loop import train
 from hybvit.training.run_folder import read_metrics, training_summary
@@ -74,15 +75,20 @@ SAME = "run"  # the run folder of a leg that goes on with the recipe of the last
 
 
 def small(tensors: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What the next leg needs, by ``file/name``: exact if it fits, else bfloat16 weights without the momentum of matrices."""
+    """What the next leg needs, by ``file/name``: exact if it fits, else bfloat16 weights without the momentum of matrices, or
+    without any state of the optimizer, which begins anew then."""
     everything = {f"{file}/{name}": value for file, group in tensors.items() for name, value in group.items()}
-    if size_of(everything) <= LARGEST:
-        return everything
-    kept = {name: value for name, value in everything.items() if "momentum_buffer" not in name}
-    half = {name: value.bfloat16() if is_weight(name, value) else value for name, value in kept.items()}
-    if size_of(half) > LARGEST:
-        sys.exit(f"the state takes {size_of(half) / 2**20:.0f} MiB, at most {LARGEST / 2**20:.0f} are carried")
-    return half
+    half = {name: value.bfloat16() if is_weight(name, value) else value for name, value in everything.items()}
+    without_momentum = {name: value for name, value in half.items() if "momentum_buffer" not in name}
+    weights = {name: value for name, value in half.items() if not name.startswith("optimizer/")}
+    for found in (everything, without_momentum, weights):
+        if size_of(found) <= LARGEST:
+            return found
+    sys.exit(too_large(size_of(weights)))
+
+
+def too_large(size: int) -> str:
+    return f"the weights and their averages take {size / 2**20:.0f} MiB, at most {LARGEST / 2**20:.0f} are carried"
 
 
 def is_weight(name: str, value: Tensor) -> bool:
@@ -127,7 +133,8 @@ def pack(run: Path, out: Path, earlier: list[Any], measured: dict[str, Any]) -> 
     files, before = {}, set(out.glob("state-*.safetensors"))
     for number, part in enumerate(parts_of(small(tensors))):
         path = out / f"state-{step}-{number}.safetensors"
-        save_file({name: value.contiguous() for name, value in part.items()}, path)
+        with atomic_write(path) as temporary:  # leg.json may name one of this step already
+            save_file({name: value.contiguous() for name, value in part.items()}, temporary)
         files[path.name] = checkpoint.sha256(path)
     found = {"step": step, "config": to_yaml(cfg), "files": files, "legs": [*earlier, leg]}
     write_text(out / LEG, json.dumps(found, indent=1) + "\n")
@@ -166,6 +173,8 @@ def prepared(args: argparse.Namespace, fields: list[str], work: Path) -> tuple[C
     legs = unpack(args.state, work / SAME)
     before = load_config(work / SAME / CONFIG)
     cfg = override(parse(fields, before), train=changes)
+    resolved = {name: was for name, (was, now) in differences(before, cfg).items() if now == "auto"}
+    cfg = override(cfg, train={name.removeprefix("train."): was for name, was in resolved.items()})
     if all(name in FREE_TO_CHANGE for name in differences(before, cfg)):
         return cfg, work / SAME, legs
     hybvit.load(work / SAME, "cpu").save_pretrained(work / "start")
@@ -178,12 +187,16 @@ def train_for(args: argparse.Namespace, cfg: Config, run: Path, legs: list[Any],
     write_text(stored, to_yaml(cfg))
     process = subprocess.Popen([sys.executable, __file__, "train", str(stored), str(run), str(args.seconds)])
     saved = time.monotonic()
-    while process.poll() is None:
-        time.sleep(0.2)
-        if time.monotonic() > saved + args.save_every:
-            with contextlib.suppress(CheckpointError, OSError):  # deleted while it was read, since a newer one is there
-                pack(run, args.out, legs, facts)
-            saved = time.monotonic()
+    try:
+        while process.poll() is None:
+            time.sleep(0.2)
+            if time.monotonic() > saved + args.save_every:
+                with contextlib.suppress(CheckpointError, OSError):  # deleted while it was read, since a newer one is there
+                    pack(run, args.out, legs, facts)
+                saved = time.monotonic()
+    finally:
+        process.kill()  # if it still runs, something went wrong here
+        process.wait()
     if process.returncode:
         sys.exit(f"the training failed (exit status {process.returncode}); the last state is kept")
 
@@ -204,11 +217,18 @@ def checks(name: str, folder: Path) -> dict[str, Any]:
     steps, timed = [sys.executable, str(ROOT / "benchmarks" / "steps.py"), name, "--out", str(folder / "steps.json")], None
     said = list[str]()
     for words in (tests, steps):
+        process = subprocess.Popen(
+            words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         try:
-            done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=CHECK_SECONDS)
-            said.append((done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or [""])[-1])
+            out, err = process.communicate(timeout=CHECK_SECONDS)
+            said.append((out.strip().splitlines() or err.strip().splitlines() or [""])[-1])
         except subprocess.TimeoutExpired:
             said.append(f"not done after {CHECK_SECONDS} s")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its workers too, which would go on beside the training
+            process.wait()
     if (folder / "steps.json").is_file():
         timed = read_json(folder / "steps.json")["presets"].get(name)
     print(f"tests: {said[0]}\nstep of {name}: {said[1][:200]}", flush=True)
@@ -230,6 +250,8 @@ def leg(args: argparse.Namespace, fields: list[str]) -> None:
         cfg, run, legs = prepared(args, fields, work)
         if data is not None:
             cfg = replace(cfg, data=locate(cfg.data, str(data)))
+        if (least := 2 * 2 * cost(cfg).parameters) > LARGEST:  # weights and averages in bfloat16
+            sys.exit(too_large(least))
         facts = {"fields": fields} | ({"checks": checks(args.preset, work)} if args.checks else {})
         train_for(args, cfg, run, legs, facts)
         pack(run, args.out, legs, facts)

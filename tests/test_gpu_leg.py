@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from hybvit import checkpoint
+from hybvit.config import override, to_yaml
+from hybvit.presets import preset
+from hybvit.training.cost import cost
 
 from .forked import Forked
 from .forked import script as run_script
@@ -114,17 +116,56 @@ def test_luggage_without_images_is_refused_before_a_training(script, tmp_path):
         script.leg(args, [])
 
 
-def test_checks_that_fail_or_take_too_long_are_said_and_cost_no_leg(script, tmp_path, monkeypatch):
-    answers = iter((SimpleNamespace(stdout="", stderr="no pytest\n"), subprocess.TimeoutExpired("steps", 1)))
+def test_checks_that_fail_or_take_too_long_are_said_and_leave_nothing_running(script, tmp_path, monkeypatch):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "steps.py").write_text(
+        "import pathlib, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"pathlib.Path({str(tmp_path / 'child')!r}).write_text(str(child.pid))\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    monkeypatch.setattr(script, "CHECK_SECONDS", 5)
+    found = script.checks("digits", tmp_path)
+    assert found["step"] is None
+    assert found["tests"]  # pytest finds no tests there, or takes too long to say so
+    child = int((tmp_path / "child").read_text())
+    deadline = time.monotonic() + 10
+    while alive(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
-    def run(*words, **options):
-        answer = next(answers)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
-    monkeypatch.setattr(script.subprocess, "run", run)
-    assert script.checks("digits", tmp_path) == {"tests": "no pytest", "step": None}
+def alive(process: int) -> bool:
+    """Whether a process runs; one that has ended may still wait for its parent."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_the_default_preset_fits_and_one_that_does_not_is_refused_before_a_training(script, tmp_path, monkeypatch):
+    assert 4 * cost(preset("cifar10_v2")).parameters < script.LARGEST
+    monkeypatch.setattr(script, "LARGEST", 1000)
+    monkeypatch.setattr(script, "train_for", lambda *_: pytest.fail("it trains"))
+    args = argparse.Namespace(out=tmp_path / "out", luggage=None, data=None, state=None, preset="digits", checkpoint_every=1)
+    with pytest.raises(SystemExit, match="the weights and their averages take 2 MiB"):
+        script.leg(args, [])
+
+
+def test_what_was_left_to_the_machine_is_no_other_recipe(script, tmp_path, monkeypatch):
+    before = override(preset("digits"), train={"compile": True, "precision": "bf16"})
+
+    def unpacked(state: Path, run: Path) -> list[object]:
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text(to_yaml(before))
+        return [{}]
+
+    monkeypatch.setattr(script, "unpack", unpacked)
+    args = argparse.Namespace(state=tmp_path, checkpoint_every=5)
+    cfg, run, _ = script.prepared(args, ["--train.compile", "auto", "--train.precision", "auto"], tmp_path / "work")
+    assert run.name == script.SAME
+    assert (cfg.train.compile, cfg.train.precision) == (True, "bf16")
 
 
 def test_a_state_is_exact_if_it_fits_and_else_rounded_without_momentum(script, monkeypatch):
@@ -143,6 +184,9 @@ def test_a_state_is_exact_if_it_fits_and_else_rounded_without_momentum(script, m
     assert (rounded["ema/w"].dtype, rounded["ema/n"].dtype) == (torch.bfloat16, torch.int64)
     assert rounded["optimizer/1/0/exp_avg"].dtype == torch.float32
     torch.testing.assert_close(rounded["ema/w"].float(), weights["w"], rtol=2**-8, atol=0)
+    monkeypatch.setattr(script, "LARGEST", size_without_optimizer := script.size_of(rounded) - 8)
+    assert script.small(tensors).keys() == {name for name in rounded if not name.startswith("optimizer/")}
+    assert script.size_of(script.small(tensors)) == size_without_optimizer
     monkeypatch.setattr(script, "LARGEST", 100)
     with pytest.raises(SystemExit, match="are carried"):
         script.small(tensors)
