@@ -378,6 +378,8 @@ def test_the_command_writes_what_it_compares(tmp_path, monkeypatch):
         (("--plot", "plot.png"), 2, "must end with .svg"),
         (("--out", "no/such/folder/a.json"), 3, "there is no folder no/such/folder"),
         (("--growth", "batch", "--compare", "a.json"), 2, "--compare is of rows"),
+        (("--growth", "batch", "--no-peers"), 2, "--no-peers is of rows"),
+        (("--growth", "batch", "--samples", "3"), 2, "--samples is of rows"),
         (("--compare", "gone.json"), 3, "gone.json: No such file"),
         (("--preset", "cifar10_wrn28_10", "--growth", "width"), 2, "--growth width"),
     ],

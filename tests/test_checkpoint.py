@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -338,3 +339,27 @@ def test_a_file_that_is_deleted_while_it_is_opened_is_a_checkpoint_error(tmp_pat
     with pytest.raises(CheckpointError, match=r"a\.safetensors: unreadable"):
         checkpoint.read_tensors(tmp_path / "a.safetensors")
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_a_folder_that_is_called_a_dot_takes_a_calibration_and_keeps_what_lies_in_it(golden_config, tmp_path, monkeypatch):
+    model = hybvit.HybridModel(HybViT(golden_config), config.Config(model=golden_config), "cpu")
+    model.save_pretrained(tmp_path / "a")
+    (tmp_path / "a" / ".git").mkdir(mode=0o755)
+    (tmp_path / "a" / ".git" / "config").write_text("x")
+    monkeypatch.chdir(tmp_path / "a")
+    checkpoint.add_file(Path(), "extra.bin", b"1")
+    monkeypatch.chdir(tmp_path)
+    assert (tmp_path / "a" / "extra.bin").read_bytes() == b"1"
+    assert stat.S_IMODE((tmp_path / "a" / ".git").stat().st_mode) == 0o755
+    checkpoint.verify(tmp_path / "a")
+
+
+def test_an_interruption_leaves_no_part_of_a_folder(golden_config, tmp_path, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    model = hybvit.HybridModel(HybViT(golden_config), config.Config(model=golden_config), "cpu")
+    monkeypatch.setattr(checkpoint, "write_manifest", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.save_pretrained(tmp_path / "a")
+    assert [*tmp_path.iterdir()] == []

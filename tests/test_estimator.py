@@ -170,6 +170,17 @@ def test_a_parameter_that_does_not_fit_is_named(given, reason):
         HybViTClassifier(**given).fit(np.eye(4), [0, 1, 0, 1])
 
 
+def test_a_fit_that_fails_leaves_what_was_fitted_before():
+    X = np.eye(4)
+    model = HybViTClassifier(max_iter=2, random_state=0).fit(X, ["cat", "dog", "cat", "dog"])
+    before = model.predict_proba(X)
+    with pytest.raises(ValueError, match="size is 'huge'"):
+        model.set_params(size="huge").fit(np.eye(6), ["x", "y", "z"] * 2)
+    assert model.get_params()["size"] == "huge"
+    assert model.classes_.tolist() == ["cat", "dog"]
+    np.testing.assert_array_equal(model.predict_proba(X), before)
+
+
 def test_it_says_what_went_wrong_in_its_own_terms(monkeypatch, capfd):
     X, y = np.eye(4), [0, 1, 0, 1]
     with pytest.raises(DivergedError, match="learning_rate is 1e\\+30"):

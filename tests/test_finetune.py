@@ -24,6 +24,7 @@ from hybvit.training.finetune import finetuning
 from hybvit.training.loop import OF_CLASSES, freeze
 from hybvit.training.optim import build_optimizers
 
+from .conftest import TINY
 from .conftest import hybvit as command
 
 SHORT = (
@@ -112,6 +113,21 @@ def test_what_cannot_be_fine_tuned_is_refused(tiny_run, photos, tmp_path):
         assert done.returncode in (2, 3, 5)
         assert said in done.stderr
         assert not (tmp_path / "out").exists()
+
+
+def test_what_a_model_was_trained_with_does_not_bind_a_fine_tuning():
+    cfg = override(hybvit.preset("digits"), data={"labelled": 0.1}, train={"batch_size": 96, "accumulate": 3})
+    tuned = finetuning(cfg, "digits")
+    assert (tuned.data.labelled, tuned.train.accumulate, tuned.train.batch_size) == (1.0, 1, 64)
+    generator = override(hybvit.preset("digits"), objective={"kind": "genvit"})
+    assert finetuning(generator, "x", freeze=True, kind="vit").objective.kind == "vit"
+
+
+@pytest.mark.slow
+def test_fields_are_judged_with_the_objective_that_is_asked_for(tmp_path):
+    words = ["--objective", "vit", "--optim.freeze", "true", "--train.steps=1", *TINY, "--out", tmp_path / "run"]
+    done = command("train", "digits", "--objective.kind", "genvit", *words)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", bundled())

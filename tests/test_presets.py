@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 import hybvit
 from hybvit import cli
 from hybvit.catalog import CATALOG
-from hybvit.config import Config, ConfigError, DataConfig, describe_data, differences, minibatches, override, to_dict
+from hybvit.config import Config, ConfigError, DataConfig, describe_data, differences, minibatches, override, parse, to_dict
+from hybvit.data.batches import random_batch
 from hybvit.method.objective import Batch, Losses, hybrid_loss
 from hybvit.method.seeds import generator
 from hybvit.networks import build_network, number_of_parameters
@@ -285,6 +286,31 @@ def test_the_cost_of_a_batch_is_that_of_a_real_one(name):
         losses = losses_of(net, cfg, real_batch(cfg, size, "meta"))
         losses.total.backward()
     assert counter.get_total_flops() == round(cost(cfg).train_gflop_per_step * 1e9)
+
+
+def test_the_copies_that_pseudo_labels_need_are_counted():
+    cfg = override(shrunk(preset("digits")), train={"batch_size": ROWS})
+    cfg = override(cfg, data={"augment": "strong"}, objective={"pseudo_labels": 0.8})
+    with torch.device("meta"):
+        net = build_network(cfg)
+    with FlopCounterMode(display=False) as counter:
+        losses_of(net, cfg, random_batch(cfg, "meta")).total.backward()
+    counted = round(cost(cfg).train_gflop_per_step * 1e9)
+    without = round(cost(override(cfg, objective={"pseudo_labels": 0.0})).train_gflop_per_step * 1e9)
+    assert counted == counter.get_total_flops() > without
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--network.dropout", "1.5"], r"network\.dropout is 1\.5: it must be in \[0, 1\)"),
+        (["--optim.name", "sgd", "--optim.nesterov", "true", "--optim.beta1", "0"], "optim.nesterov needs a momentum"),
+        (["--optim.name", "muon", "--optim.muon_lr", ".nan"], "muon needs both above 0|optim.muon_lr is nan"),
+    ],
+)
+def test_settings_that_torch_would_refuse_are_refused_by_name(words, said):
+    with pytest.raises(ConfigError, match=said):
+        parse(words, preset("imagenet32_wrn28_10" if "dropout" in words[0] else "digits"))
 
 
 def test_the_operations_on_a_cpu_are_those_counted_without_values():

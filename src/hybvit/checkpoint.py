@@ -112,14 +112,16 @@ def replacement(folder: Path) -> Iterator[Path]:
     Raises:
         DataError: it cannot be written.
     """
+    folder = Path(os.path.abspath(folder))  # "." has no name
     temporary = temporary_name(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         yield temporary
         mode = stat.S_IMODE(os.stat(temporary / MANIFEST).st_mode)  # by the umask; safetensors lets only the owner read
         for path in temporary.iterdir():
-            os.chmod(path, mode)
-            flush(path)
+            if path.is_file() and not path.is_symlink():
+                os.chmod(path, mode)
+                flush(path)
         flush(temporary)
         if folder.exists():
             os.rename(folder, folder.with_name(f".{folder.name}.{os.getpid()}.replaced"))
@@ -127,9 +129,11 @@ def replacement(folder: Path) -> Iterator[Path]:
         flush(folder.parent)
         for replaced in folder.parent.glob(f".{glob.escape(folder.name)}.*.replaced"):  # and what a kill left of earlier ones
             shutil.rmtree(replaced, ignore_errors=True)
-    except (OSError, shutil.Error, SafetensorError) as error:
+    except BaseException as error:  # an interruption too must leave nothing
         shutil.rmtree(temporary, ignore_errors=True)
-        raise DataError(f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+        if isinstance(error, (OSError, shutil.Error, SafetensorError)):
+            raise DataError(f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+        raise
 
 
 def recover(folder: Path) -> None:

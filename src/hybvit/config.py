@@ -337,7 +337,7 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [  # fields, whether a va
     ("data.labelled", lambda value: 0 < value <= 1, "a share of the labels, above 0 and at most 1"),
     ("data.held_out", lambda value: 0 <= value <= 0.5, "a share of the training images, at most 0.5"),
     (
-        "objective.pseudo_labels objective.label_smoothing optim.beta1 optim.beta2 train.ema_decay",
+        "objective.pseudo_labels objective.label_smoothing optim.beta1 optim.beta2 train.ema_decay network.dropout",
         lambda value: 0 <= value < 1,
         "it must be in [0, 1)",
     ),
@@ -465,8 +465,10 @@ def _check_network(cfg: Config) -> None:
 
 def _check_combinations(cfg: Config) -> None:
     """Settings that require or exclude another setting."""
-    if cfg.optim.name == "muon" and not min(cfg.optim.lr, cfg.optim.muon_lr) > 0:
+    if cfg.optim.name == "muon" and not (cfg.optim.lr > 0 and cfg.optim.muon_lr > 0):
         raise ConfigError(f"optim.lr is {cfg.optim.lr}, optim.muon_lr {cfg.optim.muon_lr}: muon needs both above 0")
+    if cfg.optim.name == "sgd" and cfg.optim.nesterov and not cfg.optim.beta1 > 0:
+        raise ConfigError(f"optim.beta1 is {cfg.optim.beta1}: optim.nesterov needs a momentum above 0")
     if cfg.objective.guidance > 0 and not (cfg.model.label_conditioning and cfg.objective.label_dropout > 0):
         raise ConfigError(
             f"objective.guidance is {cfg.objective.guidance}: it needs model.label_conditioning, and an "

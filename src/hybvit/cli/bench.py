@@ -76,8 +76,10 @@ def main(arguments: list[str]) -> None:
         parser.error(f"{fields[0]}: the configuration of a --model is fixed; with --preset it can be changed")
     if args.plot is not None and args.plot.suffix != ".svg":
         parser.error(f"--plot {args.plot}: the name must end with .svg")
-    if args.growth is not None and args.compare is not None:
-        parser.error("--compare is of rows, not of --growth")
+    of_rows = ("compare", "rows", "samples", "steps", "peers")
+    for name in of_rows if args.growth is not None else ():
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{'no-peers' if name == 'peers' else name} is of rows, not of --growth")
     for target in (args.out, args.plot):
         if target is not None and not target.parent.is_dir():
             raise DataError(f"{target}: there is no folder {target.parent}")

@@ -39,10 +39,8 @@ def build_parser() -> ArgumentParser:
 
 def main(arguments: list[str]) -> None:
     args, fields = build_parser().parse_known_args(arguments)
-    base = finetuning(load(args.model, "cpu").cfg, args.model, args.freeze)
+    base = finetuning(load(args.model, "cpu").cfg, args.model, args.freeze, args.objective)
     base = override(base, train={"steps": args.steps}, optim={"warmup_steps": args.steps // 20})
-    if args.objective:
-        base = override(base, objective={"kind": args.objective})
     cfg = parse(fields, base)
     kind = f"{'probe' if args.freeze else 'finetuned'}{f'-{args.objective}' if args.objective else ''}"
     run(

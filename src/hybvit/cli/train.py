@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ..config import Config, field_help, fields_in, override, parse, without_effect
+from ..config import Config, field_help, fields_in, parse, without_effect
 from ..data.locate import locate
 from ..distributed import is_alone, is_first
 from ..presets import PRESETS, preset
@@ -42,9 +42,8 @@ def build_parser(base: Config | None = None) -> ArgumentParser:
 def main(arguments: list[str]) -> None:
     named = [word for word in arguments if word in PRESETS]
     args, fields = build_parser(PRESETS[named[0]].config if named else None).parse_known_args(arguments)
-    cfg = parse(fields, preset(args.preset))
-    if args.objective:
-        cfg = override(cfg, objective={"kind": args.objective})
+    kind = ["--objective.kind", args.objective] if args.objective else []
+    cfg = parse([*fields, *kind], preset(args.preset))
     if args.data:
         cfg = replace(cfg, data=locate(cfg.data, args.data))
     run(cfg, fields, args.out or Path("runs") / (args.preset + (f"-{args.objective}" if args.objective else "")), args.data)

@@ -197,6 +197,15 @@ class HybViTClassifier(ClassifierMixin, BaseEstimator):
             ValueError: an argument or a parameter does not fit.
             DivergedError: the loss is not finite.
         """
+        before = dict(vars(self))
+        try:
+            self._fit(X, y)
+        except BaseException:  # a fit that fails leaves what was fitted before
+            self.__dict__ = before
+            raise
+        return self
+
+    def _fit(self, X: ArrayLike, y: ArrayLike) -> None:
         rows, shape = as_rows(X)
         rows, y = validate_data(self, rows, y)
         check_classification_targets(y)
@@ -207,7 +216,6 @@ class HybViTClassifier(ClassifierMixin, BaseEstimator):
         images = ImageSet(self.layout_.to_pixels(rows), torch.from_numpy(labels))
         self.model_ = self._train(images, seed)
         self.n_iter_ = self.max_iter
-        return self
 
     def _train(self, images: ImageSet, seed: int) -> HybridModel:
         cfg, device = self._config(images.in_memory, seed), best_device()

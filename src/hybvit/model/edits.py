@@ -77,7 +77,7 @@ def inpaint(
         ValueError: an argument is out of range, or labels are given to a model without ``label_conditioning``.
         ConfigError: the network was not trained to denoise.
     """
-    pixels, mask = model.as_pixels(images), torch.as_tensor(mask)
+    pixels, mask = model.as_pixels(images), torch.as_tensor(mask).cpu()
     if mask.dtype != torch.bool or tuple(mask.shape) not in (model.image_shape[1:], (len(pixels), *model.image_shape[1:])):
         raise ValueError(
             f"mask is {mask.dtype} {list(mask.shape)}: it must be bool {list(model.image_shape[1:])}, or one for each image"

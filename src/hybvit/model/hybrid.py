@@ -364,7 +364,9 @@ class HybridModel:
     def predict_x0_labels(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """The predicted x_0 of each image for each of M labels y int64 [B, M] -> [B, M, C, H, W]. Differentiable."""
         x_t, t = self._noisy(x_t), t.to(self.device)
-        return self.diffusion.to_x0(self.cfg.objective.target, self.net.denoise_labels(x_t, t, y), x_t[:, None], t)
+        return self.diffusion.to_x0(
+            self.cfg.objective.target, self.net.denoise_labels(x_t, t, y.to(self.device)), x_t[:, None], t
+        )
 
     @torch.no_grad()
     def read(self, images: Images, by: Reading = "label", seed: int = 0) -> Prediction:
@@ -417,7 +419,7 @@ class HybridModel:
 
     def _prediction(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         self._check_denoiser()
-        return self.net.denoise(x_t, t) if y is None else self.net.denoise(x_t, t, y)
+        return self.net.denoise(x_t, t) if y is None else self.net.denoise(x_t, t, y.to(self.device))
 
     def _check_denoiser(self) -> None:
         if not self.has_denoiser:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..baselines.jem import JEM
-from ..config import Config, minibatches
+from ..config import Config, DataConfig, minibatches
 from ..data.batches import random_batch
 from ..method.objective import hybrid_loss
 from ..method.objective_config import Objective
@@ -52,8 +52,9 @@ def cost(cfg: Config) -> Cost:
     times = math.gcd(*sizes)  # multiples of the few images that are counted
     few = (ROWS * sizes[0] // times, ROWS * sizes[1] // times)
     asked = cfg.objective  # only some of its fields change the operations
-    objective = Objective(asked.kind, noisy_labels=float(asked.noisy_labels > 0), guidance=float(asked.guidance > 0))
-    counted = _counted(Config(cfg.model, cfg.network, objective=objective), few)
+    noisy, guidance, pseudo = (0.5 if used > 0 else 0.0 for used in (asked.noisy_labels, asked.guidance, asked.pseudo_labels))
+    objective = Objective(asked.kind, noisy_labels=noisy, guidance=guidance, pseudo_labels=pseudo)
+    counted = _counted(Config(cfg.model, cfg.network, objective=objective, data=COPIED), few)
     step = (counted.update + cfg.jem.steps * counted.langevin) * times // ROWS
     total = step * cfg.train.steps
     peak = PEAK["fp32" if cfg.train.precision == "fp32" else "bf16"]
@@ -91,6 +92,9 @@ class _Counted(NamedTuple):
     parameters: int
     langevin: int
     update: int
+
+
+COPIED = DataConfig(augment="strong")  # which pseudo labels require
 
 
 @cache
