@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from hybvit import checkpoint
-from hybvit.config import override, to_yaml
+from hybvit.config import load_config, override, parse, to_yaml
 from hybvit.presets import preset
 from hybvit.training.cost import cost
+from hybvit.training.loop import train
+from hybvit.training.run_folder import read_metrics
 
 from .forked import Forked
 from .forked import script as run_script
@@ -190,6 +192,19 @@ def test_a_state_is_exact_if_it_fits_and_else_rounded_without_momentum(script, m
     monkeypatch.setattr(script, "LARGEST", 100)
     with pytest.raises(SystemExit, match="are carried"):
         script.small(tensors)
+
+
+def test_a_run_goes_on_from_a_state_without_the_optimizer(script, tmp_path, monkeypatch):
+    cfg = parse([*TINY[2:], "--train.steps=4", "--train.precision=fp32", "--train.preview_every=0"], preset("digits"))
+    train(cfg, tmp_path / "run", lambda line: None)
+    monkeypatch.setattr(script, "LARGEST", 5 * cost(cfg).parameters)
+    (tmp_path / "out").mkdir()
+    script.pack(tmp_path / "run", tmp_path / "out", [], {})
+    assert script.unpack(tmp_path / "out", tmp_path / "next")[0]["step"] == 4
+    said = list[str]()
+    train(override(load_config(tmp_path / "next" / "config.yaml"), train={"steps": 6}), tmp_path / "next", said.append)
+    assert any("resumed at step 4 of 6" in line for line in said)
+    assert read_metrics(tmp_path / "next" / "metrics.jsonl")[-1]["step"] == 6
 
 
 def test_no_file_of_a_state_is_larger_than_what_is_carried(script, monkeypatch):
