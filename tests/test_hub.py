@@ -15,10 +15,10 @@ import hybvit
 from hybvit import checkpoint
 from hybvit.config import override, to_dict
 from hybvit.errors import CheckpointError
-from hybvit.evaluation.context import fingerprint_of
 from hybvit.hub import CONFIG_JSON, model_card
 from hybvit.method.vit import HybViT
 from hybvit.model import HybridModel
+from hybvit.model.weights import fingerprint_of
 from hybvit.presets import preset
 
 from .conftest import hybvit as command

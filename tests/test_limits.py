@@ -27,6 +27,7 @@ from scipy.io import savemat
 
 import hybvit
 from hybvit import checkpoint, cli
+from hybvit.checkpoint import step_folder
 from hybvit.cli.output import printable
 from hybvit.config import Config, override
 from hybvit.data import files, shards
@@ -459,6 +460,7 @@ def test_the_lock_of_a_run_is_closed_with_it(tmp_path):
         warnings.simplefilter("error")
         with RunFolder(tmp_path / "run", CFG) as run:
             lock = run._lock
+            run.write_checkpoint(step_folder(run.path / "checkpoints", 1), 1, {})
         assert lock is not None
         assert lock.closed
         for other in itertools.repeat(override(CFG, train={"seed": 5}), 2):  # a refusal keeps no lock either

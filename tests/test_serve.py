@@ -30,9 +30,9 @@ from hybvit.cli.serve import bound
 from hybvit.config import override
 from hybvit.data.image_set import to_x
 from hybvit.errors import ConfigError
-from hybvit.evaluation.context import fingerprint_of
 from hybvit.hub import BUNDLED, bundled
 from hybvit.model import HybridModel
+from hybvit.model.weights import fingerprint_of
 from hybvit.serving import familiar, markup, nearest, tab_report
 from hybvit.serving.api import build_api
 from hybvit.serving.app import NAMES, Guard

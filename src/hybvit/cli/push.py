@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError
-from ..evaluation.context import is_of_other_weights
 from ..hub import local_folder, upload, uploaded
 from ..loading import load
+from ..model.weights import is_of_other_weights
 from ..storage import read_json
 from .arguments import ArgumentParser, path
 from .next_step import suggest

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from ..distributed import all_gather, share_batches, share_calls
 from ..metrics.classification import wilson_interval
 from ..metrics.doubt import Calibration
 from ..model import HybridModel
+from ..model.weights import fingerprint_of
 from ..storage import atomic_write, make_folder
 from .adapters import Evaluable
 from .options import Options
@@ -82,25 +82,6 @@ NOT_FITTED = (
     "No calibration: the model has none (`hybvit calibrate`), and no images were held out of training (train with "
     "--data.held_out 0.1). Fitted on images that the network was trained on, it would make the probabilities worse."
 )
-
-
-def fingerprint_of(model: Evaluable, identity: str = "") -> str:
-    """That of :attr:`Context.fingerprint`, in this process."""
-    state = model.state()
-    digest = hashlib.sha256(identity.encode() if state or identity else os.urandom(16))
-    for tensor in (*state, model.diffusion.alpha_bar):
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def is_of_other_weights(results: Mapping[str, Any], model: Evaluable) -> bool:
-    """Whether a suite of a results.json was measured on other weights, as before a model was trained further."""
-    suites = results.get("suites")
-    settings = (
-        [suite.get("settings") for suite in suites.values() if isinstance(suite, dict)] if isinstance(suites, dict) else []
-    )
-    own = fingerprint_of(model)
-    return any(isinstance(of_suite, dict) and of_suite.get("weights") not in (None, own) for of_suite in settings)
 
 
 @dataclass

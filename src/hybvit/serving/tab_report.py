@@ -8,9 +8,9 @@ from pathlib import Path
 import gradio as gr
 
 from ..errors import DataError
-from ..evaluation.context import is_of_other_weights
 from ..hub import HEADLINES, local_folder
 from ..model import HybridModel
+from ..model.weights import is_of_other_weights
 from ..storage import read_json
 from . import markup
 from .service import Service
