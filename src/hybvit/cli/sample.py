@@ -96,7 +96,7 @@ def build_parser() -> ArgumentParser:
         "--guidance",
         type=float,
         default=0.0,
-        help="guidance strength (0). For a class-conditional model without learned guidance try 0.3. For an unconditional "
+        help="guidance strength (0). For a class-conditional model without learned guidance try 0.3 to 1. For an unconditional "
         "model try 1 or 2, and expect misses unless its classifier was also trained on noisy images",
     )
     parser.add_argument(
