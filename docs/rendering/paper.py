@@ -82,6 +82,26 @@ def paper_verdicts(scale: str) -> str:
     return "\n".join(parts)
 
 
+@block()
+def cifar_seeds() -> str:
+    """The runs at the CIFAR scale that have a second seed, beside the first."""
+    from hybvit.reproduce.runs import run_dir
+    from hybvit.reproduce.scales import CIFAR
+
+    records = [{run: record for run, record in paper_records(name).items() if record.get("metrics")} for name in SEEDS]
+    seeds = [min(record["seed"] for record in of.values()) for of in records]
+    measured = {"accuracy": "test/accuracy", "distance": "fidelity/fd_cnn-cifar10_1000"}
+    heads = [f"{what}, seed {seed}" for what in measured for seed in seeds]
+    lines = [f"| preset | {' | '.join(heads)} |", f"|{'---|' * (1 + len(heads))}"]
+    for run in records[1]:
+        if run_dir(run, CIFAR) != run:  # the same training by another name
+            continue
+        cells = [value(of[run], name, percent=what == "accuracy") for what, name in measured.items() for of in records]
+        lines.append(f"| `{run}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+SEEDS = ("cifar", "cifar_seed1")
 AUGMENTED = {"strong": "cifar10_vit", "weak": "cifar10_vit_weak"}
 
 CIFAR10_IMAGES = 50_000
