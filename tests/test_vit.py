@@ -63,6 +63,43 @@ def test_published_parameter_counts(parameters, changes):
     assert sum(p.numel() for p in net.parameters() if p.requires_grad) == parameters
 
 
+EVERYTHING = {
+    "time": "adaln_single", "rope": True, "qk_norm": True, "patch_embedding": "conv", "pixel_readout": "conv",
+    "label_conditioning": True, "class_depth": 1, "final_norm": True, "long_skips": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, {"time": "adaln_zero"}, EVERYTHING])
+def test_a_network_that_was_built_without_memory_is_whole_after_its_reset(changes):
+    cfg = ViTConfig(**{**SMALL.__dict__, **changes})
+    with torch.device("meta"):
+        net = HybViT(cfg)
+    torch.nn.init.uniform_(net.to_empty(device="cpu").positions)  # memory as it was found
+    for weight in net.parameters():
+        torch.nn.init.uniform_(weight)
+    found, wanted = net, HybViT(cfg)
+    for network in (found, wanted):
+        torch.manual_seed(0)
+        network.reset_parameters()
+    x, t = torch.randn(3, 3, 8, 8)[:, : cfg.channels], torch.tensor([1, 500, 1000])
+    assert all(torch.equal(a, b) for a, b in zip(found(x, t), wanted(x, t), strict=True) if a is not None)
+
+
+def sinusoid_only(dim: int) -> TimeEmbedding:
+    embedding = TimeEmbedding(dim, 8)
+    embedding.mlp = torch.nn.Sequential(torch.nn.Linear(dim, dim, bias=False))
+    torch.nn.init.eye_(embedding.mlp[0].weight)
+    return embedding
+
+
+def test_times_stay_apart_in_half_precision():
+    embedding, t = sinusoid_only(32), torch.arange(1, 1001)
+    sinusoid = embedding(t)
+    for dtype, error in ((torch.float16, 5e-4), (torch.bfloat16, 4e-3)):
+        assert (embedding.to(dtype)(t).float() - sinusoid).abs().max() < error
+    assert torch.equal(embedding.float()(t), sinusoid)
+
+
 def test_golden_logits_and_noise(golden, golden_config, golden_file):
     net = HybViT(golden_config)
     loading.load_published_weights(net, golden_file)
@@ -350,16 +387,17 @@ def test_adaln_zero_starts_as_the_identity():
 
 def test_token_scalars_are_cancelled_by_the_layer_norm():
     """Spec, section 2: LN(a z + b) = LN(z) for scalars a > 0 and b, so the branches of the paper hardly depend on the time."""
+    layer = HybViT(SMALL).layers[0].double()
+    layer.norm_attention.eps = 1e-12
     z = torch.randn(3, 17, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    norm = torch.nn.LayerNorm(32, eps=1e-12).double()
-    torch.testing.assert_close(norm(2.5 * z + 0.7), norm(z), rtol=0, atol=1e-9)
+    scale, shift = torch.rand(2, 3, 17, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    moved = layer.modulate(z, scale, shift)
+    assert (moved - z).abs().max() > 1
+    torch.testing.assert_close(layer.norm_attention(moved), layer.norm_attention(z), rtol=0, atol=1e-9)
 
 
 def test_time_embedding_is_computed_at_t_minus_1_sine_first():
-    embedding = TimeEmbedding(6, 8)
-    seen = []
-    embedding.mlp = torch.nn.Sequential(torch.nn.Identity())
-    seen = embedding(torch.tensor([1, 5]))
+    seen = sinusoid_only(6)(torch.tensor([1, 5]))
     frequencies = [10_000 ** (-i / 2) for i in range(3)]
     expected = [
         [math.sin(0)] * 3 + [1.0] * 3,

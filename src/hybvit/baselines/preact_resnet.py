@@ -89,6 +89,8 @@ class PreActResNet(nn.Module):
     def reset_parameters(self) -> None:
         """He et al. 2015: N(0, 2 / (k^2 * channels out)) for convolutions, as in the published code; zero biases."""
         for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:

@@ -14,6 +14,7 @@ the two pixel read-outs; the network.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -44,23 +45,48 @@ def unpatchify(patches: Tensor, p: int, channels: int) -> Tensor:
     return image.permute(0, 3, 1, 2)  # channels_last in memory, the fastest layout for convolutions
 
 
-class TimeEmbedding(nn.Module):
+class WithTables(nn.Module):
+    """A module with constant tables, which are computed again when it is moved: they are never in less than float32, and are
+    there after ``to_empty``."""
+
+    def tables(self) -> dict[str, Tensor]:
+        """Name -> table, in float32 on the CPU."""
+        raise NotImplementedError
+
+    def register_tables(self) -> None:
+        for name, table in self.tables().items():
+            self.register_buffer(name, table.to(torch.get_default_device()), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        super()._apply(fn, recurse)
+        for name, table in self.tables().items():
+            moved = getattr(self, name)
+            setattr(self, name, table.to(moved.device, torch.promote_types(moved.dtype, torch.float32)))
+        return self
+
+
+class TimeEmbedding(WithTables):
     """The time embedding A = MLP(emb(t)) of Eq. 21, where emb is a sinusoidal embedding."""
 
     frequencies: Tensor
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
-        half = dim // 2
-        # In float32, on the CPU, and in the published order: the last bit of a frequency shifts the phase at t = 1000 by 6e-5.
-        frequencies = torch.exp(torch.arange(half, device="cpu") * -(math.log(10_000) / (half - 1)))
-        self.register_buffer("frequencies", frequencies.to(torch.get_default_device()), persistent=False)
+        self.pairs = dim // 2  # of a sine and a cosine
+        self.register_tables()
         self.mlp = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, width))
+
+    def tables(self) -> dict[str, Tensor]:
+        """In the published order of operations: the last bit of a frequency shifts the phase at t = 1000 by 6e-5."""
+        return {"frequencies": torch.exp(torch.arange(self.pairs, device="cpu") * -(math.log(10_000) / (self.pairs - 1)))}
+
+    def dtype(self) -> torch.dtype:
+        return next(self.mlp.parameters()).dtype
 
     def forward(self, t: Tensor) -> Tensor:
         """t int64 [B] in 0..T -> [B, width]. The sinusoid takes t - 1, which published weights expect."""
         phase = (t - 1)[:, None] * self.frequencies
-        return self.mlp(torch.cat((phase.sin(), phase.cos()), dim=-1))
+        return self.mlp(torch.cat((phase.sin(), phase.cos()), dim=-1).to(self.dtype()))
 
 
 class FiLM(nn.Linear):
@@ -120,7 +146,7 @@ class Attention(nn.Module):
         return attend(q, k, v)
 
 
-class AxialRoPE(nn.Module):
+class AxialRoPE(WithTables):
     """Axial rotary embedding: channel pairs rotate by row * frequency (first half of the pairs) or column * frequency.
 
     The class token is not rotated.
@@ -131,15 +157,16 @@ class AxialRoPE(nn.Module):
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
-        side, quarter = cfg.image_size // cfg.patch_size, cfg.dim // cfg.heads // 4
-        device = torch.get_default_device()
-        positions = torch.arange(side, dtype=torch.float32, device="cpu")
-        frequencies = ROPE_BASE ** (-torch.arange(quarter, device="cpu") / quarter)
-        rows = positions.repeat_interleave(side)[:, None] * frequencies
-        columns = positions.repeat(side)[:, None] * frequencies
+        self.side, self.quarter = cfg.image_size // cfg.patch_size, cfg.dim // cfg.heads // 4
+        self.register_tables()
+
+    def tables(self) -> dict[str, Tensor]:
+        positions = torch.arange(self.side, dtype=torch.float32, device="cpu")
+        frequencies = ROPE_BASE ** (-torch.arange(self.quarter, device="cpu") / self.quarter)
+        rows = positions.repeat_interleave(self.side)[:, None] * frequencies
+        columns = positions.repeat(self.side)[:, None] * frequencies
         angles = F.pad(torch.cat((rows, columns), dim=1), (0, 0, 1, 0))
-        self.register_buffer("cos", angles.cos().repeat(1, 2).to(device), persistent=False)
-        self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), dim=1).to(device), persistent=False)
+        return {"cos": angles.cos().repeat(1, 2), "sin": torch.cat((-angles.sin(), angles.sin()), dim=1)}
 
     def forward(self, q: Tensor) -> Tensor:
         """q [B, heads, n, d]: channel i is paired with channel i + d/2."""
@@ -414,6 +441,8 @@ class HybViT(nn.Module):
         """Initialize the parameters: Xavier normal weights, zero biases, and N(0, position_std^2) for the positions and the
         class token, as published; zero weights for adaLN and FiLM; N(0, 0.02^2) for the label embeddings."""
         for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_normal_(module.weight)
                 if module.bias is not None:
@@ -425,6 +454,8 @@ class HybViT(nn.Module):
                 nn.init.zeros_(module.weight)
             if isinstance(module, AdaLNZeroLayer):
                 nn.init.zeros_(module.modulation.weight)
+            if isinstance(module, AdaLNSingleLayer):
+                nn.init.zeros_(module.constants)
         if self.shared_modulation is not None:
             nn.init.zeros_(self.shared_modulation.weight)
         if self.label_embedding is not None:
