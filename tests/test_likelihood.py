@@ -35,6 +35,13 @@ def test_the_decoder_is_the_integral_over_a_bin():
     torch.testing.assert_close(discretized_gaussian_log_likelihood(x, torch.full_like(x, 0.1), 0.2), expected)
 
 
+def test_a_process_of_one_step_has_no_bound():
+    x0, g = torch.zeros(1, 1, 2, 2), torch.Generator()
+    for bound in (bound_terms, variational_bound, lambda *arguments: sampled_bound(*arguments, draws=1)):
+        with pytest.raises(ValueError, match="the process has 1 step: the bound needs 2"):
+            bound(lambda x, t: x, Diffusion.cosine(1), x0, g)
+
+
 def test_the_prior_is_the_kl_to_a_standard_normal():
     diffusion = Diffusion(torch.tensor([1.0, 0.5, 0.2]))
     x0 = torch.full((1, 1, 2, 2), 0.6, dtype=torch.float64)

@@ -34,6 +34,13 @@ def test_accuracy_equals_scikit_learn(k):
     assert topk_accuracy(logits, labels, k) == pytest.approx(top_k_accuracy_score(labels, logits, k=k, labels=range(10)))
 
 
+def test_an_image_whose_logits_are_nan_is_wrong():
+    logits, labels = torch.full((4, 3), torch.nan), torch.tensor([0, 0, 1, 2])
+    assert topk_accuracy(logits, labels) == topk_accuracy(logits, labels, 3) == 0
+    logits[1] = torch.tensor([1.0, 0, 0])
+    assert topk_accuracy(logits, labels) == 0.25
+
+
 def test_confusion_matrix_equals_scikit_learn():
     logits, labels = scores()
     ours = confusion_matrix(logits.argmax(1), labels, 10)
@@ -50,6 +57,7 @@ def test_no_wilson_interval_leaves_0_to_1(n):
     for hits in {0, 1, n // 2, n - 1, n}:
         low, high = wilson_interval(hits / n, n)
         assert 0 <= low <= hits / n <= high <= 1
+    assert wilson_interval(0.0, 0) == (0, 1)
     assert wilson_interval(0.0, n)[0] == 0
     assert wilson_interval(1.0, n)[1] == 1
 

@@ -254,6 +254,7 @@ def test_mahalanobis_equals_scikit_learn():
     fitted = EmpiricalCovariance(assume_centered=True).fit(centered)
     theirs = np.min([fitted.mahalanobis(features - mean) for mean in means.values()], axis=0)
     np.testing.assert_allclose(-mahalanobis_score(features, train, labels), theirs, rtol=1e-8)
+    np.testing.assert_allclose(-mahalanobis_score(features, train, labels, numbers=60), theirs, rtol=1e-8)  # two rows at once
     alone = EmpiricalCovariance().fit(train).mahalanobis(features)
     np.testing.assert_allclose(-normal_score(features, train), alone, rtol=1e-8)
     np.testing.assert_allclose(relative_mahalanobis_score(features, train, labels), alone - theirs, rtol=1e-7)

@@ -303,14 +303,15 @@ def test_broken_images_are_skipped_without_a_trace(net, held_out, norm):
 
 
 def test_a_direction_has_length_1_however_small_the_gradient():
-    """The squares of these are 0, or infinite, in float32; a gradient that is 0 or NaN leads nowhere."""
+    """The squares of these are 0, or infinite, in float32; one that is 0 or not finite leads nowhere."""
     g = torch.randn(4, 1, 3, 3, generator=generator())
-    g[2], g[3] = 0, torch.nan
+    g[2], g[3], g[3, 0, 0] = 0, torch.nan, torch.tensor([torch.inf, -torch.inf, torch.nan])
     for scale in (1e-30, 1.0, 1e30):
         way = robustness._direction(g * scale, "l2")
         torch.testing.assert_close(way.flatten(1).norm(dim=1), torch.tensor([1.0, 1.0, 0.0, 0.0]))
         torch.testing.assert_close(way[:2], robustness._direction(g[:2], "l2"))
-        assert torch.equal(robustness._direction(g * scale, "linf"), g.nan_to_num(nan=0).sign())
+        assert torch.equal(robustness._direction(g * scale, "linf"), g.nan_to_num(0, 0, 0).sign())
+    assert robustness.uniform_in_ball(torch.zeros(0, 1, 2, 2), "l2", None).shape == (0, 1, 2, 2)
 
 
 def test_a_model_that_answers_nan_is_fooled():
@@ -424,7 +425,7 @@ def test_target_classes_beside_each_other_are_those_of_the_library(net, held_out
         if rows is not None:
             auto._try_targets_together(attack, model, rows)
         targeted = attack.apgd_targeted if name == "apgd-t" else attack.fab
-        targeted.seed, attack.fab.targeted = 3, True
+        targeted.seed, targeted.n_iter, attack.fab.targeted = 3, 30, True
         return targeted.perturb(pixels.clone(), labels)
 
     alone, together = attacked(1), attacked(10_000)

@@ -8,8 +8,10 @@ from torch import Tensor
 
 
 def topk_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
-    """Share of images whose label is among the k largest logits, in 0..1; a k above K counts as K."""
-    return (logits.topk(min(k, logits.shape[1]), dim=1).indices == labels[:, None]).any(dim=1).double().mean().item()
+    """Share of images whose label is among the k largest logits, in 0..1; a k above K counts as K. An image with
+    a NaN among its logits counts as wrong."""
+    found = (logits.topk(min(k, logits.shape[1]), dim=1).indices == labels[:, None]).any(dim=1)
+    return (found & ~logits.isnan().any(dim=1)).double().mean().item()
 
 
 def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -38,7 +40,9 @@ def brier(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def wilson_interval(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % Wilson interval of a share observed in n trials (Wilson 1927), in 0..1."""
+    """95 % Wilson interval of a share observed in n trials (Wilson 1927), in 0..1; all of it for n = 0."""
+    if n == 0:
+        return 0.0, 1.0
     center = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
     # At 0 and n of n an end is the share itself, which rounding would miss, or leave 0..1.

@@ -40,8 +40,11 @@ def step_bits(denoise: Denoiser, diffusion: Diffusion, x0: Tensor, t: int | Tens
     float64 on the CPU, on whatever device the denoiser is.
 
     Args:
-        t: one time for all images, or int64 [B] with one for each, in 1..T. T is at least 2.
+        t: one time for all images, or int64 [B] with one for each, in 1..T.
         noise: standard normal, like x0.
+
+    Raises:
+        ValueError: T is 1: the variance at t = 1 is that of t = 2.
     """
     at = torch.full((len(x0),), t, device=x0.device) if isinstance(t, int) else t.to(x0.device)
     x_t = diffusion.q_sample(x0, at, noise)
@@ -62,6 +65,8 @@ def _kl_weight(diffusion: Diffusion) -> Tensor:
 
     For t > 1 it is (SNR_{t-1} - SNR_t)/2 with SNR = abar/(1 - abar) (Kingma et al. 2021, Eq. 13).
     """
+    if diffusion.T < 2:
+        raise ValueError("the process has 1 step: the bound needs 2, since the variance at t = 1 is that of t = 2")
     return torch.cat((torch.zeros(2), diffusion.posterior_x0[2:] ** 2 / (2 * diffusion.posterior_variance[2:])))
 
 

@@ -170,7 +170,7 @@ def knn_score(features: Tensor, train_features: Tensor, k: int = 50, chunk: int 
     return torch.cat(scores)
 
 
-def mahalanobis_score(features: Tensor, train_features: Tensor, train_labels: Tensor) -> Tensor:
+def mahalanobis_score(features: Tensor, train_features: Tensor, train_labels: Tensor, numbers: int = 2**24) -> Tensor:
     """Minus the squared Mahalanobis distance to the nearest class mean (Lee et al. 2018), float64 [N].
 
     One covariance is shared by all classes: that of the training features around the mean of their own class. Directions in
@@ -180,13 +180,17 @@ def mahalanobis_score(features: Tensor, train_features: Tensor, train_labels: Te
         features: float [N, D].
         train_features: float [M, D].
         train_labels: int64 [M]; classes without an image are left out.
+        numbers: of memory; as many rows of ``features`` are compared with the K means at once as have no more than K * D each.
     """
     train, classes = train_features.cpu().double(), train_labels.cpu().unique()
     means = torch.stack([train[train_labels.cpu() == k].mean(dim=0) for k in classes])
     centered = train - means[torch.searchsorted(classes, train_labels.cpu())]
     precision = torch.linalg.pinv(centered.T @ centered / len(train), hermitian=True)
-    apart = features.cpu().double()[:, None] - means
-    return -torch.einsum("nkd,de,nke->nk", apart, precision, apart).amin(dim=1)
+    scores = []
+    for rows in features.cpu().double().split(max(numbers // means.numel(), 1)):
+        apart = rows[:, None] - means
+        scores.append(-torch.einsum("nkd,de,nke->nk", apart, precision, apart).amin(dim=1))
+    return torch.cat(scores)
 
 
 def normal_score(values: Tensor, train_values: Tensor) -> Tensor:

@@ -194,8 +194,8 @@ def _margin(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def _direction(gradient: Tensor, norm: Norm) -> Tensor:
-    """Steepest ascent of length 1 in the norm; 0 where the gradient is 0 or NaN."""
-    gradient = gradient.nan_to_num(nan=0.0)
+    """Steepest ascent of length 1 in the norm; 0 where the gradient is 0 or not finite."""
+    gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     if norm == "linf":
         return gradient.sign()
     # First divided by its largest entry: the squares of a small gradient would underflow.
@@ -228,4 +228,4 @@ def uniform_in_ball(x: Tensor, norm: Norm, generator: torch.Generator | None) ->
     direction = torch.randn(x.shape, generator=generator, dtype=x.dtype)
     direction = direction / direction.flatten(1).norm(dim=1)[:, None, None, None]
     share = torch.rand(len(x), 1, 1, 1, generator=generator, dtype=x.dtype)
-    return (direction * share ** (1 / x[0].numel())).to(x.device)
+    return (direction * share ** (1 / x.shape[1:].numel())).to(x.device)
