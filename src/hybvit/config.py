@@ -493,6 +493,10 @@ def _check_combinations(cfg: Config) -> None:
     if cfg.train.accumulate > 1:
         if cfg.objective.kind == "jem":
             raise ConfigError("train.accumulate does not go with objective.kind jem, whose replay buffer is of the whole batch")
+        if cfg.network.name == "preact_resnet18" or (cfg.network.name == "wide_resnet" and cfg.network.batch_norm):
+            raise ConfigError(
+                f"train.accumulate does not go with network.name {cfg.network.name}, whose batch norm is of the whole batch"
+            )
         for size in minibatches(cfg):
             if size % cfg.train.accumulate:
                 raise ConfigError(f"train.accumulate is {cfg.train.accumulate}, which does not divide a batch of {size}")

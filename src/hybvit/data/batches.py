@@ -380,7 +380,8 @@ def mix_batch(
     """With ``probability``, MixUp or CutMix with equal chance; one lambda ~ Beta(1, 1) for the whole batch.
 
     The partner of an image is half a batch away (in torchvision, the next image). So each process, which has every
-    ``world``-th row, finds all partners in its own rows, and repeats of an image are not mixed with each other.
+    ``world``-th row, finds all partners in its own rows, and repeats of an image, which follow one another, are not mixed with
+    each other if they are no more than half a batch.
 
     Args:
         x: float [B, C, H, W]; labels: int64 [B].

@@ -47,7 +47,11 @@ MEANINGS: tuple[tuple[str, str], ...] = (
         "share of images answered if the risk (in %) is not to be exceeded, with 95 % confidence; higher is better",
     ),
     (r"doubt/abstain_above_\d+_risk", "share of wrong answers among these; at most the risk in its name"),
-    (r"doubt/coverage_", "share of conformal sets with the true class; close to the coverage (in %) in its name"),
+    (
+        r"doubt/coverage_",
+        "share of conformal sets with the true class; close to the coverage (in %) in its name. These sets may be empty; a set "
+        "that is asked for has the most probable class too",
+    ),
     (r"doubt/set_size_", "mean number of classes in these sets; lower is better"),
     (r"probe/linear", "accuracy of a logistic regression on the features of the training images; higher is better"),
     (r"probe/knn", "accuracy of the majority of the 20 nearest training images, by features; higher is better"),

@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     ``x0``, with its labels, for the network's own labels.
 
     ``part`` is (k, n) if these are the rows k, k + n, ... of a larger batch: they get the random numbers that they get there,
-    so that the mean of the losses over k is its loss.
+    so that the mean of the losses over k is its loss, for a network without batch norm.
     """
 
     x0: Tensor | None

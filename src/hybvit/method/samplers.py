@@ -50,7 +50,8 @@ class ImageNoise:
 def timesteps(diffusion: Diffusion, steps: int, spacing: Spacing = "trailing") -> Tensor:
     """The times of a sampler: int64, strictly decreasing; ``steps`` of them, followed by 0.
 
-    ``trailing`` starts at T and takes equal steps; ``leading`` ends at 1 and starts below T (both as in diffusers);
+    ``trailing`` starts at T and takes equal steps; ``leading`` takes steps of floor(T / steps), the last one at 1, and so
+    starts below T, where x_t may be far from noise: at 501 for 2 or for 501 of 1,000 steps (both spacings as in diffusers);
     ``karras`` is equidistant in sigma^(1/7), sigma = sqrt((1 - abar)/abar) <= 80 (Karras et al. 2022, Eq. 5), rounded to
     whole steps. Times that round to the same step are merged, so there may be fewer than ``steps``.
 

@@ -34,6 +34,8 @@ def derive_seed(seed: int, stream: str, index: int = 0) -> int:
     """(seed, stream, index) -> a 63-bit seed; index is an epoch, a step or an image.
 
     The seed is mixed by splitmix64's finalizer, because neighboring seeds give similar initial Mersenne Twister states.
+    PyTorch's generators on a CPU take its lower 32 bits: among n images, about n^2 / 2^33 pairs have the same noise (0.3 pairs
+    of 50,000).
     """
     z = (seed * 0x9E3779B97F4A7C15 + STREAMS[stream] * 0xD1342543DE82EF95 + index * 0xBF58476D1CE4E5B9 + 1) % 2**64
     for shift, factor in SPLITMIX_STEPS:

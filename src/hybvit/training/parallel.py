@@ -1,7 +1,8 @@
 """Training in several processes, one for each device, on PyTorch's DDP and FSDP2.
 
 Every process computes the loss of its own rows of a batch; their mean is the loss of the batch. What is random is drawn as in
-one process, so the number of processes changes a run by rounding only.
+one process, so the number of processes changes a run by rounding only; but batch norm takes the statistics of each process's
+own rows.
 """
 
 from __future__ import annotations
