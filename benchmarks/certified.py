@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import hybvit
+from hybvit.checkpoint import digest_of_weights
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import to_x
 from hybvit.devices import environment
@@ -115,7 +116,11 @@ def run(part: Part, most: int) -> None:
     pixels, labels = images.take(torch.arange(len(images)))
     assert labels is not None
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    found |= {"part": asdict(part) | {"model": Path(part.model).name}, "of": len(images), "environment": environment()}
+    weights = digest_of_weights(model.net.state_dict())
+    if found.get("weights", weights) != weights:
+        raise SystemExit(f"{path}: of other weights than those of {part.model}: delete it, and the part in {OUT.name}")
+    found |= {"weights": weights, "part": asdict(part) | {"model": Path(part.model).name}, "of": len(images)}
+    found["environment"] = environment()
     while (done := len(found.get("labels", []))) < min(most, len(images)):
         indices = range(done, min(done + CHUNK, most, len(images)))
         chosen, started = slice(indices.start, indices.stop), time.process_time()

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -115,6 +117,8 @@ def differences(forms: dict[str, Call], graph: Graph) -> dict[str, float]:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     subject, started = subject_of(args.model, None), time.monotonic()
     test = subject.data.test.subsample(args.images)
+    if len(test) < BATCHES[-1]:
+        raise SystemExit(f"{len(test)} test images: at least {BATCHES[-1]} are needed, a batch")
     graphs, rows = graphs_of(subject.model), []
     for name in GRAPHS:
         graph = graphs[name]
@@ -128,7 +132,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             print(rows[-1], flush=True)
     versions = {package: version(package) for package in ("onnx", "onnxscript", "onnxruntime")}
     return {
-        "command": "python benchmarks/deployment.py",
+        "command": shlex.join(["python", "benchmarks/deployment.py", *sys.argv[1:]]),
         "model": args.model,
         "images": len(test),
         "repeats": args.repeats,

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import hybvit
+from hybvit.checkpoint import digest_of_weights
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import evenly_spaced
 from hybvit.data.images import captioned_grid, grid, save_image
@@ -94,7 +96,7 @@ def rivals(bench: Bench) -> dict[str, Any]:
     """How far the training images of the wanted class are: the nearest one, and the nearest that both classifiers accept."""
     n = bench.images
     pixels, wanted = wanted_classes(bench, n)
-    nearest, accepted, looked_at = [], [], []
+    nearest, accepted, refused = [], [], list[int]()
     for image, k in zip(pixels, wanted, strict=True):
         others = bench.train[bench.train_labels == k]
         distance, order = apart(others, image[None]).sort()
@@ -105,11 +107,13 @@ def rivals(bench: Bench) -> dict[str, Any]:
             if passed.any():
                 place = first + int(passed.int().argmax())
                 accepted.append(distance[place])
-                looked_at.append(place)
+                refused.append(place)
                 break
+        else:
+            refused.append(len(order))
     return {
-        "n": n, "nearest": torch.stack(nearest).mean().item(), "nearest_accepted": torch.stack(accepted).mean().item(),
-        "refused_before": sum(looked_at) / n,
+        "n": n, "nearest": torch.stack(nearest).mean().item(), "refused_before": sum(refused) / n,
+        "nearest_accepted": torch.stack(accepted).mean().item(), "accepted": len(accepted),
     }  # fmt: skip
 
 
@@ -205,9 +209,14 @@ def tries(bench: Bench, pool: Path) -> dict[str, Any]:
     """Keeping the best of several samples: by rule, and by how many are drawn for each."""
     n, k, model = POOL_IMAGES, POOL_TRIES, bench.model
     labels = torch.arange(n) % len(model.classes)
+    weights = digest_of_weights(model.net.state_dict())
+    if pool.is_file():
+        with safe_open(pool, "pt") as kept:
+            if (kept.metadata() or {}).get("weights") != weights:
+                raise SystemExit(f"{pool}: of other weights than those of {bench.name}: name another --pool, or delete it")
     if not pool.is_file():
         drawn = [model.draw([i + j * ATTEMPT for i in range(n)], "dpmpp_2m", POOL_STEPS, SEED, labels=labels) for j in range(k)]
-        save_file({"pixels": torch.stack(drawn)}, pool)
+        save_file({"pixels": torch.stack(drawn)}, pool, {"weights": weights})
     pixels = load_file(pool)["pixels"]
     said = model.predict(pixels.flatten(0, 1))
     p = said.probabilities.reshape(k, n, -1)[:, torch.arange(n), labels]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -54,7 +56,7 @@ def main() -> None:
         rows = [weights(model, Path(place) / "weights")]
         rows += [graphs(model, form, Path(place) / form) for form in FORMS]
     record = {
-        "command": "python benchmarks/export_sizes.py",
+        "command": shlex.join(["python", "benchmarks/export_sizes.py", *sys.argv[1:]]),
         "model": args.model,
         "rows": rows,
         "environment": environment() | {package: version(package) for package in ("onnx", "onnxscript", "onnxruntime")},

@@ -53,7 +53,7 @@ def timed(words: list[str], folder: Path) -> dict[str, Any]:
                 ready = time.monotonic()
                 process.send_signal(signal.SIGINT)
     seconds = (ready or time.monotonic()) - started
-    if process.returncode and words[1] != "serve":
+    if not ready if words[1] == "serve" else process.returncode:
         sys.exit(f"{shlex.join(words)}: failed")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

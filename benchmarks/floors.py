@@ -10,6 +10,7 @@ were published (CLASS/train_NNNNN.png). ``--cache`` keeps features, so that a ru
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import time
@@ -39,8 +40,10 @@ OUT = Path(__file__).resolve().parent.parent / "results" / "floors_cifar10.json"
 def extracted(extractor: Extractor, pixels: Tensor, cache: Path, name: str) -> tuple[Tensor, float, float]:
     """Features [N, D] of uint8 [N, 3, 32, 32], and the seconds that they took, on the clock and of the CPU."""
     found, seconds, cpu = [], 0.0, 0.0
+    probe = hashlib.sha256(extractor.features(pixels[:2]).round(decimals=3).cpu().numpy()).hexdigest()  # of its weights
     for i, part in enumerate(pixels.split(PART)):
-        path = cache / f"{extractor.name}-{name}-{i}.pt"
+        images = hashlib.sha256(part.contiguous().numpy()).hexdigest()[:8]
+        path = cache / f"{extractor.name}-{name}-{i}-{images}-{probe[:8]}.pt"
         if not path.exists():
             before = time.perf_counter(), time.process_time()
             features = extractor.features(part)

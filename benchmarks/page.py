@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -78,7 +79,7 @@ def main() -> None:
     chromium = subprocess.run([str(PROGRAM), "--version"], capture_output=True, text=True, check=True).stdout
     first, done = ([round(span) for span in spans] for spans in zip(*views, strict=True))
     record = {
-        "command": "python benchmarks/page.py",
+        "command": shlex.join(["python", "benchmarks/page.py", *sys.argv[1:]]),
         "model": args.model,
         "images": IMAGES,
         "steps": STEPS,

@@ -20,6 +20,7 @@ from floors import REFERENCE, SEED, extracted
 from torch import Tensor
 
 import hybvit
+from hybvit.checkpoint import digest_of_weights
 from hybvit.data.datasets import open_dataset
 from hybvit.data.image_set import evenly_spaced
 from hybvit.data.images import grid
@@ -62,10 +63,11 @@ def main() -> None:
     started = time.perf_counter()
     torch.set_num_threads(1)
     keep_freed_memory()
-    args.cache.mkdir(parents=True, exist_ok=True)
     model = hybvit.load(MODEL, "cpu")
+    of_model = args.cache / digest_of_weights(model.net.state_dict())[:12]
+    of_model.mkdir(parents=True, exist_ok=True)
     train = open_dataset(replace(preset("cifar10").data, root=str(args.data)), (3, 32, 32)).train.in_memory
-    samples = {guidance: drawn(model, guidance, args.cache) for guidance in GUIDANCES}
+    samples = {guidance: drawn(model, guidance, of_model) for guidance in GUIDANCES}
     classifier, rows = open_extractor("cnn-cifar10", "cifar10"), {}
     for guidance, (pixels, labels) in samples.items():
         hits = classifier.logits(pixels).argmax(dim=1) == labels
@@ -76,7 +78,7 @@ def main() -> None:
         features, *_ = extracted(extractor, train[evenly_spaced(len(train), number)], args.cache, "reference")
         reference = Statistics.of(features)
         for guidance, (pixels, _) in samples.items():
-            found, *_ = extracted(extractor, pixels, args.cache, f"samples-{guidance:g}")
+            found, *_ = extracted(extractor, pixels, of_model, f"samples-{guidance:g}")
             rows[f"{guidance:g}"]["distances"][name] = frechet_distance(Statistics.of(found), reference)
     record = {
         "model": MODEL, "samples": NUMBER, "sampler": "dpmpp_2m", "steps": STEPS, "seed": SEED, "guidance": rows,

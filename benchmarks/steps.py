@@ -9,7 +9,6 @@ both tasks is timed in turn with denoising alone on the same batch: the price of
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import multiprocessing as mp
 import statistics
@@ -46,15 +45,19 @@ def measured(name: str, wait: Any, alone: Any) -> dict[str, Any]:
     steps = warmed_up(kinds, device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    with contextlib.suppress(threading.BrokenBarrierError):  # another preset failed, or takes too long
+    try:
         wait.wait(PATIENCE)
+    except threading.BrokenBarrierError:  # another preset failed, or takes too long: it may still compile
+        quiet = False
+    else:
+        quiet = True
     with alone:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         peak, taken = peak_tflops(device, precision), alternating(steps, REPEATS, SPAN)
         memory = peak_mib(device)
     record: dict[str, Any] = {"batch": minibatches(cfg), "precision": precision}
-    record |= {"peak_tflops": peak, "peak_mib": memory, "steps": cfg.train.steps}
+    record |= {"peak_tflops": peak, "peak_mib": memory, "steps": cfg.train.steps, "quiet": quiet}
     for kind, its in kinds.items():
         seconds, gflop = statistics.median(taken[kind]), cost(its).train_gflop_per_step
         record[kind] = {
