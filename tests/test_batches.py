@@ -36,7 +36,7 @@ def config(augment: str = "strong", batch_size: int = 16, **data) -> Config:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all((x is None and y is None) or torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True))
+    return all((x is None and y is None) or torch.equal(x, y) for x, y in zip(a[:5], b[:5], strict=True))
 
 
 def test_an_epoch_is_a_permutation_and_order_does_not_depend_on_how_it_is_read():
@@ -236,15 +236,15 @@ def test_the_policy_is_that_of_the_data_set():
     assert policy_of(replace(own, classes=(*CATALOG["cifar10"].classes, "boat"))) == "imagenet"
 
 
-@pytest.mark.parametrize("kind", ["vit", "genvit", "hybvit"])
-def test_two_processes_share_every_batch(kind):
-    cfg = override(config("weak", 8), objective={"kind": kind})
+@pytest.mark.parametrize("changes", [{"kind": "vit"}, {"kind": "genvit"}, {"kind": "hybvit"}, {"pseudo_labels": 0.9}])
+def test_two_processes_share_every_batch(changes):
+    cfg = override(config("strong" if "pseudo_labels" in changes else "weak", 8, mixing=0.0), objective=changes)
     whole = batches_of(colors(), cfg)(5)
     parts = [batches_of(colors(), cfg, rank, 2)(5) for rank in (0, 1)]
     assert [part.part for part in (whole, *parts, *whole.split(2))] == [(0, 1), (0, 2), (1, 2), (0, 2), (1, 2)]
     assert all(same(half, part) for half, part in zip(whole.split(2), parts, strict=True))
     assert [part.part for part in parts[1].split(2)] == [(1, 4), (3, 4)]
-    for name, together in list(whole._asdict().items())[:4]:
+    for name, together in list(whole._asdict().items())[:5]:
         halves = [getattr(part, name) for part in parts]
         if together is None:
             assert halves == [None, None], name

@@ -56,8 +56,8 @@ def test_a_training_whose_reader_leaves_finishes(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
-    ["hybvit presets > /dev/full", "hybvit show digits > /dev/full", "hybvit --help > /dev/full", "hybvit presets >&-",
-     f"{TRAIN} > /dev/full", "hybvit sample --help > /dev/full"],
+    ["hybvit presets > /dev/full", "hybvit --help > /dev/full", "hybvit presets >&-", f"{TRAIN} > /dev/full",
+     "hybvit sample --help > /dev/full"],
 )  # fmt: skip
 def test_output_that_did_not_arrive_exits_3_with_one_line(tmp_path, line):
     done = shell(line, tmp_path)
@@ -68,12 +68,12 @@ def test_output_that_did_not_arrive_exits_3_with_one_line(tmp_path, line):
 
 @pytest.mark.slow
 def test_a_reader_that_leaves_ends_a_listing_as_it_ends_other_programs(tmp_path):
-    done = shell("hybvit presets | (exec 0<&-; sleep 5)", tmp_path)
+    done = shell("hybvit presets | true", tmp_path)  # true ends long before Python has started
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [f"{TRAIN} 2>&-", f"{TRAIN} >&-", f"{TRAIN} 2>&- >&- <&-", "hybvit presets 2>/dev/full"])
+@pytest.mark.parametrize("line", ["hybvit presets 2>&-", f"{TRAIN} 2>&- >&- <&-", "hybvit presets 2>/dev/full"])
 def test_closed_streams_are_no_crash(tmp_path, line):
     done = shell(line, tmp_path)
     assert done.returncode == 0, done.stderr

@@ -223,7 +223,7 @@ def test_one_image_is_enough_for_what_makes_sense_of_it(linear, tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_plots")
 def test_numbers_do_not_depend_on_the_batch_size(tiny_run, measured, tmp_path):
-    suites = [name for name in SUITES if name not in ("speed", "robustness")]
+    suites = [name for name in SUITES if name not in ("speed", "robustness")]  # attacks have a batch size of their own
     words = ["--batch-size=64", "--suites", ",".join(suites), "--out", tmp_path]
     assert hybvit("evaluate", tiny_run, *QUICK, *words).returncode == 0
     small, large = (json.loads((folder / "results.json").read_text())["metrics"] for folder in (measured, tmp_path))

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -130,7 +131,7 @@ def test_checks_that_fail_or_take_too_long_are_said_and_leave_nothing_running(sc
     monkeypatch.setattr(script, "CHECK_SECONDS", 5)
     found = script.checks("digits", tmp_path)
     assert found["step"] is None
-    assert found["tests"]  # pytest finds no tests there, or takes too long to say so
+    assert re.search("no tests ran|not found|not done after", found["tests"])
     child = int((tmp_path / "child").read_text())
     deadline = time.monotonic() + 10
     while alive(child):

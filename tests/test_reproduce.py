@@ -17,6 +17,7 @@ from hybvit.catalog import CATALOG
 from hybvit.checkpoint import newest, read_tensors, step_folders, step_of
 from hybvit.config import differences, override
 from hybvit.errors import ConfigError
+from hybvit.networks import build_network, number_of_parameters
 from hybvit.presets import PRESETS, preset
 from hybvit.reproduce import claims, figures, pages, published, render, scales, timing, work
 from hybvit.reproduce.published import rows_of, tables
@@ -149,7 +150,8 @@ def test_a_small_scale_shrinks_what_it_has_data_for(name, scale):
     assert small.objective == preset(name).objective
     assert small.data.augment == preset(name).data.augment
     assert small.jem.steps == preset(name).jem.steps
-    assert cost(small).parameters < 2_000_000 if scale is POCKET else cost(small).parameters < 5_000_000
+    with torch.device("meta"):
+        assert number_of_parameters(build_network(small)) < (2_000_000 if scale is POCKET else 5_000_000)
     assert small.train.checkpoint_every * 10 == small.train.steps
 
 
@@ -228,6 +230,9 @@ def test_a_distance_on_another_extractor_is_not_compared_with_fid():
     assert "cnn-other" not in text  # of a run that is not in the table
 
 
+DRAWN = {f"table{n}" for n in range(1, 14)} - {"table9"}  # which has hyper-parameters
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [f"table{n}" for n in range(1, 14)])
 def test_every_table_renders_with_and_without_runs(name):
@@ -239,9 +244,10 @@ def test_every_table_renders_with_and_without_runs(name):
             for value in row.values.values():
                 assert str(value).lower() in text.lower(), (row, value)  # with the digits that were printed
         table_lines = [line for line in text.splitlines() if line.startswith("|")]
-        assert len({line.count("|") for line in table_lines[:3]}) == 1 or not table_lines
+        assert len({line.count("|") for line in table_lines[:3]}) == 1
         assert render.as_html(name, records, FULL).count("<table>") >= 1
-    assert (render.drawing(name, everything, POCKET) or "<svg").startswith("<svg")
+    drawing = render.drawing(name, everything, POCKET)
+    assert (drawing is not None and drawing.startswith("<svg")) == (name in DRAWN)
 
 
 def test_a_run_that_diverged_is_seen_in_the_table():
@@ -365,17 +371,19 @@ def test_a_killed_reproduction_goes_on_where_it_stopped(finished, tmp_path):
     arguments = ["reproduce", "table7", "--runs", RUNS, "--out", str(tmp_path), *TINY, *LOOK]
     folder = tmp_path / "pocket" / "stl10_short_patch12"
     reached = []
-    for wanted in (1, 3):
-        process = started(*arguments)
+    newest_step = lambda: max(map(step_of, step_folders(folder / "checkpoints")), default=0)  # noqa: E731
+    for _ in range(2):
+        process, before = started(*arguments), newest_step()
         deadline = time.monotonic() + 90
-        while process.poll() is None and time.monotonic() < deadline and len(step_folders(folder / "checkpoints")) < wanted:
+        while process.poll() is None and time.monotonic() < deadline and newest_step() == before:
             time.sleep(0.01)
         process.kill()
         process.wait()
-        reached.append(step_of(step_folders(folder / "checkpoints")[0]))
+        reached.append(newest_step())
     done = hybvit(*arguments)
     assert done.returncode == 0, done.stderr
     resumed = [line for line in done.stdout.splitlines() if "resumed at step" in line]
+    assert 0 < reached[0] < reached[1]
     assert reached[1] == 40 or any(f"resumed at step {reached[1]} of 40" in line for line in resumed)
     for run in ("stl10_short_patch12", "stl10_genvit"):  # where the second one lives, too
         whole, again = (weights(out / "pocket" / run) for out in (finished, tmp_path))
