@@ -21,15 +21,16 @@ from hybvit.versions import CHANGES
 from .traces import pinned
 
 RECORDED = Path(__file__).parent / "data" / "v0.1.0"
+EXACT = ("2.14.1", "2.15.0")  # versions of torch: the one that it was recorded with, and one that rounds alike
 
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def same(found: dict[str, Any], recorded: dict[str, Any], torch_version: str, kind: str = "") -> None:
-    """Equal to the last bit where torch is the one that was recorded with; another one may round differently."""
-    if torch.__version__.partition("+")[0] == torch_version and kind != "jempp":
+def same(found: dict[str, Any], recorded: dict[str, Any], kind: str = "") -> None:
+    """Equal to the last bit with these versions of torch; another one may round differently."""
+    if torch.__version__.partition("+")[0] in EXACT and kind != "jempp":
         assert found == recorded
         return
     for name in ("loss", "gradient_norm"):
@@ -49,13 +50,13 @@ def traces(tmp_path_factory) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", read(RECORDED / "traces.json")["traces"])
 def test_twenty_steps_are_those_of_0_1_0(traces, kind):
     recorded = read(RECORDED / "traces.json")
-    same(traces[kind], recorded["traces"][kind], recorded["torch"], kind)
+    same(traces[kind], recorded["traces"][kind], kind)
 
 
 @pytest.mark.slow
 def test_a_run_of_0_1_0_resumes_and_ends_as_it_would_have(traces):
     expected = read(RECORDED / "expected.json")
-    same(traces["resumed"], expected["whole_run"], expected["torch"])
+    same(traces["resumed"], expected["whole_run"])
 
 
 @pytest.mark.parametrize("source", ["export", "run"])
