@@ -27,7 +27,7 @@ BARS = {
 LONGEST_SECONDS = 120
 MOST_PROCESSES = 4  # that share the evaluation, one for each core: the network is too small for two threads to share
 LIMITS = (  # of the evaluation, so that it takes less than a minute on two cores
-    "--samples=300", "--attack-images=32", "--autoattack-images=8", "--bound-images=64", "--bound-draws=16",
+    "--samples=300", "--attack-images=16", "--autoattack-images=8", "--bound-images=64", "--bound-draws=16",
 )  # fmt: skip
 
 
