@@ -6,13 +6,11 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 import hybvit
 from hybvit import cli
@@ -24,7 +22,7 @@ from hybvit.method.seeds import generator
 from hybvit.networks import build_network, number_of_parameters
 from hybvit.presets import PRESETS, preset
 from hybvit.reproduce import published
-from hybvit.training.cost import GPU, PEAK, ROWS, UTILISATION, cost, flop_counter
+from hybvit.training.cost import GPU, PEAK, ROWS, UTILISATION, Operations, cost
 from hybvit.training.loop import train
 from hybvit.training.optim import learning_rate
 
@@ -67,18 +65,6 @@ def real_batch(cfg: Config, size: int, device: str) -> Batch:
     labels = torch.zeros(size, dtype=torch.int64, device=device)
     kind = cfg.objective.kind
     return Batch(None if kind == "vit" else clean, *((None, None) if kind == "genvit" else (images, labels)))
-
-
-class Operations(TorchDispatchMode):
-    """Counts like FlopCounterMode, whose hooks on modules JEM's Langevin steps cannot pass."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
 
 
 # what a preset claims
@@ -316,11 +302,26 @@ def test_settings_that_torch_would_refuse_are_refused_by_name(words, said):
 def test_the_operations_on_a_cpu_are_those_counted_without_values():
     def operations(device: str) -> int:
         q, k, v = torch.randn(3, 2, 4, 9, 8, device=device, requires_grad=True).unbind()
-        with flop_counter() as counter:
+        with Operations() as counter:
             torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
-        return counter.get_total_flops()
+        return counter.total
 
     assert operations("cpu") == operations("meta") == 3 * 2 * (2 * 2 * 4 * 9 * 9 * 8)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_operations_are_those_of_pytorchs_counter(mode):
+    """Inference mode hands over whole what the others take apart."""
+    x, images = torch.randn(2, 5, 8, device="meta"), torch.randn(2, 3, 8, 8, device="meta")
+    with torch.device("meta"):
+        net = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        convolution = torch.nn.Conv2d(3, 4, 3)
+    found = []
+    for counter in (FlopCounterMode(display=False), Operations()):
+        with mode(), counter:
+            convolution(images), net(x), x @ x.transpose(1, 2)
+        found.append(counter)
+    assert found[0].get_total_flops() == found[1].total > 0
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ class JEM(nn.Module):
         x = x.detach()
         with eval_mode(self), torch.enable_grad():
             for _ in range(steps):
-                x = x.requires_grad_()  # below: a view, because module hooks (FlopCounterMode) do not accept a leaf
+                x = x.requires_grad_()  # below: a view, because module hooks (FlopCounterMode) accept no leaf
                 (gradient,) = torch.autograd.grad(self.energy(x.view_as(x)).sum(), x)
                 if self.cfg.proximal:
                     gradient = gradient.clamp(-self.cfg.proximal, self.cfg.proximal)

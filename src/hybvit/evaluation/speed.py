@@ -15,7 +15,7 @@ from ..method.objective import hybrid_loss
 from ..method.seeds import generator
 from ..model import HybridModel
 from ..networks import build_network, number_of_parameters
-from ..training.cost import flop_counter
+from ..training.cost import Operations
 from .context import Context, Metric, Result
 
 REPEATS, IMAGES = 5, 64
@@ -77,9 +77,9 @@ def train_speed(model: HybridModel, result: Result) -> None:
 
 def gflop(call: Callable[[], object]) -> float:
     """10^9 operations of a call."""
-    with flop_counter() as counter:
+    with Operations() as counter:
         call()
-    return counter.get_total_flops() / 1e9
+    return counter.total / 1e9
 
 
 def median_seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..baselines.jem import JEM
 from ..config import Config, DataConfig, minibatches
@@ -16,9 +18,6 @@ from ..method.objective import hybrid_loss
 from ..method.objective_config import Objective
 from ..method.seeds import generator
 from ..networks import build_network, number_of_parameters
-
-if TYPE_CHECKING:
-    from torch.utils.flop_counter import FlopCounterMode
 
 GPU = "A100 (312 TFLOP/s bf16)"
 PEAK = {"bf16": 312e12, "fp32": 156e12}  # operations per second, from its data sheet; fp32 products run in TF32
@@ -67,25 +66,38 @@ def cost(cfg: Config) -> Cost:
     )
 
 
-def flop_counter() -> FlopCounterMode:
-    """A counter of operations that knows the fused attention of CPUs as well, which PyTorch's counter takes for none.
+class Operations(TorchDispatchMode):
+    """Counts the operations of what runs in it, by the formulas of PyTorch's ``FlopCounterMode``.
 
-    Its backward pass counts as two forward passes, like that of any product of matrices: what it computes anew does not count.
+    That mode follows the modules too, which takes as long as the counting and allows no leaf tensor inside autograd.grad, and
+    it takes the fused attention of CPUs for none. Here the backward pass of that counts as two forward passes, like that of any
+    product of matrices: what it computes anew does not count.
     """
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count  # it imports triton
 
-    aten = torch.ops.aten
-    forward, backward = (
-        aten._scaled_dot_product_flash_attention_for_cpu,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward,
-    )
-    return FlopCounterMode(
-        display=False,
-        custom_mapping={
-            forward: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-            backward: lambda _, q, k, v, *__, **___: 2 * sdpa_flop_count(q, k, v),
-        },
-    )
+    def __init__(self) -> None:
+        super().__init__()
+        from torch.utils.flop_counter import flop_registry  # it imports triton
+
+        aten, attention = torch.ops.aten, flop_registry[torch.ops.aten._scaled_dot_product_flash_attention]
+        self.total, self.whole = 0, set[Any]()
+        self.formulas: dict[Any, Callable[..., int]] = {
+            **flop_registry,
+            aten._scaled_dot_product_flash_attention_for_cpu: attention,
+            aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _, q, k, v, *__, **___: 2 * attention(q, k, v),
+        }
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        formula, kwargs = self.formulas.get(func._overloadpacket), kwargs or {}
+        if formula is None and func not in self.whole:  # such as linear, which inference mode leaves in one piece
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+            self.whole.add(func)
+        out = func(*args, **kwargs)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=out)
+        return out
 
 
 class _Counted(NamedTuple):
@@ -104,19 +116,18 @@ def _counted(cfg: Config, sizes: tuple[int, int]) -> _Counted:
         net = build_network(cfg)
     batch = random_batch(cfg, "meta", sizes)
     langevin = 0
-    with flop_counter() as counter:
+    with Operations() as counter:
         if isinstance(net, JEM):
-            # The passes of JEM.loss, which itself reads the energies, and meta tensors have no values. The product with
-            # 1 is needed because the counter's module hooks accept no leaf tensor inside autograd.grad.
+            # The passes of JEM.loss, which itself reads the energies, and meta tensors have no values.
             x0, images, labels = batch.x0, batch.images, batch.labels
             assert x0 is not None
             assert images is not None
             assert labels is not None
             chains = x0.clone().requires_grad_()
-            torch.autograd.grad(net.energy(chains * 1).sum(), chains)
-            langevin = counter.get_total_flops()
+            torch.autograd.grad(net.energy(chains).sum(), chains)
+            langevin = counter.total
             energies = net.energy(x0).mean() - net.energy(images).mean()
             (F.cross_entropy(net.classify(images), labels) + energies).backward()
         else:
             hybrid_loss(net, cfg.diffusion.build(), batch, cfg.objective, generator=generator(0, "noise")).total.backward()
-    return _Counted(number_of_parameters(net), langevin, counter.get_total_flops() - langevin)
+    return _Counted(number_of_parameters(net), langevin, counter.total - langevin)
