@@ -240,6 +240,18 @@ def test_training_that_goes_on_leaves_the_calibration_and_does_not_use_it(run):
     assert load(run, "cpu").calibration is not None
 
 
+def test_a_checkpoint_has_the_calibration_of_its_run_from_wherever_it_is_named(run, monkeypatch):
+    (folder, *_) = checkpoint.step_folders(run / "checkpoints")
+    model = load(folder, "cpu")
+    pixels, labels = labeled()
+    model.calibrate(pixels, labels)
+    assert save_calibration(model, calibration_folder(folder)).parent == run
+    for place, name in ((run.parent, folder.relative_to(run.parent)), (folder.parent, folder.name), (folder, ".")):
+        monkeypatch.chdir(place)
+        assert load(name, "cpu").calibration is not None, name
+        assert calibration_folder(name) == run, name
+
+
 @pytest.mark.slow
 def test_images_of_the_training_are_refused(run, tmp_path):
     m = load(run, "cpu")

@@ -251,6 +251,41 @@ def test_what_cannot_be_exported_is_refused(tiny_run, tmp_path, monkeypatch, wor
     assert list(tmp_path.iterdir()) == []
 
 
+FOREIGN = {  # of others: what a folder with a file of one of our names may be
+    "an extension of a browser": {"manifest.json": "{}", "src/code.js": "1"},
+    "a model for the web": {"model.json": '{"weightsManifest": []}', "weights.bin": "1"},
+    "a manifest that is none": {"manifest.json": "[1"},
+}
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch"])
+@pytest.mark.parametrize("content", [*FOREIGN, "more than an export", "an export of the other kind"])
+def test_a_folder_of_something_else_is_not_replaced(tmp_path, form, content):
+    out, other = tmp_path / "out", {"safetensors": "torch", "torch": "safetensors"}[form]
+    if content in FOREIGN:
+        for name, text in FOREIGN[content].items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_text(text)
+    else:
+        kind = form if content == "more than an export" else other
+        assert hybvit("export", "digits", "--format", kind, "--out", out).returncode == 0
+        if kind == form:
+            assert hybvit("export", "digits", "--format", kind, "--out", out).returncode == 0  # by itself it is
+            (out / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    done = hybvit("export", "digits", "--format", form, "--out", out)
+    assert done.returncode == 2
+    assert "choose another folder" in done.stderr
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_graphs_in_int8_do_not_take_the_place_of_the_exact_ones(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hybvit.cli.export.export_graphs", lambda model, out, *_: (out.mkdir(), {})[1])
+    assert hybvit("export", "digits").returncode == hybvit("export", "digits", "--int8").returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"digits-onnx", "digits-onnx-int8"}
+
+
 def test_a_graph_that_answers_otherwise_is_not_written(tmp_path, monkeypatch):
     model = untrained(model=SMALL, objective={"kind": "vit"})
     monkeypatch.setattr(exporting, "trace", lambda graph: None)

@@ -14,7 +14,7 @@ import yaml
 import hybvit
 from hybvit import checkpoint
 from hybvit.config import override, to_dict
-from hybvit.errors import CheckpointError
+from hybvit.errors import CheckpointError, ConfigError
 from hybvit.hub import CONFIG_JSON, model_card
 from hybvit.method.vit import HybViT
 from hybvit.model import HybridModel
@@ -192,6 +192,9 @@ def test_results_of_other_weights_are_not_published(tmp_path):
     record = json.dumps({**RESULTS, "suites": {"accuracy": {"settings": settings}}})
     (folder / "results.json").write_text(record)
     assert command("push", folder, "me/digits", "--dry-run").returncode == 0
+    with pytest.raises(ConfigError, match=r"holds 'results\.json', which is not of the export"):
+        a_model(1).save_pretrained(folder)
+    (folder / "results.json").unlink()
     a_model(1).save_pretrained(folder)  # trained further
     (folder / "results.json").write_text(record)
     refused = command("push", folder, "me/digits", "--dry-run")

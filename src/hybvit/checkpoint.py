@@ -26,7 +26,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import CheckpointError, DataError
+from .errors import CheckpointError, ConfigError, DataError
 from .storage import MAX_TEXT, flush, read_bytes, temporary_name
 
 CONFIG, WEIGHTS, EMA = "config.yaml", "model", "ema"
@@ -145,6 +145,30 @@ def recover(folder: Path) -> None:
     if not folder.exists():
         with contextlib.suppress(OSError):  # another reader may be faster
             os.rename(found[-1], folder)
+
+
+def check_replaceable(folder: Path, mark: str, wanted: str) -> None:
+    """Check that nothing but an earlier export would be lost if a folder were replaced.
+
+    Args:
+        mark: a file that exports of this kind have.
+        wanted: what such an export is called.
+
+    Raises:
+        ConfigError: the folder exists and is no such export, or holds a file that its manifest does not name.
+    """
+    recover(folder)
+    if not folder.exists():
+        return
+    try:
+        named = read_manifest(folder)["sha256"].keys()
+    except CheckpointError:
+        named = set()
+    if mark not in named:
+        raise ConfigError(f"{folder}: exists and {wanted}; choose another folder")
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    if others := [name for name in files if name not in {*named, MANIFEST, CARD}]:
+        raise ConfigError(f"{folder}: holds {others[0]!r}, which is not of the export; choose another folder")
 
 
 def digest_of(manifest: Mapping[str, Any]) -> str:

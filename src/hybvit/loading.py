@@ -82,6 +82,7 @@ def load_newest(run: Path, device: torch.device | str | None = None) -> HybridMo
 
 def load_checkpoint(folder: Path, device: torch.device | str | None = None) -> HybridModel:
     """Load the EMA weights of one checkpoint folder of a run."""
+    folder = Path(os.path.abspath(folder))  # "." has no parent
     checkpoint.verify(folder, (f"{EMA}.safetensors",))
     return of_run(folder.parent.parent, folder, *checkpoint.read_verified(folder, *READ), device)
 
@@ -122,7 +123,7 @@ def calibration_folder(source: str | os.PathLike[str]) -> Path:
     Raises:
         ConfigError: the model is a bundled one, on the hub, or a checkpoint without its run.
     """
-    path = Path(source)
+    path = Path(os.path.abspath(source))
     is_checkpoint = (path / f"{EMA}.safetensors").is_file()
     folder = path.parent.parent if is_checkpoint else path
     if not (folder / CONFIG).is_file():

@@ -27,7 +27,7 @@ def build_parser() -> ArgumentParser:
         "weights with their configuration, which hybvit itself loads",
     )
     parser.add_argument("--int8", action="store_true", help="matrix products in int8, for onnx: faster on CPUs, less exact")
-    parser.add_argument("--out", type=path, help="folder to write (MODEL-FORMAT in the current one)")
+    parser.add_argument("--out", type=path, help="folder to write (MODEL-FORMAT in the current one, or MODEL-onnx-int8)")
     return parser
 
 
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     if args.int8 and args.format != "onnx":
         parser.error(f"--int8 is for --format onnx, not for {args.format}")
-    out = args.out or Path(f"{Path(args.model).resolve().name}-{args.format}")
+    out = args.out or Path(f"{Path(args.model).resolve().name}-{args.format}{'-int8' if args.int8 else ''}")
     if args.format == "safetensors":
         export_folder(out)
         load(args.model, "cpu").save_pretrained(out)

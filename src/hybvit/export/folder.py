@@ -74,12 +74,10 @@ def graphs_folder(folder: str | os.PathLike[str]) -> Path:
     """The path of a folder to write graphs to.
 
     Raises:
-        ConfigError: it exists and holds something else; weights among it, which could not be made again.
+        ConfigError: it exists and holds something else, such as weights, which could not be made again.
     """
     path = Path(folder)
-    checkpoint.recover(path)
-    if path.exists() and not (path / ABOUT).is_file():
-        raise ConfigError(f"{path}: exists and holds no exported graphs; choose another folder")
+    checkpoint.check_replaceable(path, ABOUT, "holds no exported graphs")
     return path
 
 

@@ -29,12 +29,10 @@ def export_folder(folder: str | os.PathLike[str]) -> Path:
     """The path of a folder to export to.
 
     Raises:
-        ConfigError: it exists and is not an exported model.
+        ConfigError: it exists and is not an exported model, or holds more than that.
     """
     path = Path(folder)
-    checkpoint.recover(path)
-    if path.exists() and not (path / checkpoint.MANIFEST).is_file():
-        raise ConfigError(f"{path}: exists and is not an exported model; choose another folder")
+    checkpoint.check_replaceable(path, CONFIG, "is not an exported model")
     return path
 
 
