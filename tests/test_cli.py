@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 from hybvit import cli
+from hybvit.cli.evaluate import folder_name
 from hybvit.config import fields_in, parse, without_effect
+from hybvit.evaluation import suites
 from hybvit.presets import PRESETS, preset
 
-from .conftest import QUICK, TINY, hybvit_process
+from .conftest import QUICK, TINY, hybvit, hybvit_process
 
 
 def test_help_answers_at_once():
@@ -339,3 +341,75 @@ def test_a_file_name_with_a_line_break_stays_on_its_line(tiny_run, tmp_path, cap
     said = capsys.readouterr()
     assert (said.out.count("\n"), said.err.count("\n")) == (1, 2)
     assert all(line.startswith("hybvit: ") for line in said.err.splitlines())
+
+
+# Options that contradict each other, and places that are shared
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train digits --data a --data.root b", "--data and --data.root name the images: leave one out"),
+        ("train digits --objective vit --objective.kind genvit", "--objective and --objective.kind name the objective"),
+        ("finetune digits --data a --steps 5 --train.steps 6", "--steps and --train.steps name the training steps"),
+        ("edit digits a.png --into 3 --seed 5", "--seed is of the noise of --box, --mask and --vary"),
+        ("show-data digits --out pictures/train --data pictures", "lies among the images of"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures" / "train" / "0").mkdir(parents=True)
+    assert hybvit("sample", "digits", "-n", "3", "--steps", "1", "--folder", "pictures/train/0").returncode == 0
+    shutil.copytree("pictures/train", "pictures/test")
+    shutil.copyfile("pictures/train/0/000000.png", "a.png")
+    before = sorted(map(str, tmp_path.rglob("*")))
+    done = hybvit(*words.split())
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert sorted(map(str, tmp_path.rglob("*"))) == before
+
+
+def test_a_grid_is_drawn_beside_single_images_where_it_is_asked_for(tmp_path):
+    words = ("sample", "digits", "-n", "2", "--steps", "1", "--folder", tmp_path / "drawn", "--out", tmp_path / "grid.png")
+    done = hybvit(*words)
+    assert done.returncode == 0
+    assert f"{tmp_path / 'drawn'} and {tmp_path / 'grid.png'}: 2 images" in done.stdout
+    assert {path.name for path in tmp_path.rglob("*.png")} == {"000000.png", "000001.png", "grid.png"}
+
+
+def test_an_empty_folder_loses_no_answer(tmp_path):
+    hybvit("sample", "digits", "-n", "1", "--steps", "1", "--out", tmp_path / "one.png")
+    (tmp_path / "empty").mkdir()
+    done = hybvit("classify", "digits", tmp_path / "empty", tmp_path / "one.png")
+    assert done.returncode == 3
+    assert str(tmp_path / "one.png") in done.stdout
+    assert "empty: no image files in this folder" in done.stderr
+
+
+def test_a_plan_is_the_result_of_a_dry_run(tmp_path):
+    assert "cifar10_jem" in hybvit("reproduce", "table1", "--dry-run", "--quiet", "--out", tmp_path).stdout
+
+
+def test_models_of_different_places_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    models = ("digits", "me/digits", "a.py:build", "b.py:build", "timm:resnet18", "torchvision:resnet18", "a/model", "b/model")
+    names = [folder_name(model) for model in models]
+    assert len(set(names)) == len(names)
+    assert names[0] == folder_name("./digits/").rpartition("-")[2] == "digits"
+    assert folder_name("me/digits@v1") == "me-digits"
+    assert not any(set("/:\\") & set(name) for name in names)
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_was_interrupted_resumes(tiny_run, tmp_path, monkeypatch):
+    words = ("evaluate", tiny_run, *QUICK, "--suites", "accuracy,quality", "--out", tmp_path)
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(suites.SUITES, "quality", suites.SUITES["quality"]._replace(run=stopped))
+        done = hybvit(*words)
+    assert done.returncode == 75
+    assert done.stderr == f"hybvit: {tmp_path}: interrupted; finished suites are kept, the same command resumes\n"
+    assert hybvit(*words).returncode == 0

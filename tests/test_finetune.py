@@ -125,9 +125,16 @@ def test_what_a_model_was_trained_with_does_not_bind_a_fine_tuning():
 
 @pytest.mark.slow
 def test_fields_are_judged_with_the_objective_that_is_asked_for(tmp_path):
-    words = ["--objective", "vit", "--optim.freeze", "true", "--train.steps=1", *TINY, "--out", tmp_path / "run"]
-    done = command("train", "digits", "--objective.kind", "genvit", *words)
+    digits = ["--data.name=digits", "--model.image_size=8", "--model.patch_size=2", "--model.channels=1"]
+    words = ["--optim.freeze", "true", "--train.steps=1", *digits, *TINY, "--out", tmp_path / "run"]
+    assert "optim.freeze is for" in command("train", "cifar10_genvit", *words).stderr
+    done = command("train", "cifar10_genvit", "--objective", "vit", *words)
     assert done.returncode == 0, done.stderr
+    twice = command("train", "cifar10_genvit", "--objective", "vit", "--objective.kind", "vit", *words)
+    assert (twice.returncode, twice.stderr) == (
+        2,
+        "hybvit: --objective and --objective.kind name the objective: leave one out\n",
+    )
 
 
 @pytest.mark.parametrize("name", bundled())

@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ["MPLBACKEND"] = "agg"  # plots are files; an unknown backend would end the command
     command = arguments[0] if arguments and not {"-h", "--help"} & {*arguments} else ""
     goes_on = command in WRITES_FILES
-    silent = quiet and command in FILES_ONLY and "--json" not in arguments
+    silent = quiet and command in FILES_ONLY and not {"--json", "--dry-run"} & {*arguments}
     with guarded(goes_on, quiet, silent) as out, plain_warnings(), stopped_by_signals():
         code, leaving = 0, None
         try:

@@ -54,7 +54,12 @@ def main(arguments: list[str]) -> None:
     model = load(args.model)
     named, pixels, bad = list[str](), list[Tensor](), list[DataError]()
     shape, originals = model.cfg.model, Originals(model.cfg.data.bits)
-    files = [file for place in args.images for file in image_files(place)]
+    files = list[str]()
+    for place in args.images:
+        try:
+            files += image_files(place)
+        except DataError as error:
+            bad.append(error)
     with Progress(len(files), "reading") as progress:
         for image in files:
             try:

@@ -88,7 +88,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("-n", type=positive_int, help="results for each picture (1; with --toward the images on the way: 9)")
     parser.add_argument("--label", help="draw as one of this class (--box, --mask, --vary; models with label conditioning)")
     parser.add_argument("--confidence", type=float, help=f"probability that --into has to reach ({Search().confidence})")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise of --box, --mask and --vary (0)")
+    parser.add_argument("--seed", type=int, help="of the noise of --box, --mask and --vary (0)")
     parser.add_argument("--out", type=path, default=Path("edit.png"), help="file for the picture (edit.png)")
     parser.add_argument("--folder", type=path, help="write the results alone, 000000.png, ..., to this folder too")
     return parser
@@ -150,9 +150,9 @@ def edit(model: HybridModel, pixels: Tensor, args: argparse.Namespace, label: in
         after = [said for edited in found for said in answers(model, edited.after, results)]
         return pairs_of(repeated, torch.cat([edited.pixels for edited in found]), before, after)
     if args.vary is not None:
-        edited = model.vary(repeated, args.vary, label, STEPS, args.seed, BATCH)
+        edited = model.vary(repeated, args.vary, label, STEPS, args.seed or 0, BATCH)
     else:
-        edited = model.inpaint(repeated, mask_of(model, args), label, STEPS, REPEATS, args.seed, BATCH)
+        edited = model.inpaint(repeated, mask_of(model, args), label, STEPS, REPEATS, args.seed or 0, BATCH)
     said = [answers(model, prediction, len(repeated)) for prediction in (edited.before, edited.after)]
     return pairs_of(repeated, edited.pixels, *said)
 
@@ -182,6 +182,8 @@ def check_used(args: argparse.Namespace) -> None:
         raise ConfigError("--label goes with --box, --mask and --vary; --into names the class of a counterfactual")
     if args.n is not None and args.into is not None:
         raise ConfigError("-n is given, but --into has one result for each picture: leave it out")
+    if args.seed is not None and (args.into is not None or args.toward is not None):
+        raise ConfigError("--seed is of the noise of --box, --mask and --vary; --into and --toward have none: leave it out")
     if args.confidence is not None and args.into is None:
         raise ConfigError("--confidence is that of --into: leave it out")
     if args.confidence is not None and not 0 < args.confidence < 1:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
 from ..distributed import process_group
-from ..errors import ConfigError
+from ..errors import ConfigError, Interrupted
 from ..evaluation import measure
 from ..evaluation.options import Options
 from ..evaluation.subject import Subject, open_subject
@@ -75,8 +77,13 @@ def main(arguments: list[str]) -> None:
                 print(line, flush=True)
 
         subject = open_subject(args.model, args.dataset, args.data, args.test_root)
-        out = args.out or subject.run or Path("evaluated") / Path(args.model.partition("@")[0].replace(":", "/")).resolve().name
-        results = measure(subject, suites, options, out, args.again, say)
+        out = args.out or subject.run or Path("evaluated") / folder_name(args.model)
+        try:
+            results = measure(subject, suites, options, out, args.again, say)
+        except KeyboardInterrupt:
+            if any((out / "evaluation").glob("*/result.json")):
+                raise Interrupted(f"{out}: interrupted; finished suites are kept, the same command resumes") from None
+            raise
         say(f"{results.save(out)} written")
         if args.report:
             say(f"{results.report(out)} and report.md written: open it in a browser")
@@ -84,6 +91,13 @@ def main(arguments: list[str]) -> None:
             print(json.dumps(results.record, allow_nan=False))
         elif rank == 0:
             suggest_next(args, arguments, subject)
+
+
+def folder_name(model: str) -> str:
+    """A name for the results of a model that is no run of its own: models of different places do not share it."""
+    named = os.path.normpath(model.partition("@")[0])
+    named = os.path.abspath(named) if named.startswith(".") else named
+    return re.sub(r"[^\w.]+", "-", named).strip("-")
 
 
 def suggest_next(args: argparse.Namespace, arguments: list[str], subject: Subject) -> None:

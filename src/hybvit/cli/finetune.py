@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ..config import override, parse
+from ..checkpoint import CONFIG, has_steps
+from ..config import fields_in, load_config, override, parse
 from ..data.locate import locate
+from ..errors import ConfigError
 from ..loading import load
 from ..training.finetune import STEPS, finetuning
 from .arguments import ArgumentParser, location, path, positive_int
@@ -27,7 +29,7 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--freeze", action="store_true", help="keep the network as it is: train only what has a row per class")
     parser.add_argument("--objective", choices=("vit", "genvit", "hybvit"), help="what to train for (that of the model)")
-    parser.add_argument("--steps", type=positive_int, default=STEPS, help=f"training steps ({STEPS})")
+    parser.add_argument("--steps", type=positive_int, help=f"training steps ({STEPS}), with a warm-up of a twentieth of them")
     parser.add_argument(
         "--out",
         type=path,
@@ -40,12 +42,13 @@ def build_parser() -> ArgumentParser:
 def main(arguments: list[str]) -> None:
     args, fields = build_parser().parse_known_args(arguments)
     base = finetuning(load(args.model, "cpu").cfg, args.model, args.freeze, args.objective)
-    base = override(base, train={"steps": args.steps}, optim={"warmup_steps": args.steps // 20})
-    cfg = parse(fields, base)
+    given = fields_in(fields)
+    if args.steps and "train.steps" in given:
+        raise ConfigError("--steps and --train.steps name the training steps: leave one out")
+    cfg = parse(fields, override(base, train={"steps": args.steps or STEPS}))
     kind = f"{'probe' if args.freeze else 'finetuned'}{f'-{args.objective}' if args.objective else ''}"
-    run(
-        replace(cfg, data=locate(cfg.data, args.data)),
-        fields,
-        args.out or Path("runs") / f"{Path(args.model).name}-{kind}",
-        args.data,
-    )
+    out = args.out or Path("runs") / f"{Path(args.model).name}-{kind}"
+    if "optim.warmup_steps" not in given:  # a run that goes on for more steps keeps its warm-up
+        warmup = load_config(out / CONFIG).optim.warmup_steps if has_steps(out) else cfg.train.steps // 20
+        cfg = override(cfg, optim={"warmup_steps": warmup})
+    run(replace(cfg, data=locate(cfg.data, args.data)), fields, out, args.data)

@@ -35,8 +35,9 @@ def main(arguments: list[str]) -> None:
             parser.error(f"--{error}")
     of_class = "" if label is None else f" of class {model.classes[label]!r} (number {label})"
     files = [f"{i:06d}.png" for i in range(args.n)] if args.folder is not None else []
-    if args.folder is None:
-        check_image_suffix(args.out)
+    out = args.out or (None if args.folder else Path("grid.png"))
+    if out is not None:
+        check_image_suffix(out)
     with contextlib.nullcontext() if args.folder is None else open_folder(args.folder, files):
         with naming(args.model):
             announce_samples(model, args, label)
@@ -51,13 +52,14 @@ def main(arguments: list[str]) -> None:
                 progress=True,
                 tries=args.tries,
             )
-        if args.folder is None:
-            save_image(grid(pixels, scale=max(1, 64 // pixels.shape[-1])), args.out)
+        if out is not None:
+            save_image(grid(pixels, scale=max(1, 64 // pixels.shape[-1])), out)
         for name, image in zip(files, pixels if files else (), strict=True):
             save_image(grid(image[None], gap=0), args.folder / name)
-    print(f"{args.folder or args.out}: {args.n} images{of_class}")
+    print(f"{' and '.join(str(place) for place in (args.folder, out) if place)}: {args.n} images{of_class}")
     if args.folder is None:
-        suggest("sample", arguments=arguments, folder=args.out.with_suffix(""))
+        assert out is not None
+        suggest("sample", arguments=arguments, folder=out.with_suffix(""))
     elif model.has_classes:
         suggest("sample --folder", model=args.model, image=args.folder / files[0])
     else:
@@ -108,7 +110,7 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (0)")
     parser.add_argument("--batch-size", type=positive_int, default=256, help="images per batch (256)")
-    parser.add_argument("--out", type=path, default=Path("grid.png"), help="file for the grid (grid.png)")
+    parser.add_argument("--out", type=path, help="file for the grid (grid.png, or none with --folder)")
     parser.add_argument("--folder", type=path, help="write single images 000000.png, ... to this folder instead")
     return parser
 

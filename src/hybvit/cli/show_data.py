@@ -17,10 +17,11 @@ from ..data.corruptions import SEVERITIES, applicable, check_corruption, corrupt
 from ..data.datasets import open_dataset
 from ..data.image_set import ImageSet, to_pixels, to_x
 from ..data.images import save_image
-from ..data.locate import locate
+from ..data.locate import image_folders, locate
 from ..evaluation.plots import literal
 from ..method.seeds import generator
 from ..presets import preset
+from ..storage import refuse_inside
 from .arguments import ArgumentParser, location, path, positive_int
 from .next_step import data_options, suggest
 
@@ -137,6 +138,7 @@ def main(arguments: list[str]) -> None:
         cfg = replace(cfg, data=locate(cfg.data, args.data))
     data = open_dataset(cfg.data, cfg.model.image_shape, cfg.model.num_classes, labeled=cfg.objective.kind != "genvit")
     out = args.out or Path("runs") / "show-data" / args.preset
+    refuse_inside(out, image_folders(cfg.data))
     save_image(sheet(augmentation_rows(data.train, data.classes, cfg, args.columns)), out / "augmentation.png")
     save_image(sheet(figure_1_rows(data.train, cfg)), out / "figure1.png")
     test, seed = data.test.subsample(args.columns), cfg.train.seed

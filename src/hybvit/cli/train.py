@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from .. import checkpoint
 from ..config import Config, field_help, fields_in, parse, without_effect
 from ..data.locate import locate
 from ..distributed import is_alone, is_first
+from ..errors import ConfigError, Interrupted
 from ..presets import PRESETS, preset
 from ..training.loop import say_at_once, train
 from .arguments import ArgumentParser, location, path
@@ -43,6 +45,11 @@ def main(arguments: list[str]) -> None:
     named = [word for word in arguments if word in PRESETS]
     args, fields = build_parser(PRESETS[named[0]].config if named else None).parse_known_args(arguments)
     kind = ["--objective.kind", args.objective] if args.objective else []
+    given = fields_in(fields)
+    if args.data and "data.root" in given:
+        raise ConfigError("--data and --data.root name the images: leave one out")
+    if args.objective and "objective.kind" in given:
+        raise ConfigError("--objective and --objective.kind name the objective: leave one out")
     cfg = parse([*fields, *kind], preset(args.preset))
     if args.data:
         cfg = replace(cfg, data=locate(cfg.data, args.data))
@@ -57,7 +64,12 @@ def run(cfg: Config, fields: list[str], out: Path, data: str | None) -> None:
         lines.append("--train.parallel does nothing in one process: torchrun starts several")
     for line in lines if is_first() else ():
         say_at_once(f"warning: {line}")
-    train(cfg, out)
+    try:
+        train(cfg, out)
+    except KeyboardInterrupt:  # before its first step, or after its last one
+        if checkpoint.has_steps(out):
+            raise Interrupted(f"{out}: interrupted; the state is saved, the same command resumes") from None
+        raise
     if is_first():
         print(f"{out}: done")
         suggest("train", run=out, data=data_options(data, cfg.data.test_root))
