@@ -116,6 +116,11 @@ def test_a_verdict_respects_the_intervals():
     assert claims.verdict(close, Measured(70.2, 70, 70.4), Measured(70)).outcome == "holds"
     assert claims.verdict(close, Measured(75, 74, 76), Measured(70)).outcome == "does not hold"
     assert claims.verdict(close, Measured(71.1, 70.1, 72.1), Measured(70)).outcome == "too close to call"
+    apart = Measured(99, 98.9, 100.5), Measured(98.3, 96.9, 98.35)  # by up to 3.6
+    assert claims.verdict(close, *apart).outcome == "too close to call"
+    samples = claim._replace(column="fid")
+    few, many = Measured(80, 79, 81, "fidelity/fd_cnn-digits_100"), Measured(70, 69, 71, "fidelity/fd_cnn-digits_1000")
+    assert claims.verdict(samples, few, many).outcome == "not judged: of different numbers of samples"
     assert claims.verdict(claim._replace(relation="ratio"), Measured(6), Measured(2)).outcome == "3.00 times"
     lower = claim._replace(relation="lower")
     assert claims.verdict(lower, Measured(2), Measured(6)).outcome == "holds"
@@ -197,7 +202,7 @@ def test_a_column_is_read_in_its_own_unit():
     }  # fmt: skip
     for column, value in expected.items():
         assert measured(column, row, RECORD, POCKET).value == pytest.approx(value), column
-    assert measured("accuracy", row, RECORD, POCKET)[1:] == pytest.approx((88.0, 92.0))
+    assert measured("accuracy", row, RECORD, POCKET)[1:3] == pytest.approx((88.0, 92.0))
     assert measured("auroc_svhn", row._replace(group="max_probability"), RECORD, POCKET).value == 0.5
     assert measured("auroc_celeba", row, RECORD, POCKET) is None  # nothing stands in for it
     assert measured("pgd_l2_50", row, RECORD, POCKET) is None
@@ -256,6 +261,9 @@ def test_a_run_that_diverged_is_seen_in_the_table():
     text = render.markdown("table1", {"cifar10_jem": record}, POCKET)
     assert "WRN-10-1, 2.00 M, 60 steps of 64, **diverged**" in text
     assert "`cifar10_jem` diverged: step 77: the energies ..." in text
+    both = render.markdown("table1", {"cifar10_jem": record, "cifar10": RECORD}, POCKET)
+    (better,) = (line for line in both.splitlines() if line.startswith("| HybViT classifies better than JEM |"))
+    assert better.endswith("| not judged: `cifar10_jem` diverged |")
     assert "| JEM diverges easily |  |  | holds (one run) |" in text
     assert "pocket scale, digits; seed 0; 0.01 hours of training" in text
 
@@ -285,10 +293,13 @@ def test_shards_part_the_work():
 def test_the_plan_costs_what_the_presets_say():
     assert FULL.hours(FULL.config("cifar10_jem")) == cost(preset("cifar10_jem")).gpu_hours
     need = Job("cifar10", POCKET.config("cifar10"), ("fidelity",), False)
-    one = evaluation_eflop(need, POCKET)
+    one = evaluation_eflop(need, POCKET, {})
     assert one > 0
-    assert evaluation_eflop(need._replace(snapshots=True), POCKET) == pytest.approx(SNAPSHOTS * one)
-    assert evaluation_eflop(need._replace(suites=()), POCKET) == 0
+    assert evaluation_eflop(need, POCKET, {"samples": 100}) < one / 2  # as --look asks
+    assert evaluation_eflop(need._replace(snapshots=True), POCKET, {}) == pytest.approx(SNAPSHOTS * one)
+    assert evaluation_eflop(need._replace(suites=()), POCKET, {}) == 0
+    for figure in ("figure8", "figure13"):  # the finished run is their last point
+        assert all(evaluation_eflop(job, POCKET, {}) > 0 for job in work.plan([figure], POCKET, set(), []).jobs)
 
 
 @pytest.mark.slow
@@ -407,9 +418,11 @@ def test_what_is_done_is_not_done_again(finished):
     assert other.returncode == 0
     assert "id=table7" in (folder / "index.html").read_text()  # an earlier call's tables stay
     for field in ("--train.seed=7", "--train.steps=20", "--objective.alpha=1"):
-        wrong = hybvit("reproduce", "table7", "--render", "--out", finished, *TINY, field)
-        assert wrong.returncode == 2
-        assert "was started with" in wrong.stderr
+        for words in (["table7", "--render"], ["table6", "--runs", "cifar10_alpha1"]):  # of other rows in the same folder
+            wrong = hybvit("reproduce", *words, "--out", finished, *TINY, field)
+            assert wrong.returncode == 2
+            assert "was started with" in wrong.stderr
+            assert not (folder / "cifar10_alpha1").exists()
     kept = json.loads((folder / "records.json").read_text())["runs"]
     assert {name: record["seed"] for name, record in kept.items()} == dict.fromkeys(kept, 0)
     assert len(kept) == 3  # two runs, one of which is two presets'

@@ -203,6 +203,7 @@ def test_a_table_has_means_over_seeds_and_differences_to_the_base():
         "small": record("small", 0, 0.8, 5.0),
         "small-seed1": record("small", 1, 0.9, 7.0),
         "labels": record("labels", 0, 0.7, 4.0),
+        "labels-seed1": record("labels", 1, 0.9, 7.0) | {"metrics": {"fidelity/fd_cnn_5000": {"value": 7.0}}},  # no accuracy
     }
     heads, lines = lines_of(STUDY, records)
     table = {line[0]: dict(zip(heads, line, strict=True)) for line in lines}
@@ -210,7 +211,7 @@ def test_a_table_has_means_over_seeds_and_differences_to_the_base():
     assert table["**the small recipe**"]["accuracy %"] == "85.00"
     assert table["**the small recipe**"]["seeds"] == "0, 1"
     assert table["classification only"]["accuracy %"] == "70.00 (-10.00)"  # to the same seed
-    assert table["classification only"]["Frechet distance"] == "4.00 (-1.00)"
+    assert table["classification only"]["Frechet distance"] == "5.50 (-0.50)"
     assert table["classification only"]["NLL"] == ""
 
 

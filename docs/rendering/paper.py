@@ -79,6 +79,10 @@ def paper_verdicts(scale: str) -> str:
         same = [(name, line[0]) for name, line in found if line[3] in kinds]
         listed = "; ".join(f"{words} ({titled(name)})" for name, words in same)
         parts.append(f"**{outcome.capitalize()}** ({len(same)}): {listed or 'none'}.\n")
+    none = [(name, line[0], line[3].partition(":")[2]) for name, line in found if line[3].startswith("not judged")]
+    if none:
+        listed = "; ".join(f"{words} ({titled(name)};{reason})" for name, words, reason in none)
+        parts.append(f"**Not judged** ({len(none)}): {listed}.\n")
     return "\n".join(parts)
 
 

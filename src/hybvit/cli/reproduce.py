@@ -16,7 +16,7 @@ from ..reproduce.pages import write_out
 from ..reproduce.runs import share_of
 from ..reproduce.scales import SCALES
 from ..reproduce.tables import NAMES
-from ..reproduce.work import announce_jobs, collect, dry_run, plan, prepare, raise_worst, run_jobs
+from ..reproduce.work import announce_jobs, check_started, collect, dry_run, plan, prepare, raise_worst, run_jobs
 from ..storage import make_folder
 from ..training.loop import say_at_once
 from .arguments import ArgumentParser, path
@@ -112,14 +112,15 @@ def main(arguments: list[str]) -> None:
     work = plan(names, scale, only, fields)
     mine = share_of(work.jobs, shard, shards)
     if args.dry_run:
-        dry_run(work, mine, folder, scale)
+        dry_run(work, mine, folder, scale, overrides)
         suggest("reproduce --dry-run", arguments=[word for word in arguments if word != "--dry-run"])
         return
+    check_started(folder, scale, fields)
     make_folder(folder)
     failures: dict[str, list[Exception]] = {}
     try:
         if not args.render:
-            announce_jobs(mine, folder, scale)
+            announce_jobs(mine, folder, scale, overrides)
             prepare(work, folder, scale, fields, shards)
             failures = run_jobs(mine, folder, scale, overrides, say_at_once)
         for run, reason in work.missing.items():

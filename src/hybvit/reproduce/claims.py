@@ -132,10 +132,14 @@ def verdict(claim: Claim, left: Measured | None, right: Measured | None) -> Verd
         return None
     if claim.relation == "ratio":
         return Verdict(left, right, f"{left.value / right.value:.2f} times")
+    if claim.column in ("fid", "inception_score") and None not in (left.metric, right.metric) and left.metric != right.metric:
+        return Verdict(left, right, "not judged: of different numbers of samples")
     gap = left.value - right.value
     doubt = math.hypot(towards(left, -gap), towards(right, gap))
     if claim.relation in ("close", "alike"):
         margin = claim.margin * (abs(right.value) if claim.relation == "alike" else 1)
+        if abs(gap) < margin:  # what is in doubt is whether they are farther apart
+            doubt = math.hypot(towards(left, gap), towards(right, -gap))
         if abs(abs(gap) - margin) <= doubt:
             return Verdict(left, right, "too close to call")
         return Verdict(left, right, "holds" if abs(gap) <= margin else "does not hold")
@@ -144,7 +148,7 @@ def verdict(claim: Claim, left: Measured | None, right: Measured | None) -> Verd
 
 
 def towards(figure: Measured, direction: float) -> float:
-    """The half-width of the interval on the side that faces the other figure."""
+    """The half-width of the interval on the side above the figure for a positive direction, else on the side below."""
     if figure.low is None or figure.high is None:
         return 0.0
     return max(figure.high - figure.value if direction > 0 else figure.value - figure.low, 0.0)

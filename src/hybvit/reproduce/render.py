@@ -244,7 +244,9 @@ def verdicts(name: str, records: Records, scale: Scale) -> list[list[str]]:
         if ours is None:
             continue
         theirs = verdict(claim, *(published_figure(row, claim.column) for row in pair))
-        found.append([with_stand_in(claim.statement, scale), figures_of(claim, theirs), figures_of(claim, ours), ours.outcome])
+        ended = [row.run for row in pair if "diverged" in records.get(row.run or "", {})]
+        outcome = f"not judged: `{ended[0]}` diverged" if ended else ours.outcome
+        found.append([with_stand_in(claim.statement, scale), figures_of(claim, theirs), figures_of(claim, ours), outcome])
     return found
 
 

@@ -233,7 +233,7 @@ def describe_network(cfg: Config) -> str:
     return f"ViT {cfg.model.depth}x{cfg.model.dim}, patch {cfg.model.patch_size}"
 
 
-def evaluation_eflop(job: Job, scale: Scale) -> float:
+def evaluation_eflop(job: Job, scale: Scale, overrides: Mapping[str, Any]) -> float:
     """The approximate cost of a row's evaluation in 10^18 operations: samples, attacks and bounds.
 
     A forward pass counts as a third of a training step per image.
@@ -242,7 +242,7 @@ def evaluation_eflop(job: Job, scale: Scale) -> float:
     passes = 3 * (denoising + labeled) + (job.cfg.jem.steps * 2 * denoising if job.cfg.objective.kind == "jem" else 0)
     forward = cost(job.cfg).train_gflop_per_step / passes
     evaluations = 0.0
-    for _, suites, options in evaluations_of(job, Path(), scale, {}):
+    for _, suites, options in evaluations_of(job._replace(snapshots=False), Path(), scale, overrides):
         if "fidelity" in suites or "quality" in suites:
             evaluations += options.samples * options.steps * (SNAPSHOTS if job.snapshots else 1)
         if "robustness" in suites:

@@ -99,7 +99,10 @@ def trial_parts(cfg: Config, steps: int) -> list[float]:
     """Seconds of each of the first ``TRIAL_PARTS`` parts of a training; a part has this many steps."""
     whole = {"steps": TRIAL_PARTS * steps, "log_every": steps, "checkpoint_every": TRIAL_PARTS * steps, "preview_every": 0}
     with tempfile.TemporaryDirectory() as folder:
-        train(override(cfg, train=whole), Path(folder) / "trial", lambda line: None, trial=False)
+        try:
+            train(override(cfg, train=whole), Path(folder) / "trial", lambda line: None, trial=False)
+        except Interrupted:  # what was saved goes with the folder
+            raise KeyboardInterrupt from None
         return [line["seconds"] for line in read_metrics(Path(folder) / "trial" / "metrics.jsonl")]
 
 
@@ -247,7 +250,8 @@ def costs_of(study: Study, folder: Path) -> dict[str, Any]:
 def metric_of(record: dict[str, Any], prefix: str) -> dict[str, Any] | None:
     """The metric of this name; a prefix that ends in ``_`` is completed by the extractor and the number of samples."""
     metrics = record["metrics"]
-    names = [prefix] if not prefix.endswith("_") else [n for n in metrics if n.startswith(prefix) and n[-1].isdigit()]
+    prefixes = (prefix, "fidelity/fid_") if prefix == "fidelity/fd_" else (prefix,)  # of the canonical Inception network
+    names = [prefix] if not prefix.endswith("_") else [n for n in metrics if n.startswith(prefixes) and n[-1].isdigit()]
     return next((metrics[name] for name in names if name in metrics), None)
 
 
@@ -272,8 +276,8 @@ def lines_of(study: Study, records: dict[str, dict[str, Any]]) -> tuple[list[str
         found = [value for record in own if (value := value_of(record, metric)) is not None]
         return unit * statistics.mean(found) if found else None
 
-    def seeds_of(name: str) -> set[int]:
-        return {record["seed"] for record in groups.get(name, [])}
+    def seeds_of(name: str, heading: str) -> set[int]:
+        return {record["seed"] for record in groups.get(name, []) if value_of(record, COLUMNS[heading][0]) is not None}
 
     def place(name: str) -> tuple[bool, float]:
         distance = mean(name, "Frechet distance")
@@ -284,8 +288,8 @@ def lines_of(study: Study, records: dict[str, dict[str, Any]]) -> tuple[list[str
         own = groups[name]
         description = description_of(study, own[0])
         line = [f"**{description}**" if name == study.base else description]
-        shared = seeds_of(name) & seeds_of(study.base)
         for heading, (_, _, digits) in COLUMNS.items():
+            shared = seeds_of(name, heading) & seeds_of(study.base, heading)
             value, same, base = mean(name, heading), mean(name, heading, shared), mean(study.base, heading, shared)
             if heading == "bits/dim" and padded(study, name):
                 base = None
@@ -332,7 +336,7 @@ def facts(records: dict[str, dict[str, Any]]) -> str:
     return (
         f"Data: {one['data']}. Steps: as many as a short trial predicted to fit into {budgets} seconds on {machines}{given}. "
         f"Frechet distance: extractor {protocol.get('extractor', '')}, {drawn}. "
-        "In parentheses: the difference from the first row at the same seed."
+        "In parentheses: the difference from the first row, over the seeds that both have, or over all if they share none."
     )
 
 

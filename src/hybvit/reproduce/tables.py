@@ -14,11 +14,12 @@ from .scales import Scale
 
 
 class Measured(NamedTuple):
-    """A measured figure in the unit of the published column, with its 95 % interval where one is known."""
+    """A measured figure in the unit of the published column, with its 95 % interval where one is known, and its metric."""
 
     value: float
     low: float | None = None
     high: float | None = None
+    metric: str | None = None
 
 
 class Row(NamedTuple):
@@ -75,12 +76,12 @@ FIGURES: dict[str, Figure] = {
     "figure4": Figure("Samples of GenViT", ("cifar10_genvit",), ("fidelity",)),
     "figure5": Figure("Samples of HybViT", ("cifar10",), ("fidelity",)),
     "figure6": Figure("Calibration: ViT, HybViT and WRN", ("cifar10_vit", "cifar10", "cifar10_wrn28_10"), ("calibration",)),
-    "figure8": Figure("Accuracy and Frechet distance during training", ALONG, snapshots=True),
+    "figure8": Figure("Accuracy and Frechet distance during training", ALONG, ("accuracy", "fidelity"), True),
     "figure8b": Figure("Accuracy under PGD", ("cifar10_vit", "cifar10", "cifar10_wrn28_10"), ("accuracy", "robustness")),
     "figure10": Figure("log p(x) of HybViT's samples, with examples", ("cifar10",), ("fidelity", "quality")),
     "figure11": Figure("p(y|x) of HybViT's samples, with examples", ("cifar10",), ("fidelity", "quality")),
     "figure12": Figure("Calibration with strong and weak augmentation, compared with WRN and JEM", SIX, ("calibration",)),
-    "figure13": Figure("Samples during training", ("cifar10",), snapshots=True),
+    "figure13": Figure("Samples during training", ("cifar10",), ("accuracy", "fidelity"), snapshots=True),
     "figure14": Figure("Samples on every data set", ALL_DATA, ("fidelity",)),
     **{
         f"figure{15 + k}": Figure(f"The best and the worst samples of class {k}", ("cifar10",), ("fidelity", "quality"))
@@ -157,7 +158,7 @@ def measured(column: str, row: Row, record: dict[str, Any] | None, scale: Scale)
     if entry is None:
         return None
     low, high = entry.get("low"), entry.get("high")
-    return Measured(entry["value"] * unit, None if low is None else low * unit, None if high is None else high * unit)
+    return Measured(entry["value"] * unit, None if low is None else low * unit, None if high is None else high * unit, name)
 
 
 NAMES = (*tables(), *FIGURES)

@@ -16,6 +16,7 @@ from ..catalog import CATALOG
 from ..config import Config, differences, minibatches, override
 from ..data.batches import random_batch
 from ..devices import alternating, autocast, best_device, environment, keep_freed_memory, resolve_precision
+from ..errors import ConfigError
 from ..method.objective import hybrid_loss
 from ..method.seeds import generator
 from ..networks import build_network, number_of_parameters
@@ -34,8 +35,14 @@ def epoch_images(cfg: Config) -> int:
     """Images of one mini-batch (the labeled one, if there is one) in what the paper calls an epoch.
 
     On CIFAR-10 an epoch has 1170 steps of 128 for a ViT and 390 for a CNN.
+
+    Raises:
+        ConfigError: the data set is not a published one.
     """
-    info = CATALOG[cfg.data.name]
+    if (info := CATALOG.get(cfg.data.name)) is None:
+        raise ConfigError(
+            f"data.name is {cfg.data.name}: the hours of an epoch are those of a published data set, such as cifar10"
+        )
     return info.splits["train"] * (STRONG.repeats if cfg.network.name == "vit" else 1)
 
 

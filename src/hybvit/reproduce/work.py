@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..checkpoint import has_steps
 from ..config import Config, override
 from ..devices import announce, best_device
 from ..errors import ConfigError, DataError
@@ -16,8 +17,9 @@ from ..reproduce import timing
 from ..storage import write_text
 from ..training.cost import cost
 from ..training.loop import say_at_once
+from ..training.run_folder import check_same
 from ..waiting import tells
-from .runs import USER_ERRORS, Job, configuration, evaluation_eflop, record_of, run_dir, state_of, try_job
+from .runs import FILLED_IN, USER_ERRORS, Job, configuration, evaluation_eflop, record_of, run_dir, state_of, try_job
 from .scales import Scale
 from .tables import FIGURES, TIMED, rows, runs_of, suites_of
 from .tables import table as table_of
@@ -35,7 +37,7 @@ def plan(names: list[str], scale: Scale, only: set[str], fields: list[str]) -> P
     """Plan the jobs of tables and figures.
 
     Raises:
-        ConfigError: ``only`` names a preset that no table or figure of ``names`` needs.
+        ConfigError: ``only`` names a preset that no table or figure of ``names`` needs, or the length of an epoch is not known.
     """
     suites, snapshots, timed, missing = dict[str, list[str]](), set[str](), dict[str, Config](), dict[str, str]()
     for name in names:
@@ -44,11 +46,14 @@ def plan(names: list[str], scale: Scale, only: set[str], fields: list[str]) -> P
             if name in FIGURES and FIGURES[name].snapshots:
                 snapshots.add(run_dir(run, scale))
         if name not in FIGURES and set(TIMED) & set(table_of(name, scale).columns):
-            for row in rows(name):
-                cfg = configuration(row.run, scale, fields) if row.run and (not only or row.run in only) else None
-                if cfg is not None and row.run is not None:
-                    timed[row.run] = cfg
-    for run in only - set(suites) - set(timed):
+            for run in (row.run for row in rows(name) if row.run and (not only or row.run in only)):
+                cfg = configuration(run, scale, fields)
+                if cfg is None:
+                    missing[run] = without_data(run, scale)
+                    continue
+                timing.epoch_images(cfg)  # raises
+                timed[run] = cfg
+    for run in only - set(suites) - set(timed) - set(missing):
         raise ConfigError(
             f"--runs: {run} is not needed by {', '.join(names)}: name a preset of their rows (--dry-run lists them)"
         )
@@ -59,19 +64,23 @@ def plan(names: list[str], scale: Scale, only: set[str], fields: list[str]) -> P
         shared = run_dir(run, scale)
         cfg = configuration(shared, scale, fields, shared in snapshots)
         if cfg is None:
-            missing[run] = f"the {scale.name} scale has no stand-in for {PRESETS[run].config.data.name}"
+            missing[run] = without_data(run, scale)
             continue
         known = jobs[shared].suites if shared in jobs else ()
         jobs[shared] = Job(shared, cfg, tuple(dict.fromkeys((*known, *wanted))), shared in snapshots)
     return Plan(list(jobs.values()), timed, missing)
 
 
-def dry_run(work: Plan, mine: list[Job], folder: Path, scale: Scale) -> None:
+def without_data(run: str, scale: Scale) -> str:
+    return f"the {scale.name} scale has no stand-in for {PRESETS[run].config.data.name}"
+
+
+def dry_run(work: Plan, mine: list[Job], folder: Path, scale: Scale, overrides: dict[str, Any]) -> None:
     total = left = measuring = 0.0
     print(f"{'run':<30}{'parameters':>12}{'steps':>10}{'PFLOP':>10}{'training':>10}{'evaluation':>11}  state")
     for job in mine:
         price, state = cost(job.cfg), state_of(folder / job.run, job.cfg)
-        hours, after = scale.hours(job.cfg), evaluation_eflop(job, scale) * 1e18 / scale.speed_here / 3600
+        hours, after = scale.hours(job.cfg), evaluation_eflop(job, scale, overrides) * 1e18 / scale.speed_here / 3600
         total, measuring = total + hours, measuring + after
         left += 0.0 if state.trained else hours * (1 - state.done / state.steps)
         print(
@@ -90,7 +99,7 @@ def dry_run(work: Plan, mine: list[Job], folder: Path, scale: Scale) -> None:
     )
 
 
-def announce_jobs(mine: list[Job], folder: Path, scale: Scale) -> None:
+def announce_jobs(mine: list[Job], folder: Path, scale: Scale, overrides: dict[str, Any]) -> None:
     """Say what is left of these runs will take: their operations, at the pace of a step of the smallest one, timed here."""
     states = [state_of(folder / job.run, job.cfg) for job in mine]
     training = sum(
@@ -99,7 +108,9 @@ def announce_jobs(mine: list[Job], folder: Path, scale: Scale) -> None:
         if not state.trained
     )
     measuring = sum(
-        evaluation_eflop(job, scale) for job, state in zip(mine, states, strict=True) if not {*job.suites} <= {*state.measured}
+        evaluation_eflop(job, scale, overrides)
+        for job, state in zip(mine, states, strict=True)
+        if not {*job.suites} <= {*state.measured}
     )
     if tells() and training + measuring:
         smallest, device = min((job.cfg for job in mine), key=lambda cfg: cost(cfg).train_gflop_per_step), best_device()
@@ -139,6 +150,18 @@ def collect(folder: Path, scale: Scale, fields: list[str]) -> dict[str, dict[str
         if record is not None:
             found[run] = record
     return found
+
+
+def check_started(folder: Path, scale: Scale, fields: list[str]) -> None:
+    """Check the runs of all tables, which share a folder, before any of them is trained.
+
+    Raises:
+        ConfigError: a run was started with settings other than ``fields``.
+    """
+    for run in PRESETS:
+        path = folder / run_dir(run, scale)
+        if has_steps(path) and (cfg := configuration(run, scale, fields)) is not None:
+            check_same(path, cfg, FILLED_IN)
 
 
 def prepare(work: Plan, folder: Path, scale: Scale, fields: list[str], shards: int) -> None:
