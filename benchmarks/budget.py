@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from hybvit.config import override
 from hybvit.devices import environment, has_fast_bf16, keep_freed_memory
 from hybvit.presets import preset
-from hybvit.training.cost import flop_counter
+from hybvit.training.cost import Operations
 from hybvit.training.loop import training_step
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,7 @@ def measure(name: str, precision: str) -> dict[str, Any]:
     """Seconds of a step, and the share of each part, which adds up to what the profiler saw."""
     cfg = override(preset(name), train={"batch_size": BATCH, "labelled_batch_size": BATCH})
     step = training_step(cfg, device=torch.device("cpu"))
-    with flop_counter() as counter:
+    with Operations() as counter:
         step(precision)
     times = []
     for _ in range(REPEATS):
@@ -77,7 +77,7 @@ def measure(name: str, precision: str) -> dict[str, Any]:
             parts[part] = parts.get(part, 0.0) + event.self_cpu_time_total
     whole = sum(parts.values())
     return {
-        "preset": name, "precision": precision, "seconds": statistics.median(times), "flop": counter.get_total_flops(),
+        "preset": name, "precision": precision, "seconds": statistics.median(times), "flop": counter.total,
         "peak": peak(torch.bfloat16 if precision == "bf16" else torch.float32),
         "parts": {part: value / whole for part, value in sorted(parts.items(), key=lambda item: -item[1])},
     }  # fmt: skip

@@ -71,6 +71,7 @@ def check(which: str, python: str, folder: Path) -> None:
     direct = ("--requirements", ROOT / "pyproject.toml")  # else uv takes the oldest wheel of hybvit, and all others new
     run(uv, "pip", "install", "--quiet", "--python", interpreter, "--resolution", RESOLUTIONS[which], wheel, *direct)
     run(uv, "pip", "check", "--python", interpreter)
+    run(interpreter, "-c", "from hybvit import HybViTClassifier; HybViTClassifier(max_iter=1)", cwd=away)
     for command in COMMANDS:
         run(environment / "bin" / "hybvit", *command.split(), cwd=away)
     print(f"{which}: {len(COMMANDS)} commands worked with {versions(interpreter)}")

@@ -193,6 +193,11 @@ def test_the_forms_of_the_result(digits):
         ({"num_inference_steps": 1001}, "num_inference_steps is 1001: the process has 1000 steps"),
         ({"timesteps": [100, 500]}, "timesteps must fall"),
         ({"timesteps": [1000, 500]}, "from at most 999"),
+        ({"timesteps": []}, "timesteps must fall"),
+        (
+            {"batch_size": 3, "generator": [torch.Generator()] * 2},
+            "2 generators, and a batch_size of 3: give one, or a list of 3",
+        ),
     ],
 )
 def test_what_the_model_cannot_do_is_refused(digits, options, said):

@@ -189,3 +189,21 @@ def test_the_lines_end_with_a_verdict():
     ]
     assert worst(some) == "warning"
     assert worst([]) == "ok"
+
+
+def test_a_container_has_the_memory_that_files_take(tmp_path, monkeypatch):
+    """Pages of files that were read count as used, and are given up first."""
+    gib = 2**30
+    (tmp_path / "memory.max").write_text(f"{4 * gib}\n")
+    (tmp_path / "memory.current").write_text(f"{4 * gib - 4096}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {gib}\ninactive_file {2 * gib}\n")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "MEMORY", tmp_path / "meminfo")
+    machine.MEMORY.write_text(f"MemTotal: {16 << 20} kB\nMemAvailable: {8 << 20} kB\n")
+    assert machine.available_memory() == (2 * gib + 4096, 4 * gib)
+
+
+def test_caches_are_found_by_a_user_without_a_home(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda place: place)  # as where neither HOME nor the user's number is known
+    assert {finding.name for finding in places.caches()} == {"hybvit", "decoded images", "hub", "compiled"}

@@ -248,8 +248,7 @@ def test_an_answer_that_the_terminal_cannot_show_is_still_an_answer(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["$a", "$a$", "$\\frac$", "a$b$c", "$$", "\\$x$", "_a", "<b>", "a_b^{c", "%s", "{x}"])
-@pytest.mark.filterwarnings("error")  # matplotlib warns of a legend that it leaves empty
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what earlier tests left to be collected
+@pytest.mark.filterwarnings("error::UserWarning")  # matplotlib warns of a legend that it leaves empty
 def test_a_class_name_kills_no_plot(name):
     other = "other"
     assert "<svg" in plots.confusion([[1, 2], [3, 4]], [name, other])

@@ -163,11 +163,18 @@ def test_it_is_the_same_again_in_a_copy_and_in_a_thread(digits, fitted):
         ({"max_iter": 0}, "max_iter is 0"),
         ({"batch_size": 2.5}, "2.5"),
         ({"learning_rate": -1}, "learning_rate is -1"),
+        ({"learning_rate": None}, "learning_rate is None"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf"),
     ],
 )
 def test_a_parameter_that_does_not_fit_is_named(given, reason):
     with pytest.raises(ValueError, match=reason):
         HybViTClassifier(**given).fit(np.eye(4), [0, 1, 0, 1])
+
+
+def test_a_range_beyond_float64_is_refused():
+    with pytest.raises(ValueError, match="a feature whose range is beyond float64"):
+        HybViTClassifier().fit([[1.7e308, 0], [-1.7e308, 1]], [0, 1])
 
 
 def test_a_fit_that_fails_leaves_what_was_fitted_before():

@@ -16,6 +16,7 @@ from ..storage import cache_folder
 from .finding import Finding
 
 BUSY = 0.2  # share of the cores that other programs keep busy, from which threads wait for each other
+MEMORY, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 LEAST_MEMORY, LEAST_DISK, LEAST_SHARED = 2 << 30, 1 << 30, 256 << 20  # bytes
 
 
@@ -129,16 +130,17 @@ def disk(name: str, folder: Path) -> Finding:
 def available_memory() -> tuple[int, int] | None:
     """(available, total) bytes of the machine, or of the container where its cgroup allows less; None where that is unknown."""
     try:
-        figures = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        figures = dict(line.split(":") for line in MEMORY.read_text().splitlines())
         free, total = (int(figures[name].split()[0]) << 10 for name in ("MemAvailable", "MemTotal"))
     except (OSError, ValueError, KeyError):
         return None
     try:
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))  # "max" is no number
-    except (OSError, ValueError):
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))  # "max" is no number
+        kinds = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        given_back = int(kinds["inactive_file"])  # pages of files that were read, which the kernel gives up first
+    except (OSError, ValueError, KeyError):
         return free, total
-    return min(free, limit - used), min(total, limit)
+    return min(free, limit - used + given_back), min(total, limit)
 
 
 def gib(size: int) -> str:

@@ -22,7 +22,7 @@ from .packages import REINSTALL
 
 def caches() -> Iterator[Finding]:
     """Where caches are, and how large; they may be deleted at any time."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = cache_folder().parent
     hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or home / "huggingface") / "hub")
     compiled = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or _inductor_folder())
     places = {"hybvit": cache_folder(), "decoded images": decoded.folder(), "hub": hub, "compiled": compiled}

@@ -202,6 +202,7 @@ class HybViTPipeline(DiffusionPipeline):
         _check_numbers(batch_size=batch_size, num_inference_steps=num_inference_steps)
         if labels is not None and labels.numel() not in (1, batch_size):
             raise ValueError(f"{len(labels)} class_labels, and a batch_size of {batch_size}: give one, or {batch_size}")
+        _check_generators(generator, batch_size)
         labels = None if labels is None else labels.expand(batch_size)
         if output_type not in OUTPUTS:
             raise ValueError(f"output_type is {output_type!r}: it must be {', '.join(OUTPUTS)}")
@@ -259,8 +260,8 @@ class HybViTPipeline(DiffusionPipeline):
         if timesteps is None and number > most:
             raise ValueError(f"num_inference_steps is {number}: the process has {most} steps")
         falling = timesteps is None or all(earlier >= later for earlier, later in pairwise(timesteps))  # Heun has each twice
-        if timesteps is not None and not (falling and all(0 <= t < most for t in timesteps)):
-            raise ValueError(f"timesteps must fall, from at most {most - 1} to at least 0")
+        if timesteps is not None and not (len(timesteps) and falling and all(0 <= t < most for t in timesteps)):
+            raise ValueError(f"timesteps must fall, from at most {most - 1} to at least 0, and be one or more")
         if timesteps is None:
             self.scheduler.set_timesteps(number, device=self._execution_device)
         elif "timesteps" in inspect.signature(self.scheduler.set_timesteps).parameters:
@@ -291,6 +292,12 @@ class HybViTPipeline(DiffusionPipeline):
         if not bool(((labels >= 0) & (labels < vit.num_classes)).all()):
             raise ValueError(f"class_labels must be in 0..{vit.num_classes - 1}")
         return labels.long()
+
+
+def _check_generators(given: object, batch_size: int) -> None:
+    """Raises ValueError for a list that has not one generator for each image."""
+    if isinstance(given, list) and len(given) != batch_size:
+        raise ValueError(f"{len(given)} generators, and a batch_size of {batch_size}: give one, or a list of {batch_size}")
 
 
 def _check_numbers(**given: Any) -> None:

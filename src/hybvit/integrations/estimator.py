@@ -6,7 +6,7 @@ import copy
 import math
 import tempfile
 import warnings
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -83,7 +83,10 @@ class Layout(NamedTuple):
             return cls(shape, side, np.zeros(1), np.ones(1), float(X.max()), X.dtype)
         X = X.astype(np.float64) if len(shape) == 1 else X.astype(np.float64).reshape(-1, 1)
         least, most = LEVELS
-        spread = X.max(axis=0) - X.min(axis=0)
+        with np.errstate(over="ignore"):
+            spread = X.max(axis=0) - X.min(axis=0)
+        if not np.isfinite(spread).all():
+            raise ValueError("X has a feature whose range is beyond float64: scale it down")
         step = np.where(spread > 0, spread, 1.0) / (most - least)
         return cls(shape, side, X.min(axis=0) - least * step, step, float(X.max()), np.dtype(np.float64))
 
@@ -239,8 +242,8 @@ class HybViTClassifier(ClassifierMixin, BaseEstimator):
         for name in ("max_iter", "batch_size"):
             if not isinstance(value := getattr(self, name), Integral) or value < 1:
                 raise ValueError(f"{name} is {value!r}: it must be a whole number of at least 1")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate!r}: it must be above 0")
+        if not isinstance(self.learning_rate, Real) or not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {self.learning_rate!r}: it must be a number above 0")
         dim, depth, tap, heads = SIZES[self.size]
         n, channels, side, _ = pixels.shape
         shape = {"image_size": side, "patch_size": patch_for(side), "channels": channels, "num_classes": len(self.classes_)}
