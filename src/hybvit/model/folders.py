@@ -47,7 +47,8 @@ def save_pretrained(
         results: the content of a results.json of `hybvit evaluate`, for the card.
 
     Raises:
-        ConfigError: the folder exists and is not an exported model, or the weights were changed after the calibration.
+        ConfigError: the folder exists and is not an exported model, or holds a file that is not of the export, or the weights
+            were changed after the calibration.
         DataError: it cannot be written.
     """
     path = export_folder(folder)

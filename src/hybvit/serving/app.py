@@ -67,7 +67,12 @@ class Guard:
 
 
 def build_app(service: Service, host: str = LOOPBACK[0]) -> FastAPI:
-    """The API and the page. On a loopback address it answers to no other name."""
+    """The API and the page of `hybvit serve`, as an ASGI application.
+
+    Args:
+        service: the model.
+        host: the address that the server listens on. On a loopback address, the application answers to no other name.
+    """
     app = build_api(service)
     app.add_middleware(Guard, names=NAMES if host in LOOPBACK else ())
     report = report_of(service.name)
