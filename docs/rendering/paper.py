@@ -88,7 +88,9 @@ def paper_verdicts(scale: str) -> str:
 
 @block()
 def cifar_seeds() -> str:
-    """The runs at the CIFAR scale that have a second seed, beside the first."""
+    """The runs at the CIFAR scale that have a second seed, beside the first, and the claims about them by either."""
+    from hybvit.reproduce import render as tables
+    from hybvit.reproduce.claims import CLAIMS
     from hybvit.reproduce.runs import run_dir
     from hybvit.reproduce.scales import CIFAR
 
@@ -102,6 +104,12 @@ def cifar_seeds() -> str:
             continue
         cells = [value(of[run], name, percent=what == "accuracy") for what, name in measured.items() for of in records]
         lines.append(f"| `{run}` | {' | '.join(cells)} |")
+    lines += ["", f"| claim | {' | '.join(f'seed {seed} | verdict' for seed in seeds)} |", "|---|---|---|---|---|"]
+    for name in CLAIMS:
+        of_first, of_second = ({words: rest for words, *rest in tables.verdicts(name, of, CIFAR)} for of in records)
+        for words, (_, figures, outcome) in of_second.items():
+            first = of_first[words]
+            lines.append(f"| {words} ({titled(name)}) | {first[1]} | {first[2]} | {figures} | {outcome} |")
     return "\n".join(lines)
 
 
