@@ -21,8 +21,7 @@ from hybvit.training import trackers
 from hybvit.training.run_folder import RunFolder, read_metrics
 from hybvit.training.trackers import Trackers, check_trackers, hyperparameters, names_of
 
-from .conftest import TINY, hybvit
-from .forked import started
+from .conftest import TINY, hybvit, hybvit_process
 
 STEPS, EVERY = 8, 4  # in all, and until it is interrupted
 
@@ -215,6 +214,5 @@ def test_no_tracker_says_anything_under_quiet(tmp_path, monkeypatch):
         monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
     track = f"--train.track={','.join(config.TRACKERS)}"
-    training = started("train", "digits", *TINY, "--train.steps=2", track, "--quiet", "--out", tmp_path / "run")
-    assert training.communicate() == ("", "")
-    assert training.poll() == 0
+    done = hybvit_process("train", "digits", *TINY, "--train.steps=2", track, "--quiet", "--out", tmp_path / "run")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
