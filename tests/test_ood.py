@@ -254,13 +254,23 @@ def test_mahalanobis_equals_scikit_learn():
     fitted = EmpiricalCovariance(assume_centered=True).fit(centered)
     theirs = np.min([fitted.mahalanobis(features - mean) for mean in means.values()], axis=0)
     np.testing.assert_allclose(-mahalanobis_score(features, train, labels), theirs, rtol=1e-8)
-    np.testing.assert_allclose(-mahalanobis_score(features, train, labels, numbers=60), theirs, rtol=1e-8)  # two rows at once
     alone = EmpiricalCovariance().fit(train).mahalanobis(features)
     np.testing.assert_allclose(-normal_score(features, train), alone, rtol=1e-8)
     np.testing.assert_allclose(relative_mahalanobis_score(features, train, labels), alone - theirs, rtol=1e-7)
     flat = torch.cat((train, torch.ones(300, 1)), dim=1)  # a feature that does not vary does not count
     wider = torch.cat((features, torch.full((40, 1), 5.0)), dim=1)
     np.testing.assert_allclose(-mahalanobis_score(wider, flat, labels), theirs, rtol=1e-6)
+
+
+def test_a_mahalanobis_score_takes_no_more_memory_than_it_is_given(monkeypatch):
+    train, labels, features = torch.randn(40, 6), torch.arange(40) % 5, torch.randn(30, 6)
+    whole, einsum, sizes = mahalanobis_score(features, train, labels), torch.einsum, list[int]()
+    monkeypatch.setattr(
+        torch, "einsum", lambda words, apart, *others: (sizes.append(apart.numel()), einsum(words, apart, *others))[1]
+    )
+    parts = mahalanobis_score(features, train, labels, numbers=70)
+    assert max(sizes) == 60  # two rows, with five means of six numbers each
+    torch.testing.assert_close(parts, whole)
 
 
 @pytest.mark.parametrize("dims", [1, 4])
