@@ -271,7 +271,7 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path, form, content):
         write_folder(out, {}, {"model.json" if kind == "torch" else "config.yaml": "{}"})
         if kind == form:
             (exporting.graphs_folder if form == "torch" else export_folder)(out)  # by itself it is
-            (out / "notes.txt").write_text("mine")
+            (out / "mine").symlink_to(tmp_path)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     done = hybvit("export", "digits", "--format", form, "--out", out)
     assert done.returncode == 2

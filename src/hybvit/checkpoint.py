@@ -166,8 +166,8 @@ def check_replaceable(folder: Path, mark: str, wanted: str) -> None:
         named = set()
     if mark not in named:
         raise ConfigError(f"{folder}: exists and {wanted}; choose another folder")
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-    if others := [name for name in files if name not in {*named, MANIFEST, CARD}]:
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))  # an export has no folders and no links
+    if others := [name for name in names if name not in {*named, MANIFEST, CARD} or (folder / name).is_symlink()]:
         raise ConfigError(f"{folder}: holds {others[0]!r}, which is not of the export; choose another folder")
 
 
