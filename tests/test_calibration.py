@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from hybvit.metrics.calibration import (
+    SHARE,
     TEMPERATURES,
     ReliabilityTable,
     bootstrap_interval,
@@ -17,6 +18,7 @@ from hybvit.metrics.calibration import (
     expected_calibration_error,
     fit_temperature,
     fit_vector_scaling,
+    interval_around,
     maximum_calibration_error,
     reliability_table,
 )
@@ -198,6 +200,8 @@ def test_the_bootstrap_is_repeatable_and_draws_all_images_with_replacement():
         return index.double().mean().item()
 
     first = bootstrap_interval(statistic, 10, seed=3)
+    *seen, everyone = seen
+    assert everyone.tolist() == list(range(10))  # for the value that the interval is around
     assert len(seen) == 200
     assert {len(index) for index in seen} == {10}
     assert set(torch.cat(seen).tolist()) == set(range(10))
@@ -212,6 +216,34 @@ def test_the_bootstrap_of_the_calibration_error_is_around_it():
     low, high = bootstrap_interval(lambda i: expected_calibration_error(reliability_table(logits[i], labels[i])), 1000, seed=0)
     assert low < error < high
     assert high - low < 0.1
+
+
+def test_intervals_of_the_calibration_error_hold_what_other_images_give_on_average():
+    """Plain percentiles hold it in one of eight trials: resampling adds its own bias to that of the error."""
+
+    def calibrated(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        g = torch.Generator().manual_seed(seed)
+        logits = 2 * torch.randn(1000, 5, generator=g, dtype=torch.float64)
+        return logits, logits.softmax(1).multinomial(1, generator=g)[:, 0]
+
+    def error(logits: torch.Tensor, labels: torch.Tensor) -> float:
+        return expected_calibration_error(reliability_table(logits, labels, 50))
+
+    mean = sum(error(*calibrated(seed)) for seed in range(100, 400)) / 300
+    held = 0
+    for seed in range(30):
+        logits, labels = calibrated(seed)
+        low, high = bootstrap_interval(lambda i, x=logits, y=labels: error(x[i], y[i]), 1000, seed, 100)
+        assert low <= error(logits, labels) <= high
+        held += low <= mean <= high
+    assert 26 <= held <= 30
+
+
+def test_an_interval_is_around_its_value_and_within_its_limits():
+    assert interval_around(0.5, [0.6, 0.7, 0.8]) == pytest.approx((0.405, 0.595))
+    assert interval_around(0.01, [0.0, 0.03, 0.06], SHARE)[0] == 0
+    assert interval_around(-0.2, [-0.4, -0.2, 0.0]) == pytest.approx((-0.39, -0.01))
+    assert interval_around(0.2, [0.0] * 99 + [9.0])[1] == 0.2  # not even a skewed one leaves out the value
 
 
 def skewed(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

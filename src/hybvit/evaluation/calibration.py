@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..evaluation import plots
 from ..metrics.calibration import (
+    SHARE,
     Scaling,
     bootstrap_interval,
     expected_calibration_error,
@@ -97,7 +98,7 @@ def measures(logits: Tensor, labels: Tensor, seed: int) -> dict[str, Metric]:
         def error(index: Tensor, bins: int = bins, equal_mass: bool = equal_mass) -> float:
             return expected_calibration_error(reliability_table(logits[index], labels[index], bins, equal_mass))
 
-        interval = bootstrap_interval(error, len(labels), seed)
+        interval = bootstrap_interval(error, len(labels), seed, limits=SHARE)
         value = expected_calibration_error(reliability_table(logits, labels, bins, equal_mass))
         found[name] = Metric(value, len(labels), *interval)
     table = reliability_table(logits, labels, PAPER_BINS)

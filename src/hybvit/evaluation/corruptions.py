@@ -20,7 +20,7 @@ from ..data.image_set import ImageSet, evenly_spaced
 from ..data.images import grid
 from ..distributed import share_batches
 from ..evaluation import plots
-from ..metrics.calibration import bootstrap_interval, expected_calibration_error, reliability_table
+from ..metrics.calibration import SHARE, bootstrap_interval, expected_calibration_error, reliability_table
 from ..metrics.classification import mean_interval, nll, wilson_interval
 from ..metrics.likelihood import log_density
 from ..metrics.ood import auroc, clustered_auroc_interval
@@ -183,7 +183,7 @@ def measures(logits: Tensor, labels: Tensor, threshold: float, seed: int) -> dic
     return {
         "error": share_metric(wrong),
         "nll": mean_metric(nll(every, of_all).reshape(n, m)),
-        f"ece_{BINS}": metric_of(ece(everyone), n, bootstrap_interval(ece, n, seed)),
+        f"ece_{BINS}": metric_of(ece(everyone), n, bootstrap_interval(ece, n, seed, limits=SHARE)),
         "confidence": from_0_to_1(mean_metric(confidence)),
         "accepted": share_metric(accepted),
         "accepted_error": as_share(metric_of(accepted_error(everyone), n, bootstrap_interval(accepted_error, n, seed))),

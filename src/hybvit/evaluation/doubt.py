@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation import plots
-from ..metrics.calibration import bootstrap_interval
+from ..metrics.calibration import SHARE, bootstrap_interval
 from ..metrics.classification import mean_interval
 from ..metrics.conformal import METHODS, Covered, Method, Ranked, covered, nonconformity, prediction_sets, ranked
 from ..metrics.doubt import Calibration
@@ -84,7 +84,7 @@ def selective(scores: Tensor, correct: Tensor, seed: int) -> dict[str, Metric]:
         def drawn(index: Tensor, measure: Callable[[Tensor, Tensor], float] = measure) -> float:
             return measure(scores[index], correct[index])
 
-        interval = bootstrap_interval(drawn, len(scores), seed)
+        interval = bootstrap_interval(drawn, len(scores), seed, limits=SHARE)
         found[name] = Metric(measure(scores, correct), len(scores), *(interval if interval[0] < interval[1] else ()))
     return found
 

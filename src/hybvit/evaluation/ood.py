@@ -81,7 +81,8 @@ def compare(ctx: Context, score: str, id_draws: Tensor, ood_draws: dict[str, Ten
             of_draws = [auroc(*pair) for pair in zip(id_draws.unbind(1), ood_draws[name].unbind(1), strict=True)]
             bounds = widened(area, bounds, torch.tensor(of_draws).std().item() / len(of_draws) ** 0.5)
         result.metrics[f"{key}/auroc_{score}"] = Metric(area, n, *bounds)
-        drawn = {} if name == INTERPOLATION else bootstrap_intervals(id_scores, of_set, ctx.options.seed)
+        separated = area in (0, 1)  # leaves no variance to estimate but that of resampled ties
+        drawn = {} if name == INTERPOLATION or separated else bootstrap_intervals(id_scores, of_set, ctx.options.seed)
         accepted = fpr_at_95_tpr(id_scores, of_set)
         certain = wilson_interval(accepted, len(of_set)) if accepted in (0, 1) and name != INTERPOLATION else ()
         result.metrics[f"{key}/aupr_{score}"] = Metric(aupr(id_scores, of_set), n, *wide(drawn.get("aupr", ())))

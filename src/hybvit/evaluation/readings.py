@@ -18,7 +18,7 @@ from ..distributed import share_batches
 from ..method.readings import DENOISED_AT, DENOISED_DRAWS, DenoisedReading, DiffusionClassifier
 from ..method.seeds import generator
 from ..metrics.agreement import agreement
-from ..metrics.calibration import bootstrap_interval, expected_calibration_error, reliability_table
+from ..metrics.calibration import SHARE, bootstrap_interval, expected_calibration_error, reliability_table
 from ..metrics.classification import mean_interval, nll, wilson_interval
 from ..metrics.robustness import Logits, strong_pgd
 from ..metrics.selective import aurc, max_probability, risk_coverage
@@ -93,7 +93,7 @@ def measure(ctx: Context, name: str, logits: Tensor, labels: Tensor, result: Res
     losses = nll(logits, labels)
     result.metrics[f"readings/{name}_accuracy"] = proportion(logits.argmax(dim=1) == labels)
     result.metrics[f"readings/{name}_nll"] = Metric(losses.mean().item(), len(losses), *mean_interval(losses))
-    interval = bootstrap_interval(error, len(labels), ctx.options.seed)
+    interval = bootstrap_interval(error, len(labels), ctx.options.seed, limits=SHARE)
     result.metrics[f"readings/{name}_ece_{ECE_BINS}"] = Metric(error(torch.arange(len(labels))), len(labels), *interval)
     table = reliability_table(logits, labels, ECE_BINS)
     result.pictures[f"reliability_{name}"] = Picture(

@@ -8,7 +8,7 @@ Confidence is the largest softmax probability, in 1/K..1 (top-1 calibration, Guo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 from .classification import nll
 
 FOLDS = 5  # of the cross-validation that chooses between scalings
+UNLIMITED, SHARE = (-math.inf, math.inf), (0.0, 1.0)  # limits of an interval; SHARE: of a share, or an error of shares
 TEMPERATURES = (0.01, 100.0)  # the range that fit_temperature searches
 
 
@@ -224,18 +225,29 @@ def choose_scaling(logits: Tensor, labels: Tensor) -> Chosen:
     return Chosen(chosen, unseen(best) if chosen.kind == "vector" else chosen.apply(logits))
 
 
-def bootstrap_interval(statistic: Callable[[Tensor], float], n: int, seed: int, repeats: int = 200) -> tuple[float, float]:
-    """95 % percentile bootstrap interval (Efron 1979) of a statistic of n images.
-
-    For calibration errors it is biased upward, as they are themselves: resampled images scatter more within a bin.
+def bootstrap_interval(
+    statistic: Callable[[Tensor], float], n: int, seed: int, repeats: int = 200, limits: tuple[float, float] = UNLIMITED
+) -> tuple[float, float]:
+    """95 % bootstrap interval (Efron 1979) of a statistic of n images, around its value.
 
     Args:
         statistic: takes int64 [n], the indices in 0..n - 1 of the images drawn with replacement, e.g.
             ``lambda i: expected_calibration_error(reliability_table(logits[i], labels[i]))``.
         seed: of the resampling; the same seed gives the same interval.
         repeats: the number of resamples.
+        limits: the least and the largest value that the statistic can have.
     """
     generator = torch.Generator().manual_seed(seed)
     values = [statistic(torch.randint(n, (n,), generator=generator)) for _ in range(repeats)]
-    low, high = np.quantile(values, (0.025, 0.975))
-    return float(low), float(high)
+    return interval_around(statistic(torch.arange(n)), values, limits)
+
+
+def interval_around(value: float, resampled: Sequence[float], limits: tuple[float, float] = UNLIMITED) -> tuple[float, float]:
+    """The 95 % percentile interval of resampled values, moved by their bias: their mean becomes the value.
+
+    The calibration error of n images is larger than that of infinitely many, since images scatter within a bin, and that of
+    resampled images is larger once more. So plain percentiles can lie above the value. Moved, they say how much the error of
+    other n images of the same kind would differ, not what it is without this bias.
+    """
+    low, high = np.quantile(resampled, (0.025, 0.975)) + (value - np.mean(resampled))
+    return min(max(float(low), limits[0]), value), max(min(float(high), limits[1]), value)

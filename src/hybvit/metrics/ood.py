@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .calibration import bootstrap_interval
+from .calibration import SHARE, bootstrap_interval, interval_around
 from .likelihood import log_density
 
 EXACT = "donot_use_mm_for_euclid_dist"  # the quick way of torch.cdist loses half the digits of small distances
@@ -78,7 +78,7 @@ def clustered_auroc_interval(
         pairs = (times @ sizes[0]) * (times @ sizes[1])
         return float(times @ won @ times) / max(float(pairs), 1.0)  # hardly ever no pair is drawn
 
-    return bootstrap_interval(area, n, seed, repeats)
+    return bootstrap_interval(area, n, seed, repeats, SHARE)
 
 
 def aupr(id_scores: Tensor, ood_scores: Tensor) -> float:
@@ -106,7 +106,7 @@ def fpr_at_95_tpr(id_scores: Tensor, ood_scores: Tensor) -> float:
 
 
 def bootstrap_intervals(id_scores: Tensor, ood_scores: Tensor, seed: int, repeats: int = 200) -> dict[str, tuple[float, float]]:
-    """95 % percentile bootstrap intervals of :func:`aupr` and :func:`fpr_at_95_tpr`, under these names.
+    """95 % bootstrap intervals of :func:`aupr` and :func:`fpr_at_95_tpr`, under these names.
 
     Both sets are drawn anew, with replacement and at their sizes, since the threshold of the rate depends on ID images.
     """
@@ -124,8 +124,8 @@ def bootstrap_intervals(id_scores: Tensor, ood_scores: Tensor, seed: int, repeat
         precision = true / np.maximum(false + true, 1)
         found["aupr"].append(float(np.diff(true, prepend=0) @ precision / len(id_scores)))
         found["fpr_at_95_tpr"].append(float(false[np.argmax(true >= 0.95 * len(id_scores))] / len(ood_scores)))
-    bounds = {name: np.quantile(values, (0.025, 0.975)) for name, values in found.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
+    values = {"aupr": aupr(id_scores, ood_scores), "fpr_at_95_tpr": fpr_at_95_tpr(id_scores, ood_scores)}
+    return {name: interval_around(values[name], resampled, SHARE) for name, resampled in found.items()}
 
 
 def gradient_norm_score(logits_fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
