@@ -12,9 +12,11 @@ import re
 import signal
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gradio as gr
 import httpx
 import numpy as np
 import pytest
@@ -27,14 +29,16 @@ import hybvit
 from hybvit.checkpoint import digest_of_weights
 from hybvit.cli import classify as classify_command
 from hybvit.cli.serve import bound
-from hybvit.config import override
+from hybvit.config import Config, DataConfig, override
 from hybvit.data.image_set import to_x
 from hybvit.errors import ConfigError
 from hybvit.hub import BUNDLED, bundled
 from hybvit.model import HybridModel
 from hybvit.model.weights import fingerprint_of
+from hybvit.networks import build_network
 from hybvit.serving import familiar, markup, nearest, tab_report
 from hybvit.serving.api import build_api
+from hybvit.serving.api_page import written
 from hybvit.serving.app import NAMES, Guard
 from hybvit.serving.drawing import Wanted, draw
 from hybvit.serving.familiar import Familiar
@@ -119,6 +123,33 @@ def test_work_ends_when_nobody_listens():
     desk.submit(lambda: None).result(10)
     assert desk.taken == 0
     desk.close()
+
+
+def test_spare_work_ends_with_the_desk_and_says_why_it_failed(capsys):
+    desk, began = Desk(), threading.Event()
+
+    def pieces():
+        while True:
+            began.set()
+            desk.go_on()
+            time.sleep(0.01)
+        yield
+
+    desk.spare(pieces())
+    began.wait(10)
+    started_at = time.monotonic()
+    desk.close()
+    assert time.monotonic() - started_at < 5
+
+    def failing():
+        raise OSError("no device")
+        yield
+
+    desk = Desk()
+    desk.spare(failing())
+    desk.submit(lambda: None).result(10)
+    desk.close()
+    assert capsys.readouterr().err == "warning: OSError: no device\n"
 
 
 def test_spare_work_lets_others_go_first():
@@ -299,6 +330,20 @@ def pixels(digits):
     return digits.sample(3, steps=3)
 
 
+def test_an_error_that_nobody_foresaw_is_one_line_of_json_too(service, monkeypatch):
+    def failing(*args, **kwargs):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(service, "bits_per_dim", failing)
+    client = TestClient(build_api(service), raise_server_exceptions=False)
+    answer = client.post("/v1/likelihood", files={"image": ("1.png", as_file(torch.zeros(1, 8, 8, dtype=torch.uint8)))})
+    assert (answer.status_code, answer.json()) == (500, {"detail": "internal error: RuntimeError: CUDA out of memory"})
+
+
+def test_a_bound_is_written_as_people_write_it():
+    assert [written(bound) for bound in (64, 0.5, 2**63, 1e6)] == ["64", "0.5", "2^63", "1e+06"]
+
+
 def test_classify_says_what_predict_does(api, digits, pixels):
     files = [("image", (f"{i}.png", as_file(image))) for i, image in enumerate(pixels)]
     answer = api.post("/v1/classify", files=files, params={"top": 2}).json()
@@ -392,7 +437,7 @@ def bomb() -> bytes:
         ("sample", {"json": {"n": 65}}, 422, "^n is 65: it must be a whole number from 1 to 64$"),
         ("sample", {"json": {"n": True}}, 422, "^n is true: it must be a whole number from 1 to 64$"),
         ("sample", {"json": {"steps": 1.5}}, 422, "^steps is 1.5: it must be a whole number from 1 to 100$"),
-        ("sample", {"json": {"seed": None}}, 422, "^seed is null: it must be a whole number from 0 and below"),
+        ("sample", {"json": {"seed": None}}, 422, "^seed is null: it must be a whole number from 0 and below 2\\^63$"),
         (
             "sample",
             {"json": {"number": 2}},
@@ -618,6 +663,24 @@ def test_the_page_in_a_browser(server, fashion, tmp_path):
         places = {address.split("/")[2] for address in browser.requests if not address.startswith(("data:", "blob:"))}
         assert places == {server.split("/")[2]}
         assert browser.faults == []
+
+
+@pytest.mark.parametrize("kind", ["genvit", "hybvit"])
+def test_the_model_draws_a_picture_for_every_tab(kind):
+    cfg = Config(
+        model=hybvit.ViTConfig(image_size=8, patch_size=4, channels=1, dim=16, depth=1, heads=2), data=DataConfig("digits")
+    )
+    cfg = override(cfg, objective={"kind": kind}, diffusion={"steps": 4})
+    service = Service(HybridModel(build_network(cfg), cfg, torch.device("cpu")), kind)
+    page = build_page(service)
+    pictures = [fn for fn in page.fns.values() if fn.outputs and not fn.inputs and isinstance(fn.outputs[0], gr.Image)]
+    draws = [fn for fn in pictures if callable(fn.fn)]
+    assert draws
+    for fn in draws:
+        found = asyncio.run(page.process_api(fn, []))["data"]
+        assert len(found) == len(fn.outputs) == (1 if kind == "genvit" else 3)
+        assert all(Path(one["path"]).is_file() for one in found)
+    service.desk.close()
 
 
 SENT_BY_HAND = {  # what the page of itself does not send -> the line in the panel

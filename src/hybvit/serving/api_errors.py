@@ -54,6 +54,10 @@ def answer_errors(app: FastAPI) -> None:
     async def diverged(request: Request, error: Exception) -> JSONResponse:
         return refusal(500, str(error))
 
+    @app.exception_handler(Exception)  # the server writes where it comes from to its log
+    async def internal(request: Request, error: Exception) -> JSONResponse:
+        return refusal(500, f"internal error: {type(error).__name__}: {error}")
+
     @app.exception_handler(Gone)
     @app.exception_handler(CancelledError)
     async def unheard(request: Request, error: Exception) -> JSONResponse:

@@ -103,7 +103,13 @@ def bounds_of(schema: dict[str, Any]) -> str:
     """As in "from 1 to 64", or "1 to 16 files"; empty where there are none."""
     if "maxItems" in schema:
         return f"{schema['minItems']} to {schema['maxItems']} files"
-    return " ".join(f"{words} {schema[key]:g}" for key, words in BOUNDS.items() if key in schema)
+    return " ".join(f"{words} {written(schema[key])}" for key, words in BOUNDS.items() if key in schema)
+
+
+def written(bound: float) -> str:
+    """A number as people write it: 64, 0.5, 2^63."""
+    exponent = int(bound).bit_length() - 1
+    return f"2^{exponent}" if exponent > 20 and int(bound) == 1 << exponent else f"{bound:g}"
 
 
 def about(schema: dict[str, Any]) -> str:

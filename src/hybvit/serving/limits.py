@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,8 +111,19 @@ class Desk:
         """Do work that nobody waits for, in pieces: whoever is in line gets a turn between two of them."""
 
         def piece() -> None:
-            if next(work, None) is not None:
-                self.pool.submit(piece)
+            self.served = Caller()  # whom close() lets leave
+            try:
+                goes_on = next(work, None) is not None
+            except Gone:
+                return
+            except Exception as error:  # nobody waits for its result, which says so
+                print(f"warning: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+                return
+            finally:
+                self.served = None
+            if goes_on:
+                with suppress(RuntimeError):  # the line is closed
+                    self.pool.submit(piece)
 
         self.pool.submit(piece)
 

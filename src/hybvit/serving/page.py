@@ -22,7 +22,7 @@ KEPT = 3600  # seconds that an uploaded picture is kept
 def build_page(service: Service) -> gr.Blocks:
     model = service.model
     given: list[Given] = []
-    with gr.Blocks(title=f"{service.name} - hybvit", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+    with gr.Blocks(title=f"{service.name} - hybvit", analytics_enabled=False, delete_cache=(KEPT // 6, KEPT)) as page:
         gr.HTML(heading(service))
         with gr.Tabs():
             if model.has_classes:
@@ -61,7 +61,7 @@ def share_pictures(service: Service, given: list[Given]) -> None:
         others = [picture for picture in pictures if picture is not tab.picture]
         tab.picture.upload(None, tab.picture, others, js=f"(picture) => Array({len(others)}).fill(picture)")
         tab.drawn.click(
-            lambda: [draw_one(service)] * len(pictures),
+            lambda: draw_one(service) if len(pictures) == 1 else [draw_one(service)] * len(pictures),
             None,
             pictures,
             show_progress="hidden",

@@ -26,7 +26,7 @@ def build(service: Service) -> Given:
             yield markup.hint(START)
             return
         pixels = read_picture(model, path)
-        (found,) = service.desk.submit(lambda: service.classify(pixels)).result()
+        (found,) = yield from waited(service, "Classifying ...", lambda: service.classify(pixels))
         classes, side = model.classes, model.cfg.model.image_size
         parts = [
             markup.seen(markup.Shown(pixels[0], classes[found.label], f"what the model sees: {side} x {side} pixels")),

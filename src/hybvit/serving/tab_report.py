@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import escape
 from pathlib import Path
 
 import gradio as gr
@@ -47,7 +48,7 @@ def build(service: Service) -> None:
             gr.HTML(
                 markup.hint(f"This report is of other weights than those of this page: hybvit evaluate {service.name} --report")
             )
-        gr.HTML(f'<iframe class="report" src="/{REPORT}" title="Report of {service.name}"></iframe>')
+        gr.HTML(f'<iframe class="report" src="/{REPORT}" title="Report of {escape(service.name)}"></iframe>')
     elif (folder / CARD).is_file():
         gr.Markdown(card(folder / CARD), elem_id="card", latex_delimiters=[])
     else:
