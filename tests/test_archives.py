@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import threading
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
+from hybvit.config import Config, DataConfig
 from hybvit.data.files import Files
+from hybvit.data.image_set import LazyImages
 from hybvit.data.locate import detect_format
 from hybvit.errors import DataError
+from hybvit.method.vit import ViTConfig
 
 from . import official
 from .conftest import opened
@@ -87,6 +94,28 @@ def test_an_archive_beside_class_folders_is_no_set_of_shards(tmp_path, extra):
     (tmp_path / extra).parent.mkdir(exist_ok=True)
     (tmp_path / extra).write_bytes(b"x")
     assert detect_format(str(tmp_path)) == "folder"
+
+
+def test_an_archive_is_opened_once_by_each_thread_and_not_for_each_batch(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("cat", "dog"):
+            for i in range(20):
+                file = io.BytesIO()
+                Image.new("RGB", (8, 8), (i, 0, 0)).save(file, "PNG")
+                archive.writestr(f"{name}/{i}.png", file.getvalue())
+    opened_by, plain = list[int](), zipfile.ZipFile.__init__
+
+    def opens(self, *arguments, **options):
+        opened_by.append(threading.get_ident())
+        plain(self, *arguments, **options)
+
+    monkeypatch.setattr(zipfile.ZipFile, "__init__", opens)
+    data = opened(Config(model=ViTConfig(image_size=8), data=DataConfig("folder", str(tmp_path / "a.zip"), memory_gib=0)))
+    assert isinstance(data.train.pixels, LazyImages)
+    for _ in range(5):
+        pixels, _ = data.train.take(torch.arange(16))
+    assert pixels.shape == (16, 3, 8, 8)
+    assert len(opened_by) == len(set(opened_by))
 
 
 def test_a_preview_beside_shards_makes_no_folder(tmp_path):

@@ -844,6 +844,15 @@ def test_held_out_images_are_not_trained_on():
     assert images == sorted(image.numpy().tobytes() for image in whole.train.pixels)
 
 
+@pytest.mark.parametrize(("part", "every"), [(0.5, 2), (0.25, 4), (0.33, 3), (0.4, 2), (0.3, 3)])
+def test_a_share_that_is_not_one_of_n_is_said(capsys, part, every):
+    data = opened(override(preset("digits"), data={"held_out": 0.0}))
+    held = datasets._hold_out(data, part).held_out
+    assert len(held) == sum(n // every for n in data.train.labels.bincount().tolist())
+    said = capsys.readouterr().err
+    assert (f"image of a class is held out, {1 / every:.0%} of them" in said) == (abs(part * every - 1) > 0.09)
+
+
 @pytest.mark.parametrize("text", ["n01 x a\n", "n01\n", "\n".join(f"n{k:02} {k} a" for k in range(1, 1000)), "n01 1\n"])
 def test_a_damaged_table_of_classes_is_named(tmp_path, text):
     (tmp_path / "map_clsloc.txt").write_text(text)

@@ -12,12 +12,26 @@ import torch
 import hybvit
 from hybvit import checkpoint, cli
 from hybvit.config import Config, load_config, override, to_yaml
+from hybvit.data.cells import check_classes
 from hybvit.data.shards import is_url, open_shard, shard_names
 from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.method.vit import HybViT
 from hybvit.model import HybridModel
 
 CFG = Config(model=hybvit.ViTConfig(image_size=8, patch_size=4, channels=1, dim=16, depth=1, heads=2))
+
+
+@pytest.mark.parametrize("name", ["New\u00a0York", "東京\u3000都", "\N{MAN}\u200d\N{WOMAN}", "a\tb", "a\u2028b"])
+def test_a_model_of_any_classes_that_data_may_have_can_be_loaded(tmp_path, name):
+    cfg = override(CFG, model={"num_classes": 2}, data={"classes": (name, "other")})
+    checkpoint.write_folder(tmp_path / "m", {"model": HybViT(cfg.model).state_dict()}, {"config.yaml": to_yaml(cfg)})
+    try:
+        check_classes([name], "the data")
+    except DataError:
+        with pytest.raises(CheckpointError, match="not one line"):
+            hybvit.load(tmp_path / "m", "cpu")
+    else:
+        assert hybvit.load(tmp_path / "m", "cpu").classes == (name, "other")
 
 
 def exported(folder: Path, cfg: Config) -> Path:

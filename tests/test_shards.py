@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import tarfile
 from functools import partial
 from pathlib import Path
 
@@ -51,6 +52,31 @@ def write_shards(folder: Path, counts: list[int], labels: bool = True, prefix: s
                 writer.write(sample | ({"cls": number % 3} if labels else {}))
                 number += 1
     return names
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def test_files_of_a_sample_that_are_apart_are_named_at_once(tmp_path):
+    images, labels = [(f"{i}.png", png(i)) for i in range(3)], [(f"{i}.cls", b"1") for i in range(3)]
+    apart = write_tar(tmp_path / "train-0.tar", [*images, *labels])
+    with pytest.raises(DataError, match=r"train-0.tar: the files of the sample 0 are not next to each other: .*--sort=name"):
+        shards([str(apart)])
+    together = write_tar(tmp_path / "train-1.tar", sorted([*images, *labels]))
+    assert shards([str(together)]).first(3).labels.tolist() == [1, 1, 1]
+
+
+def test_a_sample_without_an_image_is_named_at_once(tmp_path):
+    found = write_tar(tmp_path / "train-0.tar", [("0.cls", b"1"), ("0.png", png(0)), ("1.cls", b"1"), ("1.txt", b"a cat")])
+    with pytest.raises(DataError, match=r"train-0.tar/1: the sample has no image, only .cls, .txt"):
+        shards([str(found)])
 
 
 def shards(names: list[str], max_bad_files: int = 0, classes: int = 3) -> Shards:
@@ -373,14 +399,17 @@ def test_sizes_that_are_wrong_are_refused_before_anything_is_read(tmp_path, clai
     assert len(shards([name])) == 10
 
 
+@pytest.mark.parametrize("in_sizes", [True, False])
 @pytest.mark.parametrize("claimed", [[4, 9], [10, 3], [1, 1], [12, 9], [10, 20]])
-def test_a_stream_ends_where_its_shards_end(tmp_path, claimed):
-    """Remote shards are not counted: their sizes may be too small or too large."""
+def test_a_stream_ends_where_its_shards_end(tmp_path, claimed, in_sizes):
+    """Remote shards are not counted: their sizes may be too small or too large. Local ones may be written anew."""
     found = shards(write_shards(tmp_path, [10, 9]))
+    found.in_sizes = set(found.names if in_sizes else ())
     found.counts = claimed
     found.starts = [0, claimed[0], sum(claimed)]
     found.shape = torch.Size((sum(claimed), 3, 8, 8))
-    with pytest.raises(DataError, match=r"(more|10|9) samples, but .* were counted: correct sizes.json"):
+    cure = "correct sizes.json" if in_sizes else "it has changed since"
+    with pytest.raises(DataError, match=rf"(more|10|9) samples, but .* were counted: {cure}"):
         stream_of(found, 0, STREAM, 16, 8).take(torch.arange(200))
 
 

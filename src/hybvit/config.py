@@ -11,6 +11,7 @@ import math
 import os
 import re
 import textwrap
+import unicodedata
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -129,13 +130,14 @@ class DataConfig:
         mixing: probability that a batch is mixed by MixUp or CutMix in strong augmentation.
         repeats: repeated augmentation: how many times each image appears in an epoch (3 in the published runs).
         clean_flip: mirror half of the denoising mini-batch, which has no other augmentation.
-        held_out: share of the training images that are held out, to calibrate the probabilities on; in 0..0.5.
+        held_out: share of the training images that are held out, to calibrate the probabilities on: every n-th of each class,
+            with n = 1/share, rounded; in 0..0.5.
         bits: depth of grayscale images that are stored with 16 or 32 bits but use fewer, such as 12; None takes the full range.
             It is one for all images, and a file that declares fewer than 16 keeps its own.
         labelled: share of the training images whose labels are used, the same of each class, in 0..1; all of them are denoised.
         unlabelled: denoise the data set's unlabeled images too (STL-10, Tiny-ImageNet).
         max_bad_files: unreadable image files that are skipped, each with a warning, before the run stops.
-        memory_gib: image files are decoded once and kept if they fit into this much memory, else decoded whenever needed.
+        memory_gib: image files are decoded once and kept if those of a split fit into this much memory, else whenever needed.
         shuffle_buffer: encoded images that a stream of shards keeps in memory for shuffling, in ``lanes`` times eight blocks.
         lanes: parts of a stream of shards that the rows of a batch come from, one after the other; each process reads only its
             own if their number is a multiple of that of the processes.
@@ -366,6 +368,8 @@ USED_WITH: list[tuple[str, str, tuple[Any, ...]]] = [  # fields of a group, the 
     ("data: flip crop_padding", "data.augment", ("weak", "strong")),
     ("data: policy erasing mixing", "data.augment", ("strong",)),
     ("data: shuffle_buffer lanes", "data.name", ("shards",)),
+    ("data: unlabelled resize", "data.name", tuple(CATALOG)),
+    ("data: repeats", "objective.kind", _LABELLING),
     ("data: clean_flip", "objective.kind", ("genvit", "hybvit", "jem")),
     ("optim: muon_lr", "optim.name", ("muon",)),
     ("optim: beta2", "optim.name", ("adamw", "muon")),
@@ -517,6 +521,11 @@ def needs_x0_labels(cfg: Config) -> bool:
 def needs_x0_augmented(cfg: Config) -> bool:
     """Whether the network labels the images that are denoised itself, for strongly augmented copies of them."""
     return cfg.objective.kind == "hybvit" and cfg.objective.pseudo_labels > 0
+
+
+def is_line(text: str) -> bool:
+    """Whether a name has no control characters, no line breaks, and no bytes that are not UTF-8 (surrogates)."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
 
 
 def describe_data(data: DataConfig) -> str:

@@ -18,7 +18,7 @@ from .baselines.preact_resnet import PreActResNet18
 from .baselines.unet import DenoisingUNet
 from .baselines.wide_resnet import WideResNet
 from .checkpoint import CONFIG
-from .config import FREE_TO_CHANGE, Config, differences, read_config, without_addresses
+from .config import FREE_TO_CHANGE, Config, differences, is_line, read_config, without_addresses
 from .errors import CheckpointError
 from .method.vit import HybViT
 
@@ -114,16 +114,16 @@ def layers_of(cfg: Config) -> int:
 
 
 def check_classes(cfg: Config, folder: Path) -> None:
-    """Raise CheckpointError if the names of a stored model's classes are not one printable line each, unique and complete."""
+    """Raise CheckpointError if the names of a stored model's classes are not one line each, unique and complete."""
     names = cfg.data.classes
     if names and len(names) != cfg.model.num_classes:
         raise CheckpointError(
             f"{folder}: data.classes has {len(names)} names, but model.num_classes is {cfg.model.num_classes}"
         )
     counts = Counter(names)
-    odd = next((name for name in names if not name.isprintable() or counts[name] > 1), None)
+    odd = next((name for name in names if not is_line(name) or counts[name] > 1), None)
     if odd is not None:
-        raise CheckpointError(f"{folder}: data.classes: {odd!r} occurs twice, or cannot be printed on one line")
+        raise CheckpointError(f"{folder}: data.classes: {odd!r} occurs twice, or is not one line of UTF-8 text")
 
 
 def check_config(folder: Path, kept: bytes | None, cfg: Config) -> None:

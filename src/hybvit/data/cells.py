@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..config import is_line
 from ..errors import DataError
 from .files import read_text
 from .splits import FILLERS, WORDS, words_of
@@ -57,11 +58,6 @@ def _look(label: str) -> str:
     """What a label looks like: without characters that do not show, and with those of compatible forms as one (NFKC)."""
     shown = "".join(character for character in label if unicodedata.category(character) != "Cf")
     return unicodedata.normalize("NFKC", shown).strip()
-
-
-def is_line(text: str) -> bool:
-    """Whether it has no control characters, no line breaks, and no bytes that are not UTF-8 (surrogates)."""
-    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
 
 
 def checked_classes(labels: Iterable[str], where: object, what: str = "labels") -> tuple[str, ...]:

@@ -6,6 +6,7 @@ user's own images.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,12 @@ def open_dataset(
 def _hold_out(data: Dataset, part: float) -> Dataset:
     """Hold out every n-th training image of each class, n = 1 / ``part``; at least one if the class has two or more."""
     every = round(1 / part)
+    if not 0.9 < every * part < 1.1:
+        print(
+            f"warning: data.held_out is {part:g}: every {every}{'nd' if every == 2 else 'rd' if every == 3 else 'th'} image of "
+            f"a class is held out, {1 / every:.0%} of them",
+            file=sys.stderr,
+        )
     chosen = select_per_class(data.train, lambda members: members[min(every, max(len(members), 2)) - 1 :: every])
     return replace(data, train=data.train.where(~chosen), held_out=data.train.where(chosen))
 

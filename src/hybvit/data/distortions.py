@@ -43,7 +43,7 @@ def shot_noise(x: Array, rng: Random, photons: float) -> Array:
 
 
 def impulse_noise(x: Array, rng: Random, share: float) -> Array:
-    """Salt and pepper on a share of the values, alike often."""
+    """Salt and pepper on a share of the values, equally often."""
     changed, salt = rng.random(x.shape) <= share, rng.random(x.shape) <= 0.5
     return np.where(changed, salt.astype(x.dtype), x)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -102,6 +103,12 @@ class Stream(Protocol):
         """The first n images, in memory, with their labels."""
 
 
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """The threads of a process that decode images. They stay: each opens an archive once, whose index may take seconds."""
+    return ThreadPoolExecutor(os.cpu_count())
+
+
 class LazyImages:
     """Images that are decoded on access, by a pool of threads."""
 
@@ -114,8 +121,7 @@ class LazyImages:
 
     def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """int64 [B] -> pixels, and the indices that were actually read: a bad file is replaced by the next good one."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = list(pool.map(self._good, index.tolist()))
+        found = list(_threads(os.getpid()).map(self._good, index.tolist()))
         return torch.stack([pixels for pixels, _ in found]), torch.tensor([i for _, i in found])
 
     def _good(self, i: int) -> tuple[Tensor, int]:
@@ -193,8 +199,8 @@ class Dataset:
         held_out: images split off the training set, not used for training.
         all_test: whether ``test`` holds all images; ``train`` then holds the same ones, for comparison.
         fingerprint: what tells these images from others (``data/fingerprint.py``); empty for a named data set.
-        trained_on: what a model keeps of the training images (``data/trained_on.py``), int64 [N]; None if they are not known by
-            their files.
+        trained_on: what a model keeps of the training images and those held out (``data/trained_on.py``), int64 [N]; None if
+            they are not known by their files.
     """
 
     train: ImageSet

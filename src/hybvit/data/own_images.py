@@ -379,7 +379,7 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
         if rows and (label is not None) != ("label" in rows[0]):
             found = "has a label, but earlier lines have none" if label else "has no label, but earlier lines have one"
             raise DataError(
-                f"{path}, line {number}: {found}: label all images, or none (an empty cell, None and NaN are no label)"
+                f"{path}, line {number}: {found}: label all images, or none (an empty cell, None, NaN and NA are no label)"
             )
         split, place = entry.get(SPLIT, ""), os.path.abspath(path.parent / name)
         first, line = seen.setdefault(place, (label, number))

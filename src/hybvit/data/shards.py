@@ -227,6 +227,7 @@ class Shards:
         self.members = list[Member]()  # the images of local shards
         self.examples = dict[bool, str]()  # the first sample with a label, and the first without one
         self.with_json = False
+        self.in_sizes = set[str]()  # shards of which sizes.json says how many samples they have
         self.counts = [self._count(name) for name in names]
         self.starts = [0, *itertools.accumulate(self.counts)]
         self.shape = torch.Size((self.starts[-1], decoding.channels, decoding.size, decoding.size))
@@ -245,14 +246,22 @@ class Shards:
             DataError: the shard is damaged or empty, or sizes.json does not say what it holds.
         """
         listed = self._listed_count(shard)
+        if listed is not None:
+            self.in_sizes.add(shard)
         if is_url(shard):
             assert listed is not None
             return listed
-        samples: dict[str, set[str]] = {}
+        samples, last = dict[str, set[str]](), None
         with data_errors(Path(shard)), tarfile.open(shard) as archive:
             for entry in archive:
                 key, suffix = webdataset().tariterators.base_plus_ext(entry.name)
                 if entry.isfile() and key is not None and not OF_WRITER.match(entry.name):
+                    if key != last and key in samples:
+                        raise DataError(
+                            f"{shard}: the files of the sample {key} are not next to each other: write the shard anew, sorted "
+                            "by name (tar --sort=name)"
+                        )
+                    last = key
                     samples.setdefault(key, set()).add(suffix.lower())
                     if suffix.lower() in self.suffixes and len(self.members) <= LISTED:
                         self.members.append(Member(ListedImage(entry.name, entry.size), shard, entry.offset_data))
@@ -263,6 +272,8 @@ class Shards:
                 f"{shard}: {len(samples):,} samples, but {listed:,} were counted in sizes.json: correct or delete it"
             )
         for key, suffixes in samples.items():
+            if not suffixes & self.suffixes:
+                raise DataError(f"{shard}/{key}: the sample has no image, only .{', .'.join(sorted(suffixes))}: leave it out")
             self.examples.setdefault(LABEL in suffixes, f"{shard}/{key}")
             self.with_json |= "json" in suffixes
         return len(samples)
@@ -491,13 +502,16 @@ class ShardStream:
         for place in range(begin, len(order)):
             shard, skip = order[place], first - starts[place] if place == begin else 0
             number, end = self.shards.starts[shard] + skip, self.shards.starts[shard + 1]
-            counted = f"{self.shards.counts[shard]:,} were counted"
+            cure = (
+                "correct sizes.json" if self.shards.names[shard] in self.shards.in_sizes else "it has changed since the start"
+            )
+            counted = f"{self.shards.counts[shard]:,} were counted: {cure}"
             samples = self.shards.samples(shard, skip)
             for sample in samples:
                 number += 1
                 if number == end and next(samples, None) is not None:  # looked for before a lane ends here
-                    raise DataError(f"{self.shards.names[shard]}: it has more samples, but {counted}: correct sizes.json")
+                    raise DataError(f"{self.shards.names[shard]}: it has more samples, but {counted}")
                 yield number - 1, sample
             if number != end:
                 found = f"{number - self.shards.starts[shard]:,} samples"
-                raise DataError(f"{self.shards.names[shard]}: {found}, but {counted}: correct sizes.json")
+                raise DataError(f"{self.shards.names[shard]}: {found}, but {counted}")
