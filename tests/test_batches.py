@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from hybvit.config import Config, DataConfig, override
 from hybvit.data.batches import Order, policy_of, random_batch
 from hybvit.data.image_set import Dataset, ImageSet, to_pixels
 from hybvit.data.loader import batches_of_steps, resolve_workers
-from hybvit.errors import ConfigError
+from hybvit.distributed import naming_lost_processes
+from hybvit.errors import ConfigError, Interrupted
 from hybvit.method.objective import Batch
 from hybvit.method.vit import ViTConfig
 from hybvit.presets import preset
@@ -119,6 +122,18 @@ def test_augmentation_does_not_depend_on_the_batch_size():
     halves = [small(4), small(5)]
     assert torch.equal(torch.cat([part.images for part in halves]), large.images)
     assert torch.equal(torch.cat([part.x0 for part in halves]), large.x0)
+
+
+def test_a_loader_that_the_system_killed_is_said(monkeypatch):
+    def killed(self, step):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    cfg = preset("digits")
+    batches = batches_of(opened(cfg), cfg)
+    monkeypatch.setattr(type(batches), "__call__", killed)
+    said = "^runs/a: a process that loads images (is killed by signal: Killed|exited unexpectedly): fewer --data.workers"
+    with pytest.raises(Interrupted, match=said), naming_lost_processes("runs/a"):
+        list(batches_of_steps(batches, 0, 3, 1))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 import stat
+import warnings
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,38 @@ def test_prune_keeps_the_newest_and_deletes_leftovers_of_a_kill(tmp_path):
     for step in (5, 10, 100):
         write(checkpoint.step_folder(tmp_path, step), step)
     (tmp_path / ".step-00000110.99.part").mkdir()
-    checkpoint.prune(tmp_path, 2)
+    checkpoint.prune(tmp_path, 100, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010", "step-00000100"]
+
+
+def test_prune_keeps_what_was_just_written_and_not_the_damaged_one_of_a_later_step(tmp_path):
+    for step in (50, 60, 100):
+        write(checkpoint.step_folder(tmp_path, step), step)
+    (checkpoint.step_folder(tmp_path, 100) / "network.safetensors").write_bytes(b"")
+    checkpoint.prune(tmp_path, 60, 1)  # the run went on from step 50
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000060"]
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_one_interval(tmp_path, monkeypatch):
+    written, full = checkpoint.write_folder, [10]
+
+    def write_folder(folder, *arguments, **facts):
+        if facts["step"] in full:
+            raise DataError(f"{folder}: cannot be written (No space left on device)")
+        written(folder, *arguments, **facts)
+
+    monkeypatch.setattr(checkpoint, "write_folder", write_folder)
+    with RunFolder(tmp_path / "run", preset("digits")) as run:
+        for step in (5, 10, 15):
+            with warnings.catch_warnings(record=True) as said:
+                run.save(step, 2, network={"w": torch.full((3,), float(step))})
+        assert "step-00000010: cannot be written (No space left on device)" in str(said[0].message)
+        found = [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
+        assert "step-00000015" in found  # at once, not when the next one is due
+        full += [20, 25]
+        run.save(20, 2, network={"w": torch.zeros(3)})
+        with pytest.warns(UserWarning, match="step-00000020"), pytest.raises(DataError, match="step-00000025"):
+            run.save(25, 2, network={"w": torch.zeros(3)})
 
 
 # published files

@@ -226,6 +226,20 @@ def test_a_preview_that_diverges_names_the_run_and_the_step(tmp_path, monkeypatc
     assert (done.returncode, done.stderr) == (4, f"hybvit: {tmp_path / 'run'}: step 2: the images are not finite\n")
 
 
+def test_a_preview_that_fails_loses_no_step_and_takes_no_more_steps_than_there_are(tmp_path, monkeypatch):
+    words = ("train", "digits", "--out", tmp_path / "run", *TINY, "--train.preview_every=2", "--diffusion.steps=10")
+    assert command(*words, "--train.steps=2").returncode == 0
+    assert (tmp_path / "run" / "samples" / "step-00000002.png").is_file()
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "step-00000004.png")
+
+    monkeypatch.setattr("hybvit.training.progress.save_image", full)
+    done = command(*words, "--train.steps=4", "--train.checkpoint_every=2")
+    assert (done.returncode, done.stderr) == (3, "hybvit: step-00000004.png: No space left on device\n")
+    assert (tmp_path / "run" / "checkpoints" / "step-00000004").is_dir()
+
+
 def test_a_system_without_a_folder_for_temporary_files_is_said(monkeypatch):
     def full(arguments: list[str]) -> None:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")

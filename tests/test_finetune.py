@@ -24,7 +24,7 @@ from hybvit.training.finetune import finetuning
 from hybvit.training.loop import OF_CLASSES, freeze
 from hybvit.training.optim import build_optimizers
 
-from .conftest import TINY
+from .conftest import TINY, opened
 from .conftest import hybvit as command
 
 SHORT = (
@@ -55,6 +55,21 @@ def frozen(tiny_run, photos, tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     assert f"next: hybvit evaluate {out} --data {photos} --report" in done.stderr
     return out
+
+
+def test_fine_tuning_on_the_own_classes_keeps_their_order(tmp_path):
+    """In the order of their names, the read-out of a class would start as that of another."""
+    model = hybvit.load("fashion-mnist", "cpu")
+    assert list(model.classes) != sorted(model.classes)
+    lines = [f"{k}.png,{name}" for k, name in enumerate(model.classes)]
+    for k in range(len(lines)):
+        Image.new("L", (28, 28), 20 * k).save(tmp_path / f"{k}.png")
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.csv").write_text("\n".join(["path,label", *lines]) + "\n")
+    cfg = override(finetuning(model.cfg, "fashion-mnist"), data={"name": "manifest", "root": str(tmp_path / "train.csv")})
+    data = opened(override(cfg, data={"test_root": str(tmp_path / "test.csv")}))
+    assert data.classes == model.classes
+    assert data.train.labels.tolist() == list(range(10))
 
 
 def test_a_frozen_network_keeps_all_weights_but_those_of_the_classes(tiny_run, frozen):

@@ -57,6 +57,37 @@ def logged(tracked) -> dict[tuple[str, int], float]:
     return found
 
 
+def test_all_trackers_are_closed_whichever_fails(tmp_path, monkeypatch):
+    closed = list[str]()
+
+    class One:
+        def __init__(self, name: str, fails: bool = False) -> None:
+            self.name, self.fails = name, fails
+
+        def close(self, failed: bool) -> None:
+            closed.append(self.name)
+            if self.fails:
+                raise OSError(f"{self.name}: network down")
+
+    def unreachable(run: object, done: int) -> One:
+        raise ConfigError("mlflow: no server")
+
+    cfg = override(preset("digits"), train={"track": "tensorboard,wandb,trackio"})
+    monkeypatch.setitem(trackers.OPEN, "tensorboard", lambda run, done: One("first", fails=True))
+    monkeypatch.setitem(trackers.OPEN, "wandb", lambda run, done: One("second"))
+    monkeypatch.setitem(trackers.OPEN, "trackio", lambda run, done: One("third"))
+    with RunFolder(tmp_path / "run", cfg) as run:
+        with pytest.raises(OSError, match="first: network down"):
+            Trackers(run, 0).close(failed=False)
+        with pytest.warns(UserWarning, match="first: network down"):
+            Trackers(run, 0).close(failed=True)  # the error that ended the run is the one to see
+        assert closed == ["first", "second", "third"] * 2
+        monkeypatch.setitem(trackers.OPEN, "trackio", unreachable)
+        with pytest.raises(ConfigError, match="no server"), pytest.warns(UserWarning, match="first"):
+            Trackers(run, 0)
+        assert closed[6:] == ["first", "second"]
+
+
 def assert_tracked(found: dict[tuple[str, int], float], logged: dict[tuple[str, int], float]) -> None:
     assert found.keys() == logged.keys()
     for key, value in logged.items():

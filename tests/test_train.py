@@ -19,6 +19,8 @@ from hybvit.config import differences, load_config, override, parse
 from hybvit.errors import CheckpointError, ConfigError, DataError, DivergedError
 from hybvit.method.vit import HybViT, ViTConfig
 from hybvit.presets import preset
+from hybvit.storage import lock_folder
+from hybvit.training import loop
 from hybvit.training.ema import ema_decay
 from hybvit.training.loop import train
 from hybvit.training.optim import build_optimizers, learning_rate, optimizer_tensors, restore_optimizers
@@ -269,6 +271,26 @@ def test_a_folder_without_a_checkpoint_takes_other_settings(tmp_path, monkeypatc
     assert {line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")} <= set(range(SMALL.train.steps + 1))
     with pytest.raises(ConfigError, match="was started with"):
         train(override(SMALL, optim={"lr": 0.5}), tmp_path / "run", lambda line: None)
+
+
+def test_what_the_folder_says_is_said_before_the_images_are_opened(tiny_run, monkeypatch):
+    """Opening them, and trying steps, may take minutes."""
+
+    def opens(cfg):
+        raise AssertionError("the images were opened")
+
+    monkeypatch.setattr(loop, "open_images", opens)
+    cfg = load_config(tiny_run / "config.yaml")
+    asked = override(cfg, data={"classes": ()}, train={"compile": "auto", "precision": "auto"})  # as the command line has them
+    with pytest.raises(ConfigError, match=r"was started with optim\.lr = "):
+        train(override(asked, optim={"lr": 0.5}), tiny_run)
+    with pytest.raises(ConfigError, match=r"was started with train\.steps = 20, not 10"):
+        train(override(asked, train={"steps": 10}), tiny_run)
+    with lock_folder(tiny_run), pytest.raises(ConfigError, match="in use by another process"):
+        train(asked, tiny_run)
+    for sound in (asked, override(asked, train={"steps": 30, "log_every": 7})):
+        with pytest.raises(AssertionError, match="opened"):
+            train(sound, tiny_run)
 
 
 def test_divergence_exits_4_and_saves_nothing_broken(tmp_path):

@@ -363,9 +363,12 @@ def check_run(folder: Path, manifest: Mapping[str, Any], run: Path) -> None:
         )
 
 
-def prune(checkpoints: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints, and incomplete folders of a killed process."""
-    for folder in step_folders(checkpoints)[keep:]:
+def prune(checkpoints: Path, step: int, keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints up to ``step``, which was just written, and incomplete folders of a killed
+    process. Those of later steps, from which the run did not go on since they are damaged, go too."""
+    found = step_folders(checkpoints)
+    later = [folder for folder in found if step_of(folder) > step]
+    for folder in [*later, *[folder for folder in found if folder not in later][keep:]]:
         leaving = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")  # for a reader it is there as a whole, or not
         with contextlib.suppress(OSError):
             os.rename(folder, leaving)

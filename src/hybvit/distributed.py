@@ -24,6 +24,7 @@ LONGEST_WAIT = timedelta(hours=2)  # for a download or a preview of the first pr
 LOST = re.compile(  # how it is noticed that a process ended
     r"connection (closed|reset|refused)|closed by peer|broken pipe|timed out|remote process exited|socket", re.IGNORECASE
 )
+LOADING = re.compile(r"DataLoader worker \(.*?\) (is killed by signal: [^.]*|exited unexpectedly)")  # how torch says it
 
 
 @contextmanager
@@ -154,7 +155,7 @@ def share_rows(stacks: list[Tensor], work: Callable[[list[Tensor]], list[Tensor]
 
 @contextmanager
 def naming_lost_processes(what: str) -> Iterator[None]:
-    """Say in one line that another process of ``what`` ended, instead of how that was noticed.
+    """Say in one line that another process of ``what`` ended, or one that loads its images, instead of how that was noticed.
 
     Raises:
         Interrupted: it did.
@@ -164,6 +165,11 @@ def naming_lost_processes(what: str) -> Iterator[None]:
     except (RuntimeError, KeyboardInterrupt) as caught:
         # A launcher terminates the processes that are left, which may come while this one is ending by itself.
         error = caught if isinstance(caught, RuntimeError) else caught.__context__
+        if (loading := LOADING.match(str(error))) is not None:
+            raise Interrupted(
+                f"{what}: a process that loads images {loading[1]}: fewer --data.workers take less memory; the same command "
+                "resumes from the last checkpoint"
+            ) from error
         if world_size() == 1 or isinstance(error, (DivergedError, Interrupted)) or not LOST.search(str(error)):
             raise
         if threading.current_thread() is threading.main_thread():

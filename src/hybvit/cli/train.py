@@ -15,6 +15,8 @@ from ..training.loop import say_at_once, train
 from .arguments import ArgumentParser, location, path
 from .next_step import data_options, suggest
 
+A_TRAINING = 100  # steps; fewer are a try
+
 
 def build_parser(base: Config | None = None) -> ArgumentParser:
     """The parser, whose help lists the fields with the values of ``base``."""
@@ -62,6 +64,11 @@ def run(cfg: Config, fields: list[str], out: Path, data: str | None) -> None:
     lines = without_effect(cfg, given)
     if "train.parallel" in given and is_alone():
         lines.append("--train.parallel does nothing in one process: torchrun starts several")
+    if cfg.optim.warmup_steps > cfg.train.steps >= A_TRAINING:
+        lines.append(
+            f"optim.warmup_steps is {cfg.optim.warmup_steps}, of {cfg.train.steps} steps: the learning rate never reaches "
+            f"optim.lr; give --optim.warmup_steps {cfg.train.steps // 20}, for example"
+        )
     for line in lines if is_first() else ():
         say_at_once(f"warning: {line}")
     try:

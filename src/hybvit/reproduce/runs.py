@@ -19,18 +19,12 @@ from ..presets import PRESETS, preset
 from ..storage import lock_folder, make_folder, read_json, write_text
 from ..training.cost import cost
 from ..training.loop import train
-from ..training.run_folder import check_same, read_metrics, training_summary
+from ..training.run_folder import FILLED_IN, check_same, read_metrics, training_summary
 from .scales import Scale
 
 RECORD, DIVERGED = "results.json", "diverged.json"
 SNAPSHOTS = 10  # per run, for Figures 8 and 13
 SNAPSHOT_SUITES = ("accuracy", "fidelity")
-FILLED_IN = {
-    "model.num_classes",
-    "data.classes",
-    "train.precision",
-    "train.compile",
-}  # set by the data and the machine when training starts
 KEPT_TABLES = ("reliability", "protocol", "samples_by_class")
 USER_ERRORS = (CheckpointError, DataError, ConfigError)  # the most severe first
 

@@ -17,9 +17,9 @@ from ..reproduce import timing
 from ..storage import write_text
 from ..training.cost import cost
 from ..training.loop import say_at_once
-from ..training.run_folder import check_same
+from ..training.run_folder import FILLED_IN, check_same
 from ..waiting import tells
-from .runs import FILLED_IN, USER_ERRORS, Job, configuration, evaluation_eflop, record_of, run_dir, state_of, try_job
+from .runs import USER_ERRORS, Job, configuration, evaluation_eflop, record_of, run_dir, state_of, try_job
 from .scales import Scale
 from .tables import FIGURES, TIMED, rows, runs_of, suites_of
 from .tables import table as table_of

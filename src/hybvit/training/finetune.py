@@ -13,8 +13,9 @@ def finetuning(cfg: Config, source: str, freeze: bool = False, kind: str | None 
     """The configuration to fine-tune a model, on images that are still to be named (``data.root``).
 
     Args:
-        cfg: the configuration that the model was trained with. Network, objective, optimizer and augmentation stay the same.
-            The weight of the denoising loss stays where it ended, if it fell in training.
+        cfg: the configuration that the model was trained with. Network, objective, optimizer and augmentation stay the same,
+            and so does the order of its classes where the images have the same ones. The weight of the denoising loss stays
+            where it ended, if it fell in training.
         source: the model, as :func:`hybvit.load` takes it.
         freeze: train only what has a row per class.
         kind: what to train for; None keeps that of the model.
@@ -25,7 +26,7 @@ def finetuning(cfg: Config, source: str, freeze: bool = False, kind: str | None 
     return override(
         cfg,
         objective={"alpha": alpha, "alpha_end": None, "kind": kind or cfg.objective.kind},
-        data={"name": "folder", "classes": (), "fingerprint": "", "bits": None, "resize": False, "labelled": 1.0},
+        data={"name": "folder", "fingerprint": "", "bits": None, "resize": False, "labelled": 1.0},
         optim={"lr": cfg.optim.lr * rate, "warmup_steps": STEPS // 20, "freeze": freeze},
         train={
             "batch_size": min(cfg.train.batch_size, BATCH), "labelled_batch_size": min(labelled, BATCH),

@@ -48,9 +48,9 @@ from ..networks import Network, build_network, compile_network, number_of_parame
 from ..storage import refuse_inside
 from .ema import Average, ema_decay
 from .optim import BatchedMuon, build_optimizers, learning_rate, optimizer_tensors, restore_optimizers, set_rates
-from .parallel import put_together, shared, whole
+from .parallel import check_shared, put_together, shared, whole
 from .progress import Meter, StopSignal, diverged, silent
-from .run_folder import RunFolder
+from .run_folder import RunFolder, check_before_images
 from .trackers import check_trackers
 from .trial import decided
 
@@ -81,7 +81,7 @@ def train(
         ConfigError, DataError, CheckpointError: the configuration, the data or a checkpoint cannot be used; raised before the
             first step.
         DivergedError: the loss is not finite; the last checkpoint is from before that.
-        Interrupted: SIGINT, SIGTERM or SIGHUP was received; the state is saved.
+        Interrupted: SIGINT, SIGTERM, SIGUSR1 or SIGHUP was received; the state is saved.
     """
     out, device = Path(out), best_device()
     with process_group(), naming_lost_processes(str(out)), said_once(), random_state_kept(device):
@@ -90,7 +90,7 @@ def train(
         say = say if rank() == 0 else silent
         keep_freed_memory()
         refuse_inside(out, image_folders(cfg.data))
-        from_first(lambda: check_trackers(cfg))
+        from_first(lambda: check_first(cfg, out))
         data = first_of_all(lambda: open_images(cfg))
         cfg = from_first(lambda: resolve_config(cfg, data, device))
         # here already, since what follows may take minutes
@@ -104,6 +104,18 @@ def train(
         steps = partial(training_step, device=device, update=True) if trial else None
         with decided(cfg, out, device, steps, say) as cfg, RunFolder(out, cfg, data.fingerprint, known) as run:
             return train_in(run, data, start, device, say)
+
+
+def check_first(cfg: Config, out: Path) -> None:
+    """What can be said before the images are opened, which may take minutes.
+
+    Raises:
+        ConfigError: a tracker is not installed, the settings do not go with several processes, or the folder is another run's.
+        DataError: the folder cannot be written.
+    """
+    check_trackers(cfg)
+    check_shared(cfg)
+    check_before_images(out, cfg)
 
 
 def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one place, from top to bottom
@@ -182,9 +194,6 @@ def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one pl
             if checkpoint_due or snapshot_due or preview_due:
                 average.put_together()
             state = state_of(net, out, step) if checkpoint_due or snapshot_due else {}
-            if preview_due:
-                with naming_step(out, step):
-                    meter.preview(step, ema, data)
             if snapshot_due:
                 run.snapshot(step, ema=ema.net.state_dict())
             if checkpoint_due:
@@ -192,6 +201,9 @@ def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one pl
                 run.save(step, cfg.train.keep_checkpoints, network=state, ema=ema.net.state_dict(), **own)
                 del own
             del state
+            if preview_due:  # once the step is saved, since it may fail: a disk is full, a sample is not finite
+                with naming_step(out, step):
+                    meter.preview(step, ema, data)
             if stopped and not last:
                 from_first(run.finish_writing)  # torchrun ends the others soon after the first that ends
                 raise Interrupted(f"{out}: {stopped} at step {step}; the state is saved, the same command resumes")

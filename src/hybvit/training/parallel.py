@@ -56,6 +56,13 @@ def shared(loss: nn.Module, cfg: Config) -> nn.Module:
     return loss
 
 
+def check_shared(cfg: Config) -> None:
+    """Raise ConfigError if the settings do not go with several processes, as far as that is known without the network."""
+    problem = why_not_shared(cfg, divided=cfg.train.parallel == "fsdp") if world_size() > 1 else None
+    if problem:
+        raise ConfigError(problem)
+
+
 def why_not_shared(cfg: Config, divided: bool) -> str | None:
     """What does not go with several processes, which hold a part of the weights each if ``divided``."""
     if problem := why_not_divided(cfg.data, minibatches(cfg), world_size(), cfg.train.accumulate):

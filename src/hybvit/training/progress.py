@@ -129,7 +129,7 @@ class Meter:
         started = time.monotonic()
         with autocast(ema.device, self.cfg.train.precision):
             if ema.has_samples:
-                pixels = ema.sample(PREVIEW_IMAGES, steps=PREVIEW_STEPS, seed=self.cfg.train.seed)
+                pixels = ema.sample(PREVIEW_IMAGES, steps=min(PREVIEW_STEPS, ema.diffusion.T), seed=self.cfg.train.seed)
                 scale = max(1, 64 // pixels.shape[-1])
                 image = grid(pixels, scale=scale)
                 save_image(image, self.run.path / "samples" / f"step-{step:08d}.png")
@@ -142,7 +142,7 @@ class Meter:
 
 
 class StopSignal:
-    """Records SIGINT, SIGTERM or SIGHUP (the terminal is gone) for the loop to read between steps; a second one
+    """Records SIGINT, SIGTERM, SIGUSR1 or SIGHUP (the terminal is gone) for the loop to read between steps; a second one
     terminates at once.
 
     One that is ignored stays so: nohup ignores SIGHUP. A thread other than the main one gets no signals.

@@ -25,6 +25,7 @@ from ..networks import check_config
 from ..storage import lock_folder, make_folder, read_bytes, read_json, refuse_irregular, write_text
 
 SENSIBLE = 1e100  # numbers below it, added up or multiplied, stay finite
+FILLED_IN = {"model.num_classes", "data.classes", "train.precision", "train.compile"}  # set when training starts
 NEEDED = ("network.safetensors", "ema.safetensors", "optimizer.safetensors")  # to resume
 
 
@@ -45,6 +46,23 @@ def check_same(path: Path, cfg: Config, but: Collection[str] = ()) -> None:
     for name, (before, now) in differences(load_config(path / CONFIG), cfg).items():
         if name not in FREE_TO_CHANGE and name not in but:
             raise ConfigError(f"{path} was started with {name} = {before!r}, not {now!r}: choose another --out")
+
+
+def check_before_images(path: Path, cfg: Config) -> None:
+    """What can be said of a run folder before the images are opened and steps are tried, which may take minutes.
+
+    Raises:
+        ConfigError: another process trains the run, or it was started with other settings.
+        DataError: the folder cannot be written.
+    """
+    if not path.is_dir():
+        return
+    lock = lock_folder(path)
+    if lock is not None:
+        lock.close()
+    if checkpoint.has_steps(path) and (path / CONFIG).is_file():
+        longer = cfg.train.steps > load_config(path / CONFIG).train.steps
+        check_same(path, cfg, FILLED_IN | ({"train.steps"} if longer else set()))
 
 
 def check_resumable(path: Path, cfg: Config, images: str) -> list[str]:
@@ -151,20 +169,21 @@ class RunFolder:
     def save(self, step: int, keep: int, **tensors: dict[str, Tensor]) -> None:
         """Write a checkpoint after ``step`` steps, and delete all but the newest ``keep``, while the training goes on.
 
-        The tensors are copied while the next gradient is computed: they must not change before :meth:`finish_copying`.
+        The tensors are copied while the next gradient is computed: they must not change before :meth:`finish_copying`. Where
+        the one before could not be written, a warning says so, and this one is written before the training goes on.
 
         Raises:
-            DataError: the one before could not be written.
+            DataError: the one before could not be written, nor can this one.
         """
         if not self.first:
             return
-        self.finish_writing()
+        written = self.is_written()
         folder = checkpoint.step_folder(self.path / "checkpoints", step)
         at_once = any(value.device.type != "cpu" for group in tensors.values() for value in group.values())
 
         def write() -> None:
             self.write_checkpoint(folder, step, copying.result())
-            checkpoint.prune(self.path / "checkpoints", keep)
+            checkpoint.prune(self.path / "checkpoints", step, keep)
 
         pool = concurrent.futures.ThreadPoolExecutor(1)  # its own: a thread does not outlive a fork of the process
         copying = self._copying = pool.submit(copied, tensors)
@@ -172,6 +191,17 @@ class RunFolder:
         pool.shutdown(wait=False)
         if at_once:
             self.finish_copying()  # copies from a GPU would wait for the kernels of the gradient, one after the other
+        if not written:
+            self.finish_writing()
+
+    def is_written(self) -> bool:
+        """Wait until the last checkpoint is on the disk -> whether it is; if not, a warning says why."""
+        try:
+            self.finish_writing()
+        except DataError as error:
+            warnings.warn(f"{error}: the state after more steps is written instead", stacklevel=3)
+            return False
+        return True
 
     def finish_copying(self) -> None:
         """Wait until the tensors of the last checkpoint are copied, and may change."""

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -42,7 +43,13 @@ class Trackers:
     """
 
     def __init__(self, run: RunFolder, done: int) -> None:
-        self.open: list[Tracker] = [OPEN[name](run, done) for name in names_of(run.cfg)] if run.first else []
+        self.open = list[Tracker]()
+        try:
+            for name in names_of(run.cfg) if run.first else ():
+                self.open.append(OPEN[name](run, done))
+        except BaseException:
+            self.close(failed=True)
+            raise
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log numbers by name, such as ``train/loss``."""
@@ -54,8 +61,17 @@ class Trackers:
             tracker.image(name, image, step)
 
     def close(self, failed: bool) -> None:
+        """Close all of them, whichever fails: its error is raised at the end, or is a warning if the run has ``failed``."""
+        errors = list[Exception]()
         for tracker in self.open:
-            tracker.close(failed)
+            try:
+                tracker.close(failed)
+            except Exception as error:
+                errors.append(error)
+        for one in errors if failed else errors[1:]:
+            warnings.warn(f"{type(one).__name__}: {one}", stacklevel=2)
+        if errors and not failed:
+            raise errors[0]
 
 
 def check_trackers(cfg: Config) -> None:
@@ -89,7 +105,7 @@ class TensorBoard:
 
     def __init__(self, run: RunFolder, done: int) -> None:
         library = library_of("tensorboard")
-        self.writer = library.SummaryWriter(str(run.path / "tensorboard"), purge_step=done + 1 if done else None)
+        self.writer = library.SummaryWriter(str(run.path / "tensorboard"), purge_step=done + 1)
         if not done:
             shown = {name: as_typed(value) if value is None else value for name, value in hyperparameters(run.cfg).items()}
             for summary in importlib.import_module("torch.utils.tensorboard.summary").hparams(shown, {}):
