@@ -404,7 +404,8 @@ def test_models_of_different_places_have_folders_of_their_own(tmp_path, monkeypa
     names = [folder_name(model) for model in models]
     assert len(set(names)) == len(names)
     assert names[0] == folder_name("./digits/").rpartition("-")[2] == "digits"
-    assert folder_name("me/digits@v1") == "me-digits"
+    assert folder_name("me/digits@v1") == "me-digits-v1"
+    assert folder_name("timm:resnet18@a/w.pth") != folder_name("timm:resnet18@b/w.pth") != folder_name("timm:resnet18")
     assert not any(set("/:\\") & set(name) for name in names)
 
 

@@ -244,11 +244,8 @@ def test_the_suite_measures_what_the_model_says_of_corrupted_images(judged, tmp_
     assert metrics["accepted_severity_0"]["value"] >= 0.9
     assert metrics["accepted_severity_5"]["value"] < metrics["accepted_severity_0"]["value"]
     assert found["tables"]["images"] == {"all": 30, "logpx": 30, "denoising": 30}
-    assert all(
-        entry["n"] == 30 and entry["low"] <= entry["value"] <= entry["high"]
-        for name, entry in metrics.items()
-        if "ece" not in name
-    )
+    assert all(entry["low"] <= entry["value"] <= entry["high"] for entry in metrics.values())
+    assert all(entry["n"] == 30 or "accepted_error" in name for name, entry in metrics.items())
     assert {path.name for path in (tmp_path / "evaluation" / "corruptions").iterdir()} == {
         "accuracy.svg", "detection.svg", "doubt.svg", "errors.svg", "examples.png", "result.json",
     }  # fmt: skip
@@ -278,6 +275,14 @@ def test_what_is_left_out_is_said(judged, tmp_path):
     found = judged.record(tmp_path / "b", corruptions=("frost",), frost=str(write_photos(photos)))
     assert "corruptions/error_frost" in found["metrics"]
     assert found["notes"]["corruptions"] == []
+
+
+def test_without_an_accepted_answer_there_is_no_error_of_them():
+    logits, labels = torch.zeros(6, 2, 3), torch.zeros(6, dtype=torch.int64)
+    assert "accepted_error" not in measures(logits, labels, 0.9, 0)
+    logits[:2, 0, 1] = 9.0  # sure, and wrong
+    found = measures(logits, labels, 0.9, 0)["accepted_error"]
+    assert (found.value, found.n) == (1.0, 2)
 
 
 def test_measures_by_hand():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 import tempfile
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -11,20 +12,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import hybvit
 from hybvit import Adapted, EvaluationOptions, cli
 from hybvit.cli.evaluate import build_parser, given_options, parse_options
 from hybvit.data.image_set import Dataset, ImageSet, to_x
-from hybvit.errors import ConfigError
-from hybvit.evaluation import SUITES, Metric
+from hybvit.errors import ConfigError, DataError
+from hybvit.evaluation import SUITES, Metric, fidelity, ood, suites
+from hybvit.evaluation.adapters import adapt
 from hybvit.evaluation.context import Context
 from hybvit.evaluation.options import Options
+from hybvit.evaluation.report import options_of
 from hybvit.evaluation.suites import digest
 from hybvit.presets import preset
 from hybvit.reproduce.runs import Job, evaluations_of
 from hybvit.reproduce.scales import POCKET, SCALES
 from hybvit.reproduce.studies import EVAL_OPTIONS
+from hybvit.storage import write_text
 
 from .conftest import opened
 
@@ -246,7 +251,7 @@ def test_settings_of_a_reproduction_are_those_that_were_stored(name, model):
     assert found == STORED[name]
 
 
-def test_a_result_that_an_earlier_version_stored_is_reused(model, tmp_path, monkeypatch):
+def test_a_result_with_the_settings_that_0_1_0_stored_is_reused(model, tmp_path, monkeypatch):
     monkeypatch.setattr(model, "calibration", None)  # on which two suites depend; those models had none
     weights = Context(model, opened(model.cfg), "digits", Options(), tmp_path).fingerprint
     facts = {"version": hybvit.__version__, "data": "digits", "weights": weights} | IMAGES
@@ -263,10 +268,166 @@ def test_a_result_that_an_earlier_version_stored_is_reused(model, tmp_path, monk
             "pictures": {},
         }
         (folder / "result.json").write_text(json.dumps(stored | {"sha256": digest(stored)}))
-    for suites, options in POCKET.eval_options.items():
-        results = hybvit.evaluate(model, suites=suites, options=options, out=tmp_path)
+    for names, options in POCKET.eval_options.items():
+        results = hybvit.evaluate(model, suites=names, options=options, out=tmp_path)
         assert {name: results[name] for name in results} == {f"{suite}/by_hand": 0.125 for suite in STORED["pocket/stl10"]}
-        assert results.notes[suites[0]] == ["from an earlier version"]
+        assert results.notes[names[0]] == ["from an earlier version"]
+
+
+def test_a_named_suite_of_another_version_is_measured_again_and_one_that_is_not_named_is_kept(model, tmp_path, monkeypatch):
+    few, run = EvaluationOptions(limit=20), {"model": model, "out": tmp_path}
+    monkeypatch.setattr(suites, "__version__", "0.0.9")
+    hybvit.evaluate(**run, suites=["accuracy", "calibration"], options=few)
+    monkeypatch.undo()
+    said = list[str]()
+    results = hybvit.evaluate(**run, suites=["accuracy"], options=few, say=said.append)
+    assert not any("read from" in line for line in said)
+    kept = {name: suite["settings"]["version"] for name, suite in results.record["suites"].items()}
+    assert kept == {"accuracy": hybvit.__version__, "calibration": "0.0.9"}
+
+
+def test_a_measurement_that_is_killed_leaves_no_old_figures_with_new_pictures(model, tmp_path, monkeypatch):
+    run = {"model": model, "suites": ["accuracy"], "out": tmp_path}
+    hybvit.evaluate(**run, options=EvaluationOptions(limit=20))
+
+    def killed(path, text):
+        if path.name == "result.json":
+            raise KeyboardInterrupt
+        write_text(path, text)
+
+    monkeypatch.setattr(suites, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        hybvit.evaluate(**run, options=EvaluationOptions(limit=40))
+    monkeypatch.undo()
+    said = list[str]()
+    results = hybvit.evaluate(**run, options=EvaluationOptions(limit=20), say=said.append)
+    assert not any("read from" in line for line in said)
+    assert results.record["metrics"]["test/accuracy"]["n"] == 20
+
+
+def test_the_report_says_with_which_options_each_suite_was_measured(model, tmp_path):
+    hybvit.evaluate(model, suites=["accuracy"], options=EvaluationOptions(limit=40, seed=7), out=tmp_path)
+    results = hybvit.evaluate(model, suites=["calibration"], options=EvaluationOptions(limit=30), out=tmp_path)
+    said = options_of(results.record)
+    assert "limit 40 (accuracy), 30 (calibration)" in said
+    assert "seed 7 (accuracy), 0 (calibration)" in said
+    assert "batch_size 256" in said
+    assert "attack" not in said
+
+
+def test_samples_of_another_precision_are_not_reused(model, tmp_path, monkeypatch):
+    ctx = Context(model, opened(model.cfg), "digits", EvaluationOptions(), tmp_path)
+    before, settings = ctx.samples_folder, suites.settings_of(ctx, "fidelity")
+    monkeypatch.setattr(model, "sampling_precision", "bf16" if model.sampling_precision == "fp32" else "fp32")
+    assert ctx.samples_folder != before
+    assert suites.settings_of(ctx, "fidelity") != settings
+
+
+def test_unlabeled_images_are_evaluated_by_what_needs_no_labels(model, tmp_path):
+    for i in range(12):
+        Image.new("L", (8, 8), 20 * i).save(tmp_path / f"{i}.png")
+    few = EvaluationOptions(bound_images=4, bound_draws=2, batch_size=4)
+    results = hybvit.evaluate(model, data=str(tmp_path), suites=["accuracy", "likelihood"], options=few)
+    assert results.left_out == {"accuracy": "the test images have no labels"}
+    assert results["likelihood/bits_per_dim"] > 0
+
+
+EXTERNAL = """
+from __future__ import annotations
+from dataclasses import dataclass
+import numpy as np
+import hybvit
+import torch
+from beside import SHIFT
+
+@dataclass
+class Weights:
+    value: float
+
+def build():
+    weights = Weights(float(np.load(PLACE)))
+    bright = lambda x: x.mean((1, 2, 3))[:, None] * weights.value + SHIFT
+    return hybvit.Adapted((3, 8, 8), logits=lambda x: torch.cat([bright(x), -bright(x)], 1), classes=CLASSES)
+"""
+
+
+@pytest.fixture
+def external(tmp_path) -> Path:
+    """A model of one weight in a file beside it, which tells light images (dog) from dark ones (cat)."""
+    for kind, shade in (("cat", 20), ("dog", 230)):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (8, 8), (shade + i,) * 3).save(tmp_path / "data" / kind / f"{i}.png")
+    np.save(tmp_path / "w.npy", 5.0)
+    (tmp_path / "beside.py").write_text("SHIFT = 0.0\n")
+    (tmp_path / "m.py").write_text(
+        EXTERNAL.replace("PLACE", repr(str(tmp_path / "w.npy"))).replace("CLASSES", '("dog", "cat")')
+    )
+    return tmp_path
+
+
+def test_an_external_model_whose_classes_have_another_order_is_judged_by_their_names(external, monkeypatch):
+    spec, data = f"{external / 'm.py'}:build", str(external / "data")
+    run = {"data": data, "suites": ["accuracy"], "out": external / "out"}
+    assert hybvit.evaluate(spec, **run)["test/accuracy"] == 1
+    assert hybvit.evaluate(adapt(spec, (3, 8, 8), 2), data=data, suites=["accuracy"])["test/accuracy"] == 1
+    np.save(external / "w.npy", -5.0)  # other weights in the same file: nothing of the first is reused
+    assert hybvit.evaluate(spec, **run)["test/accuracy"] == 0
+    unnamed = (external / "m.py").read_text().replace('classes=("dog", "cat")', "classes=()")
+    (external / "m.py").write_text(unnamed)
+    assert hybvit.evaluate(spec, **run)["test/accuracy"] == 1  # by number, as the data have them: cat, dog
+    (external / "m.py").write_text(unnamed.replace("classes=()", 'classes=("dogs", "cats")'))
+    with pytest.raises(ConfigError, match=r"\(cat, dog\) are not the model's \(dogs, cats\)"):
+        hybvit.evaluate(spec, **run)
+    (external / "beside.py").write_text("1 / 0\n")
+    monkeypatch.delitem(sys.modules, "beside")
+    with pytest.raises(ConfigError, match=r"m.py: cannot be imported: ZeroDivisionError"):
+        hybvit.evaluate(spec, **run)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"out_of_distribution": ("svnh",)}, "svnh: neither the name of a data set .* nor a folder"),
+        ({"inception": "x.pth", "extractor": "cnn-digits"}, "requires --extractor inception"),
+        ({"extractor": "timm:resnett18"}, "resnett18"),
+        ({"inception": "/none.pth"}, "none.pth"),
+    ],
+)
+def test_what_an_option_names_wrongly_is_said_before_the_first_suite(model, options, said):
+    lines = list[str]()
+    with pytest.raises((ConfigError, DataError), match=said):
+        hybvit.evaluate(model, suites=["accuracy", "fidelity"], options=EvaluationOptions(limit=8, **options), say=lines.append)
+    assert lines == []
+
+
+def test_a_suite_that_lacked_something_is_measured_again_once_it_is_there(model, tmp_path, monkeypatch):
+    few = EvaluationOptions(limit=8, samples=12, steps=2, sampler="ddim", bound_images=2, bound_draws=2)
+    run = {"model": model, "suites": ["fidelity", "ood"], "options": few, "out": tmp_path}
+    found, opens = fidelity.open_extractor, ood.out_of_distribution
+
+    def absent(*arguments):
+        raise DataError("it is not installed")
+
+    monkeypatch.setattr(fidelity, "open_extractor", absent)
+    monkeypatch.setattr(ood, "default_sets", lambda name: ("mnist",))
+    monkeypatch.setattr(ood, "out_of_distribution", absent)
+    monkeypatch.setattr(ood, "find", lambda name, root: None)
+    results = hybvit.evaluate(**run)
+    assert "No Frechet distance: it is not installed" in results.notes["fidelity"]
+    said = list[str]()
+    hybvit.evaluate(**run, say=said.append)
+    assert sum("read from" in line for line in said) == 2  # nothing has changed
+    monkeypatch.setattr(fidelity, "open_extractor", found)
+    monkeypatch.setattr(ood, "find", lambda name, root: tmp_path)
+    monkeypatch.setattr(
+        ood, "out_of_distribution", lambda name, root, test, decoding: opens("interpolation", None, test, decoding)
+    )
+    said.clear()
+    results = hybvit.evaluate(**run, say=said.append)
+    assert not any("read from" in line for line in said)
+    assert any(name.startswith("fidelity/fd_") for name in results)
+    assert any(name.startswith("ood/mnist/") for name in results)
 
 
 def test_numbers_of_numpy_and_lists_are_options_too():

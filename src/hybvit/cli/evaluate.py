@@ -10,7 +10,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from ..distributed import process_group
+from ..distributed import first_of_all, process_group
 from ..errors import ConfigError, Interrupted
 from ..evaluation import measure
 from ..evaluation.options import Options
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
             elif rank == 0:
                 print(line, flush=True)
 
-        subject = open_subject(args.model, args.dataset, args.data, args.test_root)
+        subject = first_of_all(lambda: open_subject(args.model, args.dataset, args.data, args.test_root))
         out = args.out or subject.run or Path("evaluated") / folder_name(args.model)
         try:
             results = measure(subject, suites, options, out, args.again, say)
@@ -95,9 +95,10 @@ def main(arguments: list[str]) -> None:
 
 def folder_name(model: str) -> str:
     """A name for the results of a model that is no run of its own: models of different places do not share it."""
-    named = os.path.normpath(model.partition("@")[0])
+    named, at, weights = model.partition("@")  # of timm and torchvision a file, of a hub id a version
+    named = os.path.normpath(named)
     named = os.path.abspath(named) if named.startswith(".") else named
-    return re.sub(r"[^\w.]+", "-", named).strip("-")
+    return re.sub(r"[^\w.]+", "-", f"{named}{at}{os.path.normpath(weights) if at else ''}").strip("-")
 
 
 def suggest_next(args: argparse.Namespace, arguments: list[str], subject: Subject) -> None:

@@ -267,6 +267,12 @@ def frost_photos(folder: str | Path) -> tuple[np.ndarray, ...]:
     return tuple(found)
 
 
+def check_frost(photos: Sequence[np.ndarray], size: int) -> None:
+    """Raises ConfigError if a photograph is too small for the frost of some severity on images of this size."""
+    for severity in SEVERITIES:
+        check_photos(photos, size, constants("frost", severity, size)[-1])
+
+
 def check_photos(photos: Sequence[np.ndarray], size: int, scale: float) -> None:
     """Raises ConfigError if there is no photograph of frost, or one is not larger than the image."""
     if not photos:

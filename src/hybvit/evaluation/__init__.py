@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..data.own_images import Dataset
 from ..devices import environment, keep_freed_memory, random_state_kept
-from ..distributed import process_group, rank
+from ..distributed import first_of_all, process_group, rank
 from ..networks import number_of_parameters
 from ..storage import lock_folder, make_folder, refuse_inside
 from ..training.run_folder import read_metrics, training_summary
@@ -72,7 +72,7 @@ def evaluate(
     """
     names = check_suites(suites)
     with process_group():
-        subject = subject_of(model, data)
+        subject = first_of_all(lambda: subject_of(model, data))
         folder = Path(tempfile.mkdtemp(prefix="hybvit-")) if out is None else Path(out)
         try:
             results = measure(subject, names, options, folder, again, say)

@@ -6,6 +6,7 @@ The general form is a file of your own: ``FILE.py:NAME`` names a function that r
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,6 +81,11 @@ class Evaluable(Protocol):
         """Every tensor that the outputs depend on; empty if unknown."""
 
 
+def numbered(n: int) -> tuple[str, ...]:
+    """The names of classes that have none: 0, 1, 2 and so on."""
+    return tuple(map(str, range(n)))
+
+
 class Adapted:
     """An external model: a classifier, a denoiser or both, given as functions.
 
@@ -114,7 +120,7 @@ class Adapted:
             module.to(self.device).requires_grad_(False)
         self._logits, self._denoise, self._features = logits, denoise, features
         self.diffusion = diffusion or Diffusion.cosine(1000)
-        self.classes = tuple(classes) or tuple(map(str, range(self._number_of_classes())))
+        self.classes = tuple(classes) or numbered(self._number_of_classes())
 
     def _number_of_classes(self) -> int:
         if self._logits is None:
@@ -181,14 +187,17 @@ class Adapted:
         """The tensors of the modules, and what the functions around them make of a few images; empty without modules."""
         if not self.modules:
             return []
-        tensors = [tensor for module in self.modules for tensor in module.state_dict().values()]
+        return [tensor for module in self.modules for tensor in module.state_dict().values()] + self.answers()
+
+    def answers(self) -> list[Tensor]:
+        """What the functions make of a few images."""
         x = torch.rand((PROBES, *self.image_shape), generator=torch.Generator().manual_seed(0)) * 2 - 1
         t = torch.linspace(1, self.diffusion.T, PROBES).long()
         with torch.no_grad():
             answers = [] if self._logits is None else [self.logits(x)]
             answers += [] if self._features is None else [self.features(x)]
             answers += [] if self._denoise is None else [self.denoise(x, t)]
-        return tensors + answers
+        return answers
 
 
 def is_adapter(spec: str) -> bool:
@@ -270,8 +279,15 @@ def _from_file(path: Path, name: str) -> Adapted:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    folder = str(path.resolve().parent)
     try:
-        spec.loader.exec_module(module)
+        # as Python does with a script: what lies beside it can be imported, and a dataclass finds its module
+        sys.path.insert(0, folder)
+        sys.modules.setdefault(path.stem, module)
+        try:
+            spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            raise ConfigError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from None
         if not callable(getattr(module, name, None)):
             raise ConfigError(f"{path}: defines no function {name!r} (write {path}:NAME)")
         found = getattr(module, name)()
@@ -279,6 +295,8 @@ def _from_file(path: Path, name: str) -> Adapted:
         raise
     except (Exception, SystemExit) as error:  # the user's own code
         raise ConfigError(f"{path}: {name}() failed: {type(error).__name__}: {error}") from None
+    finally:
+        sys.path.remove(folder)
     if not isinstance(found, Adapted):
         raise ConfigError(f"{path}: {name}() returns {type(found).__name__}, not a hybvit.Adapted")
     return found

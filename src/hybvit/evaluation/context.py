@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..data.image_set import Dataset, ImageSet, to_x
+from ..devices import resolve_precision
 from ..distributed import all_gather, share_batches, share_calls
 from ..metrics.classification import wilson_interval
 from ..metrics.doubt import Calibration
@@ -167,10 +168,17 @@ class Context:
         return self.data.train.subsample(TRAINING_FEATURES)
 
     @property
+    def precision(self) -> list[str]:
+        """The precision to draw samples in, where the user chose another one than the machine's own."""
+        chosen = self.model.sampling_precision if isinstance(self.model, HybridModel) else None
+        return [] if chosen in (None, resolve_precision("auto", self.model.device)) else [str(chosen)]
+
+    @property
     def samples_folder(self) -> Path:
-        """One folder per (model, sampler, steps, seed, guidance), so that its samples can be reused."""
+        """One folder per (model, sampler, steps, seed, guidance, precision), so that its samples can be reused."""
         o = self.options
-        key = hashlib.sha256(json.dumps([self.fingerprint, o.sampler, o.steps, o.seed, o.guidance]).encode()).hexdigest()[:12]
+        facts = [self.fingerprint, o.sampler, o.steps, o.seed, o.guidance, *self.precision]
+        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
         return self.folder / "samples" / f"{o.sampler}-{o.steps}-seed{o.seed}-{key}"
 
     @cached_property
@@ -235,6 +243,7 @@ class Suite(NamedTuple):
     Attributes:
         heading, description: the heading in reports, and the plain sentence below it.
         requires: what the suite needs of classes, labels, denoiser and samples; it is left out if the model or data lack one.
+        cured: whether what a stored result was measured without, as its tables say, is there now.
         by_default: whether it runs when no suites are named. What takes many minutes on a CPU is asked for.
     """
 
@@ -242,6 +251,7 @@ class Suite(NamedTuple):
     description: str
     requires: frozenset[str]
     run: Callable[[Context], Result]
+    cured: Callable[[Context, Mapping[str, Any]], bool] = lambda ctx, tables: False
     by_default: bool = True
 
 

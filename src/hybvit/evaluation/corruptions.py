@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.corruptions import COMMON, FAMILIES, SEVERITIES, SMALLEST, applicable, corrupt, frost_photos, scale_of
+from ..data.corruptions import COMMON, FAMILIES, SEVERITIES, SMALLEST, applicable, check_frost, corrupt, frost_photos, scale_of
 from ..data.image_set import ImageSet, evenly_spaced
 from ..data.images import grid
 from ..distributed import share_batches
@@ -53,6 +53,8 @@ def run(ctx: Context) -> Result:
         return result
     photos = frost_photos(options.frost) if options.frost else ()
     names = chosen(options.corruptions, channels, bool(photos), result)
+    if "frost" in names:
+        check_frost(photos, size)  # now, not when its turn has come
     if not names:
         return result
     images = ctx.test.subsample(options.corruption_images)
@@ -179,15 +181,18 @@ def measures(logits: Tensor, labels: Tensor, threshold: float, seed: int) -> dic
     def accepted_error(index: Tensor) -> float:
         return ((wrong * accepted)[index].sum() / accepted[index].sum().clamp(min=1)).item()
 
-    everyone = torch.arange(n)
+    everyone, answered = torch.arange(n), int(accepted.any(dim=1).sum())
+    found = metric_of(accepted_error(everyone), answered, bootstrap_interval(accepted_error, n, seed))
+    of_accepted = (
+        {"accepted_error": as_share(found)} if answered else {}
+    )  # without an accepted answer there is no error of them
     return {
         "error": share_metric(wrong),
         "nll": mean_metric(nll(every, of_all).reshape(n, m)),
         f"ece_{BINS}": metric_of(ece(everyone), n, bootstrap_interval(ece, n, seed, limits=SHARE)),
         "confidence": from_0_to_1(mean_metric(confidence)),
         "accepted": share_metric(accepted),
-        "accepted_error": as_share(metric_of(accepted_error(everyone), n, bootstrap_interval(accepted_error, n, seed))),
-    }
+    } | of_accepted
 
 
 def detection(clean: Answer, found: Sequence[Answer], seed: int) -> dict[str, Metric]:

@@ -18,10 +18,14 @@ from ..metrics.autoattack import passes as attack_passes
 from ..metrics.robustness import L2_EPS, LINF_EPS, ascent
 from . import certified, corruptions, fidelity, likelihood, ood, ood_scores, robustness, speed
 from .context import SHARD, Context
+from .options import NOISE
 
 ENDS_EARLY = ("robustness", "certified", "readings")  # an image that an attack breaks takes no more steps
 ENSEMBLE = ("apgd-ce", "apgd-t", "fab-t", "square")  # AutoAttack's standard version
 SHARED = ("accuracy", "calibration", "doubt")  # suites of the same logits
+
+
+OF_ANOTHER = {"logits": 0, "drawn": 0}  # what a suite does not compute again
 
 
 class Work(NamedTuple):
@@ -37,7 +41,9 @@ def announce_suites(ctx: Context, suites: Sequence[str]) -> None:
     """Say what these suites will take. What they read, resample and draw beside the model's calls does not count."""
     if rank() != 0 or not suites:
         return
-    total = Work(*(sum(parts) for parts in zip(*(work_of(ctx, suite) for suite in unshared(suites)), strict=True)))
+    alone = unshared(suites)
+    works = [work_of(ctx, suite)._replace(**({} if suite in alone else OF_ANOTHER)) for suite in suites]
+    total = Work(*(sum(parts) for parts in zip(*works, strict=True)))
     model, size = ctx.model, min(ctx.options.batch_size, SHARD)
     x = torch.rand(size, *model.image_shape, device=model.device) * 2 - 1
     few, t = x[: robustness.ATTACK_BATCH], torch.randint(1, model.diffusion.T + 1, (size,), device=model.device)
@@ -63,7 +69,7 @@ def announce_suites(ctx: Context, suites: Sequence[str]) -> None:
 
 
 def unshared(suites: Sequence[str]) -> list[str]:
-    """The suites, without those that read what another one of them computes."""
+    """The suites, without those that read the logits or the samples of another one of them."""
     reused = [suite for suite in suites if suite in SHARED][1:] + (["quality"] if "fidelity" in suites else [])
     return [suite for suite in suites if suite not in reused]
 
@@ -72,10 +78,12 @@ def work_of(ctx: Context, suite: str) -> Work:
     """What a suite sends through the model. Attacks count in full, and other sets as if as large as the test images."""
     o, n, classes = ctx.options, len(ctx.test), max(len(ctx.model.classes), 1)
     bound = ood_scores.passes(ctx, "bits")
+    if suite == "doubt":
+        return Work(n, denoised=n * ood_scores.passes(ctx, "denoising") if ctx.model.has_denoiser else 0)
     if suite == "probe":
         return Work(logits=n + len(ctx.train_subset))
     if suite == "ood":
-        images = n * (1 + len(o.out_of_distribution or (*ood.default_sets(ctx.data_name), ood.NOISE)))
+        images = n * (1 + len(o.out_of_distribution or (*ood.default_sets(ctx.data_name), NOISE)))
         sets, of_all = images // n, sum(ood_scores.passes(ctx, score) for score in ("denoising", "scoped", "trajectory"))
         classified = (2 * images + len(ctx.train_subset), images) if ctx.model.has_classes else (0, 0)
         return Work(*classified, (images * of_all + sets * min(n, o.bound_images) * bound) if ctx.model.has_denoiser else 0)
@@ -103,7 +111,8 @@ def work_of(ctx: Context, suite: str) -> Work:
         shown = likelihood.PLOTTED_IMAGES * ctx.model.diffusion.T if o.bound_draws else 0
         return Work(denoised=min(n, o.bound_images) * bound + shown)
     if suite in ("fidelity", "quality"):
-        return Work(logits=o.samples if ctx.model.has_classes else 0, drawn=o.samples * o.steps)
+        evaluations = 2 * o.steps - 1 if o.sampler == "heun" else o.steps
+        return Work(logits=o.samples if ctx.model.has_classes else 0, drawn=o.samples * evaluations)
     if suite == "speed":
         timed = speed.IMAGES * (speed.REPEATS + 1)
         return Work(timed, 2 * timed, timed, 2 * speed.IMAGES * o.steps)

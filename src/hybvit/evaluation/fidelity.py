@@ -7,8 +7,10 @@ name.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +32,7 @@ from ..metrics.judge import LARGEST_TRAINING_SET, PixelSVM, class_shares
 from .context import Context, Metric, Picture, Result, proportion
 from .extractors import Extractor, open_extractor
 
+NO_EXTRACTOR = "no_extractor"  # the table that says why there is no Frechet distance
 GRID_IMAGES = 100
 CLASSES_SHOWN = 20
 PRECISION_RECALL_IMAGES = 10_000  # images of each kind for precision and recall, whose cost is quadratic
@@ -42,14 +45,13 @@ BIASED_BELOW = 1000  # images: a Frechet distance of fewer gets a note (the bund
 
 def run(ctx: Context) -> Result:
     result, o, extractor = Result(), ctx.options, None
-    if o.inception and o.extractor not in (None, "inception"):
-        raise ConfigError(f"--inception {o.inception} requires --extractor inception, not {o.extractor}")
     try:
         extractor = extractor_of(ctx)
     except (ConfigError, DataError) as error:
         if o.extractor or o.inception:
             raise
         result.notes.append(f"No Frechet distance: {error}")
+        result.tables[NO_EXTRACTOR] = str(error)
     samples = ctx.samples
     scale = max(1, 64 // samples.shape[-1])
     condition = ", each of a random class" if ctx.model.draws_by_label else ""
@@ -62,6 +64,16 @@ def run(ctx: Context) -> Result:
         distances(ctx, extractor, samples, result)
     judge_by_svm(ctx, samples, result)
     return result
+
+
+def cured(ctx: Context, tables: Mapping[str, Any]) -> bool:
+    """Whether there is a feature network now that a stored result was measured without."""
+    if NO_EXTRACTOR not in tables:
+        return False
+    with suppress(ConfigError, DataError):
+        extractor_of(ctx)
+        return True
+    return False
 
 
 def extractor_of(ctx: Context) -> Extractor:
@@ -145,7 +157,7 @@ def beside_real_images(
         return
     n, test, held_out = len(made), ctx.test, ctx.data.held_out
     real, words = features(ctx, extractor, test, "test images", n), "test images"
-    if len(real) < n and held_out is not None:
+    if len(real) < n and held_out is not None and len(held_out):
         more = features(ctx, extractor, held_out, "held-out images", n - len(real))
         words = f"test images and {len(more)} held out of training, {len(real) + len(more)} in all"
         real = torch.cat((real, more))

@@ -6,8 +6,9 @@ Every score is higher for images that resemble the training data.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from ..data.image_set import BadFiles, Decoding, ImageSet, evenly_spaced, load_i
 from ..data.images import Originals, grid
 from ..data.locate import detect_format
 from ..data.own_images import image_names
+from ..distributed import first_of_all
 from ..errors import DataError
 from ..evaluation import plots
 from ..metrics.classification import wilson_interval
@@ -27,18 +29,19 @@ from ..metrics.ood import aupr, auroc, auroc_interval, bootstrap_intervals, clus
 from ..model import HybridModel
 from .context import Context, Metric, Picture, Result
 from .ood_scores import LABELS, passes, scores
+from .options import INTERPOLATION, NOISE
 
 FEWEST_CHAINS = 10  # of interpolations, for an interval
 MEMORY = 4 << 30
 SHOWN = 20
-TEST, INTERPOLATION = "test", "interpolation"
-NOISE = "noise"
+TEST = "test"
+LEFT_OUT = "ood_left_out"  # the table of default sets that could not be read
 RESERVED = (TEST, INTERPOLATION, NOISE, *CATALOG)  # a folder of such a name gets another
 
 
 def run(ctx: Context) -> Result:
     result = Result()
-    sets = ood_sets(ctx, result)
+    sets = first_of_all(lambda: ood_sets(ctx, result))
     sets = {name: images for name, images in sets.items() if len(images) > 1}
     if not sets or len(ctx.test) < 2 or ctx.options.bound_images < 2:
         result.notes.append("Nothing was measured: at least two test images and two images of another set are needed.")
@@ -87,7 +90,7 @@ def compare(ctx: Context, score: str, id_draws: Tensor, ood_draws: dict[str, Ten
         certain = wilson_interval(accepted, len(of_set)) if accepted in (0, 1) and name != INTERPOLATION else ()
         result.metrics[f"{key}/aupr_{score}"] = Metric(aupr(id_scores, of_set), n, *wide(drawn.get("aupr", ())))
         result.metrics[f"{key}/fpr95_{score}"] = Metric(
-            accepted, len(of_set), *(wide(drawn.get("fpr_at_95_tpr", ())) or certain)
+            accepted, len(of_set), *(certain or wide(drawn.get("fpr_at_95_tpr", ())))
         )
     plotted = {TEST: id_scores.tolist()} | {name: of_set.tolist() for name, of_set in ood_scores.items()}
     result.pictures[score] = Picture(plots.histograms(plotted, LABELS[score]), f"{LABELS[score]}, by data set")
@@ -147,7 +150,13 @@ def ood_sets(ctx: Context, result: Result) -> dict[str, ImageSet]:
                 raise
             absent = name in CATALOG and find(name, None) is None
             result.notes.append(f"{name} was left out: {'`hybvit datasets` says how to get it' if absent else error}.")
+            result.tables.setdefault(LEFT_OUT, []).append(name)
     return found
+
+
+def cured(ctx: Context, tables: Mapping[str, Any]) -> bool:
+    """Whether a set that a stored result was measured without is there now."""
+    return not ctx.options.out_of_distribution and any(find(name, None) is not None for name in tables.get(LEFT_OUT, ()))
 
 
 def labeled(names: Iterable[str]) -> dict[str, str]:
@@ -172,11 +181,10 @@ def default_sets(data_name: str) -> tuple[str, ...]:
 def read_images(root: str, decoding: Decoding) -> ImageSet:
     """All images of a folder, a zip or any other source that --data accepts, whatever their class."""
     path = Path(root)
-    if not path.exists() and "://" not in root:
-        raise DataError(f"{root}: neither the name of a data set (`hybvit datasets` lists them) nor a folder")
     form = detect_format(root)
     if form == "folder":
         files = Files(path)
         return load_image_files(files, image_names(files), None, decoding)
-    data = open_dataset(DataConfig(name=form, root=root), (decoding.channels, decoding.size, decoding.size))
+    group = DataConfig(name=form, root=root, split="none")  # all of them are wanted, whatever their split and class
+    data = open_dataset(group, (decoding.channels, decoding.size, decoding.size), labeled=False)
     return ImageSet(torch.cat([part.subsample(len(part)).in_memory for part in (data.train, data.test)]))

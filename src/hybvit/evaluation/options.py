@@ -9,8 +9,9 @@ import os
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from ..catalog import CATALOG
 from ..data.corruptions import check_corruption
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError, did_you_mean
 from ..method.samplers import SAMPLERS
 from ..metrics.autoattack import AUTOATTACK_CURE, has_autoattack
 from ..metrics.certified import check_votes
@@ -25,6 +26,7 @@ def number_or_all(text: str) -> int:
     return 0 if text == "all" else int(text)
 
 
+INTERPOLATION, NOISE = "interpolation", "noise"  # out-of-distribution sets that are made here
 OPTIONAL = " | None"
 KINDS = {  # annotation of a field -> in words
     "int": "a whole number", "float": "a number", "str": "a string",
@@ -89,6 +91,7 @@ class Options:
 
     Raises:
         ConfigError: a number is too small, or a name is unknown.
+        DataError: an out-of-distribution set is neither a name nor a place.
     """
 
     limit: int | None = option(None, "use at most this many test images, evenly spaced, for a quick check", minimum=1)
@@ -170,6 +173,12 @@ class Options:
             check_corruption(name)
         if said := unknown_extractor(self.extractor):
             raise ConfigError(said)
+        if self.inception and self.extractor not in (None, "inception"):
+            raise ConfigError(f"--inception {self.inception} requires --extractor inception, not {self.extractor}")
+        for name in self.out_of_distribution:
+            if name not in (*CATALOG, INTERPOLATION, NOISE) and not os.path.exists(name) and "://" not in name:
+                known = did_you_mean(name, [*CATALOG, INTERPOLATION, NOISE])
+                raise DataError(f"{name}: neither the name of a data set (`hybvit datasets` lists them) nor a folder{known}")
         if "frost" in self.corruptions and not self.frost:
             raise ConfigError("corruptions: frost needs photographs of frost, which hybvit may not pass on (--frost DIR)")
         if self.frost and not os.path.exists(self.frost):

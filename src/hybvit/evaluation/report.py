@@ -352,7 +352,16 @@ def markdown(
 
 
 def options_of(record: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in record["options"].items() if value not in (None, [], ()))
+    """The options that the suites were measured with; where they differ, with the suites of each."""
+    parts = list[str]()
+    for name in record["options"]:
+        used = dict[str, list[str]]()
+        for suite, kept in record["suites"].items():
+            if (value := kept["settings"].get(name)) not in (None, [], ()):
+                used.setdefault(str(list(value) if isinstance(value, tuple) else value), []).append(suite)
+        of_each = (f"{value} ({', '.join(suites)})" for value, suites in used.items())
+        parts += [f"{name} {next(iter(used))}"] if len(used) == 1 else [f"{name} {', '.join(of_each)}"] if used else []
+    return ", ".join(parts)
 
 
 def plain(text: str) -> str:

@@ -20,7 +20,7 @@ from ..data.own_images import READERS
 from ..errors import ConfigError
 from ..loading import load
 from ..model import HybridModel
-from .adapters import Adapted, Evaluable, adapt, is_adapter
+from .adapters import Adapted, Evaluable, adapt, is_adapter, numbered
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def open_subject(spec: str, dataset: str | None, root: str | None, test_root: st
 
     Args:
         dataset: name of the data set; None uses the model's own.
-        root: location of the data; None uses the location in training.
+        root: location of the data; None uses the location of a named data set. Your own images must be named again.
         test_root: location of the test images, if it is not inside ``root``.
     """
     if is_adapter(spec):
@@ -81,15 +81,21 @@ def open_subject(spec: str, dataset: str | None, root: str | None, test_root: st
             raise ConfigError(f"--data.test_root {test_root}: for an external model all are test images: give them with --data")
         model, cfg, data = open_external(spec, dataset, root)
         places = image_folders(cfg.data)
-        return Subject(Path(spec).name, model, data, None, cfg.data.name, digest_of_source(spec), folders=places)
+        return Subject(name_of(spec), model, data, None, cfg.data.name, digest_of_source(spec, model), folders=places)
     return replace(with_own_data(load(spec), dataset, root, test_root), name=Path(spec).name, run=run_folder_of(spec))
+
+
+def name_of(spec: str) -> str:
+    """What to call an external model: ``timm:NAME`` with its weights' file, whose folder does not matter."""
+    model, at, weights = spec.partition("@")
+    return f"{Path(model).name}{at}{Path(weights).name}"
 
 
 def with_open_data(spec: str, data: Dataset) -> Subject:
     """Open a model by its path or name; the data are already open."""
     if is_adapter(spec):
         external = adapt(spec, shape_of(data), len(data.classes))
-        return replace(from_objects(external, data), name=Path(spec).name, source=digest_of_source(spec))
+        return replace(from_objects(external, data), name=name_of(spec), source=digest_of_source(spec, external))
     return replace(from_objects(load(spec), data), name=Path(spec).name, run=run_folder_of(spec))
 
 
@@ -101,8 +107,7 @@ def from_objects(model: Evaluable, data: Dataset) -> Subject:
         data = reorder_classes(data, model.cfg.data.classes)
         check_classes(model.cfg, data)
         return Subject("HybridModel", model, data, model.cfg, model.cfg.data.name)
-    check_number_of_classes(model, data)
-    return Subject(type(model).__name__, model, data, None, "images")
+    return Subject(type(model).__name__, model, in_order_of(model, data), None, "images")
 
 
 def with_own_data(model: HybridModel, dataset: str | None, root: str | None, test_root: str | None = None) -> Subject:
@@ -118,9 +123,8 @@ def with_own_data(model: HybridModel, dataset: str | None, root: str | None, tes
         raise ConfigError(f"--data.test_root {test_root}: give --data too, the images that the model was trained on")
     if group.name != own.name:
         group = replace(group, split="none", bits=None)
-    labeled = model.cfg.objective.kind != "genvit"
     known = model.trained_on if knows_each_image(model, group.name) else None
-    data = open_dataset(group, model.image_shape, model.cfg.model.num_classes, labeled=labeled, trained_on=known)
+    data = open_dataset(group, model.image_shape, model.cfg.model.num_classes, labeled=False, trained_on=known)
     check_classes(model.cfg, data, group.root or group.name)
     if own.fingerprint not in ("", data.fingerprint):
         warn_of_other_images(own.fingerprint, data, group.root or group.name, shown=knows_each_image(model, group.name))
@@ -158,7 +162,7 @@ def external_on(model: Evaluable, dataset: str | None, root: str | None) -> Subj
     data = open_dataset(
         DataConfig(name=name, root=root, resize=True, split="none"), model.image_shape, max(1, len(model.classes))
     )
-    check_number_of_classes(model, data)
+    data = in_order_of(model, data)
     places = () if root is None else image_folders(DataConfig(name=name, root=root))
     return Subject(type(model).__name__, model, data, None, name, folders=places)
 
@@ -168,9 +172,25 @@ def shape_of(data: Dataset) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def check_number_of_classes(model: Evaluable, data: Dataset) -> None:
-    if model.has_classes and data.classes and len(model.classes) != len(data.classes):
-        raise ConfigError(f"the data have {len(data.classes)} classes, the model has {len(model.classes)}")
+def in_order_of(model: Evaluable, data: Dataset, where: str = "") -> Dataset:
+    """The data with their classes in the order of an external model, unless that numbers its classes only.
+
+    Raises:
+        ConfigError: they have other classes.
+    """
+    if not (model.has_classes and data.classes):
+        return data
+    if len(model.classes) != len(data.classes):
+        raise ConfigError(f"{where}the data have {len(data.classes)} classes, the model has {len(model.classes)}")
+    if tuple(model.classes) == numbered(len(model.classes)):
+        return data
+    data = reorder_classes(data, model.classes)
+    if data.classes != tuple(model.classes):
+        raise ConfigError(
+            f"{where}the data's classes ({', '.join(data.classes)}) are not the model's ({', '.join(model.classes)}): give "
+            "Adapted the names of the data as classes, or none if they are in the order of the data's"
+        )
+    return data
 
 
 def run_folder_of(spec: str) -> Path | None:
@@ -178,9 +198,15 @@ def run_folder_of(spec: str) -> Path | None:
     return path if (path / "config.yaml").is_file() and not (path / MANIFEST).is_file() else None
 
 
-def digest_of_source(spec: str) -> str:
-    """The file that an external model is built from, with its SHA-256; empty if there is none."""
-    return f"{spec} {hashlib.sha256(source.read_bytes()).hexdigest()}" if (source := source_of(spec)) else ""
+def digest_of_source(spec: str, model: Evaluable) -> str:
+    """The file that an external model is built from, with the SHA-256 of it and of what the model makes of a few images, since
+    it may read weights from another file; empty if there is none."""
+    if (source := source_of(spec)) is None:
+        return ""
+    digest = hashlib.sha256(source.read_bytes())
+    for tensor in model.answers() if isinstance(model, Adapted) else ():
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return f"{spec} {digest.hexdigest()}"
 
 
 def check_classes(cfg: Config, data: Dataset, place: str = "") -> None:
@@ -213,8 +239,7 @@ def open_external(spec: str, dataset: str | None, root: str | None) -> tuple[Eva
     )  # num_classes is for shards that do not list their classes
     if not spec.partition(":")[0].endswith(".py"):
         model = adapt(spec, (channels, size, size), len(data.classes))
-    if model.has_classes and data.classes and len(model.classes) != len(data.classes):
-        raise ConfigError(f"{spec} has {len(model.classes)} classes, the data have {len(data.classes)}")
+    data = in_order_of(model, data, f"{spec}: ")
     if model.has_classes and data.classes:
         model.classes = data.classes
     return model, cfg, data

@@ -64,7 +64,11 @@ SUITES: dict[str, Suite] = {
         by_default=False,
     ),
     "ood": Suite(
-        "Out-of-distribution detection", "Whether the model recognizes images unlike its training data", frozenset(), ood.run
+        "Out-of-distribution detection",
+        "Whether the model recognizes images unlike its training data",
+        frozenset(),
+        ood.run,
+        ood.cured,
     ),
     "robustness": Suite(
         "Adversarial robustness", "How the classifier withstands attacks", frozenset({"classes", "labels"}), robustness.run
@@ -94,7 +98,11 @@ SUITES: dict[str, Suite] = {
         "Likelihood", "How likely the test images are under the model", frozenset({"denoiser"}), likelihood.run
     ),
     "fidelity": Suite(
-        "Sample fidelity", "How closely the samples resemble the training images", frozenset({"samples"}), fidelity.run
+        "Sample fidelity",
+        "How closely the samples resemble the training images",
+        frozenset({"samples"}),
+        fidelity.run,
+        fidelity.cured,
     ),
     "quality": Suite(
         "The model's view of its own samples",
@@ -107,6 +115,7 @@ SUITES: dict[str, Suite] = {
 DEFAULT = tuple(name for name, suite in SUITES.items() if suite.by_default)
 EVERY = "all"  # in place of names
 CALIBRATED = ("calibration", "doubt")  # suites that depend on the calibration stored with the model
+DRAWN = ("fidelity", "quality", "speed")  # suites of samples
 DIGESTED = 256  # images that are not in memory
 DIGEST = "sha256"  # of a stored record; 0.1.0 wrote none
 
@@ -136,6 +145,9 @@ def run_suites(ctx: Context, suites: Sequence[str], say: Callable[[str], None] =
     """
     record: dict[str, Any] = {"suites": {}, "left_out": {}, "metrics": {}, "tables": {}, "notes": {}}
     weights = ctx.fingerprint  # computed here because all processes must take part
+    named = ctx.options.extractor or ctx.options.inception
+    if named and "fidelity" in suites and missing_requirement(ctx, SUITES["fidelity"].requires) is None:
+        fidelity.extractor_of(ctx)  # raises now, not after the suites before it
     if tells():
         announce_suites(ctx, [name for name in suites if is_to_measure(ctx, name, again)])
     for name in SUITES:
@@ -161,7 +173,7 @@ def run_suites(ctx: Context, suites: Sequence[str], say: Callable[[str], None] =
 def run_or_read(ctx: Context, name: str, say: Callable[[str], None], again: bool) -> dict[str, Any]:
     """The record of one suite: read if it is stored with the same settings, measured otherwise."""
     settings, folder = settings_of(ctx, name), ctx.folder / "evaluation" / name
-    stored: dict[str, Any] | None = all_gather(None if again else read_stored(folder, settings))[0]
+    stored: dict[str, Any] | None = all_gather(None if again else read_whole(ctx, name, settings))[0]
     if stored is not None:
         say(f"{name}: read from {folder} (--again measures it again)")
         return stored
@@ -179,6 +191,8 @@ def settings_of(ctx: Context, name: str) -> dict[str, Any]:
     facts = {"version": __version__, "data": ctx.data_name, "test_images": test_digest(ctx), "weights": ctx.fingerprint}
     settings = facts | ctx.options.of_suite(name)
     settings |= {"training_images": digest_of_images(ctx.data.train), "files": digests_of_files(ctx.options.places_of(name))}
+    if name in DRAWN and ctx.precision:
+        settings["precision"] = ctx.precision
     if name in CALIBRATED and ctx.own_calibration is not None:
         settings["calibration"] = hashlib.sha256(ctx.own_calibration.to_bytes()).hexdigest()
     return settings
@@ -188,7 +202,13 @@ def is_to_measure(ctx: Context, name: str, again: bool) -> bool:
     """Whether a suite applies to the model and has no stored result."""
     if missing_requirement(ctx, SUITES[name].requires) is not None:
         return False
-    return again or read_stored(ctx.folder / "evaluation" / name, settings_of(ctx, name)) is None
+    return again or read_whole(ctx, name, settings_of(ctx, name)) is None
+
+
+def read_whole(ctx: Context, name: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The stored record of a suite with these settings, unless it was measured without something that is there now."""
+    stored = read_stored(ctx.folder / "evaluation" / name, settings)
+    return None if stored is not None and SUITES[name].cured(ctx, stored["tables"]) else stored
 
 
 def add(record: dict[str, Any], name: str, stored: dict[str, Any]) -> None:
@@ -225,7 +245,7 @@ def digest_of_images(images: ImageSet) -> str:
 def digests_of_files(places: Sequence[str]) -> list[str]:
     """Where these are files or folders, digests of their names, sizes and times."""
     found = []
-    for text in places:
+    for text in (place.rpartition("@")[2] if place.startswith("timm:") else place for place in places):  # timm:NAME@FILE
         if os.path.exists(text):
             files = Files(Path(text)) if os.path.isdir(text) else None
             stamps = [stamp(os.path.abspath(text))] if files is None else files.stamps(files.names())
@@ -254,6 +274,7 @@ def as_record(result: Result, settings: dict[str, Any], seconds: float) -> dict[
 def store(folder: Path, stored: dict[str, Any], pictures: dict[str, Picture]) -> None:
     """Write a suite's files, result.json last: a folder that has it is complete."""
     make_folder(folder)
+    (folder / "result.json").unlink(missing_ok=True)  # else, after a kill, with the pictures of this measurement
     for old in (*folder.glob("*.png"), *folder.glob("*.svg")):
         old.unlink()  # an earlier measurement may have left others
     for name, picture in pictures.items():
