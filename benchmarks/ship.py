@@ -56,7 +56,7 @@ labels, probabilities, score = model.predict(images)
 
 It is meant for trying out the package, for teaching, and as a starting point for other images of this size and number of
 channels (the same `model` fields with `--train.init {name}`). It was trained on this data set only, so its predictions for
-other images are meaningless. Its adversarial robustness is measured below, not guaranteed.{remarks} The metrics are those of
+other images are meaningless. Its adversarial robustness is {robust}.{remarks} The metrics are those of
 `hybvit evaluate`; docs/evaluation.md in the repository explains them.
 
 <!-- begin card_{name} -->
@@ -180,6 +180,7 @@ def ship(name: str, run: Path | None, options: list[str]) -> None:
     card = CARD.format(
         name=name,
         remarks=("" if model.takes_labels else STEERING) + REMARKS.get(name, ""),
+        robust="measured below, not guaranteed" if "robustness" in record["suites"] else "not measured",
         kind="conditional" if model.takes_labels else "unconditional",
         title=info.title,
         source=info.source,

@@ -27,11 +27,12 @@ def evaluation(record: dict[str, Any]) -> str:
     protocol = record.get("tables", {}).get("protocol", {})
     labels = {"no labels": "unconditional", "a random label for each": "class-conditional with a random label for each"}
     condition = f", {labels.get(protocol['told'], protocol['told'])}" if "told" in protocol else ""
+    attacked = f"{options['attack_images']} images attacked by PGD and {options['autoattack_images']} by AutoAttack, "
+    attacked = attacked if "robustness" in record["suites"] else ""
     lines += [
         "",
         f"{options['samples']} samples ({options['sampler']}, {options['steps']} steps{condition}), "
-        f"{options['bound_images']} images for the likelihood bound with {options['bound_draws']} times each, "
-        f"{options['attack_images']} images attacked by PGD and {options['autoattack_images']} by AutoAttack, "
+        f"{options['bound_images']} images for the likelihood bound with {options['bound_draws']} times each, {attacked}"
         f"seed {options['seed']}. "
         f"Evaluation took {seconds:.0f} s on {' or '.join(map(threads, counts))} of a shared machine.",
     ]
@@ -68,6 +69,7 @@ def fitted_on_training_images(record: dict[str, Any]) -> set[str]:
 def card(name: str) -> str:
     """The model card's figures of a bundled model."""
     from hybvit.evaluation.context import Options
+    from hybvit.evaluation.suites import DEFAULT, SUITES
 
     record = result(f"model_{name}")
     legs = []
@@ -83,13 +85,10 @@ def card(name: str) -> str:
     notes = [LEFT_OUT if FITTED in reworded(note) else reworded(note) for suite in record["notes"].values() for note in suite]
     default = json.loads(json.dumps(dataclasses.asdict(Options())))  # with lists for tuples, as the record has them
     asked = [f"--{key.replace('_', '-')} {value}" for key, value in record["options"].items() if value != default[key]]
+    if missing := [suite for suite in DEFAULT if suite not in record["suites"]]:
+        asked += ["--suites", ",".join(suite for suite in SUITES if suite in record["suites"])]
+        notes.append(f"Not measured: {', '.join(missing)}.")
     measured = f"Measured by `{' '.join(['hybvit evaluate', name, *asked])}`:"
-    bounded = [m for m in record["metrics"].values() if m.get("low") is not None]
-    if any(not m["low"] <= m["value"] <= m["high"] for m in bounded):
-        notes.append(
-            "An interval that lies above its value is that of a small calibration error: images drawn anew with replacement "
-            "are calibrated worse than all of them, so it is an upper estimate (docs/doubt.md in the repository)."
-        )
     return "\n\n".join([trained, measured, evaluation(record), *dict.fromkeys(notes)])
 
 

@@ -35,9 +35,11 @@ def bench(*names: str) -> str:
     for name in names:
         record = result(name)
         peaks = ", ".join(f"{p['gflop_per_second']:.0f} GFLOP/s in {p['precision']}" for p in record["products"])
+        size = record["batch_size"]
+        both = next((row["images"] for row in record["rows"] if row["row"] == "joint"), None)
+        joint = f" (joint steps {size} + {both - size})" if both else ""
         lines += [
-            f"`{record['subject']}`, batch {record['batch_size']} (joint steps {record['batch_size']} + "
-            f"{record['batch_size']}), {record['samples']} samples of {record['steps']} steps:",
+            f"`{record['subject']}`, batch {size}{joint}, {record['samples']} samples of {record['steps']} steps:",
             "",
             "| row | system | precision | ms (quartiles) | images/s | of peak | MiB | hybvit is ... as fast |",
             "|---|---|---|---|---|---|---|---|",

@@ -21,13 +21,14 @@ def certified() -> str:
     def lines_of(split: str) -> list[str]:
         chosen = [row for row in rows if row["split"] == split]
         radii = list(chosen[0]["accuracy"])
-        heads = ["model", "votes", "noise", "n", *(f"radius {r}, %" for r in radii), "abstained, %", "votes/s"]
+        heads = ["model", "votes", "noise", "n", *(f"radius {r}, %" for r in radii), "abstained, %", "votes/s", "CPU"]
         lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
         for row in chosen:
             reading = "its own" if row["kind"] == "noisy" else "after denoising"
             shown = [share(row["accuracy"][r]) if float(r) < row["largest_radius"] else "-" for r in radii]
             cells = [f"`{row['model']}`", reading, f"{row['noise']:g}", f"{row['n']:,}", *shown, share(row["abstained"])]
-            lines.append(f"| {' | '.join(cells)} | {row['votes_per_cpu_second']:,} |")
+            part = record["parts"]["{model} {split} {kind} {noise:g}".format(**row)]
+            lines.append(f"| {' | '.join(cells)} | {row['votes_per_cpu_second']:,} | {part['environment']['device']} |")
         return lines
 
     edges = list(next(iter(rows))["share_of_votes"])
@@ -60,7 +61,7 @@ def certified() -> str:
         f"Test images, evenly spaced; {record['votes']:,} votes after {record['selection']} that select, confidence "
         f"{record['confidence']:g}, float32, seed {record['seed']}; 95 % intervals in parentheses; a dash where not even "
         "votes that all agree certify the radius. Votes per second of one "
-        f"thread ({facts['device']}, torch {facts['torch']}; `python benchmarks/certified.py`): 500 images of `fashion-mnist` "
+        f"thread (torch {facts['torch']}; `python benchmarks/certified.py`): 500 images of `fashion-mnist` "
         f"take {500 * (record['votes'] + record['selection']) / pace / 60:.0f} minutes of one core.",
         "",
         "The same classifier without smoothing, under a strong PGD in L2 (50 steps, margin loss), which is an upper bound and "
