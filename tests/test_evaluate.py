@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from hybvit import cli
 from hybvit.config import override
-from hybvit.data.image_set import Dataset, ImageSet, to_x
+from hybvit.data.image_set import BadFiles, Dataset, Decoding, ImageSet, to_x
 from hybvit.data.images import grid, save_image
 from hybvit.errors import ConfigError, DataError
 from hybvit.evaluation import options, robustness
 from hybvit.evaluation.adapters import Adapted, adapt
 from hybvit.evaluation.context import NOT_FITTED, Context, Options, Result
 from hybvit.evaluation.extractors import open_extractor
-from hybvit.evaluation.ood import compare, labeled
+from hybvit.evaluation.ood import compare, labeled, read_images
 from hybvit.evaluation.ood_scores import denoising_score
 from hybvit.evaluation.report import MEANINGS, meaning
 from hybvit.evaluation.robustness import is_doubt
@@ -73,6 +74,22 @@ def measured(tiny_run, tmp_path_factory) -> Path:
     done = hybvit("evaluate", tiny_run, *QUICK, "--batch-size=7", "--suites=all", "--report", "--out", out)
     assert done.returncode == 0, done.stderr
     return out
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [f"{i}.png,a" for i in range(9)] + ["9.png,b"],
+        [f"{i}.png,a,test" for i in range(10)],
+        [f"{i}.png,a,{'train' if i % 3 else 'test'}" for i in range(10)],
+    ],
+)
+def test_a_table_as_other_set_is_taken_whole_whatever_its_classes_and_splits(linear, tmp_path, rows):
+    for i in range(10):
+        Image.new("RGB", (20, 30), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "odd.csv").write_text("\n".join(["path,label,split"[: 10 + 6 * (rows[0].count(",") > 1)], *rows]) + "\n")
+    images = read_images(str(tmp_path / "odd.csv"), Decoding(1, 8, BadFiles(0), 2**30))
+    assert len(images) == len(images.in_memory.flatten(1).unique(dim=0)) == 10
 
 
 @pytest.mark.slow

@@ -255,7 +255,7 @@ def manifest(data: DataConfig, decoding: Decoding, trained_on: Tensor | None = N
     """A CSV file with a header, or one JSON object per line: ``path`` (relative to the manifest), and optionally ``label`` and
     ``split``."""
     root = existing_root(data, "FILE.csv or FILE.jsonl")
-    learned, judged = split_rows(root, read_manifest(root))
+    learned, judged = split_rows(root, read_manifest(root), to_judge=data.split == "none")
     parts = [(root, learned)] if judged is None else [(root, learned), (root, judged)]
     if data.test_root is not None:
         test_root = Path(data.test_root)
@@ -321,12 +321,18 @@ def rows_by_split(path: Path, rows: Rows) -> Mapping[Split | None, Rows]:
     return found
 
 
-def split_rows(path: Path, rows: Rows) -> tuple[Rows, Rows | None]:
-    """The training rows, and the test rows if there are any; all are training rows if none has a split."""
+def split_rows(path: Path, rows: Rows, to_judge: bool = False) -> tuple[Rows, Rows | None]:
+    """The training rows, and the test rows if there are any; all are training rows if none has a split.
+
+    Args:
+        to_judge: whether test rows alone will do, which are then given as the first.
+    """
     found = rows_by_split(path, rows)
     if None in found:
         return rows, None
     if "train" not in found:
+        if to_judge and (alone := evaluation_split(found)):
+            return found[alone], None
         raise DataError(f"{path}: no row has the split train")
     test = evaluation_split(found)
     return found["train"], found[test] if test else None

@@ -180,11 +180,11 @@ def default_sets(data_name: str) -> tuple[str, ...]:
 
 def read_images(root: str, decoding: Decoding) -> ImageSet:
     """All images of a folder, a zip or any other source that --data accepts, whatever their class."""
-    path = Path(root)
     form = detect_format(root)
     if form == "folder":
-        files = Files(path)
+        files = Files(Path(root))
         return load_image_files(files, image_names(files), None, decoding)
     group = DataConfig(name=form, root=root, split="none")  # all of them are wanted, whatever their split and class
     data = open_dataset(group, (decoding.channels, decoding.size, decoding.size), labeled=False)
-    return ImageSet(torch.cat([part.subsample(len(part)).in_memory for part in (data.train, data.test)]))
+    parts = (data.test,) if data.all_test else (data.train, data.test)
+    return ImageSet(torch.cat([part.subsample(len(part)).in_memory for part in parts]))
