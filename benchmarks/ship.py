@@ -25,6 +25,7 @@ from hybvit import checkpoint, load
 from hybvit.catalog import CATALOG
 from hybvit.cli.push import RESULTS
 from hybvit.config import Config, as_typed, differences, load_config, override
+from hybvit.evaluation.suites import SUITES
 from hybvit.hub import BUNDLED, bundled
 from hybvit.model import HybridModel
 from hybvit.presets import PRESETS
@@ -134,18 +135,31 @@ def export_run(run: Path, export: Path) -> None:
     model.save_pretrained(export)
 
 
+def in_order(found: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The metrics in the order that they had, new ones last."""
+    return {name: found[name] for name in (*(name for name in before if name in found), *found)}
+
+
 def with_earlier(record: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
     """Add what was measured before with the same weights, in suites that were left out now (``--suites``)."""
     weights = {suite["settings"]["weights"] for suite in record["suites"].values()}
     again = {metric.partition("/")[0] for metric in record["metrics"]}
-    kept = {name: suite for name, suite in earlier["suites"].items() if suite["settings"]["weights"] in weights}
+    kept = {
+        name: suite
+        for name, suite in earlier["suites"].items()
+        if suite["settings"]["weights"] in weights and name not in record["suites"]
+    }
     if not kept:
         return record
-    metrics = {name: value for name, value in earlier["metrics"].items() if name.partition("/")[0] not in again}
+    before = earlier["metrics"]
+    metrics = {name: value for name, value in before.items() if name.partition("/")[0] not in again}
+    of_kept = {name: value for suite in kept.values() for name, value in suite["settings"].items() if name in record["options"]}
+    suites = record["suites"] | kept
     return record | {
-        "suites": record["suites"] | {name: suite for name, suite in kept.items() if name not in record["suites"]},
+        "options": record["options"] | of_kept,
+        "suites": {name: suites[name] for name in SUITES if name in suites},
         "notes": record["notes"] | {name: notes for name, notes in earlier["notes"].items() if name not in record["notes"]},
-        "metrics": record["metrics"] | metrics,
+        "metrics": in_order(record["metrics"] | metrics, before),
         "tables": record["tables"] | {name: table for name, table in earlier["tables"].items() if name not in record["tables"]},
     }
 
