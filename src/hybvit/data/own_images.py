@@ -325,7 +325,7 @@ def split_rows(path: Path, rows: Rows, to_judge: bool = False) -> tuple[Rows, Ro
     """The training rows, and the test rows if there are any; all are training rows if none has a split.
 
     Args:
-        to_judge: whether test rows alone will do, which are then given as the first.
+        to_judge: whether test rows alone are enough, which are then given as the first.
     """
     found = rows_by_split(path, rows)
     if None in found:
