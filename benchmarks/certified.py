@@ -230,7 +230,7 @@ def drawing(parts: dict[str, Any], model: str, under_attack: dict[str, Any]) -> 
     if under_attack:
         n = next(iter(under_attack.values()))["n"]
         lines[f"attacked, not smoothed (n {n})"] = [(float(r), entry["value"]) for r, entry in under_attack.items()]
-    return plots.curves(lines, "L2 radius on the [0, 1] scale of pixels", "certified accuracy")
+    return plots.curves(lines, "L2 radius on the [0, 1] scale of pixels", "accuracy")
 
 
 def main() -> None:

@@ -136,7 +136,9 @@ def main() -> None:
     found = sorted(set(faults(SITE)))
     if found:
         sys.exit("\n".join(found))
-    print(f"{SITE.relative_to(ROOT)}/index.html: {len(list(SITE.rglob('*.html')))} pages, every link leads somewhere")
+    place = SITE.relative_to(ROOT)
+    pages = len(list(SITE.rglob("*.html")))
+    print(f"{place}: {pages} pages, every link leads somewhere: python -m http.server --directory {place}")
 
 
 if __name__ == "__main__":

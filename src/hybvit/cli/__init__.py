@@ -20,7 +20,7 @@ COMMANDS = {
     "train": "train a preset, or resume an interrupted run",
     "finetune": "train a model further on your images, with their classes",
     "sample": "generate images, as one grid or as single files",
-    "classify": "classify image files, with an in-distribution score",
+    "classify": "classify image files, and say how much they are like the training images",
     "calibrate": "let a model know how sure it may be, from images that it was not trained on",
     "edit": "inpaint, vary, interpolate or change the class of image files, with the answers before and after",
     "export": "write a model as ONNX or torch.export graphs that run without hybvit",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,11 +13,19 @@ from typing import Any, NoReturn
 from ..errors import ConfigError, DivergedError
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Paragraphs are filled to the width of the terminal; indented lines, such as those of a table, stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = text.splitlines()
+        return "\n".join(line if line.startswith(" ") else textwrap.fill(line, width, initial_indent=indent) for line in lines)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse without abbreviations; errors are raised as :class:`ConfigError`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **kwargs}
+        kwargs = {"formatter_class": HelpFormatter, "allow_abbrev": False, **kwargs}
         super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:

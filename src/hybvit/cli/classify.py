@@ -1,4 +1,4 @@
-"""`hybvit classify MODEL image.png ...`: classify image files, with an in-distribution score."""
+"""`hybvit classify MODEL image.png ...`: classify image files, and say how much they are like the training images."""
 
 from __future__ import annotations
 

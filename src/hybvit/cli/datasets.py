@@ -116,4 +116,5 @@ def main(arguments: list[str]) -> None:
             size = sum(size for _, size, _ in kept) / 1e6
             print(f"\ndecoded images of {len(kept)} sets are kept in {decoded.folder()}: {size:,.1f} MB (--clear-cache)")
     if present and not args.json:
-        suggest("datasets", preset=str(CATALOG[present[0]].preset), data=data_options(args.data))
+        preset = "digits" if present[0] == "digits" else str(CATALOG[present[0]].preset)
+        suggest("datasets", preset=preset, data=data_options(args.data))

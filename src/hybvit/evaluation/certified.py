@@ -152,7 +152,7 @@ def add_pictures(
 ) -> None:
     votes = f"{ctx.options.certified_votes:,} votes for each of {n} images, confidence {CERTIFIED_CONFIDENCE:g}"
     result.pictures["curve"] = Picture(
-        plots.curves(curves, "L2 radius on the [0, 1] scale of pixels", "certified accuracy"),
+        plots.curves(curves, "L2 radius on the [0, 1] scale of pixels", "accuracy"),
         f"Share of the images with the right label, certified within the radius: {votes}. A curve ends where all votes agree. "
         "The attacked accuracy is not one of the smoothed classifier, and no certificate: a stronger attack lowers it",
     )

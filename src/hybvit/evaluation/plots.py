@@ -139,12 +139,13 @@ def draw_reliability(
     heights = [value if n else 0 for value, n in zip(accuracy, count, strict=True)]
     axes.bar(centers, heights, 1 / bins, color=INK[0], edgecolor="white", linewidth=0.5, label="accuracy")
     gaps = [c - a if n else 0 for c, a, n in zip(confidence, heights, count, strict=True)]
-    axes.bar(centers, gaps, 1 / bins, heights, color=INK[1], alpha=0.25, hatch="//", edgecolor=INK[1], linewidth=0, label="gap")
+    hatched = {"facecolor": "none", "edgecolor": INK[1], "hatch": "/////", "linewidth": 0.6}  # seen on the bars and above them
+    axes.bar(centers, gaps, 1 / bins, heights, **hatched, label="gap")
     total = max(sum(count), 1)
     axes.plot(centers, [n / total for n in count], color=INK[5], linewidth=1, marker=".", label="share of images")
     axes.plot([0, 1], [0, 1], "--", color="black", linewidth=0.8)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", title=title)
-    axes.legend(fontsize=8, loc="upper left")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy, share of images", title=title)
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3, frameon=False)  # on no bar
 
 
 def bars(values: Mapping[str, float], x: str) -> str:
@@ -246,7 +247,9 @@ def heat_map(rows: Mapping[str, Sequence[float]], columns: Sequence[object], x: 
     axes.set_xlabel(x)
     for i, row in enumerate(values):
         for j, value in enumerate(row):
-            axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > top / 2 else "black")
+            axes.text(
+                j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 0.7 * top else "black"
+            )
     figure.colorbar(shades, label=label)
     return svg(figure)
 

@@ -45,7 +45,8 @@ def run(ctx: Context) -> Result:
         by_class = {classes[k]: values[label == k].tolist() for k in shown if (label == k).sum() > 1}
         if by_class:
             result.pictures[f"{key}_by_class"] = Picture(
-                plots.histogram_panels(by_class, words), f"{words} of samples, by class (Figures 10 and 11 of the paper)"
+                plots.histogram_panels(by_class, words),
+                f"{words} of samples, by class and their number (Figures 10 and 11)",
             )
         for title, largest in (("best", True), ("worst", False)):
             rows = [rank(values, label == k, largest) for k in shown if (label == k).sum() >= PER_CLASS]

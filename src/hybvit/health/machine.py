@@ -80,7 +80,7 @@ def threads() -> Iterator[Finding]:
     busy = busy_share()
     if busy is None:
         return
-    words = f"other programs keep {busy:.0%} of the usable cores busy now"
+    words = f"they keep {busy:.0%} of the usable cores busy now"
     cure = (
         "OMP_NUM_THREADS=1 is faster meanwhile, since threads wait for each other" if n > 1 else "timings mean little meanwhile"
     )

@@ -165,8 +165,9 @@ def counterfactual(
     Args:
         images: as :meth:`predict` takes them.
         labels: the wanted class of each image, or one for all, by number or name.
-        confidence: the p(y|x) that is accepted, above 0 and below 1. A network that was trained with smoothed labels is
-            never nearly certain: ask it for less.
+        confidence: the p(y|x) that is accepted, above 0 and below 1, of the logits as trained; the answers that are
+            returned are calibrated, if the model is. A network that was trained with smoothed labels is never nearly certain:
+            ask it for less.
         guidance: weight of classifier-free guidance, for a network with ``label_conditioning``.
         pull: weight of the classifier's own gradient; None: 50 beside label conditioning and 100 without it.
 

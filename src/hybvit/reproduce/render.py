@@ -53,7 +53,7 @@ class Cell:
         digits = decimals(self.column)
         text = f"{self.ours.value:.{digits}f}"
         if self.ours.low is not None and self.ours.high is not None:
-            text += f" [{self.ours.low:.{digits}f}, {self.ours.high:.{digits}f}]"
+            text += f" [{round(self.ours.low, digits) + 0.0:.{digits}f}, {self.ours.high:.{digits}f}]"  # no -0.0
         return text
 
 
