@@ -57,5 +57,5 @@ def suggest(done: str, **facts: str | Path | Sequence[str]) -> None:
 
 
 def data_options(root: str | None, test_root: str | None = None) -> list[str]:
-    """The words that say again where the data are: no run records it."""
+    """The words that say again where the data are, which a command takes from nowhere else for your own images."""
     return [word for option, place in (("--data", root), ("--data.test_root", test_root)) if place for word in (option, place)]

@@ -75,7 +75,8 @@ def passes(ctx: Context, score: str) -> int:
 
 
 def scores(ctx: Context) -> dict[str, Scorer]:
-    """Score -> function of images [N] -> float [N]; slow scores use a subset of evenly spaced images."""
+    """Score -> function of images [N] -> float [N], or [N, draws] where noise is drawn; slow scores use a subset of evenly
+    spaced images."""
     found = dict[str, Scorer]()
     fitted, reference = two_halves(ctx)
     count = min(REFERENCE, max(FEWEST, ctx.options.limit or REFERENCE))  # fewer for a quick look

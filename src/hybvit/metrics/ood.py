@@ -50,7 +50,7 @@ def auroc_interval(id_scores: Tensor, ood_scores: Tensor, z: float = 1.96) -> tu
 def clustered_auroc_interval(
     id_scores: Tensor, ood_scores: Tensor, id_clusters: Tensor, ood_clusters: Tensor, seed: int, repeats: int = 1000
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of :func:`auroc` where OOD images are made of ID images.
+    """95 % bootstrap interval of :func:`auroc` where OOD images are made of ID images.
 
     DeLong's variance takes all images as independent. Here whole clusters are drawn with replacement, with all their ID and OOD
     images, so that whatever depends on each other stays together.
