@@ -157,7 +157,7 @@ def test_nothing_more_needs_to_be_chosen(name):
     model = hybvit.load(name, "cpu")
     cfg = finetuning(model.cfg, name)
     assert cfg.model == model.cfg.model
-    assert (cfg.data.name, cfg.data.classes, cfg.train.init) == ("folder", (), name)
+    assert (cfg.data.name, cfg.data.classes, cfg.train.init) == ("folder", model.cfg.data.classes, name)
     assert (cfg.objective.alpha, cfg.objective.alpha_end) == ({"cifar10": 1.0, "digits": 5.0, "fashion-mnist": 0.5}[name], None)
     assert (cfg.train.batch_size, cfg.train.labelled_batch_size) == (64, 64)
     assert cfg.optim.lr == model.cfg.optim.lr == finetuning(model.cfg, name, freeze=True).optim.lr / 10
