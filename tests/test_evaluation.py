@@ -379,6 +379,12 @@ def test_an_external_model_whose_classes_have_another_order_is_judged_by_their_n
     (external / "m.py").write_text(unnamed.replace("classes=()", 'classes=("dogs", "cats")'))
     with pytest.raises(ConfigError, match=r"\(cat, dog\) are not the model's \(dogs, cats\)"):
         hybvit.evaluate(spec, **run)
+    json, loaded = external / "json.py", sys.modules["json"]
+    (external / "m.py").rename(json)  # shadows nothing, neither while it is loaded nor after
+    json.write_text(unnamed)
+    assert hybvit.evaluate(f"{json}:build", **run)["test/accuracy"] == 1
+    assert sys.modules["json"] is loaded
+    (external / "m.py").write_text(unnamed)
     (external / "beside.py").write_text("1 / 0\n")
     monkeypatch.delitem(sys.modules, "beside")
     with pytest.raises(ConfigError, match=r"m.py: cannot be imported: ZeroDivisionError"):

@@ -17,8 +17,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Paragraphs are filled to the width of the terminal; indented lines, such as those of a table, stay as they are."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        lines = text.splitlines()
-        return "\n".join(line if line.startswith(" ") else textwrap.fill(line, width, initial_indent=indent) for line in lines)
+        fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill  # an option is not cut
+        return "\n".join(indent + (line if line.startswith(" ") else fill(line)) for line in text.splitlines())
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -275,15 +275,15 @@ def _torchvision(name: str, weights: str, num_classes: int) -> Network:
 def _from_file(path: Path, name: str) -> Adapted:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    folder = str(path.resolve().parent)
+    spec = importlib.util.spec_from_file_location(f"{path.stem} in {folder}", path)  # the name of no other module
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    folder = str(path.resolve().parent)
     try:
         # as Python does with a script: what lies beside it can be imported, and a dataclass finds its module
         sys.path.insert(0, folder)
-        sys.modules.setdefault(path.stem, module)
+        sys.modules[spec.name] = module
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:

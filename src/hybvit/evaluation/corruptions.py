@@ -183,9 +183,7 @@ def measures(logits: Tensor, labels: Tensor, threshold: float, seed: int) -> dic
 
     everyone, answered = torch.arange(n), int(accepted.any(dim=1).sum())
     found = metric_of(accepted_error(everyone), answered, bootstrap_interval(accepted_error, n, seed))
-    of_accepted = (
-        {"accepted_error": as_share(found)} if answered else {}
-    )  # without an accepted answer there is no error of them
+    of_accepted = {"accepted_error": as_share(found)} if answered else {}  # of no answers there is no error
     return {
         "error": share_metric(wrong),
         "nll": mean_metric(nll(every, of_all).reshape(n, m)),
