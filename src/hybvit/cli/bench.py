@@ -35,7 +35,7 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="hybvit bench",
         usage="hybvit bench [--preset NAME | --model MODEL] [options] [--any.nested.field VALUE ...]",
-        description="Time training and inference, alternating with a matrix product and with other systems, in float32 and,\n"
+        description="Time training and inference, alternating with a matrix product and with other systems, in float32 and, "
         "where the device is faster with it, in bfloat16. Nothing else should run on the machine.",
         epilog=f"rows:\n{listed}",
     )

@@ -13,12 +13,15 @@ from ..data.readers import missing_files
 from ..errors import ConfigError
 from .arguments import ArgumentParser, location
 from .next_step import data_options, suggest
+from .output import hanging
 
 OWN = """your own images, given with --data to any preset:
   DIR or FILE.zip        one sub-folder per class; no sub-folders with --objective genvit
   FILE.csv, FILE.jsonl   a manifest with path, label and optionally split
   hf://OWNER/NAME        a data set on the Hugging Face hub; also parquet files (pip install 'hybvit[stream]')
   DIR with *.tar         WebDataset shards; also train-{00..99}.tar or a URL (pip install 'hybvit[stream]')"""
+
+INDENT = max(map(len, CATALOG)) + 2
 
 
 def record(name: str, root: str | None) -> dict[str, Any]:
@@ -96,8 +99,7 @@ def main(arguments: list[str]) -> None:
             print(json.dumps(facts))
             continue
         info = CATALOG[name]
-        print(f"{name:<15}{info.title}: {describe_images(info)}")
-        print(f"{'':<15}{describe_state(facts)}")
+        lines = [f"{info.title}: {describe_images(info)}", describe_state(facts)]
         if args.names:
             details = {
                 "preset": info.preset or "none",
@@ -107,9 +109,9 @@ def main(arguments: list[str]) -> None:
                 "out-of-distribution sets": ", ".join(info.out_of_distribution),
                 "classes": ", ".join(info.classes) or ("named by their files" if info.num_classes else ""),
             }
-            for label, text in details.items():
-                if text:
-                    print(f"{'':<15}{label}: {text}")
+            lines += [f"{label}: {text}" for label, text in details.items() if text]
+        for place, line in enumerate(lines):
+            print(hanging(f"{'' if place else name:<{INDENT}}{line}", INDENT))
     if not args.names and not args.json:
         print(f"\n{OWN}")
         if kept := decoded.kept():

@@ -11,6 +11,7 @@ from ..errors import ConfigError
 from ..health.finding import Finding, worst
 from .arguments import ArgumentParser
 from .next_step import suggest
+from .output import hanging
 
 CHECKS = ("packages.packages", "packages.extras", "machine.devices", "machine.threads", "machine.memory", "machine.compiler",
           "places.caches", "places.models", "places.data_sets")  # fmt: skip
@@ -57,9 +58,9 @@ def describe(findings: list[Finding]) -> Iterator[str]:
         yield section.replace("_", " ")
         for finding in group:
             state = finding.state.upper() if finding.state == "broken" else finding.state
-            yield f"  {state:<9}{finding.name:<{width}}{finding.words}"
+            yield hanging(f"  {state:<9}{finding.name:<{width}}{finding.words}", 11 + width)
             if finding.cure:
-                yield f"{'':<{11 + width}}-> {finding.cure}"
+                yield hanging(f"{'':<{11 + width}}-> {finding.cure}", 14 + width)
     warnings = sum(finding.state == "warning" for finding in findings)
     if worst(findings) != "broken":
         yield f"everything that is needed works; {warnings or 'no'} warning{'' if warnings == 1 else 's'}"

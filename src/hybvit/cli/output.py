@@ -6,7 +6,9 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import sys
+import textwrap
 import unicodedata
 import warnings
 from collections.abc import Iterator
@@ -97,6 +99,18 @@ class Stream:
     def message(self) -> str:
         assert self.lost is not None
         return f"{self.name}: cannot be written ({self.lost.strerror or self.lost}); not all of it was"
+
+
+def hanging(text: str, indent: int) -> str:
+    """A line that a terminal would cut anywhere, cut between words instead, with what follows below its text, which begins at
+    column ``indent``. In a file or a pipe it stays one line."""
+    if not sys.stdout.isatty():
+        return text
+    columns = max(shutil.get_terminal_size().columns, indent + 20)
+    fill = textwrap.TextWrapper(
+        columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )
+    return fill.fill(text)
 
 
 @contextlib.contextmanager

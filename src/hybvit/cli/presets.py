@@ -10,6 +10,7 @@ from ..presets import PRESETS
 from ..reproduce import published
 from .arguments import ArgumentParser
 from .next_step import suggest
+from .output import hanging
 
 
 def describe_network(cfg: Config) -> str:
@@ -69,12 +70,11 @@ def main(arguments: list[str]) -> None:
         if args.json:
             print(json.dumps(record(name, args.cost)), flush=True)
             continue
-        print(f"{name:<{width}}{summary}")
-        print(f"{'':<{width}}{describe_network(cfg)}; {cfg.train.steps:,} steps of batch {describe_batch(cfg)}")
-        for row in published.rows_of(name)[:1]:
-            print(f"{'':<{width}}paper: {describe_row(row)}")
-        if args.cost:
-            print(f"{'':<{width}}{describe_cost(cfg)}", flush=True)
+        lines = [summary, f"{describe_network(cfg)}; {cfg.train.steps:,} steps of batch {describe_batch(cfg)}"]
+        lines += [f"paper: {describe_row(row)}" for row in published.rows_of(name)[:1]]
+        lines += [describe_cost(cfg)] * args.cost
+        for place, line in enumerate(lines):
+            print(hanging(f"{'' if place else name:<{width}}{line}", width), flush=True)
     if not args.json:
         suggest("presets")
 
