@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -236,6 +237,22 @@ def test_classify(tiny_run, picture, capsys):
     assert cli.main(["classify", str(tiny_run), str(picture.parent), str(picture), "--json"]) == 0  # the folder's first
     named = [Path(json.loads(line)["image"]).name for line in capsys.readouterr().out.splitlines()]
     assert named == ["grey.png", "other.png", "grey.png"]
+    shutil.copyfile(picture, picture.parent / "a longer name.png")
+    assert cli.main(["classify", str(tiny_run), str(picture.parent)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len({line.index("log density") for line in lines[-3:]}) == 1
+
+
+def test_a_line_is_cut_between_words_for_a_terminal_alone(capsys, monkeypatch):
+    assert cli.main(["datasets", "cifar100"]) == 0
+    whole = capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert cli.main(["datasets", "cifar100"]) == 0
+    cut = capsys.readouterr().out
+    assert max(map(len, whole.splitlines())) > 600 > 60 >= max(map(len, cut.splitlines()))
+    assert whole.split() == cut.split()
+    assert {line[:15].strip() for line in cut.splitlines()} == {"cifar100", ""}
 
 
 @pytest.mark.slow

@@ -90,16 +90,21 @@ def image_files(place: str) -> list[str]:
 
 
 def answer(model: HybridModel, images: list[str], pixels: Tensor, args: Namespace) -> None:
-    """Print a line for each image, by its name."""
+    """Print a line for each image, by its name; what is of one kind stands in one column."""
     with Progress(1 if model.calibration is None else 2, "classifying"):
         found = classify(model, pixels, args.abstain_above, args.coverage)
-    width = max(map(len, images))
-    for path, one in zip(images, found, strict=True):
-        record = one.record(model.classes, args.top)
-        if args.json:
+    records = [one.record(model.classes, args.top) for one in found]
+    if args.json:
+        for path, record in zip(images, records, strict=True):
             print(json.dumps({"image": path, **record}))
-            continue
-        shown = "  ".join(f"{name} {percent(p)}" for name, p in record["probabilities"].items())
-        beside = "" if one.held is None else f"  {one.coverage:.3g} set: {', '.join(record['set'])}"
-        unsure = "abstains: " if one.abstains else ""
-        print(f"{' '.join(path.split()):<{width}}  {unsure}{shown}  log density {one.log_density:.2f}{beside}")
+        return
+    rows = []
+    for path, one, record in zip(images, found, records, strict=True):
+        cells = [" ".join(path.split()), *["abstains:" if one.abstains else ""] * any(other.abstains for other in found)]
+        cells += [f"{name} {percent(p)}" for name, p in record["probabilities"].items()]
+        cells.append(f"log density {one.log_density:.2f}")
+        cells += [] if one.held is None else [f"{one.coverage:.3g} set: {', '.join(record['set'])}"]
+        rows.append(cells)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip())
