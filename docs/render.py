@@ -1,4 +1,4 @@
-"""Render the blocks of README.md and docs/*.md from results/*.json: python docs/render.py [--check]"""
+"""Render the blocks of README.md and docs/*.md from results/*.json: python docs/render.py [--check] [PAGE ...]"""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import sys
 from rendering import PAGES, ROOT, render
 
 if __name__ == "__main__":
-    for page in (ROOT / name for name in PAGES):
+    asked = [word for word in sys.argv[1:] if word != "--check"]
+    if unknown := set(asked) - set(PAGES):
+        sys.exit(f"{', '.join(sorted(unknown))}: no page with blocks; there are {', '.join(PAGES)}")
+    for page in (ROOT / name for name in asked or PAGES):
         rendered = render(page.read_text())
         if "--check" not in sys.argv:
             page.write_text(rendered)

@@ -286,11 +286,12 @@ def test_a_class_name_kills_no_plot(name):
 
 
 def test_a_long_legend_stands_below_the_lines():
-    def height(number: int) -> float:
-        drawn = plots.curves({str(k): [(0, k), (1, k)] for k in range(number)}, "x", "y")
+    def height(number: int, letters: int = 1) -> float:
+        drawn = plots.curves({f"{k}" * letters: [(0, k), (1, k)] for k in range(number)}, "x", "y")
         return float(re.search(r'height="([\d.]+)pt"', drawn)[1])
 
-    assert height(1) == height(4) < height(5) < height(8)
+    assert height(1) == height(4) < height(5) == height(6) < height(8)
+    assert height(5, letters=40) > height(8)  # a line for each, since two would not stand beside each other
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 INK = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#475569")
 STYLES = ("-", "--", "-.", ":")
+HALF = 28  # characters of a legend that half of a figure's width holds
 
 
 def _axes(width: float = 4, height: float = 2.8) -> tuple[Any, Any]:
@@ -68,7 +69,8 @@ def curves(
 ) -> str:
     """Several named lines, with or without markers at their points. A long legend stands below, where it covers none."""
     below = len(lines) > 4
-    figure, axes = _axes(4.6, 3 + (0.1 * len(lines) if below else 0))
+    columns = 2 if max(map(len, lines), default=0) <= HALF else 1
+    figure, axes = _axes(4.6, 3 + (0.2 * -(-len(lines) // columns) if below else 0))
     marker = "o" if markers else ""
     for i, (name, points) in enumerate(lines.items()):
         axes.plot(*zip(*points, strict=True), STYLES[i % 4], color=INK[i % 6], marker=marker, markersize=3, label=literal(name))
@@ -77,7 +79,7 @@ def curves(
     if from_zero:
         axes.set_ylim(bottom=0)
     if below:
-        figure.legend(fontsize=8, loc="outside lower left", ncols=2)
+        figure.legend(fontsize=8, loc="outside lower left", ncols=columns)
     else:
         axes.legend(fontsize=8)
     return svg(figure)

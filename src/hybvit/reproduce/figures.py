@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from ..config import Config
 from ..data.datasets import open_dataset
 from ..data.image_set import to_pixels, to_x
-from ..data.images import grid
+from ..data.images import captioned_grid
 from ..evaluation import plots
 from ..evaluation.fidelity import GRID_IMAGES
 from ..evaluation.quality import PER_CLASS
@@ -80,9 +80,11 @@ def noising(cfg: Config) -> Image.Image:
     diffusion, images = cfg.diffusion.build(), open_dataset(cfg.data, cfg.model.image_shape).test.first(4)
     x = to_x(images.take(torch.arange(4))[0])
     noise = torch.randn(x.shape, generator=generator(0, "noise"))
-    columns = [diffusion.q_sample(x, torch.full((4,), round(share * diffusion.T)), noise) for share in NOISE_TIMES]
+    times = [round(share * diffusion.T) for share in NOISE_TIMES]
+    columns = [diffusion.q_sample(x, torch.full((4,), t), noise) for t in times]
     pixels = to_pixels(torch.stack(columns, dim=1).flatten(0, 1))
-    return grid(pixels, columns=len(NOISE_TIMES), scale=max(1, 64 // x.shape[-1]))
+    captions = [f"t = {t}" for t in times] * len(x)
+    return captioned_grid(pixels, captions, columns=len(times), scale=max(1, 64 // x.shape[-1]))
 
 
 def calibration(name: str, there: list[str], records: Mapping[str, dict[str, Any]]) -> dict[str, Drawn]:

@@ -15,7 +15,7 @@ from .claims import CLAIMS, Claim, Verdict, verdict
 from .published import PublishedTable, later, later_columns, tables
 from .runs import training_hours
 from .scales import Scale
-from .tables import BASE, TIMED, Measured, Row, measured, rows, table
+from .tables import BASE, TIMED, Measured, Row, measured, rows, suites_of, table
 
 Records = Mapping[str, dict[str, Any]]
 CLAIM_HEADS = ["The paper's claim", "published", "ours", "verdict"]
@@ -155,7 +155,17 @@ def facts(name: str, records: Records, scale: Scale) -> str:
     hours = training_hours(found, scale)
     protocol = next((record["tables"]["protocol"] for record in own if "protocol" in record.get("tables", {})), None)
     drawn = f"; {protocol['samples']} samples, {protocol['sampler']}, {protocol['steps']} steps" if protocol else ""
-    return f"Ours: {scale.name} scale, {data}{drawn}; seed {seeds}; {hours:.2f} hours of training on {machines}."
+    trained = f"seed {seeds}; {hours:.2f} hours of training on {machines}"
+    return f"Ours: {scale.name} scale, {data}{drawn}{attacked(name, own)}; {trained}."
+
+
+def attacked(name: str, own: list[dict[str, Any]]) -> str:
+    """How many test images the attacks of a table changed, which are fewer than those of the other columns."""
+    if "robustness" not in suites_of(name):
+        return ""
+    metrics = [metric for record in own for metric in record.get("metrics", {}).items()]
+    numbers = sorted({int(entry["n"]) for metric, entry in metrics if metric.startswith("robustness/pgd_")})
+    return f"; attacks on {' or '.join(map(str, numbers))} test images" if numbers else ""
 
 
 def machine_of(record: dict[str, Any]) -> str:
