@@ -165,28 +165,24 @@ def sampling() -> str:
 def busy() -> str:
     """Training with all threads, with one and by a trial, alone and beside busy programs, by benchmarks/busy.py."""
     record = result("busy")
-    loads = sorted({row["busy"] for row in record["runs"]})
-    heads = ["alone" if load == 0 else f"beside {load} busy programs" for load in loads]
-    lines = [f"| threads | {' | '.join(heads)} |", f"|{'---|' * (1 + len(heads))}"]
-    for way in dict.fromkeys(row["way"] for row in record["runs"]):
-        cells = []
-        for load in loads:
+    loads, ways = (list(dict.fromkeys(row[key] for row in record["runs"])) for key in ("busy", "way"))
+    lines = ["| threads | busy programs beside it | images/s | seconds in all | threads taken |", "|---|---|---|---|---|"]
+    for way in ways:
+        for load in sorted(loads):
             rows = [row for row in record["runs"] if (row["way"], row["busy"]) == (way, load)]
             rates = sorted(row["images_per_second"] for row in rows)
-            chosen = " or ".join(map(str, sorted({row["threads"] for row in rows})))
             spread = f" ({rates[0]:,.0f} to {rates[-1]:,.0f})" if len(rates) > 1 else ""
             whole = statistics.median(row["seconds"] for row in rows)
-            cells.append(f"{statistics.median(rates):,.0f}{spread}, {whole:.0f} s, {chosen}")
-        lines.append(f"| {way} | {' | '.join(cells)} |")
-    repeats, facts = len(record["runs"]) // (len(lines) - 2) // len(loads), record["environment"]
+            chosen = " or ".join(map(str, sorted({row["threads"] for row in rows})))
+            lines.append(f"| {way} | {load or 'none'} | {statistics.median(rates):,.0f}{spread} | {whole:.0f} | {chosen} |")
+    repeats, facts = len(record["runs"]) // len(ways) // len(loads), record["environment"]
     return "\n".join(
         [
             *lines,
             "",
-            f"Images a second of `{record['command'][0]}` (median), seconds of the whole command, and its threads; {repeats} "
-            f"training{'s' if repeats > 1 else ''} each of {record['steps']} steps, in turn, on {facts['device']}; "
-            f"{versions(facts)} "
-            "(`python benchmarks/busy.py`).",
+            f"Trainings of `{record['command'][0]}`, {record['steps']} steps each, "
+            f"{f'{repeats} (medians)' if repeats > 1 else 'one'} of each row, in turn, "
+            f"on {facts['device']}; {versions(facts)} (`python benchmarks/busy.py`).",
         ]
     )
 
