@@ -27,7 +27,7 @@ from hybvit.devices import environment
 from hybvit.evaluation.extractors import open_extractor
 from hybvit.metrics.classification import wilson_interval
 from hybvit.metrics.fidelity import Statistics, frechet_distance, frechet_interval, precision_recall
-from hybvit.metrics.judge import LARGEST_TRAINING_SET, PixelSVM
+from hybvit.metrics.judge import PixelSVM, affordable
 from hybvit.model import ATTEMPT, Prediction
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,7 @@ class Bench:
         self.extractor = open_extractor(None, cfg.data.name)
         self.judge_name = f"the classes of the extractor {self.extractor.name}"
         self.judge: Callable[[Tensor], Tensor] = lambda pixels: self.extractor.logits(pixels).argmax(dim=1)
-        if len(self.train) <= LARGEST_TRAINING_SET:
+        if affordable(len(self.train), len(self.test), self.train[0].numel()):
             self.judge, self.judge_name = PixelSVM(self.train, self.train_labels).predict, "a support vector machine on pixels"
 
     def draw(self, n: int, purpose: int, after: int = 0) -> tuple[Tensor, Tensor, torch.Generator]:

@@ -17,7 +17,7 @@ from hybvit.metrics.classification import (
     topk_accuracy,
     wilson_interval,
 )
-from hybvit.metrics.judge import PixelSVM, class_shares
+from hybvit.metrics.judge import PixelSVM, affordable, class_shares
 from hybvit.presets import preset
 
 from .conftest import opened
@@ -114,6 +114,13 @@ def test_the_interval_of_a_mean():
 
 def test_class_shares():
     assert class_shares(torch.tensor([0, 0, 2, 2]), 4).tolist() == [0.5, 0, 0.5, 0]
+
+
+def test_the_judge_takes_no_more_than_a_minute():
+    assert affordable(1433, 364 + 5000, 8 * 8)
+    assert affordable(120, 40 + 5000, 3 * 32 * 32)
+    assert not affordable(60_000, 10_000 + 5000, 28 * 28)
+    assert not affordable(9000, 10_000 + 2000, 3 * 32 * 32)  # 5 minutes for the fit alone, and as long for its answers
 
 
 def test_the_judge_of_the_digits_is_98_percent_accurate_itself():

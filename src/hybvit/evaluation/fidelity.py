@@ -28,7 +28,7 @@ from ..metrics.fidelity import (
     kernel_distance,
     precision_recall,
 )
-from ..metrics.judge import LARGEST_TRAINING_SET, PixelSVM, class_shares
+from ..metrics.judge import PixelSVM, affordable, class_shares
 from .context import Context, Metric, Picture, Result, proportion
 from .extractors import Extractor, open_extractor
 
@@ -235,7 +235,9 @@ def subsample(features: Tensor, n: int) -> Tensor:
 def judge_by_svm(ctx: Context, samples: Tensor, result: Result) -> None:
     """Classify the samples with a support vector machine on pixels, fitted on the training images; small data sets only."""
     has_labels = ctx.model.has_classes and ctx.data.train.labels is not None and ctx.data.test.labels is not None
-    if not has_labels or ctx.data.all_test or len(ctx.data.train) > LARGEST_TRAINING_SET or len(ctx.model.classes) < 2:
+    if not has_labels or ctx.data.all_test or len(ctx.model.classes) < 2:
+        return
+    if not affordable(len(ctx.data.train), len(ctx.data.test) + len(samples), samples[0].numel()):
         return
     (train, labels), (test, test_labels) = (part.take(torch.arange(len(part))) for part in (ctx.data.train, ctx.data.test))
     assert labels is not None

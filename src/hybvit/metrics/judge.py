@@ -6,7 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LARGEST_TRAINING_SET = 10_000  # the time to fit grows with the square of the number of images
+MOST_PRODUCTS = 2e10  # of pixels, over all pairs of images that are compared: about half a minute of one core
+
+
+def affordable(trained: int, judged: int, pixels: int) -> bool:
+    """Whether a fit on ``trained`` images takes at most about half a minute, with predictions for ``judged`` others of this
+    many values each."""
+    return trained * (trained + judged) * pixels <= MOST_PRODUCTS
 
 
 class PixelSVM:
