@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> None:
             continue
         lines = [summary, f"{describe_network(cfg)}; {cfg.train.steps:,} steps of batch {describe_batch(cfg)}"]
         lines += [f"paper: {describe_row(row)}" for row in published.rows_of(name)[:1]]
-        lines += [describe_cost(cfg)] * args.cost
+        lines += [describe_cost(cfg)] if args.cost else []
         for place, line in enumerate(lines):
             print(hanging(f"{'' if place else name:<{width}}{line}", width), flush=True)
     if not args.json:
