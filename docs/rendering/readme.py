@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .blocks import block
-from .records import MODELS, ROOT, result, spent, value
+from .records import MODELS, ROOT, result, spent, threads, value, versions
 
 
 @block()
@@ -136,4 +136,22 @@ def first_model() -> str:
         f"{record['torch']}. A training step takes {step:.2f} s, start and end included, so all {record['steps_of_preset']:,} "
         f"of the preset take {step * record['steps_of_preset'] / 60:.0f} minutes of one thread. The page is timed until it can "
         f"be opened. Test accuracy: {value({'metrics': {'a': record['accuracy']}}, 'a')}; guessing is right half of the time.",
+    ])  # fmt: skip
+
+
+@block()
+def own_images() -> str:
+    """A training from the start against fine-tuning, on few images of one's own, by benchmarks/own_images.py."""
+    lines = ["| images of each class | command | steps | minutes | test accuracy |", "|---|---|---|---|---|"]
+    rows = result("own_images")["rows"]
+    for row in sorted(rows, key=lambda row: (row["each"], -row["accuracy"]["value"])):
+        training, accuracy = row["training"], value({"metrics": {"a": row["accuracy"]}}, "a")
+        minutes = f"{training['seconds'] / 60:.0f}"
+        lines.append(f"| {row['each']} | `{row['command']}` | {training['steps']:,} | {minutes} | {accuracy} |")
+    facts, classes = rows[0]["environment"], rows[0]["classes"]
+    return "\n".join([
+        *lines, "",
+        f"{classes} of Tiny-ImageNet's classes, evenly spaced, reduced to 32x32 pixels; guessing is right in "
+        f"{100 / classes:.0f} % of the cases. One seed, {threads(facts['threads'])} of {facts['device']} beside another "
+        f"program; {versions(facts)} (`python benchmarks/own_images.py`).",
     ])  # fmt: skip
