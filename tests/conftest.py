@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import io
 import os
@@ -32,20 +31,25 @@ DATA = Path(__file__).parent / "data"
 torch.set_num_threads(1)
 
 
-def leave_the_cache_alone() -> None:
+def leave_the_cache_alone() -> Path:
     """Let the cache, here and in child processes, be a new folder with links to what is in the user's: some tests read the real
     Fashion-MNIST there, and decoded images are to be kept elsewhere."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     made = Path(tempfile.mkdtemp(prefix="hybvit-tests-"))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
     (made / "hybvit").mkdir()
     for entry in (*caches.glob("*"), *caches.glob("hybvit/*")):
         if entry not in (caches / "hybvit", caches / "hybvit" / "decoded"):
             (made / entry.relative_to(caches)).symlink_to(entry)
     os.environ["XDG_CACHE_HOME"] = str(made)
+    return made
 
 
-leave_the_cache_alone()
+CACHE = leave_the_cache_alone()
+
+
+def pytest_unconfigure() -> None:
+    """Delete that folder; a worker of xdist ends without what `atexit` would do."""
+    shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
