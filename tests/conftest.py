@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 import os
 import random
 import shutil
@@ -27,6 +28,8 @@ from hybvit.data.image_set import Dataset
 from hybvit.evaluation import plots
 from hybvit.method.vit import ViTConfig
 
+from .forked import end_all
+
 DATA = Path(__file__).parent / "data"
 torch.set_num_threads(1)
 
@@ -34,6 +37,8 @@ torch.set_num_threads(1)
 def leave_the_cache_alone() -> Path:
     """Let the cache, here and in child processes, be a new folder with links to what is in the user's: some tests read the real
     Fashion-MNIST there, and decoded images are to be kept elsewhere."""
+    if multiprocessing.parent_process() is not None:  # of tests/forked.py, which has that of the test already
+        return Path(os.environ["XDG_CACHE_HOME"])
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     made = Path(tempfile.mkdtemp(prefix="hybvit-tests-"))
     (made / "hybvit").mkdir()
@@ -49,6 +54,7 @@ CACHE = leave_the_cache_alone()
 
 def pytest_unconfigure() -> None:
     """Delete that folder; a worker of xdist ends without what `atexit` would do."""
+    end_all()
     shutil.rmtree(CACHE, ignore_errors=True)
 
 

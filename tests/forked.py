@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,8 @@ SERVER.set_forkserver_preload(
         "matplotlib.backends.backend_svg",
     ]
 )  # fmt: skip
+
+BEGUN: list[Forked] = []
 
 
 class Forked:
@@ -34,6 +38,7 @@ class Forked:
         self.process.start()
         assert self.process.pid is not None
         self.pid = self.process.pid
+        BEGUN.append(self)
 
     def poll(self) -> int | None:
         return self.process.exitcode
@@ -53,6 +58,21 @@ class Forked:
         self.wait(timeout)
         out, err = ((Path(self.folder.name) / name).read_text() for name in ("out", "err"))
         return out, err
+
+
+def until(running: Forked, reached: Callable[[], object]) -> None:
+    """Wait for what a process reaches, or fail with what it said at its end."""
+    while not reached():
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.02)
+
+
+def end_all() -> None:
+    """Kill what a failed test left running: Python would wait for it at its own end."""
+    for process in BEGUN:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def begin(folder: str, variables: dict[str, str], task: Callable[..., None], arguments: tuple) -> None:

@@ -415,5 +415,9 @@ def test_digests_know_an_image_and_nothing_else():
     found = Calibration.fit(torch.randn(5, 4), labels, digests[:5])
     assert found.used(digests).tolist() == [True] * 6
     assert not bool(found.used(pixel_digests(pixels ^ 1)).any())
+    for place in range(pixels[0].numel()):  # whichever pixel is another
+        changed = pixels.clone()
+        changed.flatten(1)[:, place] ^= 1
+        assert not bool(found.used(pixel_digests(changed)).any())
     with pytest.raises(ValueError, match="finite logits"):
         Calibration.fit(torch.full((5, 4), torch.inf), labels, digests[:5])

@@ -33,6 +33,7 @@ from hybvit.method.editing import (
 from hybvit.method.samplers import ImageNoise
 from hybvit.storage import lock_folder
 
+from .test_readings import model as conditional_model
 from .test_samplers import COSINE, MEAN, STD, exact_flow, gaussian_denoiser, start
 
 SCHEDULES = {name: getattr(Diffusion, name)(1000) for name in ("cosine", "linear", "flow")}
@@ -174,6 +175,49 @@ def test_guidance_is_the_gradient_of_the_tilted_density():
     variance = STD**2 * (1 - abar) / (abar * STD**2 + 1 - abar)
     expected = (plain(x, t) + c * variance).clamp(-1, 1)
     torch.testing.assert_close(guided(x, t), expected)
+
+
+def test_samples_are_guided_by_algorithm_2():
+    """Dhariwal & Nichol 2021: eps - s sqrt(1 - abar) grad log p(y|x_t), here with p(y|x_0(x_t))."""
+    model = conditional_model()
+    x_t, t, y = torch.randn(3, 1, 8, 8), torch.tensor([5, 20, 45]), torch.tensor([0, 1, 2])
+    signal, noise = (model.diffusion.at(name, t, x_t) for name in ("sqrt_alpha_bar", "sqrt_one_minus_alpha_bar"))
+    wanted = x_t.clone().requires_grad_()
+    x0 = model.predict_x0(wanted, t)
+    model.logits(x0.clamp(-1, 1)).log_softmax(1).gather(1, y[:, None]).sum().backward()
+    eps = (x_t - signal * x0) / noise - 2.5 * noise * wanted.grad
+    torch.testing.assert_close(model.guided(y, 2.5)(x_t, t), ((x_t - noise * eps) / signal).detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_edits_ask_the_denoiser_for_the_labels_that_are_given(monkeypatch):
+    model, asked = conditional_model(), []
+    before = model.conditional
+
+    def conditional(labels, guidance):
+        asked.append((labels.tolist(), guidance))
+        return before(labels, guidance)
+
+    monkeypatch.setattr(model, "conditional", conditional)
+    pixels, mask = digits(3), torch.zeros(8, 8, dtype=torch.bool)
+    mask[:4] = True
+    for edit in (
+        lambda **given: model.inpaint(pixels, mask, steps=3, batch_size=2, **given),
+        lambda **given: model.vary(pixels, 1.0, steps=3, batch_size=2, **given),
+    ):
+        asked.clear()
+        edited = edit(labels=[2, 0, 1]).pixels
+        assert asked == [([2, 0], 0.0), ([1], 0.0)]
+        assert not torch.equal(edited, edit(labels=[0, 1, 2]).pixels)
+        asked.clear()
+        assert not torch.equal(edited, edit().pixels)
+        assert not asked  # without labels, the unconditional denoiser
+    asked.clear()
+    wanted = (model.logits(to_x(pixels)).argmax(1) + 1) % 5
+    model.counterfactual(pixels, wanted.tolist(), guidance=0.5)
+    own = [model.logits(to_x(pixels)).argmax(1).tolist(), 0.0]
+    assert [*asked[0]] == own  # an image is inverted as one of its own class
+    assert all(guidance == 0.5 and set(labels) <= set(wanted.tolist()) for labels, guidance in asked[1:])
+    assert len(asked) > 1
 
 
 def test_the_search_holds_an_image_no_less_than_it_must():

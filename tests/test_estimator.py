@@ -98,6 +98,8 @@ def test_samples_are_distributed_as_the_training_samples_and_of_the_class_that_i
     assert drawn.shape == (400, 1)
     assert abs(drawn.mean() - x.mean()) < 0.25
     assert 0.7 < drawn.std() / x.std() < 1.4
+    few = HybViTClassifier(max_iter=1, random_state=0).fit(x[:60], np.arange(60) < 15)
+    np.testing.assert_array_equal(few.class_prior_, [0.75, 0.25])
     wanted = np.repeat([True, False], 100)
     assert ((model.sample(200, y=wanted, random_state=0)[:, 0] > 0) == wanted).mean() > 0.65
 

@@ -156,25 +156,28 @@ def test_a_test_folder_elsewhere(tmp_path):
 @pytest.mark.parametrize("memory", [1.0, 0.0])
 def test_bad_files_are_named_counted_and_skipped_up_to_a_limit(tmp_path, capsys, memory):
     for i in range(10):
-        save(tmp_path / "a" / f"{i}.png", (10 * i, 0, 0))
+        save(tmp_path / "abc"[i % 3] / f"{i}.png", (10 * i, 0, 0))
     for i in (3, 7):
-        (tmp_path / "a" / f"{i}.png").write_bytes(b"\x89PNG rubbish")
+        (tmp_path / "abc"[i % 3] / f"{i}.png").write_bytes(b"\x89PNG rubbish")
 
-    def read(limit: int) -> torch.Tensor:
+    def read(limit: int) -> tuple[torch.Tensor, torch.Tensor]:
         data = opened(own(tmp_path, max_bad_files=limit, memory_gib=memory))
-        return torch.cat([pixels for pixels, _ in data.train.batches(4)])
+        pixels, labels = zip(*data.train.batches(4), strict=True)
+        return torch.cat(pixels), torch.cat(labels)
 
     with pytest.raises(DataError, match=r"3\.png.*--data\.max_bad_files N"):
         read(0)
     with pytest.raises(DataError, match=r"7\.png.*bad file number 2, more than data\.max_bad_files = 1"):
         read(1)
     capsys.readouterr()
-    shades = set(read(2)[:, 0, 0, 0].tolist())
+    pixels, labels = read(2)
+    shades = pixels[:, 0, 0, 0].tolist()
     said = capsys.readouterr().err
     assert "3.png" in said
     assert "7.png" in said
     assert "(2 of at most 2)" in said
-    assert shades <= {10 * i for i in range(10) if i not in (3, 7)}
+    assert set(shades) <= {10 * i for i in range(10) if i not in (3, 7)}
+    assert labels.tolist() == [shade // 10 % 3 for shade in shades]  # the label of a replacement is its own
 
 
 def test_images_that_do_not_fit_into_memory_are_decoded_on_access(tmp_path):

@@ -112,12 +112,19 @@ def test_a_verdict_respects_the_intervals():
     assert claims.verdict(claim, Measured(70, 69, 71), Measured(80, 79, 81)).outcome == "does not hold"
     assert claims.verdict(claim, Measured(71, 69, 73), Measured(70, 68, 72)).outcome == "too close to call"
     assert claims.verdict(claim, None, Measured(70)) is None
+    up, down = Measured(75, 74, 80), Measured(70, 69, 75)  # intervals that reach far up
+    assert claims.verdict(claim, up, Measured(72, 71, 72.5)).outcome == "holds"
+    assert claims.verdict(claim, Measured(72.5, 72, 73), down).outcome == "too close to call"
     close = claim._replace(relation="close", margin=1.0)
     assert claims.verdict(close, Measured(70.2, 70, 70.4), Measured(70)).outcome == "holds"
     assert claims.verdict(close, Measured(75, 74, 76), Measured(70)).outcome == "does not hold"
     assert claims.verdict(close, Measured(71.1, 70.1, 72.1), Measured(70)).outcome == "too close to call"
     apart = Measured(99, 98.9, 100.5), Measured(98.3, 96.9, 98.35)  # by up to 3.6
     assert claims.verdict(close, *apart).outcome == "too close to call"
+    reaching = Measured(71, 70.9, 76)  # so far that the two may be more than the margin apart
+    assert claims.verdict(close._replace(margin=3.0), reaching, Measured(70)).outcome == "too close to call"
+    alike = claim._replace(relation="alike", margin=0.1)  # a tenth of the right one
+    assert claims.verdict(alike, Measured(110.5), Measured(100)).outcome == "does not hold"
     samples = claim._replace(column="fid")
     few, many = Measured(80, 79, 81, "fidelity/fd_cnn-digits_100"), Measured(70, 69, 71, "fidelity/fd_cnn-digits_1000")
     assert claims.verdict(samples, few, many).outcome == "not judged: of different numbers of samples"

@@ -17,7 +17,7 @@ from PIL import Image
 from hybvit.config import Config, DataConfig, override
 from hybvit.data.batches import check_partners
 from hybvit.data.datasets import open_dataset
-from hybvit.data.image_set import BadFiles, Decoding
+from hybvit.data.image_set import BadFiles, Decoding, to_pixels
 from hybvit.data.shards import Shards, ShardStream
 from hybvit.errors import ConfigError, DataError
 from hybvit.method.vit import ViTConfig
@@ -364,6 +364,9 @@ def test_a_bad_sample_is_skipped_in_the_mean_color(tmp_path, capsys):
     cfg = override(config(tmp_path, augment="strong", max_bad_files=1), train={"batch_size": 4})
     data = opened(cfg)
     assert batches_of(data, cfg)(0).images.shape == (4, 3, 8, 8)
+    cfg = override(cfg, data={"augment": "none"})
+    for batch in map(batches_of(data, cfg), range(10)):  # 40 samples: the bad one's turn comes, and another's label with it
+        assert [label % 3 for label in number_of(to_pixels(batch.images))] == batch.labels.tolist()
     assert "003" in capsys.readouterr().err
     first = data.train.subsample(19)
     assert number_of(first.in_memory) == [i for i in range(20) if i != 3]

@@ -27,7 +27,7 @@ from hybvit.training.optim import build_optimizers, learning_rate, optimizer_ten
 from hybvit.training.run_folder import Groups, RunFolder, copied, read_metrics
 
 from .conftest import ENDLESS, TINY, hybvit
-from .forked import Forked, started
+from .forked import Forked, started, until
 
 STEPS = 60
 SMALL = parse([*TINY, "--train.steps=3"], preset("digits"))
@@ -77,8 +77,7 @@ def test_loader_workers_change_nothing_and_stop_with_the_run(uninterrupted, tmp_
     assert_identical(final_state(uninterrupted), final_state(out))
     stopped = tmp_path / "stopped"
     running = started(*command(stopped, "--data.workers=2", *ENDLESS))
-    while not step_folders(stopped / "checkpoints"):
-        time.sleep(0.05)
+    until(running, lambda: step_folders(stopped / "checkpoints"))
     os.killpg(running.pid, signal.SIGINT)  # as Ctrl-C does: workers get it too
     _, said = running.communicate(timeout=60)
     assert running.poll() == 75
@@ -98,8 +97,7 @@ def test_a_stream_of_shards_resumes_exactly(tmp_path):
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     assert hybvit(*shards, "--out", whole).returncode == 0
     running = started(*shards, "--out", pieces)
-    while len(step_folders(pieces / "checkpoints")) < 2:
-        time.sleep(0.02)
+    until(running, lambda: len(step_folders(pieces / "checkpoints")) >= 2)
     running.kill()
     running.wait()
     assert newest(pieces / "checkpoints")[1]["step"] < STEPS
@@ -183,9 +181,7 @@ def test_a_signal_saves_exits_75_and_the_same_command_resumes(uninterrupted, tmp
     """Schedulers, timeouts and terminals send it to the whole process group, so to the workers that load images too."""
     out = tmp_path / "stopped"
     process = started(*command(out, "--train.checkpoint_every=1000", f"--data.workers={workers}"))
-    while not (out / "metrics.jsonl").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
+    until(process, (out / "metrics.jsonl").exists)
     os.killpg(process.pid, number)
     error = process.communicate(timeout=60)[1]
     assert process.poll() == 75, error
