@@ -407,7 +407,7 @@ def test_what_an_option_names_wrongly_is_said_before_the_first_suite(model, opti
     assert lines == []
 
 
-def test_a_suite_that_lacked_something_is_measured_again_once_it_is_there(model, tmp_path, monkeypatch):
+def test_a_suite_that_lacked_something_is_measured_again_once_it_is_there(model, tmp_path, monkeypatch, no_plots):
     few = EvaluationOptions(limit=8, samples=12, steps=2, sampler="ddim", bound_images=2, bound_draws=2)
     run = {"model": model, "suites": ["fidelity", "ood"], "options": few, "out": tmp_path}
     found, opens = fidelity.open_extractor, ood.out_of_distribution
@@ -448,6 +448,7 @@ def test_a_seed_that_cannot_be_used_is_named_on_the_command_line(capsys):
         assert "seed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_callers_random_numbers_go_on_as_if_nothing_had_been_evaluated(model):
     torch.manual_seed(123)
     expected = torch.rand(3)

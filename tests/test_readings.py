@@ -157,6 +157,7 @@ def test_together_is_the_log_of_the_mean_probabilities():
     torch.testing.assert_close(together([first.log() + 3, second.log()]).exp(), torch.tensor([[0.4, 0.55, 0.05]]))
 
 
+@pytest.mark.slow
 def test_the_suite_measures_every_reading_and_attacks_each(tmp_path):
     g = torch.Generator().manual_seed(0)
     images = ImageSet(torch.randint(256, (24, 1, 8, 8), generator=g).to(torch.uint8), torch.arange(24) % 5)

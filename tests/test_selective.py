@@ -123,6 +123,7 @@ def test_the_bound_is_that_of_clopper_and_pearson():
         assert chance == pytest.approx(1.0 if errors == n else 0.05)
 
 
+@pytest.mark.slow
 def test_a_promised_risk_is_kept_in_at_least_95_of_100_cases():
     g = torch.Generator().manual_seed(0)
     broken, answered = 0, 0.0

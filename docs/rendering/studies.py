@@ -6,7 +6,7 @@ from .blocks import block
 from .records import result
 
 STUDIES = (
-    "ablation_first", "ablation", "ablation_third", "v2", "cifar10", "cifar10_trials",
+    "ablation_first", "ablation", "ablation_third", "v2", "cifar10", "cifar10_trials", "own_images",
     "few_labels", "few_labels_5", "few_labels_10", "few_labels_digits",
 )  # fmt: skip
 

@@ -194,10 +194,23 @@ CIFAR10_POCKET = Config(
     optim=OptimConfig(warmup_steps=250),
     train=TrainConfig(steps=12_000, checkpoint_every=500),
 )
-CIFAR10_POCKET_V2 = override(
-    _v2(CIFAR10_POCKET, tokens_per_side=8, tap=4, stem_width=24, readout_width=24),
-    objective={"alpha": 10.0, "alpha_end": 1.0},
-    data={"clean_flip": True},
+
+
+def _pocket_v2(paper: Config) -> Config:
+    """Our recipe for natural images of 32x32 pixels at pocket scale, chosen by `reproduce cifar10_trials`."""
+    return override(
+        _v2(paper, tokens_per_side=8, tap=4, stem_width=24, readout_width=24),
+        objective={"alpha": 10.0, "alpha_end": 1.0},
+        data={"clean_flip": True},
+    )
+
+
+CIFAR10_POCKET_V2 = _pocket_v2(CIFAR10_POCKET)
+PHOTOS_32 = override(  # chosen by `reproduce own_images`
+    _pocket_v2(
+        override(CIFAR10_POCKET, data={"name": "folder", "held_out": 0.1}, train={"steps": 2000, "checkpoint_every": 250})
+    ),
+    train={"batch_size": 64, "labelled_batch_size": 32},
 )
 
 DIGITS = Config(
@@ -258,11 +271,7 @@ PRESETS: dict[str, Preset] = {
     "imagenet128_v2": Preset(_v2_natural(IMAGENET128, 9, 6), "ImageNet 128x128 with our recipe"),
     "imagenet224_v2": Preset(_v2_natural(IMAGENET224, 7), "ImageNet 224x224 with our recipe"),
     "photos_32": Preset(
-        override(
-            DIGITS,
-            model={"image_size": 32, "channels": 3},
-            data={"name": "folder", "flip": True, "clean_flip": True, "crop_padding": 4},
-        ),
+        PHOTOS_32,
         "a small network for a folder of your own images (--data DIR), 32x32, for two CPU cores",
     ),
     "paper_32": Preset(

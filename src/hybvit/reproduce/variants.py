@@ -170,6 +170,26 @@ CIFAR10_TRIALS = _study(
         ),
     ),
 )
+PHOTOS = preset("photos_32")
+OWN_IMAGES = _study(
+    "A folder of your own images",
+    30.0,
+    "photos_32",
+    (
+        Variant("photos_32", "the `photos_32` recipe", PHOTOS),
+        Variant(
+            "digits",
+            "the recipe of `digits`",
+            override(
+                preset("digits"),
+                model={"image_size": PHOTOS.model.image_size, "channels": 3},
+                data={"name": "folder", "flip": True, "clean_flip": True, "crop_padding": 4},
+            ),
+        ),
+        _changed("no_noisy_labels", "noisy images not classified", of=PHOTOS, objective={"noisy_labels": 0.0}),
+        _changed("larger_batches", "batches of 128 and 64", of=PHOTOS, train={"batch_size": 128, "labelled_batch_size": 64}),
+    ),
+)
 
 
 def _few_labels(title: str, minutes: float, few: Config, alone: int) -> Study:
@@ -222,6 +242,7 @@ STUDIES = {
     "v2": COMPARISON,
     "cifar10": CIFAR10_COMPARISON,
     "cifar10_trials": CIFAR10_TRIALS,
+    "own_images": OWN_IMAGES,
     "few_labels": FEW_LABELS,
     "few_labels_digits": FEW_LABELS_DIGITS,
 }
