@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ def read(path: Path) -> Any:
 
 
 def same(found: dict[str, Any], recorded: dict[str, Any], kind: str = "") -> None:
-    """Equal to the last bit with these versions of torch; another one may round differently."""
-    if torch.__version__.partition("+")[0] in EXACT and kind != "jempp":
+    """Equal to the last bit with these versions of torch on the kind of CPU that recorded them; others round differently."""
+    recorded_here = platform.machine().lower() in ("x86_64", "amd64") and torch.__version__.partition("+")[0] in EXACT
+    if recorded_here and kind != "jempp":
         assert found == recorded
         return
     for name in ("loss", "gradient_norm"):
