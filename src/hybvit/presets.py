@@ -210,7 +210,7 @@ PHOTOS_32 = override(  # chosen by `reproduce own_images`
     _pocket_v2(
         override(CIFAR10_POCKET, data={"name": "folder", "held_out": 0.1}, train={"steps": 2000, "checkpoint_every": 250})
     ),
-    train={"batch_size": 64, "labelled_batch_size": 32},
+    train={"batch_size": 64, "labelled_batch_size": 32, "preview_every": 500},
 )
 
 DIGITS = Config(

@@ -107,10 +107,7 @@ def hanging(text: str, indent: int) -> str:
     if not sys.stdout.isatty():
         return text
     columns = max(shutil.get_terminal_size().columns, indent + 20)
-    fill = textwrap.TextWrapper(
-        columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
-    )
-    return fill.fill(text)
+    return textwrap.fill(text, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
 @contextlib.contextmanager

@@ -170,7 +170,7 @@ CIFAR10_TRIALS = _study(
         ),
     ),
 )
-PHOTOS = preset("photos_32")
+PHOTOS = override(preset("photos_32"), train={"preview_every": 0})  # as in every study
 OWN_IMAGES = _study(
     "A folder of your own images",
     30.0,
