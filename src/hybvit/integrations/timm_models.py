@@ -23,6 +23,7 @@ from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs,
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from ..catalog import OWN_IMAGES
 from ..checkpoint import CONFIG, WEIGHTS
 from ..config import load_config
 from ..errors import CheckpointError, ConfigError, did_you_mean
@@ -297,9 +298,9 @@ def register(name: str, vit: ViTConfig, **known: Any) -> Callable[..., nn.Module
 
 
 def shapes() -> dict[str, ViTConfig]:
-    """Preset -> the shape of its network, once for each shape, by the shortest name."""
+    """Preset -> the shape of its network, once for each shape, by the shortest name, of a known data set where there is one."""
     found: dict[ViTConfig, str] = {}
-    for name in sorted(PRESETS, key=len):
+    for name in sorted(PRESETS, key=lambda name: (PRESETS[name].config.data.name in OWN_IMAGES, len(name))):
         cfg = PRESETS[name].config
         if cfg.network.name == "vit" and cfg.objective.kind in ("vit", "hybvit"):
             found.setdefault(cfg.model, name)
