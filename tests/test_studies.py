@@ -269,3 +269,11 @@ def test_seeds_and_names_of_runs():
 def test_what_does_not_go_with_a_study_is_said(arguments, said, capsys, tmp_path):
     assert cli.main(["reproduce", *arguments, "--out", str(tmp_path), "--dry-run"]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_study_of_own_images_asks_for_them_at_once(tmp_path, capsys):
+    assert cli.main(["reproduce", "own_images", "--out", str(tmp_path)]) == 2
+    assert "give --data.root DIR" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert cli.main(["reproduce", "own_images", "--dry-run", "--out", str(tmp_path)]) == 0
+    assert "larger_batches" in capsys.readouterr().out

@@ -140,10 +140,10 @@ def first_model() -> str:
 
 
 @block()
-def own_images() -> str:
-    """A training from the start against fine-tuning, on few images of one's own, by benchmarks/own_images.py."""
+def few_images() -> str:
+    """A training from the start against fine-tuning, on few images of one's own, by benchmarks/few_images.py."""
     lines = ["| images of each class | command | steps | minutes | test accuracy |", "|---|---|---|---|---|"]
-    rows = result("own_images")["rows"]
+    rows = result("few_images")["rows"]
     for row in sorted(rows, key=lambda row: (row["each"], -row["accuracy"]["value"])):
         training, accuracy = row["training"], value({"metrics": {"a": row["accuracy"]}}, "a")
         minutes = f"{training['seconds'] / 60:.0f}"
@@ -153,5 +153,5 @@ def own_images() -> str:
         *lines, "",
         f"{classes} of Tiny-ImageNet's classes, evenly spaced, reduced to 32x32 pixels; guessing is right in "
         f"{100 / classes:.0f} % of the cases. One seed, {threads(facts['threads'])} of {facts['device']} beside another "
-        f"program; {versions(facts)} (`python benchmarks/own_images.py`).",
+        f"program; {versions(facts)} (`python benchmarks/few_images.py`).",
     ])  # fmt: skip

@@ -67,8 +67,9 @@ def build_parser() -> ArgumentParser:
         metavar="NAME",
         help="table1 to table13, figure1, figure4 to figure24 without 7 and 9, figure8b, or all; or one study: ablation "
         "(what each choice of the v2 recipe contributes), v2 (v2 against the paper's recipe, and the cost of being hybrid), "
-        "cifar10 (the same on CIFAR-10), cifar10_trials (the choices of v2 on CIFAR-10), few_labels (1 %% of the labels of "
-        "Fashion-MNIST; more with --runs few,labels_only --data.labelled 0.1) or few_labels_digits (3 %% of those of "
+        "cifar10 (the same on CIFAR-10), cifar10_trials (the choices of v2 on CIFAR-10), own_images (the preset for your own "
+        "images, on those of --data.root DIR), few_labels (1 %% of the labels of Fashion-MNIST; more with --runs "
+        "few,labels_only --data.labelled 0.1) or few_labels_digits (3 %% of those of "
         "scikit-learn's digits)",
     )
     scales = "; ".join(f"{scale.name}: {scale.description}" for scale in SCALES.values())

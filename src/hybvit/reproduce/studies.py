@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..catalog import OWN_IMAGES
 from ..config import Config, differences, fields_in, minibatches, override, parse
 from ..devices import environment
 from ..errors import ConfigError, DivergedError, Interrupted, did_you_mean
@@ -493,6 +494,10 @@ def run_study(plan: Plan, alone: bool, only_render: bool, say: Callable[[str], N
         Interrupted: finished work is kept.
         ConfigError, DataError, CheckpointError: the error of the first failed run, raised after the other runs.
     """
+    study = STUDIES[plan.name]
+    own = study.variants[study.base].config.data.name in OWN_IMAGES
+    if own and not only_render and "data.root" not in fields_in(plan.fields):
+        raise ConfigError(f"{plan.name} trains on your own images: give --data.root DIR, with a sub-folder per class")
     make_folder(plan.folder)
     failed = list[Exception]()
     try:
@@ -501,7 +506,7 @@ def run_study(plan: Plan, alone: bool, only_render: bool, say: Callable[[str], N
             if not alone:
                 say("budgets assume one process per machine, and shards do not time steps: repeat without --shard")
             if alone:
-                time_steps(STUDIES[plan.name], plan.fields, plan.folder, say)
+                time_steps(study, plan.fields, plan.folder, say)
             failed = run_job(plan, say)
         write_out(plan.name, plan.folder, say)
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
-"""From few images of your own: a training from the start against fine-tuning the bundled `cifar10` -> results/own_images.json.
+"""From few images of your own: a training from the start against fine-tuning the bundled `cifar10` -> results/few_images.json.
 
-    python benchmarks/own_images.py TINY_IMAGENET [--each 30] [--classes 20] [--rows scratch,finetuned] [--out DIR]
+    python benchmarks/few_images.py TINY_IMAGENET [--each 30] [--classes 20] [--rows scratch,finetuned] [--out DIR]
 
 makes a folder of some of Tiny-ImageNet's classes from its 50 labeled validation images each, `--each` of them to train on and
 the rest to test on, and runs the commands below with it. The same command again goes on where it stopped.
@@ -21,7 +21,7 @@ from hybvit.devices import environment
 from hybvit.training.run_folder import read_metrics, training_summary
 
 ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "results" / "own_images.json"
+OUT = ROOT / "results" / "few_images.json"
 ROWS = {  # as many steps each, where the network itself is trained
     "scratch": ("train", "photos_32", "--train.steps", "500"),
     "finetuned": ("finetune", "cifar10"),
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=20)
     parser.add_argument("--each", type=int, default=30, help="training images of each class")
     parser.add_argument("--rows", default=",".join(ROWS))
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "own_images")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "few_images")
     args = parser.parse_args()
     place = args.out / f"{args.classes}x{args.each}"
     if not (folder := place / "photos").is_dir():
