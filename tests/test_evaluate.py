@@ -15,6 +15,7 @@ from hybvit import cli
 from hybvit.config import override
 from hybvit.data.image_set import BadFiles, Dataset, Decoding, ImageSet, to_x
 from hybvit.data.images import grid, save_image
+from hybvit.devices import resolve_precision
 from hybvit.errors import ConfigError, DataError
 from hybvit.evaluation import options, robustness
 from hybvit.evaluation.adapters import Adapted, adapt
@@ -32,6 +33,7 @@ from hybvit.metrics.ood import auroc, auroc_interval, clustered_auroc_interval
 from hybvit.metrics.robustness import pgd
 from hybvit.presets import preset
 
+from . import recorded
 from .conftest import QUICK, hybvit, opened
 from .forked import Forked, together
 
@@ -68,11 +70,10 @@ def quiet(line: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def measured(tiny_run, tmp_path_factory) -> Path:
-    """Every suite on a run, with batches that leave a rest of all numbers of images, and the report."""
-    out = tmp_path_factory.mktemp("measured") / "tiny"
-    done = hybvit("evaluate", tiny_run, *QUICK, "--batch-size=7", "--suites=all", "--report", "--out", out)
-    assert done.returncode == 0, done.stderr
+def measured(tmp_path_factory) -> Path:
+    """Every suite on the model of tests/recorded.py, and the report."""
+    out = tmp_path_factory.mktemp("measured") / "model"
+    recorded.measure(out)
     return out
 
 
@@ -108,7 +109,7 @@ def test_every_suite_measures_what_it_says(measured):
         if "low" in metric:
             assert metric["low"] <= metric["high"], name
     assert all(suite["seconds"] > 0 and suite["environment"]["torch"] for suite in record["suites"].values())
-    assert any(re.fullmatch(r"fidelity/fd_cnn-digits_20", name) for name in record["metrics"])
+    assert any(re.fullmatch(r"fidelity/fd_cnn-digits_40", name) for name in record["metrics"])
     assert not any("fid_" in name for name in record["metrics"])  # no Inception, no FID
     page, text = (measured / "report.html").read_text(), (measured / "report.md").read_text()
     assert "Options: " in text
@@ -121,13 +122,27 @@ def test_every_suite_measures_what_it_says(measured):
 
 
 @pytest.mark.slow
-def test_every_explanation_is_used_by_some_metric(tiny_run, measured, tmp_path):
+@pytest.mark.parametrize("what", ["every", "whole_bound"])
+def test_every_suite_gives_the_numbers_and_plots_that_were_recorded(request, tmp_path, what):
+    """Where one is meant to change, `python -m tests.recorded` records it anew: look at the difference."""
+    if what == "every":
+        out = request.getfixturevalue("measured")
+    else:
+        recorded.measure_whole_bound(out := tmp_path)
+    found, known = recorded.numbers_of(out), json.loads(recorded.RECORD.read_text())[what]
+    if resolve_precision("auto", torch.device("cpu")) == "bf16":  # samples are drawn in it, which gives other ones
+        found, known = ({suite: of[suite] for suite in of if suite not in ("fidelity", "quality")} for of in (found, known))
+    assert recorded.differences(found, known) == []
+
+
+@pytest.mark.slow
+def test_every_explanation_is_used_by_some_metric(measured, tmp_path):
     """A pattern that matches nothing would be a metric that nobody measures."""
     out = shutil.copytree(measured, tmp_path / "out")  # AutoAttack was left out there
     words = ["--batch-size=7", "--suites=robustness", "--autoattack-images=1", "--out", str(out)]
-    assert cli.main(["evaluate", str(tiny_run), *QUICK, *words]) == 0
+    assert cli.main(["evaluate", str(recorded.MODEL), *recorded.WORDS, *words]) == 0
     names = json.loads((out / "results.json").read_text())["metrics"]
-    other = ("fid_", "abstain", "class_agreement")  # Inception, a better network, a class-conditional one
+    other = ("fid_", "abstain")  # Inception, a better network
     elsewhere = {pattern for pattern, _ in MEANINGS if any(word in pattern for word in other)}
     unused = {pattern for pattern, _ in MEANINGS if not any(re.match(pattern, name) for name in names)}
     assert unused <= elsewhere
@@ -239,10 +254,10 @@ def test_one_image_is_enough_for_what_makes_sense_of_it(linear, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_plots")
-def test_numbers_do_not_depend_on_the_batch_size(tiny_run, measured, tmp_path):
+def test_numbers_do_not_depend_on_the_batch_size(measured, tmp_path):
     suites = [name for name in SUITES if name not in ("speed", "robustness")]  # attacks have a batch size of their own
     words = ["--batch-size=64", "--suites", ",".join(suites), "--out", tmp_path]
-    assert hybvit("evaluate", tiny_run, *QUICK, *words).returncode == 0
+    assert hybvit("evaluate", recorded.MODEL, *recorded.WORDS, *words).returncode == 0
     small, large = (json.loads((folder / "results.json").read_text())["metrics"] for folder in (measured, tmp_path))
     assert {name.split("/")[0] for name in small.keys() - large.keys()} == {"speed", "robustness"}
     for name, metric in large.items():
@@ -644,9 +659,9 @@ def test_samples_on_disk_are_used_again_and_do_not_depend_on_how_they_were_drawn
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(tiny_run, measured, tmp_path):
+def test_two_processes_give_the_numbers_of_one(measured, tmp_path):
     suites = ",".join(name for name in SUITES if name != "speed")
-    together(2, "evaluate", tiny_run, *QUICK, "--batch-size=7", "--suites", suites, "--out", tmp_path)
+    together(2, "evaluate", recorded.MODEL, *recorded.WORDS, "--batch-size=7", "--suites", suites, "--out", tmp_path)
     one, two = (json.loads((folder / "results.json").read_text()) for folder in (measured, tmp_path))
     assert two["environment"]["world_size"] == 2
     assert {name for name in one["metrics"] if not name.startswith("speed/")} == two["metrics"].keys()
