@@ -28,7 +28,7 @@ FOLDER = DATA / "evaluation"
 MODEL, RECORD = FOLDER / "model", FOLDER / "results.json"
 WORDS = (
     "--limit=100", "--samples=40", "--steps=4", "--bound-images=6", "--bound-draws=4", "--attack-images=8",
-    "--autoattack-images=0", "--attack-steps=2", "--corruption-images=8", "--certified-images=4", "--certified-votes=40",
+    "--autoattack-images=0", "--attack-steps=2", "--corruption-images=12", "--certified-images=4", "--certified-votes=40",
     "--reading-images=16", "--reading-attacks=8",
 )  # fmt: skip
 WHOLE_BOUND = ("--limit=20", "--bound-images=2", "--bound-draws=all", "--suites=ood,likelihood")

@@ -21,7 +21,7 @@ from hybvit.errors import CheckpointError, ConfigError, DataError
 from hybvit.evaluation.context import read_shard, write_shard
 from hybvit.evaluation.suites import read_result
 from hybvit.presets import preset
-from hybvit.storage import lock_folder, read_json
+from hybvit.storage import lock_folder, read_json, write_text
 from hybvit.training.run_folder import RunFolder, read_metrics, training_summary
 
 from .conftest import ENDLESS, QUICK, TINY
@@ -103,6 +103,31 @@ def test_a_shard_of_another_form_is_drawn_again(tmp_path):
     write_shard(path, torch.zeros(5, 1, 8, 8, dtype=torch.uint8))
     with pytest.warns(UserWarning, match="drawn again"):
         assert read_shard(path, shape) is None
+
+
+@pytest.mark.parametrize("what", ["a file", "a folder"])
+def test_everything_has_reached_the_disk_before_it_gets_its_name(tmp_path, monkeypatch, what):
+    """A rename that is on the disk before the data would leave an empty file after a power cut."""
+    done: list[str] = []
+    flush, rename, replace = os.fsync, os.rename, os.replace
+
+    def flushed(descriptor):
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", lambda old, new: done.append(f"-> {Path(new).name}") or replace(old, new))
+    monkeypatch.setattr(os, "rename", lambda old, new: done.append(f"-> {Path(new).name}") or rename(old, new))
+    if what == "a file":
+        write_text(tmp_path / "x.json", "{}")
+        assert [name.startswith(".x.json.") or name for name in done] == [True, "-> x.json"]
+        return
+    folder = tmp_path / "export"
+    checkpoint.write_folder(folder, {"network": {"w": torch.arange(5.0)}}, {"note.txt": "hello"}, step=1)
+    at = done.index("-> export")
+    assert {"network.safetensors", "note.txt", checkpoint.MANIFEST} <= set(done[:at])
+    assert any(name.startswith(".export.") for name in done[:at])  # the folder, which holds their names
+    assert tmp_path.name in done[at:]
 
 
 # results

@@ -18,10 +18,11 @@ from hybvit.data.fingerprint import pixel_digests, share_training_images
 from hybvit.data.image_set import Dataset, ImageSet, to_x
 from hybvit.data.images import grid, save_image
 from hybvit.errors import CheckpointError, ConfigError
-from hybvit.evaluation.context import NOT_FITTED, Context, Options
+from hybvit.evaluation.context import NOT_FITTED, Context, Options, Result
+from hybvit.evaluation.doubt import abstention
 from hybvit.evaluation.subject import with_own_data
 from hybvit.evaluation.suites import run_suites
-from hybvit.evaluation.unseen import calibration_images, held_out_of_training
+from hybvit.evaluation.unseen import calibration_images, held_out_of_training, without_training_images
 from hybvit.loading import calibration_folder, load, save_calibration
 from hybvit.metrics.calibration import Scaling, temperature_scaling
 from hybvit.metrics.conformal import covered
@@ -91,6 +92,13 @@ def test_where_the_model_abstains_the_label_is_minus_1():
     assert (~sure & (labels >= 0)).double().mean() < 0.05 * 0.6
     assert 0.45 <= (labels >= 0).double().mean() <= 0.55
     assert torch.equal(m.predict(pixels).labels, m.predict(pixels, abstain_above=0.9).labels)
+    wrong, result = (predicted + 1) % 4, Result()
+    told = torch.where(torch.arange(400) % 4 == 0, wrong, predicted)  # a quarter of the answers
+    abstention(m.calibration, logits, told, result)
+    answered, risk = (result.metrics[f"doubt/abstain_above_5_{what}"] for what in ("answered", "risk"))
+    assert answered.value == pytest.approx((labels >= 0).double().mean().item())
+    assert risk.n == int((labels >= 0).sum())
+    assert risk.value == pytest.approx((told != predicted)[labels >= 0].double().mean().item())
     with pytest.raises(ConfigError, match=r"400 calibration images cannot vouch for a risk below 0\.0"):
         m.predict(pixels, abstain_above=0.001)
     for bad in (0, 1, 2):
@@ -266,6 +274,21 @@ def test_images_of_the_training_are_refused(run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "calibrated on 100 images (images of unseen)" in done.stdout
     assert str(tmp_path) not in load(run, "cpu").calibration.source
+
+
+@pytest.mark.parametrize(("trained", "left"), [(0, 150), (1, 149), (2, None)])
+def test_one_training_image_in_a_hundred_is_left_out_and_more_are_refused(run, capsys, trained, left):
+    own = load(run, "cpu").cfg
+    data = opened(own)
+    pixels = torch.cat((data.train.in_memory[:trained], data.test.in_memory[: 150 - trained]))
+    others = ImageSet(pixels, torch.arange(150) % 10)
+    if left is None:
+        with pytest.raises(ConfigError, match=r"others: 2 of 150 images are training images of the model"):
+            without_training_images(own.data, own.model.image_shape, others, "others")
+        return
+    found = without_training_images(own.data, own.model.image_shape, others, "others")
+    assert torch.equal(found.in_memory, data.test.in_memory[:left])
+    assert ("1 training images of the model were left out" in capsys.readouterr().err) == bool(trained)
 
 
 def test_without_images_held_out_the_training_data_are_refused(tmp_path):

@@ -14,6 +14,7 @@ from hybvit import cli
 from hybvit.config import override
 from hybvit.data.image_set import to_x
 from hybvit.data.images import captioned_grid
+from hybvit.method import editing
 from hybvit.method.diffusion import Diffusion
 from hybvit.method.editing import (
     Search,
@@ -108,6 +109,11 @@ def test_slerp_keeps_angle_and_length():
         torch.testing.assert_close(mixed.flatten(1).norm(dim=1), torch.ones(3, dtype=torch.float64))
         torch.testing.assert_close((a * mixed).flatten(1).sum(1).clamp(max=1).acos(), weight * whole, atol=1e-6, rtol=0)
     torch.testing.assert_close(slerp(a, a, torch.full((3,), 0.5, dtype=torch.float64)), a)
+    x = torch.tensor([1.0, 0.0], dtype=torch.float64).reshape(1, 1, 1, 2)
+    y = torch.tensor([0.02], dtype=torch.float64)  # an angle at which the chord is not the arc
+    near = torch.stack((y.cos(), y.sin()), dim=1).reshape(1, 1, 1, 2)
+    middle = slerp(x, near, torch.full((1,), 0.5, dtype=torch.float64))
+    torch.testing.assert_close(middle.norm(), torch.tensor(1.0, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 def test_an_interpolation_begins_and_ends_with_the_images():
@@ -165,6 +171,54 @@ def test_a_variation_is_nearer_to_the_image_the_smaller_its_strength():
     assert distances[0] < distances[1] < distances[2]
 
 
+def counted(denoise):
+    """A denoiser, and the times at which it is asked."""
+    times: list[int] = []
+
+    def asked(x_t, t):
+        times.append(int(t[0]))
+        return denoise(x_t, t)
+
+    return asked, times
+
+
+@pytest.mark.parametrize(
+    ("strength", "steps", "calls"), [(0.5, 20, 10), (0.3, 10, 3), (0.31, 10, 4), (0.01, 10, 1), (1.0, 7, 7)]
+)
+def test_a_variation_begins_at_its_strength_and_takes_its_share_of_the_steps(strength, steps, calls):
+    denoise, times = counted(gaussian_denoiser(COSINE))
+    vary(denoise, COSINE, start(64), strength, noise_of(64), steps)
+    assert times[0] == round(1000 * strength)
+    assert len(times) == calls
+
+
+@pytest.mark.parametrize(("strength", "up_to"), [(1.0, 20), (0.5, 10), (0.04, 1)])
+def test_a_search_begins_at_its_strength(strength, up_to):
+    denoise, times = counted(gaussian_denoiser(COSINE))
+    x, search = start(2), Search(holds=(1.0,), steps=20, strength=strength)
+    counterfactual(
+        denoise, lambda rows, hold: gaussian_denoiser(COSINE), lambda x, rows: x.flatten(1).sum(1) - 1e3, COSINE, x, search
+    )
+    assert max(times) == flow_times(COSINE, 20)[up_to]
+    assert len(set(times)) >= up_to
+
+
+def test_a_step_of_inpainting_is_the_posterior_of_the_drawn_image():
+    """What is known in every pixel is x_0 = 0: after a step, x_s is the noise of q(x_s | x_0), of variance 1 - abar_s."""
+    seen: dict[int, torch.Tensor] = {}
+
+    def denoise(x_t, t):
+        seen.setdefault(int(t[0]), x_t)
+        return torch.zeros_like(x_t)
+
+    x0, mask = torch.zeros(4000, 1, 2, 2, dtype=torch.float64), torch.ones(4000, 1, 2, 2, dtype=torch.bool)
+    draws = torch.Generator().manual_seed(0)
+    inpaint(denoise, COSINE, x0, mask, lambda: torch.randn(x0.shape, generator=draws, dtype=torch.float64), 10, 1)
+    for t, x_t in seen.items():
+        assert x_t.var().item() == pytest.approx(1 - COSINE.alpha_bar[t].item(), rel=0.05), t
+    assert len(seen) == 10
+
+
 def test_guidance_is_the_gradient_of_the_tilted_density():
     """Gaussian data tilted by exp(c x_0): D moves by c Var(x_0|x_t), and log p(y|x_t) = c E[x_0|x_t] + const."""
     c, t = 0.7, torch.full((4,), 600)
@@ -218,6 +272,22 @@ def test_edits_ask_the_denoiser_for_the_labels_that_are_given(monkeypatch):
     assert [*asked[0]] == own  # an image is inverted as one of its own class
     assert all(guidance == 0.5 and set(labels) <= set(wanted.tolist()) for labels, guidance in asked[1:])
     assert len(asked) > 1
+
+
+@pytest.mark.parametrize(("noisy_labels", "takes_labels", "pull"), [(0.0, True, 50.0), (1.0, True, 50.0), (0.0, False, 100.0)])
+def test_a_search_asks_the_classifier_as_it_was_trained(monkeypatch, noisy_labels, takes_labels, pull):
+    """One that was trained on noisy images reads x_t at t, any other the predicted x_0; without labels it pulls harder."""
+    model, asked, pulls = conditional_model(noisy_labels=noisy_labels), [], []
+    monkeypatch.setattr(type(model), "takes_labels", takes_labels)
+    classify, guided = model.net.classify, editing.classifier_guided
+    monkeypatch.setattr(model.net, "classify", lambda x, t=None: asked.append(t) or classify(x, t))
+    monkeypatch.setattr(editing, "classifier_guided", lambda *given: pulls.append(given[-1]) or guided(*given))
+    pixels = digits(2)
+    wanted = (model.logits(to_x(pixels)).argmax(1) + 1) % 5
+    asked.clear()
+    model.counterfactual(pixels, wanted.tolist())
+    assert any(t is not None and t.max() > 0 for t in asked) == bool(noisy_labels)
+    assert set(pulls) == {pull}
 
 
 def test_the_search_holds_an_image_no_less_than_it_must():

@@ -144,6 +144,7 @@ def test_every_explanation_is_used_by_some_metric(measured, tmp_path):
     names = json.loads((out / "results.json").read_text())["metrics"]
     other = ("fid_", "abstain")  # Inception, a better network
     elsewhere = {pattern for pattern, _ in MEANINGS if any(word in pattern for word in other)}
+    assert {"robustness/autoattack_linf_8", "robustness/autoattack_l2_128"} <= names.keys()  # the radii of the literature
     unused = {pattern for pattern, _ in MEANINGS if not any(re.match(pattern, name) for name in names)}
     assert unused <= elsewhere
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from hybvit.data.image_set import to_pixels, to_x
+from hybvit.data.image_set import evenly_spaced, to_pixels, to_x
 from hybvit.data.images import as_pixels, fit, grid, read_image, with_channels
 from hybvit.errors import DataError
 
@@ -140,3 +140,10 @@ def test_grayscale_and_color_convert_to_each_other():
     red[:, 0] = 200
     assert with_channels(red, 1).unique().tolist() in ([59], [60])  # 0.299 * 200
     assert with_channels(gray, 1) is gray
+
+
+def test_evenly_spaced_images_include_both_ends_and_are_the_nearest_to_their_places():
+    assert evenly_spaced(10, 4).tolist() == [0, 3, 6, 9]
+    assert evenly_spaced(11, 4).tolist() == [0, 3, 7, 10]  # 0, 3 1/3, 6 2/3, 10
+    assert evenly_spaced(3, 8).tolist() == [0, 1, 2]
+    assert evenly_spaced(60_000, 1000)[[0, 1, 999]].tolist() == [0, 60, 59_999]

@@ -39,7 +39,7 @@ from hybvit.reproduce.tables import FIGURES, NAMES, Measured, Row, measured, row
 from hybvit.storage import lock_folder
 from hybvit.training.cost import cost
 
-from .conftest import hybvit
+from .conftest import hybvit, opened
 from .forked import started
 
 TINY = [
@@ -47,6 +47,7 @@ TINY = [
     "--model.dim=16", "--model.depth=2", "--model.heads=2",
 ]  # fmt: skip
 LOOK = ["--look", "--samples 24 --steps 2 --limit 60 --attack-images 8 --attack-steps 2 --bound-images 4 --bound-draws 2"]
+LAST_SAMPLES = "cifar10/evaluation/fidelity/samples.png"
 RUNS = "stl10_short_patch12,stl10_short_genvit"
 
 
@@ -210,6 +211,8 @@ def test_a_column_is_read_in_its_own_unit():
     for column, value in expected.items():
         assert measured(column, row, RECORD, POCKET).value == pytest.approx(value), column
     assert measured("accuracy", row, RECORD, POCKET)[1:3] == pytest.approx((88.0, 92.0))
+    errors = {"calibration/ece_20": {"value": 0.07, "n": 60}, "calibration/ece_15": {"value": 0.08, "n": 60}}
+    assert measured("ece", row, RECORD | {"metrics": errors}, POCKET).value == pytest.approx(7.0)  # the paper has 20 bins
     assert measured("auroc_svhn", row._replace(group="max_probability"), RECORD, POCKET).value == 0.5
     assert measured("auroc_celeba", row, RECORD, POCKET) is None  # nothing stands in for it
     assert measured("pgd_l2_50", row, RECORD, POCKET) is None
@@ -544,6 +547,18 @@ def on_digits(monkeypatch):
     scales.pocket.cache_clear()
 
 
+def test_the_figure_of_the_forward_process_goes_from_the_images_to_noise(monkeypatch):
+    """Eqs. 9-10. Of the noise, of variance 1, a third lies beyond [-1, 1] and is black or white."""
+    monkeypatch.setattr(figures, "captioned_grid", lambda pixels, captions, columns, scale: (pixels, captions, columns))
+    cfg = preset("digits")
+    pixels, captions, columns = figures.noising(cfg)
+    assert captions[:columns] == ["t = 0", "t = 50", "t = 100", "t = 200", "t = 350", "t = 500", "t = 750", "t = 1000"]
+    assert torch.equal(pixels[::columns], opened(cfg).test.in_memory[:4])
+    noise = pixels[columns - 1 :: columns]
+    assert ((noise == 0) | (noise == 255)).double().mean().item() == pytest.approx(0.317, abs=0.08)
+    assert noise.double().mean().item() == pytest.approx(127.5, abs=20)
+
+
 @pytest.mark.slow
 def test_every_figure_comes_out(on_digits, tmp_path, monkeypatch):
     names = ["figure1", "figure5", "figure6", "figure8", "figure8b", "figure10", "figure13", "figure15"]
@@ -558,6 +573,10 @@ def test_every_figure_comes_out(on_digits, tmp_path, monkeypatch):
         if name.endswith(".png"):
             picture = Image.open(tmp_path / "pocket" / "figures" / name)
             assert picture.getextrema() != ((255, 255),), name
+    strips, last = (Image.open(tmp_path / "pocket" / path) for path in ("figures/figure13.png", LAST_SAMPLES))
+    below = strips.height - strips.height // SNAPSHOTS  # the finished run
+    row = (0, below, strips.width, strips.height)
+    assert strips.crop(row).tobytes() == last.crop((0, 0, strips.width, strips.height - below)).tobytes()
     result = json.loads((tmp_path / "pocket" / "cifar10" / "evaluation" / "quality" / "result.json").read_text())
     shares = [entry["share"] for entry in result["tables"]["samples_by_class"].values()]
     seen = max(range(10), key=lambda k: shares[k])

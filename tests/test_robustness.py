@@ -458,6 +458,24 @@ def test_an_image_that_falls_is_not_attacked_again():
     assert found.flatten().tolist() == [1, 1, 1, 1]
 
 
+def test_an_image_that_no_attack_breaks_is_given_back_as_it_was():
+    """An attack answers with a changed image for each, whether it fooled the model or not."""
+
+    class Attack:
+        def run_standard_evaluation(self, images, labels, batch_size):
+            fooled = images.flatten(1).mean(1) < limit
+            return images + 0.1, labels + fooled
+
+    pixels = torch.tensor([0.1, 0.3, 0.5]).reshape(3, 1, 1, 1)
+    labels, limits = torch.zeros(3, dtype=torch.int64), iter((0.2, 0.4))
+    found = pixels.clone()
+    for limit in limits:
+        found, accuracy = auto._attack_in_turn(["x"], Attack, pixels, labels, labels == 0, 3, [], lambda: None)
+        assert torch.equal(found.images != pixels, (pixels < limit))
+        assert torch.equal(found.broken, (pixels < limit).flatten())
+        assert accuracy == {"clean": 1.0, "x": pytest.approx(1 - found.broken.double().mean().item())}
+
+
 @needs_library
 def test_autoattack_depends_on_its_seed_alone(net, held_out):
     x, labels = (part[:40] for part in held_out)
@@ -641,6 +659,18 @@ def test_each_symptom_is_seen_by_itself(net, held_out, monkeypatch):
     assert "larger eps helped" in "".join(reasons(double=0.4))
     assert reasons(one=0.54, double=0.47) == []
     assert "without gradients breaks" in "".join(reasons(queries=50, one=0.0, many=0.0))
+
+
+def test_of_a_few_images_a_single_one_is_no_symptom(net, held_out, monkeypatch):
+    x, labels = (part[:8] for part in held_out)
+
+    def planted(logits, x, labels, eps, norm, generator, steps, *step, start=None):
+        return robustness.Attack(x, torch.arange(len(x)) < (8 if start is not None else fallen if steps == 1 else 4))
+
+    monkeypatch.setattr(trust, "pgd", planted)
+    for fallen, found in ((5, 0), (6, 1)):
+        reasons = reliability(net, x, labels, generator(), 0.1, "linf", queries=0)
+        assert ["more steps helped" in reason for reason in reasons] == [True] * found
 
 
 def test_not_finite_gradients_and_logits_are_named(net, held_out):

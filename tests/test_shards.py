@@ -106,6 +106,18 @@ def test_an_epoch_has_every_sample_once_in_shuffled_order(tmp_path):
     assert np.corrcoef(first_epoch, range(n))[0, 1] < 0.6
 
 
+def test_each_block_of_each_lane_is_shuffled_in_its_own_order(tmp_path):
+    """In a single shard, the samples of a block are consecutive before they are shuffled."""
+    stream = stream_of(shards(write_shards(tmp_path, [96])), 0, STREAM, 4, 32)
+    orders = set()
+    for lane in range(stream.lane_count):
+        for block in range(2):
+            numbers = [number for number, _ in stream._block(lane, 0, block)]
+            assert sorted(numbers) == list(range(min(numbers), min(numbers) + stream.block_size))
+            orders.add(tuple(number - min(numbers) for number in numbers))
+    assert len(orders) == 2 * stream.lane_count > 2
+
+
 def test_the_stream_can_be_entered_anywhere(tmp_path):
     names = write_shards(tmp_path, [13, 7, 11, 20])
     whole = number_of(stream_of(shards(names), 3, STREAM, 16, 16).take(torch.arange(300))[0])

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from hybvit import cli
-from hybvit.config import differences, override
+from hybvit.config import differences, minibatches, override
 from hybvit.errors import ConfigError
 from hybvit.evaluation import Options
 from hybvit.presets import preset
@@ -87,6 +87,9 @@ def test_a_study_is_carried_out_kept_and_rendered(small_study, tmp_path, capsys,
     assert cli.main([*call, "--render"]) == 0  # but not in the table once its recipe is another
     assert "labels: recipe has changed since" in capsys.readouterr().out
     kept = json.loads((folder / "records.json").read_text())
+    small = kept["runs"]["small"]
+    both = sum(minibatches(SMALL))  # the mini-batch that is denoised, and the labeled one
+    assert small["images_per_second"] == pytest.approx(small["training"]["steps"] * both / small["training"]["seconds"])
     assert (set(kept["runs"]), set(kept["outdated"])) == ({"small"}, {"labels"})
     assert cli.main([*call, "--dry-run"]) == 0
     assert "3 runs of 0.02 minutes" in capsys.readouterr().out

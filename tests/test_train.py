@@ -17,6 +17,7 @@ import torch
 from hybvit.checkpoint import digest_of, newest, read_tensors, step_folders
 from hybvit.config import differences, load_config, override, parse
 from hybvit.errors import CheckpointError, ConfigError, DataError, DivergedError
+from hybvit.loading import load
 from hybvit.method.vit import HybViT, ViTConfig
 from hybvit.presets import preset
 from hybvit.storage import lock_folder
@@ -26,7 +27,7 @@ from hybvit.training.loop import train
 from hybvit.training.optim import build_optimizers, learning_rate, optimizer_tensors, restore_optimizers
 from hybvit.training.run_folder import Groups, RunFolder, copied, read_metrics
 
-from .conftest import ENDLESS, TINY, hybvit
+from .conftest import ENDLESS, TINY, hybvit, opened
 from .forked import Forked, started, until
 
 STEPS = 60
@@ -68,6 +69,18 @@ def test_one_seed_gives_identical_weights(uninterrupted, tmp_path):
     assert hybvit(*command(tmp_path / "other", "--train.seed=1")).returncode == 0
     changed = final_state(tmp_path / "other")
     assert not torch.equal(changed["network/positions"], final_state(uninterrupted)["network/positions"])
+
+
+@pytest.mark.slow
+def test_a_preview_shows_the_accuracy_on_the_test_images(tmp_path):
+    """Of the averaged weights, as `hybvit evaluate` finds it; digits that training has seen are easier."""
+    assert hybvit(*command(tmp_path, f"--train.preview_every={STEPS}")).returncode == 0
+    shown = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "test/accuracy" in line]
+    model = load(tmp_path, "cpu")
+    test = opened(model.cfg).test
+    assert [line["step"] for line in shown] == [STEPS]
+    right = model.predict(test.in_memory).labels == test.labels
+    assert shown[0]["test/accuracy"] == right.double().mean().item()
 
 
 @pytest.mark.slow
@@ -114,7 +127,7 @@ def test_killed_at_random_moments_and_resumed_it_ends_the_same(uninterrupted, tm
         deadline = time.monotonic() + 60
         while kills < 4 and process.poll() is None and time.monotonic() < deadline:
             if len(step_folders(out / "checkpoints")) != before or (out / "metrics.jsonl").exists():
-                time.sleep(rng.random() * 0.15)
+                time.sleep(rng.random() * 0.03)
                 break
             time.sleep(0.005)
         if kills < 4 and process.poll() is None:
