@@ -200,17 +200,19 @@ def test_the_job_script_is_sound():
     script = Path(__file__).parent.parent / "docs" / "slurm.sh"
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     fake = (  # a training that saves when it is told to end, and sends its script the signal of the scheduler
-        'srun() { printf "%s " "$@"; [ -z "$SENT" ] || { trap "echo saved; exit 75" TERM; kill -USR1 $$; '
-        "sleep 5 > /dev/null 2>&1 & wait; }; return 1; }; "
+        'srun() { printf "%s " "cores:$SRUN_CPUS_PER_TASK" "$@"; [ -z "$SENT" ] || { trap "echo saved; exit 75" TERM; '
+        "kill -USR1 $$; sleep 5 > /dev/null 2>&1 & wait; }; return 1; }; "
         'scontrol() { printf "[%s] " "$*" >&2; echo node1; }'
     )
     set_by_slurm = {"SLURM_JOB_NODELIST": "node[1-8]", "SLURM_NNODES": "8", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "7"}
+    set_by_slurm |= {"SLURM_CPUS_PER_TASK": "96"}  # which srun does not inherit
     command = ["bash", "-c", f"{fake}; source {script}", "x", "imagenet224_v2", "--out", "run"]
     for sent in ("", "1"):
         done = subprocess.run(
             command, env={**os.environ, **set_by_slurm, "SENT": sent}, capture_output=True, text=True, timeout=60
         )
         assert "--nnodes 8 --nproc-per-node 8" in done.stdout
+        assert "cores:96" in done.stdout
         assert "-m hybvit train imagenet224_v2 --out run" in done.stdout
         assert ("[requeue 7]" in done.stderr, "saved" in done.stdout) == (bool(sent),) * 2  # an error is not tried again
         assert done.returncode != 0

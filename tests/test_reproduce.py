@@ -355,6 +355,15 @@ def test_names_and_shards_are_checked():
             cli.reproduce.shard_of(wrong)
 
 
+def test_several_processes_are_refused_before_each_trains_another_row(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = hybvit("reproduce", "table6", "--out", tmp_path)
+    assert done.returncode == 2
+    assert "without torchrun" in done.stderr
+    assert "--shard 1/2" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_dry_run_names_the_plan_and_trains_nothing(tmp_path):
     done = hybvit("reproduce", "table7", "table8", "--dry-run", "--out", tmp_path)

@@ -355,8 +355,9 @@ def test_the_next_commands_lead_from_samples_to_an_edit_and_from_figures_to_a_ca
     assert (tmp_path / "edit.png").is_file()
     assert "next: hybvit serve" in done.stderr
     done = hybvit("evaluate", run, *QUICK, "--suites=accuracy", "--out", "figures")
-    for _ in range(2):  # with a report, then a calibration
-        done = run_next(done.stderr)
+    done = run_next(done.stderr)  # with a report
+    assert "--half-of-test" not in done.stderr  # its training held images out
+    run_next(done.stderr)
     assert (run / CALIBRATION).is_file()
 
 

@@ -62,7 +62,10 @@ def main(arguments: list[str]) -> None:
             for file, pair in zip(files, pairs, strict=True):
                 save_image(grid(pair.after[None], gap=0), args.folder / file)
     save_image(picture_of(pairs, results, max(1, SHOWN_SIZE // model.cfg.model.image_size)), args.out)
-    print(f"{args.out}: before and after" + ("" if args.folder is None else f"; {args.folder}: {len(pairs)} images"))
+    print(
+        f"{args.out}: before and after"
+        + ("" if args.folder is None else f"; {args.folder}: {len(pairs)} image{'s' if len(pairs) > 1 else ''}")
+    )
     suggest("edit", model=args.model)
 
 

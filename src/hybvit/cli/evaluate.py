@@ -16,6 +16,7 @@ from ..evaluation import measure
 from ..evaluation.options import Options
 from ..evaluation.subject import Subject, open_subject
 from ..evaluation.suites import DEFAULT, SUITES, check_suites
+from ..evaluation.unseen import held_out_of_training
 from ..model import HybridModel
 from ..waiting import tell
 from .arguments import ArgumentParser, location, nonnegative_int, path, positive_int
@@ -108,9 +109,12 @@ def suggest_next(args: argparse.Namespace, arguments: list[str], subject: Subjec
     elif not isinstance(model := subject.model, HybridModel):  # the other commands do not take it
         return
     elif model.calibration is None and model.has_classes and subject.data.test.labels is not None:
-        own = [] if Path(args.model).is_dir() else ["--out", f"{subject.name}-calibrated"]
         suggest(
-            "evaluate --report without a calibration", model=args.model, data=data_options(args.data, args.test_root), out=own
+            "evaluate --report without a calibration",
+            model=args.model,
+            data=data_options(args.data, args.test_root),
+            half=["--half-of-test"] if held_out_of_training(model, subject.data) is None else [],
+            out=[] if Path(args.model).is_dir() else ["--out", f"{subject.name}-calibrated"],
         )
     else:
         suggest("evaluate --report", model=args.model)

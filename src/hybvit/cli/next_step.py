@@ -22,7 +22,7 @@ NEXT = {
     "edit": "serve {model}",
     "evaluate": "evaluate {arguments} --report",
     "evaluate --report": "serve {model}",
-    "evaluate --report without a calibration": "calibrate {model} {data} --half-of-test {out}",
+    "evaluate --report without a calibration": "calibrate {model} {data} {half} {out}",
     "export --format onnx": "export {model} --int8 --out {int8}",
     "export --format safetensors": "serve {out}",
     "export --format torch": "serve {model}",

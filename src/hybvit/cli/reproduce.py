@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from ..distributed import is_alone
 from ..errors import ConfigError, Interrupted, did_you_mean
 from ..evaluation.options import Options
 from ..presets import PRESETS
@@ -96,6 +97,11 @@ def build_parser() -> ArgumentParser:
 
 def main(arguments: list[str]) -> None:
     args, fields = build_parser().parse_known_args(arguments)
+    if not is_alone():  # each would train another row, and wait for the others in it
+        raise ConfigError(
+            "reproduce: WORLD_SIZE says that several processes were started; start one without torchrun, or one for each GPU: "
+            "with CUDA_VISIBLE_DEVICES=0 and --shard 1/2, with CUDA_VISIBLE_DEVICES=1 and --shard 2/2"
+        )
     overrides = overrides_of(args.look)
     if set(args.names) & set(studies.STUDIES):
         run_study(args, fields, overrides)

@@ -64,9 +64,10 @@ def run(cfg: Config, fields: list[str], out: Path, data: str | None) -> None:
     lines = without_effect(cfg, given)
     if "train.parallel" in given and is_alone():
         lines.append("--train.parallel does nothing in one process: torchrun starts several")
-    if cfg.optim.warmup_steps > cfg.train.steps >= A_TRAINING:
+    if 2 * cfg.optim.warmup_steps > cfg.train.steps >= A_TRAINING:
+        when = "never reaches" if cfg.optim.warmup_steps > cfg.train.steps else "takes more than half of them to reach"
         lines.append(
-            f"optim.warmup_steps is {cfg.optim.warmup_steps}, of {cfg.train.steps} steps: the learning rate never reaches "
+            f"optim.warmup_steps is {cfg.optim.warmup_steps}, of {cfg.train.steps} steps: the learning rate {when} "
             f"optim.lr; give --optim.warmup_steps {cfg.train.steps // 20}, for example"
         )
     for line in lines if is_first() else ():
