@@ -2,11 +2,13 @@
 
 python benchmarks/demo.py            # what `make demo` does
 python benchmarks/demo.py --check    # hold the figures of the last demo to the bars
-python benchmarks/demo.py --record   # time it quiet and beside busy programs: results/demo.json. Stop everything else first.
+python benchmarks/demo.py --record   # time it quiet and beside busy programs, each from the start, so it deletes runs/digits:
+                                     # results/demo.json. Stop everything else first.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -95,4 +97,8 @@ def check() -> None:
 
 
 if __name__ == "__main__":
-    {"--check": check, "--record": record}.get(" ".join(sys.argv[1:]), demo)()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    mode = parser.add_mutually_exclusive_group()
+    for kind in (check, record):
+        mode.add_argument(f"--{kind.__name__}", dest="call", action="store_const", const=kind, default=demo)
+    parser.parse_args().call()

@@ -216,6 +216,7 @@ def tries(bench: Bench, pool: Path) -> dict[str, Any]:
                 raise SystemExit(f"{pool}: of other weights than those of {bench.name}: name another --pool, or delete it")
     if not pool.is_file():
         drawn = [model.draw([i + j * ATTEMPT for i in range(n)], "dpmpp_2m", POOL_STEPS, SEED, labels=labels) for j in range(k)]
+        pool.parent.mkdir(parents=True, exist_ok=True)
         save_file({"pixels": torch.stack(drawn)}, pool, {"weights": weights})
     pixels = load_file(pool)["pixels"]
     said = model.predict(pixels.flatten(0, 1))

@@ -45,6 +45,7 @@ def extracted(extractor: Extractor, pixels: Tensor, cache: Path, name: str) -> t
         images = hashlib.sha256(part.contiguous().numpy()).hexdigest()[:8]
         path = cache / f"{extractor.name}-{name}-{i}-{images}-{probe[:8]}.pt"
         if not path.exists():
+            cache.mkdir(parents=True, exist_ok=True)
             before = time.perf_counter(), time.process_time()
             features = extractor.features(part)
             torch.save((features, time.perf_counter() - before[0], time.process_time() - before[1]), path)

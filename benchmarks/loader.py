@@ -1,11 +1,14 @@
 """Is the loader ever the bottleneck? Images/s of batches beside images/s of training steps, and strong augmentation beside
-torchvision's per-image PIL pipeline; alternating, medians, one thread for everything but training -> results/loader.json."""
+torchvision's per-image PIL pipeline; alternating, medians, one thread for everything but training.
+
+    python benchmarks/loader.py [--write]     --write: results/loader.json
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +106,9 @@ def against_pil(data: Dataset, cfg: Config) -> dict[str, float | list[float]]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
     keep_freed_memory()
     threads, rows = torch.get_num_threads(), []
     for name, preset_name in (("digits", "digits"), ("Fashion-MNIST", "fashion_mnist_pocket"), ("CIFAR-shaped", "cifar10")):
@@ -113,7 +119,7 @@ def main() -> None:
         print(f"{name}: {shown}", flush=True)
     torch.set_num_threads(threads)
     record = {"rows": rows, "repeats": REPEATS, "batch": "both mini-batches of the preset", "environment": environment()}
-    if "--write" in sys.argv:
+    if args.write:
         OUT.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -154,6 +154,9 @@ def with_earlier(record: dict[str, Any], earlier: dict[str, Any]) -> dict[str, A
     before = earlier["metrics"]
     metrics = {name: value for name, value in before.items() if name.partition("/")[0] not in again}
     of_kept = {name: value for suite in kept.values() for name, value in suite["settings"].items() if name in record["options"]}
+    of_new = {name for suite in record["suites"].values() for name in suite["settings"]}
+    if differ := [name for name in of_new & of_kept.keys() if of_kept[name] != record["options"][name]]:
+        sys.exit(f"{', '.join(sorted(differ))}: the other suites were measured with another value: measure all with one")
     suites = record["suites"] | kept
     return record | {
         "options": record["options"] | of_kept,

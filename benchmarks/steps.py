@@ -1,6 +1,6 @@
 """Time training steps of presets on this machine: compiled, on random images, and as a share of what a matrix product reaches.
 
-    python benchmarks/steps.py PRESET [PRESET ...] --out results/steps.json
+    python benchmarks/steps.py PRESET [PRESET ...] --out results/gpu_steps.json
 
 All compile side by side, which takes most of the time; then they are timed one after the other. A preset with
 both tasks is timed in turn with denoising alone on the same batch: the price of a joint step.

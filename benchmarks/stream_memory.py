@@ -1,10 +1,13 @@
-"""Does training on a stream of tar shards ten times larger than its buffer keep its memory? -> results/stream_memory.json.
+"""Does training on a stream of tar shards ten times larger than its buffer keep its memory?
+
+    python benchmarks/stream_memory.py [--write]     --write: results/stream_memory.json
 
 Images are noise, which no format compresses: 12 KB each, so that a leak of encoded samples would show.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -32,7 +35,7 @@ OUT = Path(__file__).resolve().parent.parent / "results" / "stream_memory.json"
 def write(folder: Path, samples: int, shards: int, seed: int) -> int:
     """Write the shards -> their size in bytes."""
     random = np.random.default_rng(seed)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for shard in range(shards):
         with webdataset.TarWriter(str(folder / f"{shard:03d}.tar")) as writer:
             for i in range(shard, samples, shards):
@@ -53,7 +56,7 @@ def training(root: Path, buffer: int) -> list[tuple[int, float]]:
     steps = EPOCHS * SAMPLES // BATCH
     cfg = Config(
         model=ViTConfig(image_size=32, patch_size=8, dim=48, depth=2, heads=4),
-        data=DataConfig(name="shards", root=str(root), augment="strong", flip=True, shuffle_buffer=buffer),
+        data=DataConfig(name="shards", root=str(root / "data"), augment="strong", flip=True, shuffle_buffer=buffer),
         train=TrainConfig(steps=steps, batch_size=BATCH, log_every=steps // 40, checkpoint_every=steps),
     )
     measured: list[tuple[int, float]] = []
@@ -82,13 +85,17 @@ def in_its_own_process(root: Path, buffer: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    if "--train" in sys.argv:
-        print(json.dumps(training(Path(sys.argv[2]), int(sys.argv[3]))))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--train", nargs=2, metavar=("DIR", "BUFFER"), help=argparse.SUPPRESS)  # in a process of its own
+    args = parser.parse_args()
+    if args.train:
+        print(json.dumps(training(Path(args.train[0]), int(args.train[1]))))
         return
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        size = write(root / "train", SAMPLES, SHARDS, 0)
-        write(root / "test", 64, 1, 1)
+        size = write(root / "data" / "train", SAMPLES, SHARDS, 0)
+        write(root / "data" / "test", 64, 1, 1)
         record = {
             "samples": SAMPLES,
             "shards": SHARDS,
@@ -101,7 +108,7 @@ def main() -> None:
         }
     for kind in ("small_buffer", "buffer_of_everything"):
         print(kind, {key: value for key, value in record[kind].items() if key != "resident_mib"})
-    if "--write" in sys.argv:
+    if args.write:
         OUT.write_text(json.dumps(record) + "\n")
 
 

@@ -371,7 +371,9 @@ def faults(place: Path, end: str) -> list[str]:
     case = json.loads(read(place / "case.json") or '{"made": [], "lines": 0, "words": [""]}')
     found = [] if end.isdigit() and int(end) in CODES else [f"ended with {end}"]
     found += [f"{word} in the output" for word in ("Traceback", "internal error") if word in said + out]
-    lines = [line for line in said.split("\n") if line and not line.startswith(("warning: ", "libgomp: "))]
+    lines = [
+        line for line in said.split("\n") if line and not line.startswith(("warning: ", "libgomp: ", "next: ", "expected: "))
+    ]
     stray = [line for line in lines if not line.startswith("hybvit: ")]
     if stray:
         found.append(f"a line of standard error that is no message: {stray[0][:100]!r}")

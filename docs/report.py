@@ -1,7 +1,7 @@
 """Write docs/report.html, the report of the best bundled model, as the documentation shows it: its pictures in fewer bytes.
 
     python docs/report.py                                      # what its card has, with the options below
-    python docs/report.py --suites accuracy --limit 200        # a quick try; later options replace earlier ones
+    python docs/report.py --suites accuracy --limit 200        # a quick try, in runs/report; later options replace earlier ones
 
 The evaluation is that of `benchmarks/ship.py`, and kept where that keeps it: what is there is not measured again.
 """
@@ -23,7 +23,7 @@ from hybvit.evaluation.suites import SUITES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "report.html"
-MODEL, RUN = "fashion-mnist", ROOT / "runs" / "shipped" / "fashion-mnist"
+MODEL, RUN, TRY = "fashion-mnist", ROOT / "runs" / "shipped" / "fashion-mnist", ROOT / "runs" / "report"
 OPTIONS = ("--samples", "5000", "--sampler", "dpmpp_2m", "--steps", "20")  # of benchmarks/ship.py for this model
 QUALITY = 40  # of WebP
 EMBEDDED = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
@@ -67,13 +67,14 @@ def rounded(numbers: str) -> str:
 
 
 def main(options: list[str]) -> None:
-    call = [sys.executable, "-m", "hybvit", "evaluate", MODEL, *OPTIONS, *options, "--report", "--out", str(RUN)]
+    run, page = (TRY, TRY / "small.html") if options else (RUN, PAGE)
+    call = [sys.executable, "-m", "hybvit", "evaluate", MODEL, *OPTIONS, *options, "--report", "--out", str(run)]
     code = subprocess.run(call).returncode
     if code:
         sys.exit(code)
-    measured = list(json.loads((RUN / "results.json").read_text(encoding="utf-8"))["suites"])
-    PAGE.write_text(small(with_lead((RUN / "report.html").read_text(encoding="utf-8"), measured)), encoding="utf-8")
-    print(f"{PAGE.relative_to(ROOT)}: {PAGE.stat().st_size / 1000:.0f} kB")
+    measured = list(json.loads((run / "results.json").read_text(encoding="utf-8"))["suites"])
+    page.write_text(small(with_lead((run / "report.html").read_text(encoding="utf-8"), measured)), encoding="utf-8")
+    print(f"{page.relative_to(ROOT)}: {page.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -151,6 +151,9 @@ def rerun(path: Path) -> None:
 def main(words: list[str]) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     wanted = [word for word in words if word != "--notebooks"]
+    known = [path.stem for path in sorted(PAGES.glob("*.md"))]
+    if unknown := set(wanted) - set(known):
+        sys.exit(f"{', '.join(sorted(unknown))}: no tutorial of that name; there are {', '.join(known)}")
     if "--notebooks" not in words:
         for path in sorted(PAGES.glob("*.md")):
             if not wanted or path.stem in wanted:
