@@ -34,11 +34,7 @@ SET_HERE = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT")
 
 def training(given: dict[str, str], fields: list[str], folder: Path) -> dict[str, Any]:
     """Images per second of a training, the seconds of the whole command, and its number of threads."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT")
-    }
+    kept = {name: value for name, value in os.environ.items() if name not in SET_HERE}
     words = ["train", "digits", "--train.steps", str(STEPS), "--train.preview_every", "0", "--out", str(folder), *fields]
     started = os.times().elapsed
     subprocess.run([sys.executable, "-m", "hybvit", *words], env=kept | given, check=True, stdout=subprocess.DEVNULL)

@@ -22,7 +22,7 @@ from hybvit.training.run_folder import read_metrics, training_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "results" / "few_images.json"
-ROWS = {  # as many steps each, where the network itself is trained
+ROWS = {  # 500 steps each: of 64 + 32 images from the start, of 64 + 64 in a fine-tuning
     "scratch": ("train", "photos_32", "--train.steps", "500"),
     "finetuned": ("finetune", "cifar10"),
     "labels": ("finetune", "cifar10", "--objective", "vit"),

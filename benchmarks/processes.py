@@ -50,6 +50,7 @@ def compared(words: list[str], busy: int) -> dict[str, Any]:
     finally:
         for other in others:
             other.kill()
+            other.wait()
     one, many = (statistics.median(values) for values in taken.values())
     print(
         f"beside {busy}: {1000 * one:.0f} ms in one process, {1000 * many:.0f} ms in {cores} ({many / one - 1:+.1%})",
@@ -59,6 +60,8 @@ def compared(words: list[str], busy: int) -> dict[str, Any]:
 
 
 def main(words: list[str]) -> None:
+    if (os.cpu_count() or 1) < 2:
+        sys.exit("one core: there is nothing to compare")
     found = {
         "command": ["hybvit train", *words], "rows": [compared(words, busy) for busy in (0, BUSY)], "repeats": REPEATS,
         "environment": environment(),

@@ -134,8 +134,8 @@ def first_model() -> str:
         *lines, "",
         f"{record['images'] - n} photographs to train on, {n} to test on; {cores} of {record['machine']}, torch "
         f"{record['torch']}. A training step takes {step:.2f} s, start and end included, so all {record['steps_of_preset']:,} "
-        f"of the preset take {step * record['steps_of_preset'] / 60:.0f} minutes of one thread. The page is timed until it can "
-        f"be opened. Test accuracy: {value({'metrics': {'a': record['accuracy']}}, 'a')}; guessing is right half of the time.",
+        f"of the preset take {step * record['steps_of_preset'] / 60:.0f} minutes of one thread. The page is opened and "
+        f"ended. Test accuracy: {value({'metrics': {'a': record['accuracy']}}, 'a')}; guessing is right half of the time.",
     ])  # fmt: skip
 
 
