@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .blocks import block
-from .records import result
+from .records import result, value, versions
 
 STUDIES = (
     "ablation_first", "ablation", "ablation_third", "v2", "cifar10", "cifar10_trials", "own_images",
@@ -17,6 +17,28 @@ def study(name: str) -> str:
     from hybvit.reproduce.studies import STUDIES, markdown
 
     return markdown(max((known for known in STUDIES if name.startswith(known)), key=len), result(f"study_{name}"))
+
+
+@block()
+def own_images_judged() -> str:
+    """The samples of the study `own_images` by a second extractor, by benchmarks/own_images.py."""
+    from hybvit.reproduce.studies import STUDIES
+
+    judged, variants = result("own_images_judged"), STUDIES["own_images"].variants
+    lines = ["| recipe | Frechet distance | KID | precision |", "|---|---|---|---|"]
+    for name, record in judged["runs"].items():
+        stem = f"_{judged['extractor']}_{record['options']['samples']}"
+        distance, kid, precision = (
+            value(record, f"fidelity/{metric}{stem}", percent=False, digits=digits)
+            for metric, digits in (("fd", 0), ("kid", 3), ("precision", 2))
+        )
+        lines.append(f"| {variants[name].description} | {distance} | {kid} | {precision} |")
+        real = value(record, f"fidelity/fd{stem}_real_test", percent=False, digits=0)
+    return "\n".join([
+        *lines, "",
+        f"On {judged['extractor']}; real test images: {real}. {versions(record['environment'])} "
+        "(`python benchmarks/own_images.py OUT FOLDER`).",
+    ])  # fmt: skip
 
 
 @block()

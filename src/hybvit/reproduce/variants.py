@@ -187,6 +187,7 @@ OWN_IMAGES = _study(
             ),
         ),
         _changed("no_noisy_labels", "noisy images not classified", of=PHOTOS, objective={"noisy_labels": 0.0}),
+        _changed("alpha_5", "alpha 5 throughout", of=PHOTOS, objective={"alpha": 5.0, "alpha_end": None}),
         _changed("larger_batches", "batches of 128 and 64", of=PHOTOS, train={"batch_size": 128, "labelled_batch_size": 64}),
     ),
 )
