@@ -1,7 +1,7 @@
 """Three readings of one image, and out-of-distribution detection by both halves of a model
 -> results/readings.json, readings_attacks.json, readings_evaluations.json, ood_both.json and ood_choice.json.
 
-    python benchmarks/readings.py ood --ood mnist_test/,digits,interpolation,noise --images 250 [--write]
+    python benchmarks/readings.py ood --ood mnist_test/,digits,interpolation,noise --images 600 [--write]
     python benchmarks/readings.py choose [--write]
     python benchmarks/readings.py readings --images 300 [--write]
     python benchmarks/readings.py attacks --images 12 --steps 8 [--write]
@@ -10,7 +10,8 @@
 ``choose`` compares combinations of scores on altered training images alone; that of ``fused`` was taken from it. ``--model``
 and ``--data`` measure another model. Each file has an entry for each model:
 
-    python benchmarks/readings.py ood --model cifar10 --ood celeba,tiny_imagenet,mnist,interpolation,noise --jpeg 75 --write
+    python benchmarks/readings.py ood --model cifar10 --ood celeba,cifar_lossless,tiny_imagenet,mnist,interpolation,noise \\
+        --images 300 --jpeg 75 --write
 """
 
 from __future__ import annotations

@@ -232,11 +232,23 @@ def selective(record: dict[str, Any], suite: str, score: str) -> list[str]:
 
 
 def of_model(name: str, record: dict[str, Any], what: str) -> str:
-    facts = record["environment"]
+    facts, command = record["environment"], f"python benchmarks/readings.py {what} --model {name} {options_of(record, what)}"
     return (
         f"Seed 0, torch {facts['torch']}, {record['seconds'] / 60:.0f} minutes on one thread of a crowded machine "
-        f"({facts['device']}; `python benchmarks/readings.py {what} --model {name}`). 95 % intervals in parentheses."
+        f"({facts['device']}; `{command}`). 95 % intervals in parentheses."
     )
+
+
+def options_of(record: dict[str, Any], what: str) -> str:
+    """The options of benchmarks/readings.py that a record was measured with."""
+    if what == "ood":
+        sets = dict.fromkeys(name.split("/")[1] for name in record["metrics"])
+        plain = [name for name in sets if not name.endswith(", as JPEG")]
+        return f"--ood {','.join(plain)} --images {record['images']}" + (" --jpeg 75" if len(plain) < len(sets) else "")
+    options = record["options"]
+    if what == "attacks":
+        return f"--images {options['reading_attacks']} --steps {options['attack_steps']}"
+    return f"--images {options['reading_images']}"
 
 
 @block()
