@@ -87,6 +87,8 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
 
 
 def main(names: list[str]) -> None:
+    if unknown := [name for name in names if name not in bundled()]:
+        sys.exit(f"{', '.join(unknown)}: the bundled models are {', '.join(bundled())}")
     found = json.loads(RESULT.read_text())["models"] if RESULT.is_file() else {}
     for name in names:
         with tempfile.TemporaryDirectory() as folder:

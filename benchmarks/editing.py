@@ -283,6 +283,8 @@ def main() -> None:
     }
     if bench.model.takes_labels:
         parts["tries"] = lambda: tries(bench, args.pool)
+    if unknown := [name for name in args.parts if name not in parts]:
+        parser.error(f"{', '.join(unknown)}: of {args.model} there are {', '.join(parts)}")
     for name in args.parts or parts:
         started = time.monotonic()
         result = parts[name]()

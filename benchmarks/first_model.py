@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import resource
 import shlex
@@ -67,7 +66,9 @@ def measure(photos: Path, steps: int) -> dict[str, Any]:
         (folder / "photos").symlink_to(photos.resolve())
         shutil.copyfile(sorted(photos.glob("**/*.jpg"))[0], folder / "new.jpg")
         rows = [timed(words + changed.get(words[1], []), folder) for words in commands()]
-        metrics = json.loads((folder / "runs" / "photos" / "results.json").read_text(encoding="utf-8"))["metrics"]
+        run = folder / "runs" / "photos"
+        metrics = json.loads((run / "results.json").read_text(encoding="utf-8"))["metrics"]
+        threads = json.loads((run / "environment.json").read_text(encoding="utf-8"))["threads"]  # by a trial of its first steps
     return {
         "steps": steps,
         "steps_of_preset": preset("photos_32").train.steps,
@@ -75,7 +76,7 @@ def measure(photos: Path, steps: int) -> dict[str, Any]:
         "rows": rows,
         "accuracy": metrics["test/accuracy"],
         "machine": cpu_name(),
-        "threads": int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())),
+        "threads": threads,
         "torch": torch.__version__,
         "version": hybvit.__version__,
     }

@@ -146,6 +146,8 @@ def main() -> None:
     parser.add_argument("--data", help="folder of the images of cifar10")
     args = parser.parse_args()
     names = args.names or [name for name in RECIPES if name != "cifar10"]
+    if unknown := [name for name in names if name not in RECIPES]:
+        parser.error(f"{', '.join(unknown)}: there are {', '.join(RECIPES)}")
     if "cifar10" in names and args.data is None:
         parser.error("cifar10 needs --data DIR")
     torch.set_num_threads(1)
