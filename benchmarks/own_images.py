@@ -1,6 +1,6 @@
 """Judge the samples of `hybvit reproduce own_images` by a second extractor -> results/own_images_judged.json.
 
-    python benchmarks/own_images.py OUT FOLDER [--runs photos_32,digits]
+    python benchmarks/own_images.py OUT FOLDER [--runs photos_32,digits,alpha_5]
 
 OUT is the `--out` of that study, and FOLDER its `--data.root`. The same command again goes on where it stopped.
 """
@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--runs", default="photos_32,digits")
+    parser.add_argument("--runs", default="photos_32,digits,alpha_5")
     args = parser.parse_args()
     found = json.loads(RESULT.read_text()) if RESULT.is_file() else {"extractor": EXTRACTOR, "runs": {}}
     for name in args.runs.split(","):
