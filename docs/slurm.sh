@@ -10,7 +10,7 @@
 # 300 seconds before its time is up this script gets SIGUSR1: the training saves, and the job queues itself again. The run folder
 # must be on a file system that all machines share.
 set -uo pipefail
-export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # since Slurm 22.05 srun takes the number of cores from here alone
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:?give --cpus-per-task}"  # since Slurm 22.05 srun takes the number from here alone
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 again=
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" --shutdown-timeout 240 \

@@ -2,7 +2,7 @@
 
     python -m tests.recorded     measures them anew and writes tests/data/evaluation/results.json
 
-The network had 250 steps of training on the digits with noisy labels and label conditioning. It is right 8 times in 10, so that
+The network had 250 steps of training on the digits with noisy labels and label conditioning. It is right 3 times in 4, so that
 no score is perfect and every confidence has something to tell. On other kinds of CPU the numbers differ by about 1e-7.
 """
 
