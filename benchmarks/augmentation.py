@@ -1,17 +1,18 @@
 """Strong against weak augmentation where the images are passed over many times: the paper's classifier on a part of CIFAR-10.
 
-    python benchmarks/augmentation.py [--shares 0.1,0.01] [--out runs/augmentation]
+    python benchmarks/augmentation.py [--shares 0.1,0.01] [--out runs/augmentation] [--write]
 
 trains the rows ViT of `hybvit reproduce all --scale cifar` with strong and weak augmentation on these shares of the labels, in
-as many steps, so that each image is seen more often. Writes results/augmentation.json; the same command goes on where it ended.
+as many steps, so that each image is seen more often.
+The same command goes on where it ended. `--write`: results/augmentation.json
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from recording import ROOT, keep, options
 
 import hybvit
 from hybvit.config import override
@@ -20,7 +21,6 @@ from hybvit.reproduce.scales import cifar
 from hybvit.training.loop import train
 from hybvit.training.run_folder import read_metrics, training_summary
 
-ROOT = Path(__file__).resolve().parent.parent
 RUNS = {"strong": "cifar10_vit", "weak": "cifar10_vit_weak"}
 
 
@@ -37,7 +37,7 @@ def measure(name: str, share: float, out: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--shares", default="0.1,0.01")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "augmentation")
     args = parser.parse_args()
@@ -52,7 +52,7 @@ def main() -> None:
         "rows": rows,
         "environment": environment(),
     }
-    (ROOT / "results" / "augmentation.json").write_text(json.dumps(record, indent=1) + "\n")
+    keep("augmentation", record, args.write)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,19 @@
 """Where the time of a joint training step goes: the parts of a step by PyTorch's profiler, beside a large matrix product.
 
-    python benchmarks/budget.py [PRESET ...]
+    python benchmarks/budget.py [PRESET ...] [--write]     --write: results/budget.json
 
-writes results/budget.json. Nothing else should run on the machine.
+Nothing else should run on the machine.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
+from recording import keep, options
 from torch.profiler import ProfilerActivity, profile
 
 from hybvit.config import override
@@ -23,7 +22,6 @@ from hybvit.presets import preset
 from hybvit.training.cost import Operations
 from hybvit.training.loop import training_step
 
-ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ("paper_32", "cifar10_pocket_v2")
 BATCH, REPEATS = 32, 5  # images of either mini-batch
 PARTS = (  # the first whose words are in the name of an operation takes it
@@ -83,17 +81,20 @@ def measure(name: str, precision: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("presets", nargs="*", default=list(PRESETS), metavar="PRESET")
+    args = parser.parse_args()
     keep_freed_memory()
     precisions = ["fp32"] + ["bf16"] * has_fast_bf16(torch.device("cpu"))
     found = []
-    for name in names:
+    for name in args.presets:
         for precision in precisions:
             found.append(measure(name, precision))
             print(json.dumps(found[-1], indent=1), flush=True)
     record = {"steps": found, "batch": BATCH, "repeats": REPEATS, "environment": environment()}
-    (ROOT / "results" / "budget.json").write_text(json.dumps(record, indent=1) + "\n")
+    keep("budget", record, args.write)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(PRESETS))
+    main()

@@ -1,13 +1,12 @@
 """Train the digits with all threads, with one, and with the number that a trial finds; alone and beside busy programs.
 
-    python benchmarks/busy.py [--busy N] [--repeats N] [--any.field VALUE ...]
+    python benchmarks/busy.py [--busy N] [--repeats N] [--any.field VALUE ...] [--write]     --write: results/busy.json
 
-writes results/busy.json: the images per second of each training, in turn. Nothing else should run on the machine.
+prints the images per second of each training, in turn. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -17,10 +16,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from recording import busy_programs, keep, options
+
 from hybvit.devices import environment
 from hybvit.training.run_folder import read_metrics
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS = 600  # of the preset `digits`
 ALL = {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
 WAYS = {
@@ -44,13 +44,8 @@ def training(given: dict[str, str], fields: list[str], folder: Path) -> dict[str
     return {"images_per_second": statistics.median(rates), "seconds": whole, "threads": threads}
 
 
-def keep(found: list[dict[str, Any]], fields: list[str]) -> None:
-    record = {"command": ["hybvit train digits", *fields], "steps": STEPS, "runs": found, "environment": environment()}
-    (ROOT / "results" / "busy.json").write_text(json.dumps(record, indent=1) + "\n")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--busy", type=int, default=2, help="busy programs of one thread (2)")
     parser.add_argument("--repeats", type=int, default=5)
     args, fields = parser.parse_known_args()
@@ -58,17 +53,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(args.repeats):
             for busy in (0, args.busy):
-                others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
-                try:
+                with busy_programs(busy):
                     for way, given in WAYS.items():
                         row = {"way": way, "busy": busy, **training(given, fields, Path(folder) / f"{repeat}-{busy}-{way}")}
                         print(row, flush=True)
                         found.append(row)
-                        keep(found, fields)
-                finally:
-                    for other in others:
-                        other.kill()
-                        other.wait()
+    record = {"command": ["hybvit train digits", *fields], "steps": STEPS, "runs": found, "environment": environment()}
+    keep("busy", record, args.write)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import RESULTS, ROOT, share
 
 import hybvit
 from hybvit.checkpoint import digest_of_weights
@@ -24,11 +25,9 @@ from hybvit.evaluation import plots
 from hybvit.evaluation.certified import table_of_shares
 from hybvit.method.smoothing import NoiseLevel, NoisyClassifier, cast_votes, denoised_reading
 from hybvit.metrics.certified import Certificates, certified_at, certify_votes, largest_radius
-from hybvit.metrics.classification import wilson_interval
 from hybvit.metrics.robustness import smoothed_pgd, strong_pgd
 
-ROOT = Path(__file__).resolve().parent.parent
-OUT, PARTS = ROOT / "results" / "certified.json", ROOT / "runs" / "certified"
+OUT, PARTS = RESULTS / "certified.json", ROOT / "runs" / "certified"
 PLOTTED = ("fashion-mnist", "cifar10")
 SELECTION, VOTES, CONFIDENCE, SEED = 100, 1000, 0.999, 0
 CLASSES = 10
@@ -120,13 +119,13 @@ def run(part: Part, most: int) -> None:
     if found.get("weights", weights) != weights:
         raise SystemExit(f"{path}: of other weights than those of {part.model}: delete it, and the part in {OUT.name}")
     found |= {"weights": weights, "part": asdict(part) | {"model": Path(part.model).name}, "of": len(images)}
-    found["environment"] = environment()
     while (done := len(found.get("labels", []))) < min(most, len(images)):
         indices = range(done, min(done + CHUNK, most, len(images)))
         chosen, started = slice(indices.start, indices.stop), time.process_time()
         rows = measure(part, model, to_x(pixels[chosen]).to(model.device), labels[chosen].to(model.device), indices)
         for name, values in {"labels": labels[chosen].tolist(), **rows}.items():
             found[name] = found.get(name, []) + values
+        found["environment"] = environment()
         found["cpu_seconds"] = round(found.get("cpu_seconds", 0) + time.process_time() - started, 2)
         path.write_text(json.dumps(found))
     print(f"{part.name}: {found['cpu_seconds']} s of CPU", flush=True)
@@ -148,12 +147,6 @@ def collect() -> None:
         (ROOT / "docs" / f"certified_{model}.svg").write_text(drawing(parts, model, under_attack))
 
 
-def proportion(hits: torch.Tensor) -> dict[str, float]:
-    value = hits.double().mean().item()
-    low, high = wilson_interval(value, len(hits))
-    return {"value": value, "low": low, "high": high, "n": len(hits)}
-
-
 def certificates(found: dict[str, Any]) -> tuple[Certificates, torch.Tensor]:
     """The certificates of a part and the true labels; where it has fewer votes than VOTES, as if it had those in this share."""
     labels, selected, votes = (torch.tensor(found[name]) for name in ("labels", "selected", "votes"))
@@ -173,8 +166,8 @@ def certified(found: dict[str, Any]) -> dict[str, Any]:
         "n": len(labels),
         "of": found["of"],
         "largest_radius": largest_radius(found["part"]["noise"], VOTES, CONFIDENCE),
-        "accuracy": {f"{radius:g}": proportion(certified_at(known, labels, radius)) for radius in (0.0, *RADII)},
-        "abstained": proportion(known.labels < 0),
+        "accuracy": {f"{radius:g}": share(certified_at(known, labels, radius)) for radius in (0.0, *RADII)},
+        "abstained": share(known.labels < 0),
         "share_of_votes": table_of_shares(share),
         "votes_per_cpu_second": round(cast / found["cpu_seconds"]),
     }
@@ -212,7 +205,7 @@ def attacked(parts: dict[str, Any], model: str) -> dict[str, Any]:
         return {}
     n = min(len(part["labels"]) for part in found.values())
     broken = torch.tensor([found[radius]["broken"][:n] for radius in sorted(found)]).bool().long().cummax(dim=0).values
-    return {f"{radius:g}": proportion(row == 0) for radius, row in zip(sorted(found), broken, strict=True)}
+    return {f"{radius:g}": share(row == 0) for radius, row in zip(sorted(found), broken, strict=True)}
 
 
 def drawing(parts: dict[str, Any], model: str, under_attack: dict[str, Any]) -> str:

@@ -1,20 +1,18 @@
 """Time how long a checkpoint holds up the steps of a training, and how long writing it takes, which goes on beside them.
 
-    python benchmarks/checkpoints.py [PRESET ...]
-
-writes results/checkpoints.json.
+python benchmarks/checkpoints.py [PRESET ...] [--write]     --write: results/checkpoints.json
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
 import tempfile
 import time
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+
+from recording import ROOT, keep, options
 
 from hybvit.data.batches import random_batch
 from hybvit.devices import environment, keep_freed_memory
@@ -25,7 +23,6 @@ from hybvit.training.loop import state_of
 from hybvit.training.optim import build_optimizers, optimizer_tensors
 from hybvit.training.run_folder import RunFolder
 
-ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ("digits", "cifar10_pocket_v2", "cifar10", "imagenet224_v2")
 REPEATS = 7
 
@@ -74,16 +71,19 @@ def measure(name: str) -> dict[str, Any]:
     return {"parameters": number_of_parameters(net), "bytes": size, **medians, "share": medians["held_up"] / medians["writing"]}
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("presets", nargs="*", default=list(PRESETS), metavar="PRESET")
+    args = parser.parse_args()
     keep_freed_memory()  # as a training does
     (ROOT / "runs").mkdir(exist_ok=True)
     found = {}
-    for name in names:
+    for name in args.presets:
         found[name] = measure(name)
         print(name, found[name], flush=True)
     record = {"presets": found, "repeats": REPEATS, "environment": environment()}
-    (ROOT / "results" / "checkpoints.json").write_text(json.dumps(record, indent=1) + "\n")
+    keep("checkpoints", record, args.write)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(PRESETS))
+    main()

@@ -1,14 +1,12 @@
 """Train the digits with every option that makes steps faster, and plainly, from the same seeds: are the losses the same?
 
-    python benchmarks/curves.py [--seeds 0,1,2] [--any.field VALUE ...]
+    python benchmarks/curves.py [--seeds 0,1,2] [--any.field VALUE ...] [--write]
 
-writes results/curves.json and docs/speed_curves.svg.
+`--write`: results/curves.json and docs/speed_curves.svg.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -17,11 +15,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from recording import ROOT, keep, options
+
 from hybvit.devices import environment
 from hybvit.evaluation import plots
 from hybvit.training.run_folder import read_metrics
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS, EVERY, LAST = 600, 20, 10  # steps of a training, between two records of the loss, and records of its end
 WAYS = {
     "plain": ["--train.precision", "fp32", "--train.compile", "false", "--data.workers", "0"],
@@ -39,7 +38,7 @@ def training(words: list[str], seed: int, folder: Path) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--seeds", default="0,1,2")
     args, fields = parser.parse_known_args()
     seeds, losses = [int(seed) for seed in args.seeds.split(",")], dict[str, list[list[float]]]()
@@ -53,7 +52,9 @@ def main() -> None:
         "command": ["hybvit train digits", *fields], "ways": WAYS, "seeds": seeds, "steps": STEPS, "every": EVERY,
         "losses": losses, "ends": ends, "environment": environment(),
     }  # fmt: skip
-    (ROOT / "results" / "curves.json").write_text(json.dumps(record, indent=1) + "\n")
+    keep("curves", record, args.write)
+    if not args.write:
+        return
     shown = {
         way: [((k + 1) * EVERY, statistics.mean(values)) for k, values in enumerate(zip(*curves, strict=True))]
         for way, curves in losses.items()

@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+from recording import RESULTS, busy_programs
+
 RUN = Path("runs/digits")
 PARTS = ("training", "evaluation", "samples")
 BARS = {
@@ -70,17 +72,12 @@ def record() -> None:
     found = []
     for busy in (0, os.cpu_count() or 1):
         shutil.rmtree(RUN, ignore_errors=True)
-        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
-        try:
+        with busy_programs(busy):
             demo()
-        finally:
-            for other in others:
-                other.kill()
-                other.wait()
         threads = json.loads((RUN / "environment.json").read_text())["threads"]
         found.append({"busy": busy, "training_threads": threads, **json.loads((RUN / "demo.json").read_text())})
         print(found[-1], flush=True)
-    Path("results/demo.json").write_text(json.dumps({"demos": found, "environment": environment()}, indent=1) + "\n")
+    (RESULTS / "demo.json").write_text(json.dumps({"demos": found, "environment": environment()}, indent=1) + "\n")
 
 
 def check() -> None:

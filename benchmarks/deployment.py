@@ -11,18 +11,14 @@ less.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import statistics
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import torch
+from recording import command, keep, options
 from torch import Tensor
 
 from hybvit.data.image_set import to_x
@@ -30,8 +26,8 @@ from hybvit.devices import autocast, environment, keep_freed_memory
 from hybvit.evaluation.subject import subject_of
 from hybvit.export.folder import onnx_file, quantized, trace
 from hybvit.export.graphs import Graph, graphs_of
+from hybvit.training.bench.record import quartiles
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 BATCHES = (1, 64)
 GRAPHS = ("classifier", "denoiser")
 Call = Callable[..., Tensor]
@@ -87,10 +83,7 @@ def timed(forms: dict[str, Call], graph: Graph, batch: int, args: argparse.Names
     for _ in range(args.repeats):
         for name, form in forms.items():
             taken[name].append(1000 / batch * processor_seconds(lambda form=form: form(*inputs), often[name]))
-    return {
-        name: dict(zip(("low", "median", "high"), statistics.quantiles(values, n=4), strict=True))
-        for name, values in taken.items()
-    }
+    return {name: quartiles(values)._asdict() for name, values in taken.items()}
 
 
 def outputs(form: Call, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -132,7 +125,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             print(rows[-1], flush=True)
     versions = {package: version(package) for package in ("onnx", "onnxscript", "onnxruntime")}
     return {
-        "command": shlex.join(["python", "benchmarks/deployment.py", *sys.argv[1:]]),
+        "command": command(),
         "model": args.model,
         "images": len(test),
         "repeats": args.repeats,
@@ -144,19 +137,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--model", default="fashion-mnist")
     parser.add_argument("--images", type=int, default=10_000, help="test images that are classified in each form")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--span", type=float, default=0.5, help="processor seconds of a form in a repeat")
-    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     record = measure(args)
-    print(json.dumps(record, indent=1))
-    if args.write:
-        (RESULTS / "deployment.json").write_text(json.dumps(record, indent=1) + "\n")
+    keep("deployment", record, args.write)
 
 
 if __name__ == "__main__":

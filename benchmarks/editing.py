@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import RESULTS, ROOT, share
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,13 +26,11 @@ from hybvit.data.image_set import evenly_spaced
 from hybvit.data.images import captioned_grid, grid, save_image
 from hybvit.devices import environment
 from hybvit.evaluation.extractors import open_extractor
-from hybvit.metrics.classification import wilson_interval
 from hybvit.metrics.fidelity import Statistics, frechet_distance, frechet_interval, precision_recall
 from hybvit.metrics.judge import PixelSVM, affordable
 from hybvit.model import ATTEMPT, Prediction
 
-ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "results" / "editing.json"
+OUT = RESULTS / "editing.json"
 SEED, SHOWN, PICTURED = 0, 12, ("fashion-mnist", "cifar10")
 CONFIDENCES = {  # digits was trained with smoothed labels: at most 0.91
     "fashion-mnist": (0.95, 0.5), "digits": (0.8, 0.5), "cifar10": (0.95, 0.5),
@@ -72,12 +71,6 @@ class Bench:
         """The label and its probability, for each image."""
         certain = prediction.probabilities.amax(dim=1)
         return [f"{self.model.classes[k]} {p:.2f}" for k, p in zip(prediction.labels.tolist(), certain.tolist(), strict=True)]
-
-
-def share(hits: Tensor) -> dict[str, Any]:
-    value = hits.double().mean().item()
-    low, high = wilson_interval(value, len(hits))
-    return {"value": value, "n": len(hits), "low": low, "high": high}
 
 
 def apart(a: Tensor, b: Tensor) -> Tensor:

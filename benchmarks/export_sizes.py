@@ -5,22 +5,18 @@ python benchmarks/export_sizes.py [--model fashion-mnist] [--write]
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from recording import command, keep, options
 
 import hybvit
 from hybvit.devices import environment
 from hybvit.export.folder import SUFFIXES, export_graphs
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 FORMS = {"onnx": ("onnx", False), "onnx --int8": ("onnx", True), "torch": ("torch", False)}
 
 
@@ -46,9 +42,8 @@ def weights(model: hybvit.HybridModel, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--model", default="fashion-mnist")
-    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     model = hybvit.load(args.model, "cpu")
@@ -56,14 +51,12 @@ def main() -> None:
         rows = [weights(model, Path(place) / "weights")]
         rows += [graphs(model, form, Path(place) / form) for form in FORMS]
     record = {
-        "command": shlex.join(["python", "benchmarks/export_sizes.py", *sys.argv[1:]]),
+        "command": command(),
         "model": args.model,
         "rows": rows,
         "environment": environment() | {package: version(package) for package in ("onnx", "onnxscript", "onnxruntime")},
     }
-    print(json.dumps(record, indent=1))
-    if args.write:
-        (RESULTS / "export_sizes.json").write_text(json.dumps(record, indent=1) + "\n")
+    keep("export_sizes", record, args.write)
 
 
 if __name__ == "__main__":

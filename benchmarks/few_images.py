@@ -17,7 +17,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from hybvit.devices import environment
 from hybvit.training.run_folder import read_metrics, training_summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +53,7 @@ def measure(row: str, folder: Path, run: Path) -> dict[str, Any]:
         "command": f"hybvit {' '.join(words)}",
         "training": training_summary(read_metrics(run / "metrics.jsonl")),
         "accuracy": metrics["test/accuracy"],
+        "environment": json.loads((run / "environment.json").read_text()),
     }
 
 
@@ -73,7 +73,7 @@ def main() -> None:
     found = json.loads(OUT.read_text()) if OUT.is_file() else {"rows": []}
     same = {"classes": args.classes, "each": args.each}
     kept = [line for line in found["rows"] if not (line["row"] in rows and same.items() <= line.items())]
-    added = [{"row": row, **same, **line, "environment": environment()} for row, line in rows.items()]
+    added = [{"row": row, **same, **line} for row, line in rows.items()]
     OUT.write_text(json.dumps({"rows": kept + added}, indent=1) + "\n")
 
 

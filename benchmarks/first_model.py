@@ -1,6 +1,6 @@
-"""Time the commands of README.md, "Your own images", from a folder of photographs to the page -> results/first_model.json.
+"""Time the commands of README.md, "Your own images", from a folder of photographs to the page.
 
-    python benchmarks/first_model.py FOLDER [--steps 2000]
+    python benchmarks/first_model.py FOLDER [--steps 2000] [--write]     --write: results/first_model.json
 
 The commands are read from README.md and run as they stand, in an empty folder with FOLDER as `photos` and one of its images as
 `new.jpg`; only the training may be given fewer steps, and the page any port. Beside the seconds stand those of the processor,
@@ -9,7 +9,6 @@ which other programs on the machine hardly change.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import resource
@@ -24,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import ROOT, keep, options
 
 import hybvit
 from hybvit.devices import cpu_name
 from hybvit.presets import preset
 
-ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "results" / "first_model.json"
 ADDRESS = re.compile(r"http://\S+")
 
 
@@ -83,11 +81,11 @@ def measure(photos: Path, steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options(__doc__)
     parser.add_argument("photos", type=Path, metavar="FOLDER", help="photographs (.jpg), in train/CLASS and test/CLASS")
     parser.add_argument("--steps", type=int, default=2000, help="training steps (2000, the preset's)")
     args = parser.parse_args()
-    OUT.write_text(json.dumps(measure(args.photos, args.steps), indent=1) + "\n", encoding="utf-8")
+    keep("first_model", measure(args.photos, args.steps), args.write)
 
 
 if __name__ == "__main__":

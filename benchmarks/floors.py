@@ -9,7 +9,6 @@ were published (CLASS/train_NNNNN.png). ``--cache`` keeps features, so that a ru
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -20,6 +19,7 @@ from typing import Any
 
 import timm
 import torch
+from recording import keep, options
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
@@ -34,7 +34,6 @@ from hybvit.presets import preset
 SEED, PART = 0, 1000
 SIZES, FEW = (2000, 4000, 5000, 10_000), 2000  # test images; images of what is far away, where the bias matters less
 REFERENCE = {"cnn-cifar10": 50_000, JUDGE: 20_000}  # training images; all of them would take the larger network half an hour
-OUT = Path(__file__).resolve().parent.parent / "results" / "floors_cifar10.json"
 
 
 def extracted(extractor: Extractor, pixels: Tensor, cache: Path, name: str) -> tuple[Tensor, float, float]:
@@ -90,11 +89,10 @@ def measure(extractor: Extractor, sets: dict[str, Tensor], cache: Path) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     for name in ("data", "lossless", "cache"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--only", choices=REFERENCE, help="compute and cache the features of this extractor alone")
-    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -120,8 +118,7 @@ def main() -> None:
         "timm": timm.__version__,
         "environment": environment(),
     }
-    if args.write:
-        OUT.write_text(json.dumps(record, indent=1) + "\n")
+    keep("floors_cifar10", record, args.write)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,23 @@
 """How time and memory grow: of a training step with batch, tokens, width and depth; of evaluations with their images.
 
-    python benchmarks/growth.py [--preset NAME] [--batch N] [--repeats N]
+    python benchmarks/growth.py [--preset NAME] [--batch N] [--repeats N] [--write]     --write: results/growth.json
 
-writes results/growth.json. Times are processor time of one thread, so that other programs disturb them little; the repeats of a
+Times are processor time of one thread, so that other programs disturb them little; the repeats of a
 step alternate between its sizes. It takes about five minutes.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1"}  # read when torch is imported
 
 import torch
+from recording import keep, options
 
 from hybvit import load
 from hybvit.data.image_set import to_x
@@ -33,7 +31,6 @@ from hybvit.training.bench.rows import with_batch_size
 from hybvit.training.cost import cost
 from hybvit.training.loop import training_step
 
-ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 IMAGES = (128, 256, 512, 1024)  # of an evaluation
 FEATURES = 512  # of an image, for distances
@@ -116,7 +113,7 @@ def fitted(points: list[dict[str, Any]], *others: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--preset", default="cifar10_pocket_v2")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=7)
@@ -128,10 +125,10 @@ def main() -> None:
         "evaluations": [of_an_evaluation(name, *part, args.repeats) for name, part in evaluations().items()],
         "environment": environment(),
     }  # fmt: skip
-    (ROOT / "results" / "growth.json").write_text(json.dumps(found, indent=1) + "\n")
     for row in (*found["steps"], *found["evaluations"]):
         medians = [f"{point['size']}: {point['seconds']['median']:.3g} s" for point in row["points"]]
         print(row.get("part", "step"), row["what"], ", ".join(medians), row["exponents"])
+    keep("growth", found, args.write)
 
 
 if __name__ == "__main__":

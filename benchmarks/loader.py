@@ -6,15 +6,13 @@ torchvision's per-image PIL pipeline; alternating, medians, one thread for every
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 import torchvision.transforms as T
+from recording import keep, options
 from torchvision.transforms.functional import to_pil_image
 
 from hybvit.config import Config, minibatches
@@ -27,7 +25,6 @@ from hybvit.presets import preset
 from hybvit.training.loop import training_step
 
 REPEATS, IMAGES = 15, 128
-OUT = Path(__file__).resolve().parent.parent / "results" / "loader.json"
 
 
 def cifar_shaped(cfg: Config) -> Dataset:
@@ -106,8 +103,7 @@ def against_pil(data: Dataset, cfg: Config) -> dict[str, float | list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true")
+    parser = options(__doc__)
     args = parser.parse_args()
     keep_freed_memory()
     threads, rows = torch.get_num_threads(), []
@@ -119,8 +115,7 @@ def main() -> None:
         print(f"{name}: {shown}", flush=True)
     torch.set_num_threads(threads)
     record = {"rows": rows, "repeats": REPEATS, "batch": "both mini-batches of the preset", "environment": environment()}
-    if args.write:
-        OUT.write_text(json.dumps(record, indent=1) + "\n")
+    keep("loader", record, args.write)
 
 
 if __name__ == "__main__":

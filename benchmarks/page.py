@@ -8,9 +8,6 @@ images and until they are done.
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -18,13 +15,14 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from recording import ROOT, command, keep, options
+
 from hybvit.devices import environment
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(ROOT))
 
 from tests.browser import PROGRAM, Browser
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 REPEATS, IMAGES, STEPS = 5, 64, 20  # the page starts with this number of steps
 PAINTED = 'performance.getEntriesByName("first-contentful-paint")[0]?.startTime'
 ASK_FOR_IMAGES = """(() => {
@@ -63,12 +61,11 @@ def measure(browser: Browser, address: str) -> tuple[list[float], list[list[floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--model", default="fashion-mnist")
-    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    command = [sys.executable, "-m", "hybvit", "serve", args.model, "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    words = [sys.executable, "-m", "hybvit", "serve", args.model, "--port", "0"]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
         address = server.stdout.readline().split()[0]
@@ -79,16 +76,14 @@ def main() -> None:
     chromium = subprocess.run([str(PROGRAM), "--version"], capture_output=True, text=True, check=True).stdout
     first, done = ([round(span) for span in spans] for spans in zip(*views, strict=True))
     record = {
-        "command": shlex.join(["python", "benchmarks/page.py", *sys.argv[1:]]),
+        "command": command(),
         "model": args.model,
         "images": IMAGES,
         "steps": STEPS,
         "milliseconds": {"first paint": paints, "first view of the images": first, "all images": done},
         "environment": environment() | {"gradio": version("gradio"), "chromium": chromium.split()[1]},
     }
-    print(json.dumps(record, indent=1))
-    if args.write:
-        (RESULTS / "page.json").write_text(json.dumps(record, indent=1) + "\n")
+    keep("page", record, args.write)
 
 
 if __name__ == "__main__":

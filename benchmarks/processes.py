@@ -1,14 +1,13 @@
 """Time training steps of one process with all cores against as many processes of one core, alternately; alone, and beside busy
 programs.
 
-    python benchmarks/processes.py PRESET [--any.field VALUE ...]
+    python benchmarks/processes.py PRESET [--any.field VALUE ...] [--write]     --write: results/processes.json
 
-writes results/processes.json. The data set of the preset must be there (`hybvit datasets`), and nothing else should run.
+The data set of the preset must be there (`hybvit datasets`), and nothing else should run.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -17,10 +16,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from recording import busy_programs, keep, options
+
 from hybvit.devices import environment
 from hybvit.training.run_folder import read_metrics
 
-ROOT = Path(__file__).resolve().parent.parent
 REPEATS, PARTS, STEPS = 3, 4, 5  # repeats of either kind; parts of a run, of which the first is a warm-up; steps of a part
 BUSY = 2  # other programs
 
@@ -40,17 +40,11 @@ def seconds_per_step(processes: int, words: list[str], folder: Path) -> float:
 def compared(words: list[str], busy: int) -> dict[str, Any]:
     """Both ways in turn, beside so many busy programs of one thread."""
     cores, taken = os.cpu_count() or 1, dict[int, list[float]]()
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            for repeat in range(REPEATS):
-                for processes in (1, cores):
-                    out = Path(folder) / f"{processes}-{repeat}"
-                    taken.setdefault(processes, []).append(seconds_per_step(processes, words, out))
-    finally:
-        for other in others:
-            other.kill()
-            other.wait()
+    with busy_programs(busy), tempfile.TemporaryDirectory() as folder:
+        for repeat in range(REPEATS):
+            for processes in (1, cores):
+                out = Path(folder) / f"{processes}-{repeat}"
+                taken.setdefault(processes, []).append(seconds_per_step(processes, words, out))
     one, many = (statistics.median(values) for values in taken.values())
     print(
         f"beside {busy}: {1000 * one:.0f} ms in one process, {1000 * many:.0f} ms in {cores} ({many / one - 1:+.1%})",
@@ -59,15 +53,19 @@ def compared(words: list[str], busy: int) -> dict[str, Any]:
     return {"busy": busy, "seconds_per_step": taken, "overhead": many / one - 1}
 
 
-def main(words: list[str]) -> None:
+def main() -> None:
+    parser = options(__doc__)
+    args, words = parser.parse_known_args()
+    if not words:
+        parser.error("PRESET is missing")
     if (os.cpu_count() or 1) < 2:
         sys.exit("one core: there is nothing to compare")
     found = {
         "command": ["hybvit train", *words], "rows": [compared(words, busy) for busy in (0, BUSY)], "repeats": REPEATS,
         "environment": environment(),
     }  # fmt: skip
-    (ROOT / "results" / "processes.json").write_text(json.dumps(found, indent=1) + "\n")
+    keep("processes", found, args.write)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or sys.exit(__doc__))
+    main()

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from recording import RESULTS, options
 from torch import Tensor
 
 import hybvit
@@ -43,7 +44,6 @@ from hybvit.method.readings import TIMES, time_at
 from hybvit.metrics.classification import wilson_interval
 from hybvit.metrics.ood import auroc
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 RECORDS = {
     "ood": "ood_both.json",
     "choose": "ood_choice.json",
@@ -183,7 +183,7 @@ def choose(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("what", choices=RECORDS)
     parser.add_argument("--model", default="fashion-mnist")
     parser.add_argument("--data", help="where the model's images are, if it was trained on your own")
@@ -192,7 +192,6 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=300, help="test images, and images of each other set")
     parser.add_argument("--steps", type=int, default=10, help="of an attack")
     parser.add_argument("--pictures", type=Path, help="keep the suite's pictures in this folder")
-    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.what == "ood":

@@ -8,15 +8,13 @@ class that they were drawn for, by class -> results/samples_cifar10.json, docs/s
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from floors import REFERENCE, SEED, extracted
+from recording import ROOT, keep, options, share
 from torch import Tensor
 
 import hybvit
@@ -26,11 +24,9 @@ from hybvit.data.image_set import evenly_spaced
 from hybvit.data.images import grid
 from hybvit.devices import environment, keep_freed_memory
 from hybvit.evaluation.extractors import open_extractor
-from hybvit.metrics.classification import wilson_interval
 from hybvit.metrics.fidelity import Statistics, frechet_distance
 from hybvit.presets import preset
 
-ROOT = Path(__file__).resolve().parent.parent
 MODEL, NUMBER, STEPS, PART, SHOWN = "cifar10", 2000, 20, 100, 10
 GUIDANCES = (0.0, 1.0, 2.0)
 
@@ -48,17 +44,10 @@ def drawn(model: hybvit.HybridModel, guidance: float, cache: Path) -> tuple[Tens
     return torch.cat(parts), labels
 
 
-def share(hits: Tensor) -> dict[str, Any]:
-    value = hits.double().mean().item()
-    low, high = wilson_interval(value, len(hits))
-    return {"value": value, "low": low, "high": high, "n": len(hits)}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     for name in ("data", "cache"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     started = time.perf_counter()
     torch.set_num_threads(1)
@@ -84,9 +73,8 @@ def main() -> None:
         "model": MODEL, "samples": NUMBER, "sampler": "dpmpp_2m", "steps": STEPS, "seed": SEED, "guidance": rows,
         "reference_images": REFERENCE, "seconds": round(time.perf_counter() - started), "environment": environment(),
     }  # fmt: skip
-    print(json.dumps(record, indent=1))
+    keep("samples_cifar10", record, args.write)
     if args.write:
-        (ROOT / "results" / "samples_cifar10.json").write_text(json.dumps(record, indent=1) + "\n")
         pixels, labels = samples[1.0]
         shown = torch.cat([pixels[labels == k][:SHOWN] for k in range(len(model.classes))])
         grid(shown, columns=SHOWN, scale=2).save(ROOT / "docs" / "samples_cifar10.png")

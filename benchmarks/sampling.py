@@ -1,24 +1,22 @@
 """How fast a model draws images: in fp32 and bf16, its threads sharing each operation or each drawing a part, and compiled.
 
-    python benchmarks/sampling.py [--model NAME] [--repeats N] [--processor-time] [--compiled]
+    python benchmarks/sampling.py [--model NAME] [--repeats N] [--processor-time] [--compiled] [--write]
 
-writes results/sampling.json: images per second and the share of what a large matrix product reaches, medians of alternating
+`--write`: results/sampling.json. Images per second and the share of what a large matrix product reaches, medians of alternating
 repeats. ``--processor-time`` counts processor time instead, for a machine with other work; use it with OMP_NUM_THREADS=1.
 ``--compiled`` also compiles the denoising passes, which takes a minute or two for each number of images in a part.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from recording import keep, options
 
 from hybvit import devices, load
 from hybvit.model import HybridModel
@@ -27,7 +25,6 @@ from hybvit.training.bench import PEAK_SIZE, matrix_product, precisions, product
 from hybvit.training.bench.peers import denoising_gflop
 from hybvit.training.bench.record import quartiles
 
-ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 SAMPLER, STEPS, BATCHES = "dpmpp_2m", 20, (32, 64, 128)
 SHARED, APART, COMPILED = "threads share operations", "a part for each thread", "a part for each thread, compiled"
@@ -51,7 +48,7 @@ def cases(model: HybridModel, compiled: HybridModel | None) -> dict[tuple[str, s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--model", default="fashion-mnist")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--processor-time", action="store_true")
@@ -88,7 +85,7 @@ def main() -> None:
         "rows": rows, "clock": "processor time" if args.processor_time else "wall-clock time",
         "peak_gflop_per_second": peak, "side": PEAK_SIZE["cpu"], "environment": devices.environment(),
     }  # fmt: skip
-    (ROOT / "results" / "sampling.json").write_text(json.dumps(found, indent=1) + "\n")
+    keep("sampling", found, args.write)
 
 
 if __name__ == "__main__":

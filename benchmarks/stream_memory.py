@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import webdataset
 from PIL import Image
+from recording import keep, options
 
 from hybvit.config import Config, DataConfig, TrainConfig
 from hybvit.devices import environment
@@ -29,7 +30,6 @@ from hybvit.training import loop, progress
 
 BUFFER, SHARDS, SIDE, EPOCHS, BATCH = 1024, 16, 64, 2, 64
 SAMPLES = 10 * BUFFER
-OUT = Path(__file__).resolve().parent.parent / "results" / "stream_memory.json"
 
 
 def write(folder: Path, samples: int, shards: int, seed: int) -> int:
@@ -85,8 +85,7 @@ def in_its_own_process(root: Path, buffer: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true")
+    parser = options(__doc__)
     parser.add_argument("--train", nargs=2, metavar=("DIR", "BUFFER"), help=argparse.SUPPRESS)  # in a process of its own
     args = parser.parse_args()
     if args.train:
@@ -108,8 +107,7 @@ def main() -> None:
         }
     for kind in ("small_buffer", "buffer_of_everything"):
         print(kind, {key: value for key, value in record[kind].items() if key != "resident_mib"})
-    if args.write:
-        OUT.write_text(json.dumps(record) + "\n")
+    keep("stream_memory", record, args.write)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -188,3 +189,14 @@ def test_a_training_batch_crosses_six_files(name, tmp_path):
     assert helpers == BATCH_HELPERS
     found = files_that_a_batch_crosses(parse([*TINY, "--train.steps=1"], preset(name)), tmp_path / "run")
     assert found == {*steps, *BATCH_HELPERS}
+
+
+def test_a_measurement_replaces_figures_only_when_it_is_told_to(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SOURCE.parents[1] / "benchmarks")
+    recording = importlib.import_module("recording")
+    monkeypatch.setattr(recording, "RESULTS", tmp_path)
+    recording.keep("speed", {"seconds": 2}, write=recording.options("").parse_args([]).write)
+    assert json.loads(capsys.readouterr().out) == {"seconds": 2}
+    assert not list(tmp_path.iterdir())
+    recording.keep("speed", {"seconds": 2}, write=recording.options("").parse_args(["--write"]).write)
+    assert json.loads((tmp_path / "speed.json").read_text()) == {"seconds": 2}

@@ -1,9 +1,9 @@
 """Run the same five tasks here and in the usual libraries, on scikit-learn's digits as a folder of PNG files.
 
 A program NUMBER_NAME.sh is of hybvit, a NUMBER_NAME.py of the peer. Those of tasks 3 to 5 use the network of the first.
-Both train for the same number of steps of 96 images (ours of 96 and 96: labeled and noisy). Writes results/compare.json.
+Both train for the same number of steps of 96 images (ours of 96 and 96: labeled and noisy).
 
-python benchmarks/compare/run.py [--steps 400]
+python benchmarks/compare/run.py [--steps 400] [--write]     --write: results/compare.json
 """
 
 from __future__ import annotations
@@ -106,8 +106,9 @@ def facts() -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--write", action="store_true", help="keep the figures in results/, for docs/compare.md")
     args = parser.parse_args()
     record: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "environment": environment()}
     record["facts"], record["programs"], record["ours"] = facts(), {}, {}
@@ -119,7 +120,8 @@ def main() -> None:
             print(program.name, record["programs"][program.name], flush=True)
             if program.suffix == ".sh" and program.name[0] != "2":
                 record["ours"] |= metrics_of(cwd / "judged")
-    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    if args.write:
+        RECORD.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
