@@ -150,12 +150,11 @@ def few_images() -> str:
         training, accuracy = row["training"], value({"metrics": {"a": row["accuracy"]}}, "a")
         minutes = f"{training['seconds'] / 60:.0f}"
         lines.append(f"| {row['each']} | `{row['command']}` | {training['steps']:,} | {minutes} | {accuracy} |")
-    facts, classes = rows[0]["environment"], rows[0]["classes"]
+    facts, classes, aside = rows[0]["environment"], rows[0]["classes"], 100 * preset("photos_32").data.held_out
     return "\n".join([
         *lines, "",
         f"{classes} of Tiny-ImageNet's classes, evenly spaced, reduced to 32x32 pixels; guessing is right in "
-        f"{100 / classes:.0f} % of the cases. Of these images `photos_32` keeps {100 * preset('photos_32').data.held_out:.0f} % aside; "
-        "fine-tuning trains on all. "
-        f"One seed, {threads(facts['threads'])} of {facts['device']} beside another "
+        f"{100 / classes:.0f} % of the cases. Of these images `photos_32` keeps {aside:.0f} % aside; fine-tuning "
+        f"trains on all. One seed, {threads(facts['threads'])} of {facts['device']} beside another "
         f"program; {versions(facts)} (`python benchmarks/few_images.py`).",
     ])  # fmt: skip
