@@ -35,7 +35,7 @@ def test_a_short_call_is_made_as_often_as_the_span_has_room(clocked):
     assert made == ["fast", "slow", *["fast"] * 10, "slow", *["fast"] * 10, "slow"]
     assert taken["fast"] == pytest.approx([0.1, 0.1])  # of one call
     assert taken["slow"] == pytest.approx([2.0, 2.0])
-    assert lines == ["  fast: 10 calls a repeat", "  slow: 1 calls a repeat"]
+    assert lines == ["  fast: 10 calls a repeat", "  slow: 1 call a repeat"]
 
 
 def test_repeats_end_before_they_exceed_the_limit_but_not_before_the_third(clocked):

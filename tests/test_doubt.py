@@ -288,7 +288,7 @@ def test_one_training_image_in_a_hundred_is_left_out_and_more_are_refused(run, c
         return
     found = without_training_images(own.data, own.model.image_shape, others, "others")
     assert torch.equal(found.in_memory, data.test.in_memory[:left])
-    assert ("1 training images of the model were left out" in capsys.readouterr().err) == bool(trained)
+    assert ("left out 1 training image of the model\n" in capsys.readouterr().err) == bool(trained)
 
 
 def test_without_images_held_out_the_training_data_are_refused(tmp_path):

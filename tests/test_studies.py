@@ -74,7 +74,7 @@ def test_a_study_is_carried_out_kept_and_rendered(small_study, tmp_path, capsys,
     assert "small: trained" in capsys.readouterr().out
     assert stored.stat().st_mtime_ns == before
     assert cli.main([*call, "--runs", "small", "--budget", "3"]) == 2
-    assert "started with 0.02 minutes" in capsys.readouterr().err
+    assert "started with 0.02 min per run" in capsys.readouterr().err
     assert cli.main([*call[:-2], "--runs", "small"]) == 2
     assert "started with --optim.weight_decay 0.01, not none" in capsys.readouterr().err
     shutil.rmtree(folder / "labels")  # its record stays
@@ -92,7 +92,7 @@ def test_a_study_is_carried_out_kept_and_rendered(small_study, tmp_path, capsys,
     assert small["images_per_second"] == pytest.approx(small["training"]["steps"] * both / small["training"]["seconds"])
     assert (set(kept["runs"]), set(kept["outdated"])) == ({"small"}, {"labels"})
     assert cli.main([*call, "--dry-run"]) == 0
-    assert "3 runs of 0.02 minutes" in capsys.readouterr().out
+    assert "3 runs of 0.02 min" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hybvit.errors import quantity
+
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "hybvit"
 
 RETIRED_WORDS = {  # regular expression, in any case -> what to write instead
@@ -98,3 +100,9 @@ def test_a_retired_word_is_found_with_its_line(text, found):
     hits = list(returned(text, ['"untold"']))
     assert [word.lower() for _, word, _ in hits] == [word.lower() for word in found]
     assert all(number == 1 + text[: text.lower().index(word.lower())].count("\n") for number, word, _ in hits)
+
+
+def test_a_noun_agrees_with_its_number():
+    assert [quantity(n, "image") for n in (0, 1, 2, 2000)] == ["0 images", "1 image", "2 images", "2,000 images"]
+    assert [quantity(n, "other class") for n in (1, 2)] == ["1 other class", "2 other classes"]
+    assert [quantity(n, "core", "g") for n in (0.5, 1.0, 1.5)] == ["0.5 cores", "1 core", "1.5 cores"]

@@ -26,7 +26,7 @@ import torch
 
 from . import __version__
 from .distributed import world_size
-from .errors import ConfigError
+from .errors import ConfigError, quantity
 from .waiting import forecast, tell, tells, unwatched
 
 LEAST_ROWS = 16  # of a batch for one thread: with fewer, what a call costs beside its arithmetic takes more than is won
@@ -221,7 +221,7 @@ def alternating(
     often: dict[str, int] = {}
     for name, call in calls.items():
         often[name] = max(1, round(span / seconds(call)))
-        say(f"  {name}: {often[name]} calls a repeat")
+        say(f"  {name}: {quantity(often[name], 'call')} a repeat")
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for done in range(repeats):
         before = time.perf_counter()

@@ -52,3 +52,9 @@ def did_you_mean(name: str, known: Collection[str]) -> str:
     """
     close = None if name.lstrip("+-").isdecimal() else nearest(name, known)
     return f": did you mean {close}?" if close else ""
+
+
+def quantity(number: float, noun: str, form: str = ",") -> str:
+    """A number with its noun, in the singular for 1: "1 image", "2,000 images"; ``form`` as in format()."""
+    shown = f"{number:{form}}"
+    return f"{shown} {noun}" if shown == "1" else f"{shown} {noun}{'es' if noun.endswith('s') else 's'}"

@@ -19,7 +19,7 @@ from .baselines.unet import DenoisingUNet
 from .baselines.wide_resnet import WideResNet
 from .checkpoint import CONFIG
 from .config import FREE_TO_CHANGE, Config, differences, is_line, read_config, without_addresses
-from .errors import CheckpointError
+from .errors import CheckpointError, quantity
 from .method.vit import HybViT
 
 Network = HybViT | WideResNet | PreActResNet18 | DenoisingUNet | JEM
@@ -118,7 +118,7 @@ def check_classes(cfg: Config, folder: Path) -> None:
     names = cfg.data.classes
     if names and len(names) != cfg.model.num_classes:
         raise CheckpointError(
-            f"{folder}: data.classes has {len(names)} names, but model.num_classes is {cfg.model.num_classes}"
+            f"{folder}: data.classes has {quantity(len(names), 'name')}, but model.num_classes is {cfg.model.num_classes}"
         )
     counts = Counter(names)
     odd = next((name for name in names if not is_line(name) or counts[name] > 1), None)

@@ -10,7 +10,7 @@ from ..catalog import CATALOG, DatasetInfo
 from ..data import decoded
 from ..data.datasets import another_number, download_hint, find
 from ..data.readers import missing_files
-from ..errors import ConfigError
+from ..errors import ConfigError, quantity
 from .arguments import ArgumentParser, location
 from .next_step import data_options, suggest
 from .output import hanging
@@ -61,7 +61,7 @@ def describe_images(info: DatasetInfo) -> str:
 
 def describe_state(facts: dict[str, Any]) -> str:
     if missing := facts["missing"]:
-        more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
+        more = f" and {quantity(len(missing) - 1, 'more file')}" if len(missing) > 1 else ""
         return f"incomplete: {facts['found']} is here, but not {missing[0]}{more}; {facts['to_do']}"
     if facts["found"]:
         return f"present: {facts['found']}"
@@ -116,7 +116,8 @@ def main(arguments: list[str]) -> None:
         print(f"\n{OWN}")
         if kept := decoded.kept():
             size = sum(size for _, size, _ in kept) / 1e6
-            print(f"\ndecoded images of {len(kept)} sets are kept in {decoded.folder()}: {size:,.1f} MB (--clear-cache)")
+            sets = quantity(len(kept), "set")
+            print(f"\ndecoded images of {sets} are kept in {decoded.folder()}: {size:,.1f} MB (--clear-cache)")
     if present and not args.json:
         preset = "digits" if present[0] == "digits" else str(CATALOG[present[0]].preset)
         suggest("datasets", preset=preset, data=data_options(args.data))

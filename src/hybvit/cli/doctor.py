@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from itertools import groupby
 
-from ..errors import ConfigError
+from ..errors import ConfigError, quantity
 from ..health.finding import Finding, worst
 from .arguments import ArgumentParser
 from .next_step import suggest
@@ -63,4 +63,4 @@ def describe(findings: list[Finding]) -> Iterator[str]:
                 yield hanging(f"{'':<{11 + width}}-> {finding.cure}", 14 + width)
     warnings = sum(finding.state == "warning" for finding in findings)
     if worst(findings) != "broken":
-        yield f"everything that is needed works; {warnings or 'no'} warning{'' if warnings == 1 else 's'}"
+        yield f"everything that is needed works; {quantity(warnings, 'warning') if warnings else 'no warnings'}"

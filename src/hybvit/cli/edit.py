@@ -17,7 +17,7 @@ from torch import Tensor
 from ..data.image_set import to_x
 from ..data.images import RESAVE, Originals, captioned_grid, check_image_suffix, grid, read_image, save_image
 from ..devices import announce
-from ..errors import ConfigError
+from ..errors import ConfigError, quantity
 from ..loading import load
 from ..method.editing import Search
 from ..metrics.autoattack import GRADIENT
@@ -63,8 +63,7 @@ def main(arguments: list[str]) -> None:
                 save_image(grid(pair.after[None], gap=0), args.folder / file)
     save_image(picture_of(pairs, results, max(1, SHOWN_SIZE // model.cfg.model.image_size)), args.out)
     print(
-        f"{args.out}: before and after"
-        + ("" if args.folder is None else f"; {args.folder}: {len(pairs)} image{'s' if len(pairs) > 1 else ''}")
+        f"{args.out}: before and after" + ("" if args.folder is None else f"; {args.folder}: {quantity(len(pairs), 'image')}")
     )
     suggest("edit", model=args.model)
 

@@ -12,7 +12,7 @@ import torch
 
 from ..data.images import check_image_suffix, grid, readable_suffixes, save_image
 from ..devices import announce
-from ..errors import DataError
+from ..errors import DataError, quantity
 from ..loading import load
 from ..method.samplers import SAMPLERS, timesteps
 from ..model import HybridModel
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
             save_image(grid(pixels, scale=max(1, 64 // pixels.shape[-1])), out)
         for name, image in zip(files, pixels if files else (), strict=True):
             save_image(grid(image[None], gap=0), args.folder / name)
-    print(f"{' and '.join(str(place) for place in (args.folder, out) if place)}: {args.n} images{of_class}")
+    print(f"{' and '.join(str(place) for place in (args.folder, out) if place)}: {quantity(args.n, 'image')}{of_class}")
     if args.folder is None:
         assert out is not None
         suggest("sample", arguments=arguments, folder=out.with_suffix(""))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config import is_line
-from ..errors import DataError
+from ..errors import DataError, quantity
 from .files import read_text
 from .splits import FILLERS, WORDS, words_of
 
@@ -176,7 +176,8 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[tuple[str, Any]
             _check_header(path, names)
             continue
         if any(cell.strip() for cell in row[len(names) :]):
-            raise DataError(f"{path}, line {line}: {len(row)} cells, but {len(names)} columns: quote cells that hold a comma")
+            cells, columns = quantity(len(row), "cell"), quantity(len(names), "column")
+            raise DataError(f"{path}, line {line}: {cells}, but {columns}: quote cells that hold a comma")
         yield line, list(zip(names, row, strict=False))
     if names is None:
         raise DataError(f"{path}: lists no images")

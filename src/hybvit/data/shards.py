@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ..config import DataConfig
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, quantity
 from ..method.seeds import generator
 from .cells import check_classes, class_name
 from .files import MAX_MEMBER, check_size, data_errors, read_text, refuse_special
@@ -269,7 +269,7 @@ class Shards:
             raise DataError(f"{shard}: the shard is empty: delete it")
         if listed not in (None, len(samples)):
             raise DataError(
-                f"{shard}: {len(samples):,} samples, but {listed:,} were counted in sizes.json: correct or delete it"
+                f"{shard}: {quantity(len(samples), 'sample')}, but {listed:,} were counted in sizes.json: correct or delete it"
             )
         for key, suffixes in samples.items():
             if not suffixes & self.suffixes:

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..config import Config, describe_batch, describe_data, to_yaml
+from ..errors import quantity
 from ..evaluation import plots
 from ..hub import HEADLINES
 from ..storage import write_text
@@ -249,8 +250,8 @@ def trained(record: dict[str, Any], cfg: Config) -> str:
     done = record["training"].get("steps", cfg.train.steps)
     of = f"{done:,} of " if done < cfg.train.steps else ""
     last = "" if record["training"] else "last "
-    after = f", after {cfg.train.init}" if cfg.train.init else ""
-    return f"{last}trained for {of}{cfg.train.steps:,} steps of batch {describe_batch(cfg)}, seed {cfg.train.seed}{after}"
+    steps, after = quantity(cfg.train.steps, "step"), f", after {cfg.train.init}" if cfg.train.init else ""
+    return f"{last}trained for {of}{steps} of batch {describe_batch(cfg)}, seed {cfg.train.seed}{after}"
 
 
 def of_suite(record: dict[str, Any], name: str, out: Path) -> dict[str, dict[str, float]]:

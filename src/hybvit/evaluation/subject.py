@@ -17,7 +17,7 @@ from ..data.fingerprint import numbers
 from ..data.image_set import Dataset, reorder_classes
 from ..data.locate import absolute, detect_format, image_folders, locate
 from ..data.own_images import READERS
-from ..errors import ConfigError
+from ..errors import ConfigError, quantity
 from ..loading import load
 from ..model import HybridModel
 from .adapters import Adapted, Evaluable, adapt, is_adapter, numbered
@@ -181,7 +181,7 @@ def in_order_of(model: Evaluable, data: Dataset, where: str = "") -> Dataset:
     if not (model.has_classes and data.classes):
         return data
     if len(model.classes) != len(data.classes):
-        raise ConfigError(f"{where}the data have {len(data.classes)} classes, the model has {len(model.classes)}")
+        raise ConfigError(f"{where}the data have {quantity(len(data.classes), 'class')}, the model has {len(model.classes)}")
     if tuple(model.classes) == numbered(len(model.classes)):
         return data
     data = reorder_classes(data, model.classes)
@@ -214,7 +214,7 @@ def check_classes(cfg: Config, data: Dataset, place: str = "") -> None:
     if cfg.objective.kind == "genvit" or not data.classes:
         return
     if len(data.classes) != cfg.model.num_classes:
-        raise ConfigError(f"{where}the data have {len(data.classes)} classes, the model has {cfg.model.num_classes}")
+        raise ConfigError(f"{where}the data have {quantity(len(data.classes), 'class')}, the model has {cfg.model.num_classes}")
     if cfg.data.classes and data.classes != cfg.data.classes:
         raise ConfigError(
             f"{where}the data's classes ({', '.join(data.classes)}) are not the model's ({', '.join(cfg.data.classes)})"

@@ -13,7 +13,7 @@ from ..config import DataConfig
 from ..data.datasets import find, open_dataset
 from ..data.fingerprint import pixel_digests, share_training_images
 from ..data.image_set import Dataset, ImageSet, select_per_class
-from ..errors import ConfigError
+from ..errors import ConfigError, quantity
 from ..model import HybridModel
 from .subject import Subject, knows_each_image
 
@@ -97,5 +97,5 @@ def without_training_images(own: DataConfig, shape: tuple[int, int, int], images
     if count > TOLERATED * len(images):
         raise ConfigError(f"{name}: {count:,} of {len(images):,} images are training images of the model: {HOLD_OUT}")
     if count:
-        print(f"warning: {name}: {count:,} training images of the model were left out", file=sys.stderr)
+        print(f"warning: {name}: left out {quantity(count, 'training image')} of the model", file=sys.stderr)
     return images.where(~trained) if count else images

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..devices import busy_share, cpp_compiler, cpu_name, has_fast_bf16, usable_cores
+from ..errors import quantity
 from ..storage import cache_folder
 from .finding import Finding
 
@@ -24,7 +25,7 @@ def devices() -> Iterator[Finding]:
     """The CPU and every GPU, each with whether bf16 is fast on it."""
     fast = has_fast_bf16(torch.device("cpu"))
     facts = {"name": cpu_name(), "cores": os.cpu_count(), "usable_cores": len(usable_cores()), "fast_bf16": fast}
-    cores = f"{facts['usable_cores']} of {facts['cores']} cores usable"
+    cores = f"{facts['usable_cores']} of {quantity(os.cpu_count() or 1, 'core')} usable"
     yield Finding("devices", "cpu", f"{cpu_name()}, {cores}, {describe_bf16(fast)}", facts=facts)
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         yield gpu(torch.device("cuda", i))
@@ -71,7 +72,7 @@ def threads() -> Iterator[Finding]:
     words = f"torch uses {n}{f' ({said})' if said else ''}"
     pays = max(1, min(cores, int(quota) if quota is not None else cores))
     if n > pays:
-        limit = f"{cores} usable cores" if quota is None else f"a quota of {quota:g} cores"
+        limit = quantity(cores, "usable core") if quota is None else f"a quota of {quantity(quota, 'core', 'g')}"
         yield Finding(
             "threads", "number", f"{words}, on {limit}", "warning", f"OMP_NUM_THREADS={pays}", {**facts, "threads": n}
         )

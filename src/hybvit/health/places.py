@@ -11,7 +11,7 @@ from ..catalog import CATALOG
 from ..data import decoded
 from ..data.datasets import download_hint, find
 from ..data.readers import missing_files
-from ..errors import CheckpointError, ConfigError, DataError
+from ..errors import CheckpointError, ConfigError, DataError, quantity
 from ..hub import bundled
 from ..loading import load
 from ..networks import number_of_parameters
@@ -73,7 +73,7 @@ def data_sets() -> Iterator[Finding]:
         if found is None:
             absent.append(name)
         elif missing:
-            more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
+            more = f" and {quantity(len(missing) - 1, 'more file')}" if len(missing) > 1 else ""
             yield Finding("data", name, f"{found} is here, but not {missing[0]}{more}", "warning", download_hint(name))
         else:
             place = "in scikit-learn" if found == Path() else str(found)

@@ -16,7 +16,7 @@ from ..data.fingerprint import pixel_digests
 from ..data.image_set import to_pixels, to_x
 from ..data.images import Originals
 from ..devices import autocast, best_device, in_threads, keep_freed_memory, resolve_precision
-from ..errors import ConfigError, DivergedError, did_you_mean
+from ..errors import ConfigError, DivergedError, did_you_mean, quantity
 from ..method.diffusion import Diffusion
 from ..method.readings import DENOISED_AT, DENOISED_DRAWS, ROUNDS, DenoisedReading, DiffusionClassifier
 from ..method.samplers import Denoiser, Spacing
@@ -77,7 +77,7 @@ class HybridModel:
         }
         facts = [
             f"{shape.image_size} x {shape.image_size} {'gray' if shape.channels == 1 else 'color'}",
-            f"{len(self.classes)} classes ({names})",
+            f"{quantity(len(self.classes), 'class')} ({names})",
             f"{sum(weight.numel() for weight in self.parameters()):,} parameters on {self.device}",
         ]
         can = [what for what, whether in does.items() if whether]

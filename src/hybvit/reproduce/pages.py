@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..data.images import save_image
 from ..devices import environment
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, quantity
 from ..evaluation.report import figure
 from ..presets import PRESETS
 from ..reproduce import figures, render
@@ -64,7 +64,8 @@ def write_out(
         written += len(paths)
     page.append(footer(records, scale))
     write_text(folder / "index.html", render.document(f"hybvit, {scale.name} scale", page))
-    say(f"{folder / 'index.html'}: {written} tables and pictures from {len({run_dir(run, scale) for run in records})} runs")
+    runs = quantity(len({run_dir(run, scale) for run in records}), "run")
+    say(f"{folder / 'index.html'}: {written} tables and pictures from {runs}")
     return failed
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ..catalog import OWN_IMAGES
 from ..config import Config, differences, fields_in, minibatches, override, parse
 from ..devices import environment
-from ..errors import ConfigError, DivergedError, Interrupted, did_you_mean
+from ..errors import ConfigError, DivergedError, Interrupted, did_you_mean, quantity
 from ..evaluation.options import Options
 from ..reproduce import render, timing
 from ..storage import make_folder, read_json, write_text
@@ -136,12 +136,12 @@ def configured(run: Run, fields: list[str], folder: Path, minutes: float, say: C
         make_folder(folder)
         found: dict[str, Any] = {"minutes": minutes, "fields": fields, "steps": cfg.train.steps, "seconds_per_step": seconds}
         write_text(kept, json.dumps(found, indent=1) + "\n")
-        say(f"{run.name}: {cfg.train.steps} steps of {1e3 * seconds:.1f} ms fit into {minutes:.4g} minutes")
+        say(f"{run.name}: {quantity(cfg.train.steps, 'step')} of {1e3 * seconds:.1f} ms fit into {minutes:.4g} min")
         return cfg
     found = read_json(kept, "minutes", "fields", "steps")
     if found["minutes"] != minutes:
         raise ConfigError(
-            f"{folder}: started with {found['minutes']:g} minutes per run, not {minutes:g}; choose another --out, "
+            f"{folder}: started with {found['minutes']:g} min per run, not {minutes:g}; choose another --out, "
             f"or --budget {found['minutes']:g}"
         )
     if found["fields"] != fields:
@@ -392,7 +392,7 @@ def write_out(name: str, folder: Path, say: Callable[[str], None]) -> None:
     below = "".join(f"<p class=sub>{html.escape(text)}</p>" for text in notes(study, found))
     page = f"<h1>{html.escape(study.title)}</h1>{render.html_table(*lines_of(study, records))}{below}"
     write_text(folder / f"{name}.html", render.document(study.title, [page]))
-    say(f"{folder / name}.html: {len(records)} runs")
+    say(f"{folder / name}.html: {quantity(len(records), 'run')}")
 
 
 def markdown(name: str, found: dict[str, Any]) -> str:
@@ -467,7 +467,7 @@ def dry_run(plan: Plan) -> None:
         print(f"{run.name:<28}{price.parameters:>12,}{price.train_gflop_per_step:>14.1f}{steps or '':>8}  {state}")
     hours = len(plan.runs) * plan.minutes / 60
     print(
-        f"{plan.name}: {len(plan.runs)} runs of {plan.minutes:.4g} minutes, {hours:.1f} hours of training, "
+        f"{plan.name}: {quantity(len(plan.runs), 'run')} of {plan.minutes:.4g} min, {hours:.1f} hours of training, "
         "plus trials and evaluation"
     )
 

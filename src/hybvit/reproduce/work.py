@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..checkpoint import has_steps
 from ..config import Config, override
 from ..devices import announce, best_device
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, quantity
 from ..evaluation.extractors import open_extractor
 from ..presets import PRESETS
 from ..reproduce import timing
@@ -94,8 +94,8 @@ def dry_run(work: Plan, mine: list[Job], folder: Path, scale: Scale, overrides: 
         print(f"left out: {run}, {reason}")
     pace = "" if scale.name == "full" else f" at {scale.speed_here / 1e9:.0f} GFLOP/s"
     print(
-        f"{len(mine)} runs, {total:.1f} hours of training on {scale.machine}{pace}, of which {left:.1f} remain; about "
-        f"{measuring:.1f} hours of evaluation, not counting accuracy, calibration and out-of-distribution scores"
+        f"{quantity(len(mine), 'run')}, {total:.1f} hours of training on {scale.machine}{pace}, of which {left:.1f} "
+        f"remain; about {measuring:.1f} hours of evaluation, not counting accuracy, calibration and out-of-distribution scores"
     )
 
 
@@ -192,7 +192,7 @@ def raise_worst(failures: dict[str, list[Exception]]) -> None:
     met = [(run, failure) for run, found in failures.items() for failure in found]
     if met:
         worst = next(kind for kind in USER_ERRORS if any(isinstance(failure, kind) for _, failure in met))
-        raise worst(f"{len(met)} parts failed: " + "; ".join(f"{run}: {failure}" for run, failure in met))
+        raise worst(f"{quantity(len(met), 'part')} failed: " + "; ".join(f"{run}: {failure}" for run, failure in met))
 
 
 def check_inception(say: Callable[[str], None]) -> None:

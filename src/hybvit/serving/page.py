@@ -10,6 +10,7 @@ import gradio as gr
 from fastapi import FastAPI
 
 from .. import __version__
+from ..errors import quantity
 from . import tab_attack, tab_classify, tab_draw, tab_edit, tab_report
 from .limits import UPLOAD
 from .markup import read_asset
@@ -49,7 +50,7 @@ def heading(service: Service) -> str:
     color = "color" if shape.channels == 3 else "gray"
     return (
         f"<header><h1>{escape(service.name)}</h1><p>One vision transformer that classifies and generates: "
-        f"{len(service.model.classes)} classes, {shape.image_size} x {shape.image_size} pixels, {color} · "
+        f"{quantity(len(service.model.classes), 'class')}, {shape.image_size} x {shape.image_size} pixels, {color} · "
         f'<a href="/docs">JSON API</a> · hybvit {__version__}</p></header>'
     )
 

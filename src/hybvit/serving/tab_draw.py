@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import gradio as gr
 from torch import Tensor
 
+from ..errors import quantity
 from . import markup
 from .drawing import View, Wanted, draw
 from .limits import IMAGES, STEPS, Say
@@ -23,7 +24,7 @@ def build(service: Service) -> None:
         label = None if name == ANY else name
         weight = guidance if steered or label else 0.0
         wanted = Wanted(n=int(n), label=label, guidance=weight, steps=int(steps), seed=int(seed))
-        alt, started = f"{wanted.n} images of {name}", time.monotonic()
+        alt, started = f"{quantity(wanted.n, 'image')} of {name}", time.monotonic()
 
         def work(say: Say[View]) -> View:
             return View(draw(model, wanted, say), wanted.steps)
@@ -31,7 +32,7 @@ def build(service: Service) -> None:
         for pixels, step in service.desk.stream(work):
             if step < wanted.steps:
                 yield drawing(pixels, alt, f"step {step} of {wanted.steps}")
-        yield drawing(pixels, alt, f"{wanted.steps} steps, {time.monotonic() - started:.1f} s", saved=True)
+        yield drawing(pixels, alt, f"{quantity(wanted.steps, 'step')}, {time.monotonic() - started:.1f} s", saved=True)
 
     with gr.Row():
         with gr.Column(scale=2, min_width=280):

@@ -36,7 +36,7 @@ from ..distributed import (
     said_once,
     world_size,
 )
-from ..errors import CheckpointError, ConfigError, DivergedError, Interrupted
+from ..errors import CheckpointError, ConfigError, DivergedError, Interrupted, quantity
 from ..loading import load
 from ..method.diffusion import Diffusion
 from ..method.objective import Batch, Losses, hybrid_loss
@@ -164,7 +164,7 @@ def train_in(  # noqa: C901, PLR0915  the whole training is to be read in one pl
     resumed = f"resumed at step {done} of " if done else ""
     say(
         f"{out}: {cfg.objective.kind} on {describe_data(cfg.data)}, {share}{number_of_parameters(net):,} parameters, "
-        f"{device.type} {cfg.train.precision}{processes}, {resumed}{cfg.train.steps} steps"
+        f"{device.type} {cfg.train.precision}{processes}, {resumed}{quantity(cfg.train.steps, 'step')}"
     )
     if cfg.train.compile is True:
         compile_step(net, optimizers)

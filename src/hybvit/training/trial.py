@@ -21,7 +21,7 @@ from ..checkpoint import CONFIG, has_steps
 from ..config import Config, load_config, override
 from ..devices import alternating, busy_share, cpp_compiler, environment, random_state_kept, seconds, usable_cores
 from ..distributed import from_first, world_size
-from ..errors import DataError
+from ..errors import DataError, quantity
 from ..storage import read_json
 
 FEWEST_STEPS = 500  # of a run that has a trial, which takes the time of about twenty
@@ -70,7 +70,7 @@ def keep_threads(out: Path, say: Say) -> None:
         same = all(before.get(fact) == now[fact] for fact in ("machine", "device"))
         if same and isinstance(number, int) and 1 <= number < now["threads"]:
             torch.set_num_threads(number)
-            say(f"{out}: {describe_threads(number)}, as before; OMP_NUM_THREADS sets another number")
+            say(f"{out}: {quantity(number, 'thread')}, as before; OMP_NUM_THREADS sets another number")
 
 
 def tried(cfg: Config, device: torch.device, step_of: StepOf, free: bool, say: Say) -> bool:
@@ -120,7 +120,7 @@ def try_threads(step: Callable[[], object], most: int, say: Say) -> float:
     else:
         reason = f"other programs keep {busy:.0%} of the cores busy"
     if best < most:
-        say(f"{describe_threads(best)} instead of {most}: {reason}; OMP_NUM_THREADS={most} keeps {most}")
+        say(f"{quantity(best, 'thread')} instead of {most}: {reason}; OMP_NUM_THREADS={most} keeps {most}")
     return medians[best]
 
 
@@ -149,7 +149,3 @@ def try_compiling(cfg: Config, plain: Callable[[], object], step_of: StepOf, say
 def gain(slow: list[float], fast: list[float]) -> float:
     """How many times as fast, repeat by repeat: the median."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
-
-
-def describe_threads(number: int) -> str:
-    return "1 thread" if number == 1 else f"{number} threads"

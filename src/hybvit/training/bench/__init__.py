@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...config import Config
 from ...devices import alternating, environment, has_fast_bf16, keep_freed_memory, working_memory
+from ...errors import quantity
 from ...model import HybridModel
 from ...networks import number_of_parameters
 from .record import Quartiles, quartiles, ratios
@@ -162,8 +163,9 @@ def table(record: Mapping[str, Any]) -> list[str]:
         f"{'row':<13}{'system':<17}{'':<5}{'ms (quartiles)':>32}{'images/s':>10}{'GFLOP':>9}{'of peak':>8}{'MiB':>7}  hybvit is"
     )
     lines = [
-        f"{record['subject']} on {record['device']}, {record['threads']} threads: batch {record['batch_size']}, "
-        f"{record['samples']} samples in {record['steps']} steps; medians of {record['repeats']} alternating repeats",
+        f"{record['subject']} on {record['device']}, {quantity(record['threads'], 'thread')}: batch {record['batch_size']}, "
+        f"{quantity(record['samples'], 'sample')} in {quantity(record['steps'], 'step')}; "
+        f"medians of {quantity(record['repeats'], 'alternating repeat')}",
         *(
             f"matrix product, {product['precision']}: {product['gflop_per_second']:,.0f} GFLOP/s (the peak)"
             for product in record["products"]

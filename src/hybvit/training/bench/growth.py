@@ -12,7 +12,7 @@ import torch
 
 from ...config import Config, override
 from ...devices import environment, keep_freed_memory, resolve_precision
-from ...errors import ConfigError
+from ...errors import ConfigError, quantity
 from ..cost import cost
 from ..loop import training_step
 from . import time_calls
@@ -106,8 +106,9 @@ def growth_table(record: dict[str, Any]) -> list[str]:
     """The record in lines for a terminal."""
     what, found = record["growth"], record["exponents"]
     lines = [
-        f"{record['subject']} on {record['environment']['device']}, {record['environment']['threads']} threads: "
-        f"a training step in {record['precision']}, medians of {record['repeats']} alternating repeats",
+        f"{record['subject']} on {record['environment']['device']}, "
+        f"{quantity(record['environment']['threads'], 'thread')}: "
+        f"a training step in {record['precision']}, medians of {quantity(record['repeats'], 'alternating repeat')}",
         f"{what:>8}{'ms (quartiles)':>32}{'GFLOP':>10}{'MiB':>8}",
     ]
     for point in record["points"]:
