@@ -87,13 +87,17 @@ def begin(folder: str, variables: dict[str, str], task: Callable[..., None], arg
     task(*arguments)
 
 
-def command(words: list[str], exact: bool = False) -> None:
-    """The command line. ``exact`` keeps Muon's products out of bfloat16, which turns a difference of the last bit into 1e-4."""
+def command(words: list[str], exact: bool = False, plots: bool = True) -> None:
+    """The command line. ``exact`` keeps Muon's products out of bfloat16, which turns a difference of the last bit into 1e-4;
+    without ``plots`` they are empty, which saves most of the time of a small evaluation."""
     from hybvit import cli
+    from hybvit.evaluation import plots as drawing
     from hybvit.training import optim
 
     if exact:
         optim.has_fast_bf16 = lambda device: False
+    if not plots:
+        drawing.svg = lambda figure: "<svg></svg>"
     sys.exit(cli.main(words))
 
 
@@ -108,14 +112,14 @@ def started(*words: object) -> Forked:
     return Forked(command, list(map(str, words)))
 
 
-def together(processes: int, *words: object, exact: bool = False, timeout: float = 300) -> list[str]:
+def together(processes: int, *words: object, exact: bool = False, plots: bool = True, timeout: float = 300) -> list[str]:
     """Run one command line in several processes that know each other, as torchrun would start them -> what each said on
     standard error, where all succeeded."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
     places = [{**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    running = [Forked(command, list(map(str, words)), exact, variables=place) for place in places]
+    running = [Forked(command, list(map(str, words)), exact, plots, variables=place) for place in places]
     try:
         said = [process.communicate(timeout)[1] for process in running]
     finally:

@@ -290,23 +290,6 @@ def test_sample_writes_a_grid_or_single_files(tiny_run, tmp_path, capsys):
     )
 
 
-@pytest.mark.slow
-def test_evaluate_writes_results_and_a_page_without_network(tiny_run, tmp_path, capsys):
-    assert cli.main(["evaluate", str(tiny_run), *QUICK, "--report", "--out", str(tmp_path)]) == 0
-    record = json.loads((tmp_path / "results.json").read_text())
-    assert 0 <= record["metrics"]["test/accuracy"]["low"] <= record["metrics"]["test/accuracy"]["value"] <= 1
-    assert record["metrics"]["test/accuracy"]["n"] == 40
-    assert record["metrics"]["samples/svm_agreement"]["n"] == 20
-    assert sum(map(sum, record["tables"]["confusion_matrix"])) == 40
-    assert {"torch", "threads"} <= record["environment"].keys()
-    assert record["seconds"] > 0
-    page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") >= 4
-    links = re.findall(r'(?:src|href)="?([^" >]+)', page)
-    assert all(link.startswith(("data:", "#")) for link in links)
-    assert "<script" not in page
-
-
 def test_what_is_no_run_folder_is_evaluated_under_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["evaluate", "digits", "--limit", "3", "--suites", "accuracy"]) == 0
@@ -326,6 +309,7 @@ def test_a_library_s_value_error_is_not_blamed_on_the_user(monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
 def test_evaluate_leaves_out_what_makes_no_sense(tmp_path, capsys):
     for kind, absent in (("vit", "samples/"), ("genvit", "test/")):
         out = tmp_path / kind

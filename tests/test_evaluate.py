@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -136,8 +137,26 @@ def test_every_suite_gives_the_numbers_and_plots_that_were_recorded(request, tmp
 
 
 @pytest.mark.slow
-def test_every_explanation_is_used_by_some_metric(measured, tmp_path):
+def test_the_report_needs_no_network(measured):
+    record = json.loads((measured / "results.json").read_text())
+    accuracy = record["metrics"]["test/accuracy"]
+    assert 0 <= accuracy["low"] <= accuracy["value"] <= accuracy["high"] <= 1
+    assert accuracy["n"] == sum(map(sum, record["tables"]["confusion_matrix"])) == 100
+    assert record["metrics"]["samples/svm_agreement"]["n"] == 40
+    assert {"torch", "threads"} <= record["environment"].keys()
+    assert record["seconds"] > 0
+    page = (measured / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 4
+    links = re.findall(r'(?:src|href)="?([^" >]+)', page)
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert "<script" not in page
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
+def test_every_explanation_is_used_by_some_metric(measured, tmp_path, monkeypatch):
     """A pattern that matches nothing would be a metric that nobody measures."""
+    monkeypatch.setattr(robustness, "autoattack", partial(robustness.autoattack, attacks=("apgd-ce",)))
     out = shutil.copytree(measured, tmp_path / "out")  # AutoAttack was left out there
     words = ["--batch-size=7", "--suites=robustness", "--autoattack-images=1", "--out", str(out)]
     assert cli.main(["evaluate", str(recorded.MODEL), *recorded.WORDS, *words]) == 0
@@ -627,6 +646,7 @@ def test_samples_are_drawn_with_the_guidance_that_was_asked_for(tmp_path, monkey
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_plots")
 def test_models_that_lack_something_get_the_suites_that_make_sense(linear, tmp_path):
     record = run_suites(context(linear, tmp_path / "a"), tuple(SUITES), quiet)
     images, denoiser = "the model cannot generate images", "the model has no denoiser"
@@ -661,8 +681,8 @@ def test_samples_on_disk_are_used_again_and_do_not_depend_on_how_they_were_drawn
 
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(measured, tmp_path):
-    suites = ",".join(name for name in SUITES if name != "speed")
-    together(2, "evaluate", recorded.MODEL, *recorded.WORDS, "--batch-size=7", "--suites", suites, "--out", tmp_path)
+    words = ["--batch-size=7", "--suites", ",".join(name for name in SUITES if name != "speed"), "--out", tmp_path]
+    together(2, "evaluate", recorded.MODEL, *recorded.WORDS, *words, plots=False)
     one, two = (json.loads((folder / "results.json").read_text()) for folder in (measured, tmp_path))
     assert two["environment"]["world_size"] == 2
     assert {name for name in one["metrics"] if not name.startswith("speed/")} == two["metrics"].keys()
