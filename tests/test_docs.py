@@ -18,6 +18,7 @@ from hybvit.cli.evaluate import build_parser, given_options
 from hybvit.config import Config, differences, load_config, override, parse, to_yaml, value_of
 from hybvit.evaluation.options import Options
 from hybvit.presets import preset
+from hybvit.training import cost
 
 from .conftest import QUICK
 from .test_paper_doc import unresolved
@@ -138,6 +139,7 @@ def test_the_commands_run(tmp_path, monkeypatch):
             Image.new("RGB", (40 + i, 32), (shade, shade, 90)).save(tmp_path / "photos" / name / f"{i}.jpg")
     Image.new("RGB", (64, 64)).save(tmp_path / "new.jpg")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cost, "_counted", lambda cfg, sizes: cost._Counted(1, 0, 1))  # 40 networks, half a second each
     commands = re.findall(r"^ {4}hybvit (.+)$", README, re.MULTILINE)
     verbs = ["train", "show", "reproduce", "reproduce", "train", "evaluate", "classify", "sample", "serve", *["reproduce"] * 4]
     assert [command.split()[0] for command in commands] == verbs
