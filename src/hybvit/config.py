@@ -139,8 +139,8 @@ class DataConfig:
         max_bad_files: unreadable image files that are skipped, each with a warning, before the run stops.
         memory_gib: image files are decoded once and kept if those of a split fit into this much memory, else whenever needed.
         shuffle_buffer: encoded images that a stream of shards keeps in memory for shuffling, in ``lanes`` times eight blocks.
-        lanes: parts of a stream of shards that the rows of a batch come from, one after the other; each process reads only its
-            own if their number is a multiple of that of the processes.
+        lanes: parts of a stream of shards that supply the rows of a batch in turn; each process reads only its own lanes if
+            the number of lanes is a multiple of the number of processes.
         workers: background processes that prepare batches; None means none on a CPU, and up to eight with a GPU.
         classes: names of the classes in label order; set from the data when training starts.
         fingerprint: numbers and digests of your own images; set from the data when training starts. A run is not resumed on

@@ -30,8 +30,9 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--data",
         type=location,
-        help="location of the images: others than in training, of which all are used, or the test images if they are divided; "
-        "or the data of the training, of which those held out are (default: the named data set that the model was trained on)",
+        help="location of the images: either images that were not used in training (all of them, or only the test images if "
+        "they are divided), or the training data (only the held-out images). Default: the named data set that the model was "
+        "trained on",
     )
     parser.add_argument("--data.test_root", dest="test_root", type=location, help="test images that lie outside of --data")
     parser.add_argument(

@@ -79,7 +79,7 @@ def build_parser() -> ArgumentParser:
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument(
         "--box", type=box, metavar="X0,Y0,X1,Y1",
-        help="draw this box anew, to fit the rest, which stays as it is; in pixels of the model's size, without X1 and Y1",
+        help="redraw this box to fit the rest, which stays unchanged; in pixels at the model's size, X1 and Y1 excluded",
     )  # fmt: skip
     kind.add_argument("--mask", metavar="FILE", help="draw anew what is white in this image, resized like the pictures")
     kind.add_argument(
