@@ -279,4 +279,4 @@ def test_a_study_of_own_images_asks_for_them_at_once(tmp_path, capsys):
     assert "give --data.root DIR" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert cli.main(["reproduce", "own_images", "--dry-run", "--out", str(tmp_path)]) == 0
-    assert "larger_batches" in capsys.readouterr().out
+    assert "four_layers" in capsys.readouterr().out

@@ -186,9 +186,19 @@ OWN_IMAGES = _study(
                 data={"name": "folder", "flip": True, "clean_flip": True, "crop_padding": 4},
             ),
         ),
-        _changed("no_noisy_labels", "noisy images not classified", of=PHOTOS, objective={"noisy_labels": 0.0}),
         _changed("alpha_5", "alpha 5 throughout", of=PHOTOS, objective={"alpha": 5.0, "alpha_end": None}),
-        _changed("larger_batches", "batches of 128 and 64", of=PHOTOS, train={"batch_size": 128, "labelled_batch_size": 64}),
+        _changed(
+            "half_depth",
+            "3 layers instead of 6, a read-out 64 wide instead of 24",
+            of=PHOTOS,
+            model={"depth": 3, "class_depth": 2, "readout_width": 64},
+        ),
+        _changed(
+            "four_layers",
+            "4 layers instead of 6, a read-out 48 wide instead of 24",
+            of=PHOTOS,
+            model={"depth": 4, "class_depth": 3, "readout_width": 48},
+        ),
     ),
 )
 
