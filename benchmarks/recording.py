@@ -10,11 +10,10 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from hybvit.metrics.classification import wilson_interval
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -55,6 +54,8 @@ def busy_programs(number: int) -> Iterator[None]:
 
 def share(hits: Tensor) -> dict[str, float]:
     """The share of a bool [N] that is true, with Wilson's 95 % interval."""
+    from hybvit.metrics.classification import wilson_interval  # imports torch, which not every script needs
+
     value = hits.double().mean().item()
     low, high = wilson_interval(value, len(hits))
     return {"value": value, "n": len(hits), "low": low, "high": high}
